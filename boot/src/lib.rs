@@ -1,0 +1,2 @@
+//! Boot.
+#![forbid(unsafe_code)]

@@ -1,0 +1,159 @@
+//! The buffers of one frame, borrowed from guest memory for one system call.
+//!
+//! Guest memory is never a `&mut [u8]`, for the guest writes it too: it is a pointer and a length, which `readv(2)` and
+//! `writev(2)` take as they are, and which [`Iov::read_at`] and [`Iov::write_at`] copy a few header bytes from and to.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+
+use vm_memory::VolatileSlice;
+
+/// Room for the buffers of one frame, allocated once and used again for each.
+#[derive(Debug)]
+pub struct IovBuffer {
+    /// Empty except while an [`Iov`] borrows it.
+    entries: Vec<libc::iovec>,
+}
+
+// SAFETY: an `iovec` is not Send for its pointer, but there is none in here unless an `Iov` borrows the buffer, and then
+// the buffer cannot be moved to another thread.
+unsafe impl Send for IovBuffer {}
+
+impl IovBuffer {
+    /// The most buffers that one frame may have: what one `readv(2)` takes (`IOV_MAX`).
+    pub const MAX: usize = 1024;
+
+    /// Room for [`Self::MAX`] buffers.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self { entries: Vec::with_capacity(Self::MAX) }
+    }
+
+    /// Starts a frame without buffers.
+    pub fn start(&mut self) -> Iov<'_> {
+        self.entries.clear();
+        Iov { entries: &mut self.entries, len: 0, memory: PhantomData }
+    }
+}
+
+/// The buffers of one frame, in order: guest memory that stays mapped for `'m`.
+#[derive(Debug)]
+pub struct Iov<'m> {
+    entries: &'m mut Vec<libc::iovec>,
+    len: usize,
+    memory: PhantomData<VolatileSlice<'m>>,
+}
+
+impl Drop for Iov<'_> {
+    fn drop(&mut self) {
+        self.entries.clear();
+    }
+}
+
+impl<'m> Iov<'m> {
+    /// Appends a buffer; false, with nothing done, where the frame has [`IovBuffer::MAX`] already.
+    #[must_use]
+    pub fn push(&mut self, buffer: VolatileSlice<'m>) -> bool {
+        if self.entries.len() == IovBuffer::MAX {
+            return false;
+        }
+        // The pointer stays valid without its guard: memory here is mmapped, so the guard holds nothing.
+        let pointer = buffer.ptr_guard_mut().as_ptr();
+        self.entries.push(libc::iovec { iov_base: pointer.cast(), iov_len: buffer.len() });
+        self.len += buffer.len();
+        true
+    }
+
+    /// Bytes in all buffers together.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True without a byte of room.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many buffers there are.
+    pub fn buffers(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The buffers as the system calls take them.
+    pub(crate) fn as_iovecs(&self) -> &[libc::iovec] {
+        self.entries
+    }
+
+    /// Copies bytes from `offset` on into `into`, and returns how many there were.
+    pub fn read_at(&self, offset: usize, into: &mut [u8]) -> usize {
+        self.copy(offset, into.len(), |guest, at, len| {
+            // SAFETY: `guest` is `len` bytes of mapped guest memory (see `push`), `into[at..][..len]` is ours, and they
+            // cannot overlap. The guest may write meanwhile; the bytes are plain data, whatever they come out as.
+            unsafe { std::ptr::copy_nonoverlapping(guest, into[at..][..len].as_mut_ptr(), len) }
+        })
+    }
+
+    /// Copies `from` into the buffers from `offset` on, and returns how many bytes found room.
+    pub fn write_at(&mut self, offset: usize, from: &[u8]) -> usize {
+        self.copy(offset, from.len(), |guest, at, len| {
+            // SAFETY: as in `read_at`, the other way round.
+            unsafe { std::ptr::copy_nonoverlapping(from[at..][..len].as_ptr(), guest, len) }
+        })
+    }
+
+    /// Calls `piece(guest pointer, offset in ours, length)` for each contiguous run of `[offset, offset + want)`.
+    fn copy(&self, offset: usize, want: usize, mut piece: impl FnMut(*mut u8, usize, usize)) -> usize {
+        let (mut skip, mut done) = (offset, 0);
+        for entry in self.entries.iter() {
+            if skip >= entry.iov_len {
+                skip -= entry.iov_len;
+                continue;
+            }
+            let len = (entry.iov_len - skip).min(want - done);
+            piece(entry.iov_base.cast::<u8>().wrapping_add(skip), done, len);
+            skip = 0;
+            done += len;
+            if done == want {
+                break;
+            }
+        }
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_found_across_buffers() {
+        let (mut a, mut b) = (*b"abc", *b"defg");
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        assert!(iov.push(VolatileSlice::from(&mut a[..])) && iov.push(VolatileSlice::from(&mut b[..])));
+        assert_eq!((iov.len(), iov.buffers()), (7, 2));
+
+        let mut out = [0; 4];
+        assert_eq!(iov.read_at(2, &mut out), 4);
+        assert_eq!(&out, b"cdef");
+        assert_eq!(iov.read_at(6, &mut out), 1, "only one byte is left");
+        assert_eq!(iov.read_at(7, &mut out), 0);
+
+        assert_eq!(iov.write_at(1, b"XYZ"), 3);
+        drop(iov);
+        assert_eq!((&a, &b), (b"aXY", b"Zefg"));
+    }
+
+    #[test]
+    fn a_full_iov_says_so() {
+        let mut byte = [0u8];
+        let slice = VolatileSlice::from(&mut byte[..]);
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        for _ in 0..IovBuffer::MAX {
+            assert!(iov.push(slice));
+        }
+        assert!(!iov.push(slice));
+        assert_eq!(iov.buffers(), IovBuffer::MAX);
+    }
+}

@@ -1,0 +1,2 @@
+//! wirevm.
+fn main() {}
