@@ -64,6 +64,19 @@ impl<'m> Iov<'m> {
         true
     }
 
+    /// Takes the first `buffers` buffers away, so that what follows them is the room for the next frame: gathering the
+    /// room for a large frame costs more than receiving a small one into it.
+    pub fn consume(&mut self, buffers: usize) {
+        let buffers = buffers.min(self.entries.len());
+        self.len -= self.entries.drain(..buffers).map(|entry| entry.iov_len).sum::<usize>();
+    }
+
+    /// Takes away all but the first `buffers` buffers.
+    pub fn truncate(&mut self, buffers: usize) {
+        let buffers = buffers.min(self.entries.len());
+        self.len -= self.entries.drain(buffers..).map(|entry| entry.iov_len).sum::<usize>();
+    }
+
     /// Bytes in all buffers together.
     pub fn len(&self) -> usize {
         self.len
@@ -142,6 +155,25 @@ mod tests {
         assert_eq!(iov.write_at(1, b"XYZ"), 3);
         drop(iov);
         assert_eq!((&a, &b), (b"aXY", b"Zefg"));
+    }
+
+    #[test]
+    fn buffers_leave_at_both_ends() {
+        let (mut a, mut b, mut c) = (*b"abc", *b"defg", *b"h");
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        for bytes in [&mut a[..], &mut b[..], &mut c[..]] {
+            assert!(iov.push(VolatileSlice::from(bytes)));
+        }
+        iov.truncate(2);
+        assert_eq!((iov.len(), iov.buffers()), (7, 2));
+        iov.consume(1);
+        assert_eq!((iov.len(), iov.buffers()), (4, 1));
+        let mut out = [0; 2];
+        assert_eq!(iov.read_at(0, &mut out), 2);
+        assert_eq!(&out, b"de", "the second buffer is the first now");
+        iov.consume(9);
+        assert!(iov.is_empty());
     }
 
     #[test]
