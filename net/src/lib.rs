@@ -6,9 +6,14 @@
 //! **Invariant: one frame format.** Every frame that crosses [`Backend`], both ways, starts with the 12-byte
 //! `virtio_net_hdr_v1` (virtio 1.2 §5.1.6). No header length travels through an interface.
 
+#![deny(unsafe_code)]
+
 mod iov;
+mod socket;
+mod sys;
 
 pub use iov::{Iov, IovBuffer};
+pub use socket::{SocketBackend, SocketPeer};
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -20,7 +25,7 @@ pub const HEADER_LEN: usize = 12;
 ///
 /// Nothing blocks. "Not now" is [`io::ErrorKind::WouldBlock`], and [`fd`](Self::fd) tells when to try again. A refusal
 /// that loses the frame as a wire would (the link is down, the host's queue is full) is any other error: the caller
-/// counts it and goes on with the next frame.
+/// counts it and goes on with the next frame. One of them is for good: `EBADFD`, when the host's end is deleted.
 pub trait Backend: Send {
     /// The descriptor to poll, edge-triggered: readable when [`recv`](Self::recv) has a frame, writable when
     /// [`send`](Self::send) can take one again.
