@@ -1,0 +1,243 @@
+//! The ACPI tables (ACPI 6.5): a hardware-reduced machine, described and nothing more.
+//!
+//! Hardware-reduced means that there is no SCI, no PM timer, no 8259 and no PIT to program: Linux neither
+//! probes nor calibrates by them. What a PC has by custom and this machine has not (keyboard controller, VGA,
+//! CMOS clock) is said to be absent.
+
+use acpi_tables::aml::{
+    AmlStr, And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
+    If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Scope, Store, ZERO,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::Error;
+use crate::layout::{
+    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, GED, GED_GSI, GED_POWER_BUTTON, IOAPIC, LAPIC, PVPANIC, RESET,
+    RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio,
+};
+
+const OEM_ID: [u8; 6] = *b"WIREVM";
+const OEM_TABLE_ID: [u8; 8] = *b"WIREVM  ";
+const OEM_REVISION: u32 = 1;
+
+/// IAPC_BOOT_ARCH (ACPI 6.5 §5.2.9.3): bit 1, which would announce an 8042, stays clear.
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_RTC: u16 = 1 << 5;
+
+/// The notification of a pressed power button (ACPI 6.5 §5.6.6, table 5.191).
+const STATUS_BUTTON_PRESSED: u8 = 0x80;
+
+/// The highest id that a Local APIC structure can hold; 255 is the broadcast.
+const XAPIC_ID_MAX: u32 = 254;
+
+/// What the tables describe beyond what [`crate::layout`] fixes.
+#[derive(Clone, Copy, Debug)]
+pub struct AcpiConfig<'a> {
+    /// The number of vCPUs. The local APIC ids are 0, 1, 2, ... without a gap.
+    pub cpus: u32,
+    /// The virtio-mmio devices, in the order in which the guest finds them.
+    pub virtio_mmio: &'a [VirtioMmio],
+}
+
+/// Writes the tables, and gives the address of the RSDP.
+pub(crate) fn write(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result<u64, Error> {
+    let mut tables = Tables { bytes: vec![0; Rsdp::len()] };
+    let dsdt = tables.add(&dsdt(config)?);
+    let fadt = tables.add(&fadt(dsdt));
+    let madt = tables.add(&madt(config.cpus));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = tables.add(&xsdt);
+    let mut rsdp = Vec::with_capacity(Rsdp::len());
+    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
+    tables.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+
+    let len = tables.bytes.len() as u64;
+    if len > ACPI_LEN {
+        let (cpus, devices) = (config.cpus, config.virtio_mmio.len());
+        return Err(Error::AcpiTooLarge { cpus, devices, len, room: ACPI_LEN });
+    }
+    memory.write_slice(&tables.bytes, GuestAddress(ACPI)).map_err(|source| Error::Memory {
+        what: "ACPI tables",
+        address: ACPI,
+        source,
+    })?;
+    Ok(ACPI)
+}
+
+/// The tables one after another, as they lie from [`ACPI`] on.
+struct Tables {
+    bytes: Vec<u8>,
+}
+
+impl Tables {
+    /// Appends a table, and gives its address.
+    fn add(&mut self, table: &dyn Aml) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let address = ACPI + self.bytes.len() as u64;
+        table.to_aml_bytes(&mut self.bytes);
+        address
+    }
+}
+
+/// An 8-bit register at an I/O port.
+fn port(address: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+}
+
+/// §5.2.9. The button flags say that there is no *fixed* power or sleep button; ours is in the DSDT.
+fn fadt(dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.reset_reg = port(RESET);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = port(SLEEP_CONTROL);
+    fadt.sleep_status_reg = port(SLEEP_STATUS);
+    fadt.finalize()
+}
+
+/// §5.2.12. The flag PCAT_COMPAT is clear: nobody shall program the 8259s that KVM has beside its IOAPIC.
+fn madt(cpus: u32) -> impl Aml {
+    let mut body = Vec::new();
+    body.dword(LAPIC as u32);
+    body.dword(0);
+    for id in 0..cpus {
+        if id <= XAPIC_ID_MAX {
+            ProcessorLocalApic::new(id as u8, id as u8, EnabledStatus::Enabled).to_aml_bytes(&mut body);
+        } else {
+            // Processor Local x2APIC (§5.2.12.12), which acpi_tables does not have.
+            body.vec(&[9, 16, 0, 0]);
+            body.dword(id);
+            body.dword(EnabledStatus::Enabled as u32);
+            body.dword(id);
+        }
+    }
+    IoApic::new(0, IOAPIC as u32, 0).to_aml_bytes(&mut body);
+    table(*b"APIC", 6, &body)
+}
+
+/// §5.2.11.1: the serial port, the panic device, the power button and its event device, the virtio devices,
+/// and the sleep state S5.
+fn dsdt(config: &AcpiConfig<'_>) -> Result<impl Aml, Error> {
+    let mut devices = Vec::new();
+    serial(&mut devices);
+    panic_device(&mut devices);
+    power_button(&mut devices);
+    for (index, device) in config.virtio_mmio.iter().enumerate() {
+        virtio_mmio(index, device, &mut devices)?;
+    }
+    let mut body = Scope::raw(Path::new("_SB_"), devices);
+    let values = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
+    Name::new(Path::new("_S5_"), &values).to_aml_bytes(&mut body);
+    Ok(table(*b"DSDT", 2, &body))
+}
+
+fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut table = Sdt::new(signature, 36, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(body);
+    table
+}
+
+/// An edge-triggered, active-high line that nobody shares.
+fn edge(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
+
+fn serial(sink: &mut Vec<u8>) {
+    let ports = IO::new(COM1, COM1, 1, COM1_LEN as u8);
+    let line = edge(COM1_GSI);
+    Device::new(
+        Path::new("COM1"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports, &line])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+fn panic_device(sink: &mut Vec<u8>) {
+    let hid: AmlStr = "QEMU0001";
+    let ports = IO::new(PVPANIC, PVPANIC, 1, 1);
+    Device::new(
+        Path::new("PEVT"),
+        vec![
+            &Name::new(Path::new("_HID"), &hid),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The power button (§4.8.2.2.1.2) and the generic event device (§5.6.9) that tells of it.
+fn power_button(sink: &mut Vec<u8>) {
+    let button = Path::new("PWRB");
+    Device::new(Path::new("PWRB"), vec![&Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"))])
+        .to_aml_bytes(sink);
+
+    let hid: AmlStr = "ACPI0013";
+    let line = edge(GED_GSI);
+    let events = Path::new("GEVT");
+    let field = Field::new(
+        Path::new("GREG"),
+        FieldAccessType::Byte,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![FieldEntry::Named(*b"GEVT", 8)],
+    );
+    // One read fetches and clears all pending events, so each is tested in the copy.
+    let local = Local(0);
+    let fetch = Store::new(&local, &events);
+    let pressed = And::new(&ZERO, &local, &GED_POWER_BUTTON);
+    let notify = Notify::new(&button, &STATUS_BUTTON_PRESSED);
+    let tell = If::new(&pressed, vec![&notify]);
+    let method = Method::new(Path::new("_EVT"), 1, true, vec![&fetch, &tell]);
+    Device::new(
+        Path::new("GED_"),
+        vec![
+            &Name::new(Path::new("_HID"), &hid),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&line])),
+            &OpRegion::new(Path::new("GREG"), OpRegionSpace::SystemIO, &GED, &1u8),
+            &field,
+            &method,
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+fn virtio_mmio(index: usize, device: &VirtioMmio, sink: &mut Vec<u8>) -> Result<(), Error> {
+    let VirtioMmio { base, size, gsi } = *device;
+    let (Ok(base32), Ok(size32)) = (u32::try_from(base), u32::try_from(size)) else {
+        return Err(Error::WindowTooHigh { base, size });
+    };
+    let hid: AmlStr = "LNRO0005";
+    let registers = Memory32Fixed::new(true, base32, size32);
+    let line = edge(gsi);
+    Device::new(
+        Path::new(&format!("V{index:03X}")),
+        vec![
+            &Name::new(Path::new("_HID"), &hid),
+            &Name::new(Path::new("_UID"), &(index as u32)),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&registers, &line])),
+        ],
+    )
+    .to_aml_bytes(sink);
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! What the kernel is told about the machine: the zero page, or PVH's start info, and in both the memory map.
+
+use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::Error;
+use crate::initrd::Initrd;
+use crate::kernel::Kernel;
+use crate::layout::{ACPI, ACPI_LEN, CMDLINE, HIMEM, LOW_RAM_END, START_INFO, ZERO_PAGE};
+
+/// `type_of_loader`: one without an assigned number.
+const LOADER_UNDEFINED: u8 = 0xff;
+const LOADED_HIGH: u8 = 1 << 0;
+const BOOT_FLAG: u16 = 0xaa55;
+const HDRS: u32 = u32::from_le_bytes(*b"HdrS");
+const PROTOCOL_2_12: u16 = 0x20c;
+const START_INFO_MAGIC: u32 = 0x336e_c578;
+
+/// What an address range is, with e820's numbers, which are also PVH's (ACPI 6.5 §15.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ram = 1,
+    /// RAM with ACPI tables in it, which the guest may reclaim once it has read them.
+    Acpi = 3,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    start: u64,
+    len: u64,
+    kind: Kind,
+}
+
+/// The memory map: RAM as `memory` has it, but for the legacy hole and the ACPI tables below 1 MiB.
+fn memory_map(memory: &GuestMemoryMmap) -> Vec<Range> {
+    let mut map = vec![
+        Range { start: 0, len: LOW_RAM_END, kind: Kind::Ram },
+        Range { start: ACPI, len: ACPI_LEN, kind: Kind::Acpi },
+    ];
+    map.extend(memory.iter().filter_map(|region| {
+        let start = region.start_addr().0.max(HIMEM);
+        let len = (region.start_addr().0 + region.len()).saturating_sub(start);
+        (len > 0).then_some(Range { start, len, kind: Kind::Ram })
+    }));
+    map
+}
+
+/// Writes the zero page for the 64-bit boot protocol. `rsdp` is the address of the ACPI RSDP.
+pub(crate) fn write_zero_page(
+    memory: &GuestMemoryMmap,
+    kernel: &Kernel,
+    initrd: Option<Initrd>,
+    rsdp: u64,
+) -> Result<(), Error> {
+    // An ELF file has no header; the kernel reads these few fields of one all the same.
+    let synthesized = setup_header {
+        boot_flag: BOOT_FLAG,
+        header: HDRS,
+        version: PROTOCOL_2_12,
+        loadflags: LOADED_HIGH,
+        ..Default::default()
+    };
+    let mut hdr = kernel.header.unwrap_or(synthesized);
+    hdr.type_of_loader = LOADER_UNDEFINED;
+    hdr.cmd_line_ptr = CMDLINE as u32;
+    // What a file claims here would be an address for the kernel to follow.
+    hdr.setup_data = 0;
+    let initrd = initrd.unwrap_or(Initrd { start: 0, size: 0 });
+    hdr.ramdisk_image = initrd.start as u32;
+    hdr.ramdisk_size = initrd.size as u32;
+
+    let mut params = boot_params { hdr, acpi_rsdp_addr: rsdp, ..Default::default() };
+    let map = memory_map(memory);
+    params.e820_entries = map.len() as u8;
+    for (entry, range) in params.e820_table.iter_mut().zip(&map) {
+        *entry = boot_e820_entry { addr: range.start, size: range.len, r#type: range.kind as u32 };
+    }
+    write(memory, "zero page", ZERO_PAGE, &params)
+}
+
+/// Writes the PVH start info, version 1, with its module list and memory map behind it (Xen's
+/// `public/arch-x86/hvm/start_info.h`). `rsdp` is the address of the ACPI RSDP.
+pub(crate) fn write_start_info(
+    memory: &GuestMemoryMmap,
+    initrd: Option<Initrd>,
+    rsdp: u64,
+) -> Result<(), Error> {
+    let modules = START_INFO + size_of::<hvm_start_info>() as u64;
+    let map_at = modules + size_of::<hvm_modlist_entry>() as u64;
+    let map = memory_map(memory);
+    let info = hvm_start_info {
+        magic: START_INFO_MAGIC,
+        version: 1,
+        nr_modules: initrd.is_some().into(),
+        modlist_paddr: if initrd.is_some() { modules } else { 0 },
+        cmdline_paddr: CMDLINE,
+        rsdp_paddr: rsdp,
+        memmap_paddr: map_at,
+        memmap_entries: map.len() as u32,
+        ..Default::default()
+    };
+    write(memory, "start info", START_INFO, &info)?;
+    if let Some(Initrd { start, size }) = initrd {
+        let module = hvm_modlist_entry { paddr: start, size, ..Default::default() };
+        write(memory, "module list", modules, &module)?;
+    }
+    for (index, range) in map.iter().enumerate() {
+        let entry = hvm_memmap_table_entry {
+            addr: range.start,
+            size: range.len,
+            type_: range.kind as u32,
+            ..Default::default()
+        };
+        write(memory, "memory map", map_at + (index * size_of_val(&entry)) as u64, &entry)?;
+    }
+    Ok(())
+}
+
+fn write<T: ByteValued>(
+    memory: &GuestMemoryMmap,
+    what: &'static str,
+    address: u64,
+    object: &T,
+) -> Result<(), Error> {
+    memory.write_slice(object.as_slice(), GuestAddress(address)).map_err(|source| Error::Memory {
+        what,
+        address,
+        source,
+    })
+}
