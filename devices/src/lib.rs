@@ -5,6 +5,8 @@
 //! device sees offsets.
 #![forbid(unsafe_code)]
 
+pub mod reset;
+pub mod serial;
 pub mod virtio;
 
 /// A device on the port or the MMIO bus.

@@ -1,4 +1,348 @@
 //! The device's side of a split virtqueue (virtio 1.2 §2.7), thin over [`virtio_queue::Queue`].
+//!
+//! **Invariant: the driver's memory is read once.** An index, a ring entry or a descriptor is copied out, checked, and used
+//! from the copy, for the driver can change it at any moment. What does not hold is an [`Error`], never a panic, and no
+//! walk is longer than the table it walks.
+//!
+//! Used buffers are written by [`push_used`](VirtQueue::push_used) and shown by [`publish`](VirtQueue::publish), not one by
+//! one: all buffers of a mergeable frame must appear together (§5.1.6.4), and each showing costs a fence.
 
-/// One split virtqueue.
-pub struct VirtQueue;
+use std::sync::atomic::{Ordering, fence};
+
+use net::{Iov, IovBuffer};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice,
+};
+
+/// `VIRTIO_F_VERSION_1`: a driver that knows more than the legacy interface (virtio 1.2 §6).
+pub const F_VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// `VIRTIO_F_EVENT_IDX`: each side says at which index it wants to hear from the other (§2.7.7, §2.7.10).
+pub const F_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// `VIRTIO_F_INDIRECT_DESC`: a descriptor may stand for a table of descriptors (§2.7.5.3).
+pub const F_INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Bytes of one descriptor (§2.7.5).
+const DESCRIPTOR_LEN: u32 = 16;
+/// Descriptors that a table can hold with each of them reachable: `next` has 16 bits.
+const MAX_TABLE: u32 = 1 << 16;
+
+/// How the driver broke the rules of its ring. The queue is of no use after it, until it is set up anew.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The size is zero, no power of two, or above the maximum.
+    #[error("queue size {0} is not valid")]
+    Size(u16),
+    /// A ring has no address, a misaligned one (§2.7), or one that is not all in guest memory.
+    #[error(
+        "descriptor table {0:#x}, available ring {1:#x} or used ring {2:#x} is unset, misaligned or not in memory"
+    )]
+    Address(u64, u64, u64),
+    /// The available index claims more buffers than the queue can hold, or went back.
+    #[error("the available index went to {to} with {used} used in a queue of {size}")]
+    AvailIndex {
+        /// The index that the driver wrote.
+        to: u16,
+        /// How far the device is, as the driver was last shown.
+        used: u16,
+        /// The queue size.
+        size: u16,
+    },
+    /// A descriptor index at or past the end of its table.
+    #[error("descriptor {0} is past the end of its table")]
+    DescriptorIndex(u32),
+    /// The chain has more descriptors than its table, so it is a loop, or more than a frame may have buffers.
+    #[error("the chain at descriptor {0} does not end")]
+    ChainLength(u16),
+    /// An indirect table that was not negotiated, is nested, is followed by another descriptor, or has a length that is
+    /// zero, too large or not a multiple of 16 (§2.7.5.3).
+    #[error("the chain at descriptor {0} misuses an indirect table")]
+    Indirect(u16),
+    /// A buffer in the wrong direction for its place or for this queue (§2.7.4.2).
+    #[error("the chain at descriptor {0} has a buffer in the wrong direction")]
+    Direction(u16),
+    /// A buffer or a table that is not all in guest memory.
+    #[error("the chain at descriptor {0} leaves guest memory")]
+    Buffer(u16, #[source] GuestMemoryError),
+    /// More buffers than fit the frame being gathered ([`IovBuffer::MAX`]).
+    #[error("the chain at descriptor {0} has too many buffers")]
+    TooManyBuffers(u16),
+    /// The chain has fewer bytes than every buffer of this device needs.
+    #[error("the chain at descriptor {0} is too short")]
+    TooShort(u16),
+    /// The rings were in guest memory and are not any more.
+    #[error("cannot access the rings")]
+    Memory(#[from] GuestMemoryError),
+    /// The same, as virtio-queue says it.
+    #[error("cannot access the rings")]
+    Ring(#[from] virtio_queue::Error),
+}
+
+/// Where the driver put a queue, as its transport's registers say. Nothing is checked yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Entries, a power of two.
+    pub size: u16,
+    /// Guest-physical address of the descriptor table, aligned to 16.
+    pub desc_table: u64,
+    /// Guest-physical address of the available ring, aligned to 2.
+    pub avail_ring: u64,
+    /// Guest-physical address of the used ring, aligned to 4.
+    pub used_ring: u64,
+}
+
+/// A descriptor chain taken off the available ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The index of its first descriptor, by which it is given back.
+    pub head: u16,
+}
+
+/// One split virtqueue, and how far the device is in it.
+#[derive(Debug)]
+pub struct VirtQueue {
+    queue: Queue,
+    /// The available index as last read: up to here the ring is known without another look.
+    avail: u16,
+    /// The used index as last shown to the driver.
+    shown: u16,
+    /// Without EVENT_IDX: whether the driver is being asked to kick.
+    kicks_wanted: bool,
+    indirect: bool,
+}
+
+impl VirtQueue {
+    /// A queue as the driver set it up, under the features it accepted.
+    ///
+    /// # Errors
+    /// [`Error::Size`] and [`Error::Address`], where the setup makes no sense.
+    pub fn new(setup: &QueueSetup, accepted: u64, memory: &GuestMemoryMmap) -> Result<Self, Error> {
+        let QueueSetup { size, desc_table, avail_ring, used_ring } = *setup;
+        let address = Error::Address(desc_table, avail_ring, used_ring);
+        let mut queue = Queue::new(size).map_err(|_| Error::Size(size))?;
+        // A register that was never written reads zero, and no driver puts a ring on the first page by intent.
+        if desc_table == 0 || avail_ring == 0 || used_ring == 0 {
+            return Err(address);
+        }
+        let placed = queue
+            .try_set_desc_table_address(GuestAddress(desc_table))
+            .and_then(|()| queue.try_set_avail_ring_address(GuestAddress(avail_ring)))
+            .and_then(|()| queue.try_set_used_ring_address(GuestAddress(used_ring)));
+        queue.set_event_idx(accepted & F_EVENT_IDX != 0);
+        queue.set_ready(true);
+        if placed.is_err() || !queue.is_valid(memory) {
+            return Err(address);
+        }
+        let indirect = accepted & F_INDIRECT_DESC != 0;
+        Ok(Self { queue, avail: 0, shown: 0, kicks_wanted: true, indirect })
+    }
+
+    /// Entries in each ring.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// How far the device is: the next available and the next used index, both running over all 65536 values.
+    pub fn position(&self) -> (u16, u16) {
+        (self.queue.next_avail(), self.queue.next_used())
+    }
+
+    /// Goes on where a device before this one stood. Both must be equal to what it had published.
+    pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
+        self.queue.set_next_avail(next_avail);
+        self.queue.set_next_used(next_used);
+        (self.avail, self.shown) = (next_avail, next_used);
+    }
+
+    /// Takes the next chain. `None` means that the ring is empty *and* that the driver will kick when it is not any more.
+    ///
+    /// # Errors
+    /// [`Error::AvailIndex`] and [`Error::DescriptorIndex`]. The chain itself is checked when it is gathered.
+    pub fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<Option<Chain>, Error> {
+        let next = self.queue.next_avail();
+        if next == self.avail && !self.look(memory, next)? {
+            return Ok(None);
+        }
+        if self.kicks_wanted && !self.queue.event_idx_enabled() {
+            self.queue.disable_notification(memory)?;
+            self.kicks_wanted = false;
+        }
+        let entry = 4 + 2 * u64::from(next % self.size());
+        let head = u16::from_le(memory.read_obj(GuestAddress(self.queue.avail_ring() + entry))?);
+        if head >= self.size() {
+            return Err(Error::DescriptorIndex(head.into()));
+        }
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(Chain { head }))
+    }
+
+    /// Reads how far the driver is; false once there is nothing and the driver was asked to kick.
+    fn look(&mut self, memory: &GuestMemoryMmap, next: u16) -> Result<bool, Error> {
+        // Acquire: the entries and descriptors that the index covers are read after it.
+        let mut to = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+        if to == next {
+            self.kicks_wanted = true;
+            // The driver may have added a buffer just before it could see that a kick is wanted, so this looks again.
+            if !self.queue.enable_notification(memory)? {
+                return Ok(false);
+            }
+            to = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+        }
+        let (used, size) = (self.shown, self.size());
+        // To be here with nothing new, the index must have gone back; looking until it moves could take for ever.
+        if to == next || to.wrapping_sub(used) > size || to.wrapping_sub(next) > size {
+            return Err(Error::AvailIndex { to, used, size });
+        }
+        self.avail = to;
+        Ok(true)
+    }
+
+    /// Puts the chain that was last taken back: "not now". As many can go back as were taken and not used.
+    pub fn undo_pop(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
+    /// Gathers a chain that the device only reads, as of a transmit queue; returns how many descriptors of the queue's
+    /// table it takes.
+    ///
+    /// # Errors
+    /// All that can be wrong with a chain; [`Error::Direction`] where the device could write a buffer.
+    pub fn readable<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        chain: Chain,
+        into: &mut Iov<'m>,
+    ) -> Result<u16, Error> {
+        self.gather(memory, chain, |buffer, writable| match writable {
+            true => Err(Error::Direction(chain.head)),
+            false => into.push(buffer).then_some(()).ok_or(Error::TooManyBuffers(chain.head)),
+        })
+    }
+
+    /// Gathers a chain that the device only writes, as of a receive queue, behind what `into` holds already; returns how
+    /// many descriptors of the queue's table it takes.
+    ///
+    /// # Errors
+    /// All that can be wrong with a chain; [`Error::Direction`] where the device could not write a buffer;
+    /// [`Error::TooManyBuffers`] once `into` is full, and then some of the chain's buffers are in it.
+    pub fn writable<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        chain: Chain,
+        into: &mut Iov<'m>,
+    ) -> Result<u16, Error> {
+        self.gather(memory, chain, |buffer, writable| match writable {
+            false => Err(Error::Direction(chain.head)),
+            true => into.push(buffer).then_some(()).ok_or(Error::TooManyBuffers(chain.head)),
+        })
+    }
+
+    /// Calls `each(buffer, writable)` for the buffers of a chain, in order, those that the device writes last; returns how
+    /// many descriptors of the queue's table it takes. A buffer that spans two regions of guest memory comes as two, one
+    /// of no length does not come.
+    ///
+    /// # Errors
+    /// All that can be wrong with a chain, and what `each` says. Buffers before the error were handed out.
+    pub fn gather<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        chain: Chain,
+        mut each: impl FnMut(VolatileSlice<'m>, bool) -> Result<(), Error>,
+    ) -> Result<u16, Error> {
+        let head = chain.head;
+        let (mut table, mut entries) = (GuestAddress(self.queue.desc_table()), u32::from(self.size()));
+        let (mut index, mut walked, mut own, mut seen_writable) = (u32::from(head), 0, 0, false);
+        loop {
+            if index >= entries {
+                return Err(Error::DescriptorIndex(index));
+            }
+            if walked == entries.min(IovBuffer::MAX as u32) {
+                return Err(Error::ChainLength(head));
+            }
+            walked += 1;
+            let descriptor: Descriptor = table
+                .checked_add(u64::from(index * DESCRIPTOR_LEN))
+                .ok_or(GuestMemoryError::GuestAddressOverflow)
+                .and_then(|at| memory.read_obj(at))
+                .map_err(|error| Error::Buffer(head, error))?;
+
+            if descriptor.refers_to_indirect_table() {
+                let len = descriptor.len();
+                let nested = own != 0;
+                if !self.indirect || nested || descriptor.has_next() {
+                    return Err(Error::Indirect(head));
+                }
+                if len == 0 || !len.is_multiple_of(DESCRIPTOR_LEN) || len / DESCRIPTOR_LEN > MAX_TABLE {
+                    return Err(Error::Indirect(head));
+                }
+                // The write-only flag of this descriptor means nothing (§2.7.5.3.2).
+                (table, entries, index) = (descriptor.addr(), len / DESCRIPTOR_LEN, 0);
+                (own, walked) = (walked, 0);
+                continue;
+            }
+
+            let writable = descriptor.is_write_only();
+            if seen_writable && !writable {
+                return Err(Error::Direction(head));
+            }
+            seen_writable = writable;
+            for buffer in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
+                each(buffer.map_err(|error| Error::Buffer(head, error))?, writable)?;
+            }
+            if !descriptor.has_next() {
+                // An indirect chain takes only the descriptors up to the one that names its table.
+                return Ok(if own == 0 { walked } else { own } as u16);
+            }
+            index = descriptor.next().into();
+        }
+    }
+
+    /// Writes that the chain at `head` is used, with `len` bytes written into it, without showing it yet. `head` is a
+    /// popped chain's.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn push_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), Error> {
+        let next = self.queue.next_used();
+        let entry = 4 + 8 * u64::from(next % self.size());
+        // `virtq_used_elem`: the chain's id, then its length, 32 bits each (§2.7.8).
+        let used = u64::from(head) | u64::from(len) << 32;
+        memory.write_obj(used.to_le(), GuestAddress(self.queue.used_ring() + entry))?;
+        self.queue.set_next_used(next.wrapping_add(1));
+        Ok(())
+    }
+
+    /// Shows the driver all that was pushed since the last time. True: the driver wants an interrupt for it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn publish(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+        let (old, new) = (self.shown, self.queue.next_used());
+        if old == new {
+            return Ok(false);
+        }
+        // Release: the driver that sees the index sees the entries and the bytes in the buffers.
+        memory.store(new.to_le(), GuestAddress(self.queue.used_ring() + 2), Ordering::Release)?;
+        self.shown = new;
+        // The driver sets its wish, then looks at the index once more; here it is the index, then the wish. With a full
+        // fence on both sides, one of the two sees the other (§2.7.7.2).
+        fence(Ordering::SeqCst);
+        if self.queue.event_idx_enabled() {
+            let used_event = self.queue.avail_ring() + 4 + 2 * u64::from(self.size());
+            let event = u16::from_le(memory.load(GuestAddress(used_event), Ordering::Relaxed)?);
+            return Ok(need_event(event, new, old));
+        }
+        let flags = u16::from_le(memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)?);
+        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// Whether going from index `old` to `new` passes `event` (§2.7.7.2, §2.7.10.1). All three run over all 65536 values.
+pub fn need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}

@@ -1,0 +1,310 @@
+//! The virtio-mmio transport, version 2 (virtio 1.2 §4.2): one page of registers, one interrupt line.
+//!
+//! **Invariant: the frame path takes no lock here.** A pair's thread touches two atomics and an eventfd, and a vCPU reads
+//! and acknowledges the interrupt status by one atomic. The lock is for setting the device up and tearing it down.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+    VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
+};
+use virtio_bindings::virtio_mmio::*;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::queue::{F_VERSION_1, QueueSetup, VirtQueue};
+use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::BusDevice;
+
+/// Bytes of guest address space that a device takes: registers, then its configuration.
+pub const MMIO_LEN: u64 = 0x1000;
+/// Offset of the register to which the driver writes the index of a queue that has work, in 32 bits. An ioeventfd here,
+/// with the index as its datamatch, saves the exit to user space.
+pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+/// Ours to choose (§4.2.2); Linux only shows it.
+const VENDOR: u32 = u32::from_le_bytes(*b"wire");
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+
+/// A virtio device on the MMIO bus.
+pub struct MmioTransport {
+    line: Arc<Line>,
+    kicks: Vec<EventFd>,
+    setup: Mutex<Setup>,
+}
+
+/// What pairs and vCPUs share without a lock.
+struct Line {
+    irq: EventFd,
+    /// Device status (§2.1): the driver's bits and DEVICE_NEEDS_RESET.
+    status: AtomicU32,
+    /// Why the interrupt came: VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INT_CONFIG.
+    interrupt: AtomicU32,
+    /// Changes with the device's configuration (§2.5.1).
+    generation: AtomicU32,
+}
+
+impl Line {
+    fn raise(&self, reason: u32) -> io::Result<()> {
+        // Release, and Acquire where the driver reads it: it finds the used index that this is about.
+        self.interrupt.fetch_or(reason, Ordering::Release);
+        self.irq.write(1)
+    }
+}
+
+impl Interrupt for Line {
+    fn queue(&self, _: u16) -> io::Result<()> {
+        self.raise(VIRTIO_MMIO_INT_VRING)
+    }
+
+    fn config(&self) -> io::Result<()> {
+        self.generation.fetch_add(1, Ordering::Release);
+        self.raise(VIRTIO_MMIO_INT_CONFIG)
+    }
+
+    fn needs_reset(&self) -> io::Result<()> {
+        let before = self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
+        // A driver that is not up yet reads the status anyhow, and must not be interrupted (§2.1.2).
+        if before & DRIVER_OK == 0 { Ok(()) } else { self.config() }
+    }
+}
+
+/// All that the driver sets before the device runs.
+struct Setup {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemoryMmap,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    queues: Vec<Queue>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Queue {
+    setup: QueueSetup,
+    ready: bool,
+}
+
+impl MmioTransport {
+    /// Shows `device` to the guest whose memory is `memory`; `irq` is raised by writing to it, edge by edge.
+    ///
+    /// # Errors
+    /// Where the queues' eventfds cannot be made.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemoryMmap, irq: EventFd) -> io::Result<Self> {
+        let count = device.queue_max_sizes().len();
+        let kicks =
+            (0..count).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
+        let [status, interrupt, generation] = [0; 3].map(AtomicU32::new);
+        let setup = Setup {
+            device,
+            memory,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            queues: vec![Queue::default(); count],
+        };
+        let line = Arc::new(Line { irq, status, interrupt, generation });
+        Ok(Self { line, kicks, setup: Mutex::new(setup) })
+    }
+
+    /// One eventfd for each queue, by its index: for an ioeventfd at [`QUEUE_NOTIFY`] whose datamatch is the index. Writing
+    /// to it kicks the queue.
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// Stops the device as a reset by its driver does: nothing touches guest memory when this returns.
+    pub fn reset(&self) {
+        self.reset_locked(&mut self.setup());
+    }
+
+    fn setup(&self) -> MutexGuard<'_, Setup> {
+        // Whatever a vCPU that panicked in here left half done, a reset clears.
+        self.setup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reset_locked(&self, setup: &mut Setup) {
+        setup.device.reset();
+        // Only now, for a pair that was still running may have asked for a reset meanwhile.
+        self.line.status.store(0, Ordering::Release);
+        self.line.interrupt.store(0, Ordering::Release);
+        setup.device_features_sel = 0;
+        setup.driver_features_sel = 0;
+        setup.driver_features = 0;
+        setup.queue_sel = 0;
+        setup.queues.fill(Queue::default());
+    }
+
+    fn read_register(&self, offset: u32) -> Option<u32> {
+        // The two registers of every interrupt come first, and cost no lock.
+        Some(match offset {
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.line.interrupt.load(Ordering::Acquire),
+            VIRTIO_MMIO_STATUS => self.line.status.load(Ordering::Acquire),
+            VIRTIO_MMIO_CONFIG_GENERATION => self.line.generation.load(Ordering::Acquire),
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_ID => self.setup().device.device_type(),
+            VIRTIO_MMIO_DEVICE_FEATURES => {
+                let setup = self.setup();
+                let word = 32 * setup.device_features_sel;
+                setup.device.features().checked_shr(word).unwrap_or(0) as u32
+            }
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                let setup = self.setup();
+                setup.device.queue_max_sizes().get(setup.queue_sel as usize).copied().unwrap_or(0).into()
+            }
+            VIRTIO_MMIO_QUEUE_READY => {
+                let setup = self.setup();
+                setup.queues.get(setup.queue_sel as usize).is_some_and(|queue| queue.ready).into()
+            }
+            // There is no shared memory region, of which a length of all ones tells (§4.2.2.1).
+            VIRTIO_MMIO_SHM_LEN_LOW
+            | VIRTIO_MMIO_SHM_LEN_HIGH
+            | VIRTIO_MMIO_SHM_BASE_LOW
+            | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            _ => return None,
+        })
+    }
+
+    fn write_register(&self, offset: u32, value: u32) {
+        let line = &self.line;
+        match offset {
+            VIRTIO_MMIO_INTERRUPT_ACK => {
+                line.interrupt.fetch_and(!value, Ordering::AcqRel);
+                return;
+            }
+            VIRTIO_MMIO_QUEUE_NOTIFY => {
+                if let Some(kick) = self.kicks.get(value as usize) {
+                    // The counter cannot come near its end, at which alone this fails.
+                    let _ = kick.write(1);
+                }
+                return;
+            }
+            _ => {}
+        }
+
+        let mut setup = self.setup();
+        let setup = &mut *setup;
+        let status = line.status.load(Ordering::Acquire);
+        let negotiating = status & DRIVER != 0 && status & FEATURES_OK == 0;
+        let placing = status & FEATURES_OK != 0 && status & (DRIVER_OK | FAILED) == 0;
+        match offset {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => setup.device_features_sel = value.min(2),
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => setup.driver_features_sel = value.min(2),
+            VIRTIO_MMIO_DRIVER_FEATURES if negotiating && setup.driver_features_sel < 2 => {
+                let word = 32 * setup.driver_features_sel;
+                setup.driver_features &= !(u64::from(u32::MAX) << word);
+                setup.driver_features |= u64::from(value) << word;
+            }
+            VIRTIO_MMIO_QUEUE_SEL => setup.queue_sel = value,
+            VIRTIO_MMIO_STATUS if value == 0 => self.reset_locked(setup),
+            VIRTIO_MMIO_STATUS => self.advance(setup, status, value),
+            _ if placing => setup.write_queue(offset, value),
+            _ => {}
+        }
+    }
+
+    /// The driver sets status bits (§3.1.1): each stands on the one before it, and none is cleared but by a reset.
+    fn advance(&self, setup: &mut Setup, old: u32, value: u32) {
+        let line = &self.line;
+        let value = old | value & (ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED);
+        let mut new = old | value & (ACKNOWLEDGE | FAILED);
+        let refused =
+            setup.driver_features & !setup.device.features() != 0 || setup.driver_features & F_VERSION_1 == 0;
+        for (bit, needs) in [(DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)] {
+            if value & bit != 0 && new & needs != 0 && !(bit == FEATURES_OK && refused) {
+                new |= bit;
+            }
+        }
+        // By `or`, for DEVICE_NEEDS_RESET may have come from a pair meanwhile.
+        line.status.fetch_or(new, Ordering::AcqRel);
+        let starts = new & !old & DRIVER_OK != 0 && new & (FAILED | NEEDS_RESET) == 0;
+        if starts && let Err(error) = self.activate(setup) {
+            log::warn!("virtio device {}: cannot start: {error}", setup.device.device_type());
+            let _ = line.needs_reset();
+        }
+    }
+
+    fn activate(&self, setup: &mut Setup) -> io::Result<()> {
+        let mut queues = Vec::with_capacity(setup.queues.len());
+        for (index, queue) in setup.queues.iter().enumerate().filter(|(_, queue)| queue.ready) {
+            let ring = VirtQueue::new(&queue.setup, setup.driver_features, &setup.memory)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            queues.push(ActiveQueue { index: index as u16, ring, kick: self.kicks[index].try_clone()? });
+        }
+        setup.device.activate(Activation {
+            memory: setup.memory.clone(),
+            accepted: setup.driver_features,
+            interrupt: Arc::clone(&self.line) as Arc<dyn Interrupt>,
+            queues,
+        })
+    }
+}
+
+impl Setup {
+    /// A register of the selected queue. Its place can change while it is not ready (§4.2.2.2).
+    fn write_queue(&mut self, offset: u32, value: u32) {
+        let max = self.device.queue_max_sizes().get(self.queue_sel as usize).copied().unwrap_or(0);
+        let Some(queue) = self.queues.get_mut(self.queue_sel as usize) else { return };
+        let QueueSetup { size, desc_table, avail_ring, used_ring } = &mut queue.setup;
+        match offset {
+            VIRTIO_MMIO_QUEUE_READY if value & 1 == 0 => queue.ready = false,
+            VIRTIO_MMIO_QUEUE_READY => queue.ready = size.is_power_of_two() && *size <= max,
+            _ if queue.ready => {}
+            // A size past 16 bits is no size; zero never becomes ready.
+            VIRTIO_MMIO_QUEUE_NUM => *size = value.try_into().unwrap_or(0),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(desc_table, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(desc_table, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(avail_ring, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(avail_ring, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(used_ring, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(used_ring, value),
+            _ => {}
+        }
+    }
+}
+
+fn set_low(address: &mut u64, value: u32) {
+    *address = *address >> 32 << 32 | u64::from(value);
+}
+
+fn set_high(address: &mut u64, value: u32) {
+    *address = u64::from(*address as u32) | u64::from(value) << 32;
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset >= CONFIG {
+            self.setup().device.read_config(offset - CONFIG, data);
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
+            // A register that only takes writes reads zero, as one that does not exist.
+            data.copy_from_slice(&self.read_register(offset as u32).unwrap_or(0).to_le_bytes());
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if offset >= CONFIG {
+            self.setup().device.write_config(offset - CONFIG, data);
+        } else if let Ok(value) = <[u8; 4]>::try_from(data)
+            && offset.is_multiple_of(4)
+        {
+            self.write_register(offset as u32, u32::from_le_bytes(value));
+        }
+    }
+}
+
+impl Drop for MmioTransport {
+    /// A pair's thread must not outlive the guest's memory's owner by surprise.
+    fn drop(&mut self) {
+        self.reset();
+    }
+}

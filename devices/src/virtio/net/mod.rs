@@ -1,0 +1,214 @@
+//! virtio-net (virtio 1.2 §5.1): what it offers, how it starts, and how a reset gets everything back.
+//!
+//! The frames themselves are in [`queue_pair`].
+
+pub mod queue_pair;
+
+use std::io;
+use std::sync::Arc;
+
+use net::{Backend, Offloads};
+use virtio_bindings::virtio_net::*;
+
+use self::queue_pair::{Counters, PairParts, PairThread, QueuePair, Room};
+use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use super::{Activation, ActiveQueue, VirtioDevice};
+
+/// The device type of a network card (virtio 1.2 §5).
+pub const TYPE_NET: u32 = 1;
+
+/// Entries of each queue, at most. In buffers of 1.5 KiB a receive queue of this size holds five frames of 64 KiB, which
+/// keeps the host going while the driver refills; its descriptor table is one page; and more would only let a slow guest
+/// queue more latency.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// What a NIC is to its guest.
+#[derive(Clone, Debug)]
+pub struct NetDeviceConfig {
+    /// What its threads are called: `net0` makes `net0-0` for the first pair. Linux shows 15 bytes of it.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// The largest packet in bytes, without its Ethernet header; offered as `VIRTIO_NET_F_MTU` where it is given, and at
+    /// least 68 then (§5.1.4.1).
+    pub mtu: Option<u16>,
+}
+
+/// Why a NIC could not start. It can be activated again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("queue pair {0} is not set up")]
+    Queues(usize),
+    #[error("queue pair {0} lost its backend to a panic of its thread")]
+    Lost(usize),
+    #[error("cannot set the offloads of queue pair {0}")]
+    Offloads(usize, #[source] io::Error),
+    #[error("cannot start the thread of queue pair {0}")]
+    Thread(usize, #[source] io::Error),
+}
+
+/// A network card: one queue pair for each backend.
+///
+/// - *Idle*: every slot has its backend.
+/// - *Running*, from `activate` to `reset`: the backends are in the pairs' threads.
+///
+/// A pair whose driver broke its ring has ended its thread by itself, and is still *running* until the reset joins it.
+pub struct VirtioNet {
+    config: NetDeviceConfig,
+    features: u64,
+    queue_sizes: Vec<u16>,
+    slots: Vec<Slot>,
+}
+
+/// Where a pair's backend is: here, or in its thread. In neither after that thread panicked.
+struct Slot {
+    backend: Option<Box<dyn Backend>>,
+    thread: Option<PairThread>,
+    counters: Arc<Counters>,
+}
+
+impl VirtioNet {
+    /// A card with one queue pair for each of `backends`, of which there is at least one. It offers what all of them can.
+    pub fn new(config: NetDeviceConfig, backends: Vec<Box<dyn Backend>>) -> Self {
+        let all = Offloads { csum: true, tso4: true, tso6: true, uso: true };
+        let can = backends.iter().map(|backend| backend.offloads()).fold(all, both);
+        let slots: Vec<_> = backends
+            .into_iter()
+            .map(|backend| Slot { backend: Some(backend), thread: None, counters: Arc::default() })
+            .collect();
+        let features = offer(&config, can);
+        Self { config, features, queue_sizes: vec![QUEUE_SIZE; 2 * slots.len()], slots }
+    }
+
+    /// The counters of each pair. They go on over resets, and can be read at any time.
+    pub fn counters(&self) -> Vec<Arc<Counters>> {
+        self.slots.iter().map(|slot| Arc::clone(&slot.counters)).collect()
+    }
+
+    fn start(&mut self, activation: Activation) -> Result<(), Error> {
+        let Activation { memory, accepted, interrupt, queues } = activation;
+        let offloads = accepted_offloads(accepted);
+        let room = Room::new(accepted, self.config.mtu);
+        let mut by_index: Vec<Option<ActiveQueue>> = self.queue_sizes.iter().map(|_| None).collect();
+        for queue in queues {
+            if let Some(slot) = by_index.get_mut(usize::from(queue.index)) {
+                *slot = Some(queue);
+            }
+        }
+
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            // Receive queues are the even ones (§5.1.2). Pairs past the first stay unused if the driver wants fewer.
+            let (rx, tx) = match (by_index[2 * number].take(), by_index[2 * number + 1].take()) {
+                (Some(rx), Some(tx)) => (rx, tx),
+                (None, None) if number > 0 => continue,
+                _ => return Err(Error::Queues(number)),
+            };
+            let backend = slot.backend.as_mut().ok_or(Error::Lost(number))?;
+            backend.set_offloads(offloads).map_err(|error| Error::Offloads(number, error))?;
+            let pair = QueuePair::new(PairParts {
+                name: format!("{}-{number}", self.config.name),
+                memory: memory.clone(),
+                interrupt: Arc::clone(&interrupt),
+                rx,
+                tx,
+                backend: slot.backend.take().ok_or(Error::Lost(number))?,
+                room,
+                counters: Arc::clone(&slot.counters),
+            });
+            match PairThread::start(pair) {
+                Ok(thread) => slot.thread = Some(thread),
+                Err((pair, error)) => {
+                    slot.backend = Some(pair.into_backend());
+                    return Err(Error::Thread(number, error));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for VirtioNet {
+    fn device_type(&self) -> u32 {
+        TYPE_NET
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    /// `virtio_net_config` (§5.1.4) up to `mtu`; all of it is read-only with `VIRTIO_F_VERSION_1`.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&self.config.mac);
+        config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        config[8..10].copy_from_slice(&(self.slots.len() as u16).to_le_bytes());
+        config[10..].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
+        let from = config.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+        for (to, byte) in data.iter_mut().zip(&config[from..]) {
+            *to = *byte;
+        }
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.start(activation).map_err(|error| {
+            // The pairs before the one that failed come back: all start or none.
+            self.reset();
+            io::Error::other(error)
+        })
+    }
+
+    fn reset(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(pair) = slot.thread.take().and_then(PairThread::stop) {
+                slot.backend = Some(pair.into_backend());
+            }
+        }
+    }
+}
+
+impl Drop for VirtioNet {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+fn both(a: Offloads, b: Offloads) -> Offloads {
+    Offloads { csum: a.csum & b.csum, tso4: a.tso4 & b.tso4, tso6: a.tso6 & b.tso6, uso: a.uso & b.uso }
+}
+
+/// The feature bits (§5.1.3, USO of virtio 1.3) of a card whose backends can do `can`. A bit is offered together with those
+/// that it needs (§5.1.3.1), so large packets come with checksums or not at all.
+fn offer(config: &NetDeviceConfig, can: Offloads) -> u64 {
+    let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
+    let mut offer = |condition: bool, bits: &[u32]| {
+        if condition {
+            features |= bits.iter().fold(0, |all, bit| all | 1 << bit);
+        }
+    };
+    offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
+    offer(config.mtu.is_some(), &[VIRTIO_NET_F_MTU]);
+    offer(can.csum, &[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM]);
+    offer(can.csum && can.tso4, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4]);
+    offer(can.csum && can.tso6, &[VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_GUEST_TSO6]);
+    offer(can.csum && can.uso, &[VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]);
+    features
+}
+
+/// What the driver takes in the frames it receives. A bit without those it needs (§5.1.3.1) counts as not accepted: the
+/// host then does more work than it had to, and the driver gets nothing it cannot read.
+fn accepted_offloads(accepted: u64) -> Offloads {
+    let has = |bit: u32| accepted & 1 << bit != 0;
+    let csum = has(VIRTIO_NET_F_GUEST_CSUM);
+    Offloads {
+        csum,
+        tso4: csum && has(VIRTIO_NET_F_GUEST_TSO4),
+        tso6: csum && has(VIRTIO_NET_F_GUEST_TSO6),
+        uso: csum && has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6),
+    }
+}

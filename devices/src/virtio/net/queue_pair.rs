@@ -1,0 +1,499 @@
+//! One queue pair and its thread: the two loops through which every frame goes.
+//!
+//! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and is moved into its thread;
+//! joining the thread gives it back. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
+//!
+//! **Invariant: each direction waits for exactly one thing.** It has [work](Next::Work), or waits for its
+//! [driver](Next::Driver), who was asked to kick, or for the [host](Next::Host), whose descriptor is registered
+//! edge-triggered once and for all. An event for which nobody waits costs a wake-up and nothing else.
+//!
+//! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{Builder, JoinHandle};
+
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+use net::{Backend, HEADER_LEN, Iov, IovBuffer, Sent};
+use virtio_bindings::virtio_net::*;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::virtio::queue::{Chain, Error, VirtQueue};
+use crate::virtio::{ActiveQueue, Interrupt};
+
+/// Frames that one direction handles before the other, and a stop, get their turn; used buffers are shown once for all of
+/// them. At 64 KiB a frame, a burst takes about a millisecond.
+const BURST: u32 = 64;
+/// The largest frame, header included: 64 KiB of packet behind an Ethernet header with a VLAN tag.
+const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
+/// The room that a driver leaves for a large frame (§5.1.6.3.1): 65550 bytes and the header.
+const LARGE_ROOM: usize = HEADER_LEN + 65550;
+/// The room that a driver leaves otherwise (§5.1.6.3.1): an Ethernet frame of 1514 bytes and the header.
+const SMALL_ROOM: usize = HEADER_LEN + 1514;
+/// Offset of `num_buffers` in the header (§5.1.6).
+const NUM_BUFFERS: usize = 10;
+
+/// How much a driver posts for one frame, by what it accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`); otherwise it takes one, whatever its size.
+    mergeable: bool,
+    /// Bytes without which nothing is received if the driver can post more: a frame that does not fit is lost.
+    need: usize,
+}
+
+impl Room {
+    /// The room under the `accepted` features, for packets of up to `mtu` bytes where that is known.
+    pub fn new(accepted: u64, mtu: Option<u16>) -> Self {
+        let has = |bits: &[u32]| bits.iter().any(|bit| accepted & 1 << bit != 0);
+        let large = [
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_USO4,
+            VIRTIO_NET_F_GUEST_USO6,
+        ];
+        let mtu = mtu.map_or(0, |mtu| HEADER_LEN + 18 + usize::from(mtu));
+        let need = if has(&large) { LARGE_ROOM } else { SMALL_ROOM.max(mtu) };
+        Self { mergeable: has(&[VIRTIO_NET_F_MRG_RXBUF]), need }
+    }
+}
+
+/// What went through a pair, seen from the guest. Only the pair's thread writes, so anybody can read at any time; bytes are
+/// those of the frames, without the virtio header.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub tx_frames: AtomicU64,
+    pub tx_bytes: AtomicU64,
+    /// Frames that the host refused, as a wire would lose them.
+    pub tx_dropped: AtomicU64,
+    pub rx_frames: AtomicU64,
+    pub rx_bytes: AtomicU64,
+    /// Frames that the host could not hand over, or that did not fit what the driver posted.
+    pub rx_dropped: AtomicU64,
+    pub interrupts: AtomicU64,
+}
+
+/// Adds without a locked instruction: there is one writer.
+fn count(counter: &AtomicU64, more: u64) {
+    if more != 0 {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+}
+
+/// What a direction does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// There may be frames: run it.
+    Work,
+    /// The ring has too little, and the driver was asked to kick.
+    Driver,
+    /// The host said "not now": its descriptor tells.
+    Host,
+}
+
+/// A receive chain whose buffers wait for a frame.
+#[derive(Clone, Copy, Debug)]
+struct Posted {
+    chain: Chain,
+    /// Bytes of room.
+    len: usize,
+    /// How many buffers of the frame's [`Iov`] are its.
+    buffers: usize,
+    /// Descriptors that it takes of the queue's.
+    descriptors: u16,
+}
+
+/// All that makes a pair.
+pub struct PairParts {
+    /// What its thread is called.
+    pub name: String,
+    /// Guest memory.
+    pub memory: GuestMemoryMmap,
+    /// How the driver is told.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// The receive queue: host to guest.
+    pub rx: ActiveQueue,
+    /// The transmit queue: guest to host.
+    pub tx: ActiveQueue,
+    /// Where the frames go.
+    pub backend: Box<dyn Backend>,
+    /// How much the driver posts for a frame.
+    pub room: Room,
+    /// Where it counts.
+    pub counters: Arc<Counters>,
+}
+
+/// Two rings and the backend between which it moves frames.
+pub struct QueuePair {
+    parts: PairParts,
+    transmit: Next,
+    receive: Next,
+    /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
+    iov: IovBuffer,
+    posted: VecDeque<Posted>,
+    stop: Option<EventFd>,
+    ended: bool,
+    watch_error: Option<event_manager::Error>,
+}
+
+impl QueuePair {
+    /// A pair that has not looked at its rings yet.
+    pub fn new(parts: PairParts) -> Self {
+        Self {
+            parts,
+            transmit: Next::Work,
+            receive: Next::Work,
+            iov: IovBuffer::new(),
+            // Each chain has a buffer at least.
+            posted: VecDeque::with_capacity(IovBuffer::MAX),
+            stop: None,
+            ended: false,
+            watch_error: None,
+        }
+    }
+
+    /// Gives the backend back; the rings are forgotten.
+    pub fn into_backend(self) -> Box<dyn Backend> {
+        self.parts.backend
+    }
+
+    /// True while [`process`](Self::process) has something to do without a new event.
+    pub fn has_work(&self) -> bool {
+        self.transmit == Next::Work || self.receive == Next::Work
+    }
+
+    /// True once the driver broke its ring, or the pair was told to stop: nothing happens any more.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
+    pub fn wake(&mut self) {
+        (self.transmit, self.receive) = (Next::Work, Next::Work);
+    }
+
+    /// Moves frames: one burst of each direction that has work. Nothing blocks.
+    pub fn process(&mut self) {
+        if self.ended {
+            return;
+        }
+        let mut result = Ok(());
+        if self.transmit == Next::Work {
+            result = self.transmit();
+        }
+        if result.is_ok() && self.receive == Next::Work {
+            result = self.receive();
+        }
+        if let Err(error) = result {
+            log::warn!("{}: the driver broke its ring: {error}", self.parts.name);
+            self.end();
+        }
+    }
+
+    /// Ends the pair for good, and tells the driver.
+    fn end(&mut self) {
+        self.ended = true;
+        if let Err(error) = self.parts.interrupt.needs_reset() {
+            log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
+        }
+    }
+
+    /// Guest to host. Each frame is done, deferred, or ends the burst.
+    fn transmit(&mut self) -> Result<(), Error> {
+        let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
+        let ring = &mut tx.ring;
+        let (mut frames, mut bytes, mut dropped) = (0, 0, 0);
+        let mut next = Next::Work;
+        for _ in 0..BURST {
+            let Some(chain) = ring.pop(memory)? else {
+                next = Next::Driver;
+                break;
+            };
+            let mut frame = self.iov.start();
+            ring.readable(memory, chain, &mut frame)?;
+            // A frame without a whole header is none (§5.1.6.2.1 says that the driver sets its fields).
+            if frame.len() < HEADER_LEN {
+                return Err(Error::TooShort(chain.head));
+            }
+            // The host's kernel is not to allocate for a "frame" of gigabytes.
+            let sent = if frame.len() > MAX_FRAME {
+                Err(io::ErrorKind::InvalidInput.into())
+            } else {
+                backend.send(&frame)
+            };
+            match sent {
+                Ok(sent) => {
+                    frames += 1;
+                    bytes += (frame.len() - HEADER_LEN) as u64;
+                    // No event says that the backend has an answer.
+                    if sent == Sent::Answered && self.receive == Next::Host {
+                        self.receive = Next::Work;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ring.undo_pop();
+                    next = Next::Host;
+                    break;
+                }
+                Err(_) => dropped += 1,
+            }
+            ring.push_used(memory, chain.head, 0)?;
+        }
+        self.transmit = next;
+        count(&counters.tx_frames, frames);
+        count(&counters.tx_bytes, bytes);
+        count(&counters.tx_dropped, dropped);
+        show(tx, memory, &**interrupt, counters)
+    }
+
+    /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
+    /// and what is left at the end goes back on the ring.
+    fn receive(&mut self) -> Result<(), Error> {
+        let PairParts { memory, rx, backend, counters, interrupt, room, .. } = &mut self.parts;
+        let (memory, ring, posted) = (&*memory, &mut rx.ring, &mut self.posted);
+        let (mut frames, mut bytes, mut dropped) = (0, 0, 0);
+        let mut next = Next::Work;
+        posted.clear();
+        let mut space = self.iov.start();
+        for _ in 0..BURST {
+            if !gather(ring, memory, *room, &mut space, posted)? {
+                next = Next::Driver;
+                break;
+            }
+            match backend.recv(&mut space) {
+                Ok(len) if len >= HEADER_LEN && len <= space.len() => {
+                    fill(ring, memory, len, &mut space, posted)?;
+                    frames += 1;
+                    bytes += (len - HEADER_LEN) as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    next = Next::Host;
+                    break;
+                }
+                // Lost as on a wire; the chains are as good as before for the next one.
+                Ok(_) | Err(_) => dropped += 1,
+            }
+        }
+        drop(space);
+        // A host end that only ever fails (a deleted tap) is left alone until its descriptor says something new.
+        if dropped == u64::from(BURST) {
+            next = Next::Host;
+        }
+        for _ in posted.drain(..) {
+            ring.undo_pop();
+        }
+        self.receive = next;
+        count(&counters.rx_frames, frames);
+        count(&counters.rx_bytes, bytes);
+        count(&counters.rx_dropped, dropped);
+        show(rx, memory, &**interrupt, counters)
+    }
+}
+
+/// Tops `space` up with chains until the largest frame fits; false if the driver has to post more first.
+fn gather<'m>(
+    ring: &mut VirtQueue,
+    memory: &'m GuestMemoryMmap,
+    room: Room,
+    space: &mut Iov<'m>,
+    posted: &mut VecDeque<Posted>,
+) -> Result<bool, Error> {
+    while posted.is_empty() || room.mergeable && space.len() < LARGE_ROOM {
+        let Some(chain) = ring.pop(memory)? else {
+            // With every descriptor of the ring in hand there is nothing to wait for: a small ring takes small frames.
+            let descriptors: u32 = posted.iter().map(|posted| u32::from(posted.descriptors)).sum();
+            let all = descriptors >= u32::from(ring.size());
+            return Ok(!posted.is_empty() && (all || space.len() >= room.need));
+        };
+        let (len, buffers) = (space.len(), space.buffers());
+        let descriptors = match ring.writable(memory, chain, space) {
+            Ok(descriptors) => descriptors,
+            // A frame has no more buffers than this, so it has to do with those before.
+            Err(Error::TooManyBuffers(_)) if !posted.is_empty() => {
+                space.truncate(buffers);
+                ring.undo_pop();
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        let (len, buffers) = (space.len() - len, space.buffers() - buffers);
+        // §5.1.6.3.1; and chains of no length would make a frame without end.
+        if len < HEADER_LEN {
+            return Err(Error::TooShort(chain.head));
+        }
+        posted.push_back(Posted { chain, len, buffers, descriptors });
+    }
+    Ok(true)
+}
+
+/// Gives the driver the first `len` bytes of `space`: as many chains from the front of `posted` as they reach into.
+fn fill(
+    ring: &mut VirtQueue,
+    memory: &GuestMemoryMmap,
+    len: usize,
+    space: &mut Iov<'_>,
+    posted: &mut VecDeque<Posted>,
+) -> Result<(), Error> {
+    let (mut left, mut chains, mut buffers) = (len, 0u16, 0);
+    while left > 0
+        && let Some(first) = posted.pop_front()
+    {
+        let part = left.min(first.len);
+        ring.push_used(memory, first.chain.head, part as u32)?;
+        left -= part;
+        chains += 1;
+        buffers += first.buffers;
+    }
+    // One without mergeable buffers as well (§5.1.6.4.1).
+    space.write_at(NUM_BUFFERS, &chains.to_le_bytes());
+    space.consume(buffers);
+    Ok(())
+}
+
+/// Shows the driver what the burst used, and interrupts it if it wants that.
+fn show(
+    queue: &mut ActiveQueue,
+    memory: &GuestMemoryMmap,
+    interrupt: &dyn Interrupt,
+    counters: &Counters,
+) -> Result<(), Error> {
+    if queue.ring.publish(memory)? {
+        count(&counters.interrupts, 1);
+        if let Err(error) = interrupt.queue(queue.index) {
+            log::warn!("cannot interrupt the guest: {error}");
+        }
+    }
+    Ok(())
+}
+
+const RX_KICK: u32 = 0;
+const TX_KICK: u32 = 1;
+const HOST: u32 = 2;
+const STOP: u32 = 3;
+
+impl MutEventSubscriber for QueuePair {
+    /// Notes what an event allows; the frames move in [`QueuePair::process`].
+    fn process(&mut self, events: Events, _: &mut EventOps) {
+        let set = events.event_set();
+        let failed = set.intersects(EventSet::ERROR | EventSet::HANG_UP);
+        let wake = |next: &mut Next, waits: Next| {
+            if *next == waits {
+                *next = Next::Work;
+            }
+        };
+        match events.data() {
+            RX_KICK => wake(&mut self.receive, Next::Driver),
+            TX_KICK => wake(&mut self.transmit, Next::Driver),
+            HOST => {
+                if failed || set.contains(EventSet::IN) {
+                    wake(&mut self.receive, Next::Host);
+                }
+                if failed || set.contains(EventSet::OUT) {
+                    wake(&mut self.transmit, Next::Host);
+                }
+            }
+            _ => self.ended = true,
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        // An edge-triggered eventfd tells of every write without ever being read: a system call saved for each kick. Its
+        // counter would take centuries to fill.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let host = edge | EventSet::OUT;
+        let PairParts { rx, tx, backend, .. } = &self.parts;
+        let mut watched = ops
+            .add(Events::with_data(&rx.kick, RX_KICK, edge))
+            .and_then(|()| ops.add(Events::with_data(&tx.kick, TX_KICK, edge)))
+            .and_then(|()| ops.add(Events::with_data(&backend.fd(), HOST, host)));
+        if let Some(stop) = &self.stop {
+            watched = watched.and_then(|()| ops.add(Events::with_data(stop, STOP, EventSet::IN)));
+        }
+        self.watch_error = watched.err();
+    }
+}
+
+/// A pair at work in its thread.
+pub struct PairThread {
+    stop: EventFd,
+    thread: JoinHandle<Option<QueuePair>>,
+}
+
+impl PairThread {
+    /// Moves `pair` into a thread of its name.
+    ///
+    /// # Errors
+    /// Where there are no descriptors or no threads left; the pair comes back.
+    // The error is large for the pair it returns, and as rare as it is large.
+    #[allow(clippy::result_large_err)]
+    pub fn start(mut pair: QueuePair) -> Result<Self, (QueuePair, io::Error)> {
+        let eventfd = || {
+            let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+            Ok((stop.try_clone()?, stop, EventManager::new_with_capacity(8).map_err(io::Error::other)?))
+        };
+        let (stop, mut manager) = match eventfd() {
+            Ok((theirs, ours, manager)) => {
+                pair.stop = Some(theirs);
+                (ours, manager)
+            }
+            Err(error) => return Err((pair, error)),
+        };
+        let name = pair.parts.name.clone();
+        let id = manager.add_subscriber(pair);
+        if let Some(error) = subscriber(&mut manager, id).watch_error.take() {
+            return Err((take(manager, id), io::Error::other(error)));
+        }
+        // The pair follows once the thread is there: a thread that cannot be made would take what it was given with it.
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let body = move || receiver.recv().ok().map(|manager| run(manager, id));
+        match Builder::new().name(name).spawn(body) {
+            Ok(thread) => match sender.send(manager) {
+                Ok(()) => Ok(Self { stop, thread }),
+                Err(mpsc::SendError(manager)) => {
+                    Err((take(manager, id), io::Error::other("the thread ended at once")))
+                }
+            },
+            Err(error) => Err((take(manager, id), error)),
+        }
+    }
+
+    /// Stops the thread and gives the pair back; `None` if it panicked. Returns within the time of a burst.
+    pub fn stop(self) -> Option<QueuePair> {
+        if let Err(error) = self.stop.write(1) {
+            log::error!("cannot stop a queue pair: {error}");
+        }
+        self.thread.join().ok().flatten()
+    }
+}
+
+/// The pair's life: frames until there are none, then sleep until something happens.
+fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
+    loop {
+        let pair = subscriber(&mut manager, id);
+        pair.process();
+        if pair.ended {
+            return take(manager, id);
+        }
+        // With work left, events are only collected: neither direction starves the other or a stop.
+        let timeout = if pair.has_work() { 0 } else { -1 };
+        if let Err(error) = manager.run_with_timeout(timeout) {
+            let pair = subscriber(&mut manager, id);
+            log::error!("{}: cannot wait for events: {error}", pair.parts.name);
+            pair.end();
+        }
+    }
+}
+
+fn subscriber(manager: &mut EventManager<QueuePair>, id: SubscriberId) -> &mut QueuePair {
+    manager.subscriber_mut(id).expect("the pair is in until it is taken")
+}
+
+fn take(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
+    manager.remove_subscriber(id).expect("the pair is taken once")
+}
