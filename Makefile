@@ -1,0 +1,31 @@
+# `make run` shows a guest with a working NIC, `make test` checks everything. Neither asks for more than Debian and cargo.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help run test lab bench setup build clean
+
+help: ## this text
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+run: setup build ## boot a Linux guest and show its network at work; with a terminal, a shell in it
+	@resources/demo
+
+test: ## every test there is; the last line is the count
+	@tests/run
+
+lab: ## a shell where KVM is real; make lab CMD='...' runs that there instead
+	@if [ -n "$$CMD" ]; then tests/lab/lab -- bash -c "$$CMD"; else tests/lab/lab; fi
+
+bench: setup build ## measure against QEMU and against the bare system calls
+	@tests/bench/run
+
+setup: ## fetch packages, kernels and the guest's image; says nothing when all are there
+	@resources/setup
+
+build: ## the release program, target/release/wirevm
+	@cargo build --release
+
+clean: ## remove all that was built and fetched
+	@rm -rf "$(TARGET)"
+
+lab: export CMD := $(value CMD)
