@@ -241,3 +241,133 @@ fn virtio_mmio(index: usize, device: &VirtioMmio, sink: &mut Vec<u8>) -> Result<
     .to_aml_bytes(sink);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::*;
+    use crate::layout::{VIRTIO_MMIO_MAX, virtio_mmio};
+    use crate::testing::{bytes, memory};
+
+    /// Writes the tables for a machine, and reads them back from the RSDP on: each found by its address,
+    /// within the room, and with a good checksum.
+    fn tables(cpus: u32, devices: usize) -> Vec<Vec<u8>> {
+        let memory = memory(64);
+        let devices: Vec<_> = (0..devices).filter_map(virtio_mmio).collect();
+        let rsdp = write(&memory, &AcpiConfig { cpus, virtio_mmio: &devices }).unwrap();
+        let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        let fetch = |address: u64| {
+            let len = u32::from_le_bytes(bytes(&memory, address + 4, 4).try_into().unwrap());
+            assert!(address > ACPI && address + u64::from(len) <= ACPI + ACPI_LEN, "{address:#x}+{len:#x}");
+            let table = bytes(&memory, address, len as usize);
+            assert_eq!(sum(&table), 0, "checksum of {}", String::from_utf8_lossy(&table[..4]));
+            table
+        };
+        let pointer = |table: &[u8], at: usize| u64::from_le_bytes(table[at..at + 8].try_into().unwrap());
+
+        assert_eq!(rsdp % 16, 0, "the RSDP is searched for on 16-byte boundaries");
+        let rsdp = bytes(&memory, rsdp, 36);
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
+        let xsdt = fetch(pointer(&rsdp, 24));
+        let fadt = fetch(pointer(&xsdt, 36));
+        let madt = fetch(pointer(&xsdt, 44));
+        let dsdt = fetch(pointer(&fadt, 140));
+        let all = vec![xsdt, fadt, madt, dsdt];
+        let signatures: Vec<_> = all.iter().map(|table| String::from_utf8_lossy(&table[..4])).collect();
+        assert_eq!(signatures, ["XSDT", "FACP", "APIC", "DSDT"]);
+        all
+    }
+
+    #[test]
+    fn tables_hang_together_and_fit() {
+        for (cpus, devices) in [(1, 0), (1, 1), (2, 16), (255, 16), (1024, VIRTIO_MMIO_MAX)] {
+            tables(cpus, devices);
+        }
+    }
+
+    #[test]
+    fn fadt_tells_what_the_machine_has_not() {
+        let fadt = &tables(1, 0)[1];
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_eq!(flags, 1 << 20 | 1 << 10 | 1 << 5 | 1 << 4 | 1, "HW_REDUCED_ACPI, RESET_REG_SUP, ...");
+        assert_eq!(fadt[109..111], [0x24, 0], "no VGA, no CMOS clock, and no 8042 announced");
+        assert_eq!(fadt[116..129], [1, 8, 0, 1, 0x02, 0x06, 0, 0, 0, 0, 0, 0, RESET_VALUE]);
+        assert_eq!(fadt[244..256], [1, 8, 0, 1, 0x00, 0x06, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(fadt[256..268], [1, 8, 0, 1, 0x01, 0x06, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn madt_has_each_vcpu_in_the_form_that_holds_its_id() {
+        let madt = &tables(300, 0)[2];
+        assert_eq!(madt[36..44], [0, 0, 0xe0, 0xfe, 0, 0, 0, 0]);
+        let (mut ids, mut at) = (vec![], 44);
+        while at < madt.len() {
+            match madt[at] {
+                0 => ids.push(u32::from(madt[at + 3])),
+                9 => ids.push(u32::from_le_bytes(madt[at + 4..at + 8].try_into().unwrap())),
+                1 => assert_eq!(madt[at + 4..at + 12], [0, 0, 0xc0, 0xfe, 0, 0, 0, 0]),
+                other => panic!("structure {other}"),
+            }
+            assert!(madt[at] != 0 || madt[at + 3] < 255, "255 is the broadcast");
+            at += usize::from(madt[at + 1]);
+        }
+        assert_eq!(ids, (0..300).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn too_many_vcpus_are_an_error() {
+        let error = write(&memory(64), &AcpiConfig { cpus: 10_000, virtio_mmio: &[] }).unwrap_err();
+        assert!(matches!(error, Error::AcpiTooLarge { cpus: 10_000, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_window_must_be_addressable() {
+        let device = VirtioMmio { base: 1 << 32, size: 0x1000, gsi: 5 };
+        let error = write(&memory(64), &AcpiConfig { cpus: 1, virtio_mmio: &[device] }).unwrap_err();
+        assert!(matches!(error, Error::WindowTooHigh { .. }), "{error}");
+    }
+
+    /// Intel's compiler disassembles the DSDT and takes the result again without an error or a warning; what
+    /// it reads there is what was meant.
+    #[test]
+    fn iasl_reads_the_dsdt() {
+        if Command::new("iasl").arg("-v").output().is_err() {
+            eprintln!("skipped: no iasl (package acpica-tools)");
+            return;
+        }
+        let directory = std::env::temp_dir().join(format!("boot-test-acpi-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let iasl = |arguments: &[&str]| {
+            let output = Command::new("iasl").args(arguments).current_dir(&directory).output().unwrap();
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            (output.status.success(), text)
+        };
+        for (name, table) in ["xsdt", "fadt", "madt", "dsdt"].into_iter().zip(tables(2, 3)) {
+            fs::write(directory.join(format!("{name}.aml")), table).unwrap();
+            let (good, text) = iasl(&["-d", &format!("{name}.aml")]);
+            assert!(good && !text.contains("Error") && !text.contains("Warning"), "{name}: {text}");
+        }
+        let (good, text) = iasl(&["-p", "again", "dsdt.dsl"]);
+        assert!(good && text.contains(" 0 Errors, 0 Warnings"), "{text}");
+        let source = fs::read_to_string(directory.join("dsdt.dsl")).unwrap();
+        let squeezed = source.split_whitespace().collect::<Vec<_>>().join(" ");
+        fs::remove_dir_all(&directory).unwrap();
+        for expected in [
+            r#"Name (_HID, EisaId ("PNP0501")"#,
+            r#"Name (_HID, "QEMU0001")"#,
+            r#"Name (_HID, EisaId ("PNP0C0C")"#,
+            r#"Name (_HID, "ACPI0013""#,
+            "If ((Local0 & One)) { Notify (PWRB, 0x80) // Status Change }",
+            "OperationRegion (GREG, SystemIO, 0x0603, One)",
+            r#"Device (V002) { Name (_HID, "LNRO0005") // _HID: Hardware ID Name (_UID, 0x02)"#,
+            "Memory32Fixed (ReadWrite, 0xC0002000, // Address Base 0x00001000, // Address Length )",
+            "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000007, }",
+            "Name (_S5, Package (0x04) // _S5_: S5 System State { 0x05,",
+        ] {
+            assert!(squeezed.contains(expected), "no {expected} in\n{source}");
+        }
+    }
+}

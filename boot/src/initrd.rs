@@ -36,3 +36,67 @@ pub(crate) fn load(memory: &GuestMemoryMmap, path: &Path, kernel: &Kernel) -> Re
     source.load("image", 0, size, memory, start)?;
     Ok(Initrd { start, size })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Protocol;
+    use crate::layout::MIB;
+    use crate::testing::{Scratch, bytes, memory};
+
+    fn load_size(mib: u64, size: usize, end: u64, initrd_max: u64) -> Result<Initrd, Error> {
+        let mut content = vec![0x11; size];
+        content[size - 1] = 0x22;
+        let file = Scratch::new(&content);
+        let memory = memory(mib);
+        let (protocol, entry) = (Protocol::Linux64, 0);
+        let kernel = Kernel { protocol, entry, end, header: None, initrd_max, cmdline_max: 0 };
+        let initrd = load(&memory, file.path(), &kernel)?;
+        assert_eq!(bytes(&memory, initrd.start, 1), [0x11]);
+        assert_eq!(bytes(&memory, initrd.start + initrd.size - 1, 1), [0x22]);
+        Ok(initrd)
+    }
+
+    #[test]
+    fn it_goes_to_the_highest_page_allowed() {
+        for (mib, max, start) in [
+            (64, 0x7fff_ffff, 64 * MIB - 0x3000),
+            (64, 0x2ff_ffff, 48 * MIB - 0x3000),
+            (6144, 0x7fff_ffff, 2048 * MIB - 0x3000),
+            (6144, 0xffff_ffff, 3072 * MIB - 0x3000),
+        ] {
+            let initrd = load_size(mib, 0x2001, 24 * MIB, max).unwrap();
+            assert_eq!(initrd, Initrd { start, size: 0x2001 }, "{mib} MiB, up to {max:#x}");
+        }
+    }
+
+    #[test]
+    fn it_leaves_the_kernel_its_room() {
+        let initrd = load_size(64, 0x1000, 64 * MIB - 0x1fff, 0x7fff_ffff).unwrap();
+        assert_eq!(initrd.start, 64 * MIB - 0x1000);
+        let error = load_size(64, 0x1001, 64 * MIB - 0x1fff, 0x7fff_ffff).unwrap_err();
+        assert_eq!(error.remedy().unwrap(), "give the guest more memory: --memory 65M");
+        let error = load_size(64, 0x100_0001, 63 * MIB, 0x3ff_ffff).unwrap_err();
+        assert!(matches!(error, Error::InitrdTooLarge { memory: None, .. }), "{error}");
+        assert!(error.remedy().unwrap().contains("more memory does not help"));
+    }
+
+    #[test]
+    fn a_missing_one_is_called_by_its_name() {
+        let kernel = Kernel {
+            protocol: Protocol::Pvh,
+            entry: 0,
+            end: MIB,
+            header: None,
+            initrd_max: u64::MAX >> 1,
+            cmdline_max: 0,
+        };
+        let error = load(&memory(64), Path::new("/nonexistent"), &kernel).unwrap_err();
+        assert_eq!(error.to_string(), "cannot open the initrd /nonexistent");
+        let file = Scratch::new(b"");
+        assert!(matches!(
+            load(&memory(64), file.path(), &kernel),
+            Err(Error::Empty { role: Role::Initrd, .. })
+        ));
+    }
+}

@@ -6,6 +6,9 @@
 mod bzimage;
 mod elf;
 
+#[cfg(test)]
+pub(crate) use {bzimage::tests::image as bzimage_image, elf::tests::pvh as pvh_image};
+
 use std::path::Path;
 
 use linux_loader::bootparam::setup_header;

@@ -99,7 +99,7 @@ pub const SLEEP_STATUS: u16 = 0x601;
 /// The ACPI reset register: [`RESET_VALUE`] written here resets the machine (ACPI 6.5 §4.8.3.6).
 pub const RESET: u16 = 0x602;
 /// The register of the generic event device: a byte of pending events, cleared by reading it.
-pub const GED: u16 = 0x604;
+pub const GED: u16 = 0x603;
 
 /// The interrupt line of the generic event device.
 pub const GED_GSI: u32 = 9;

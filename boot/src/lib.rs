@@ -88,7 +88,60 @@ pub fn load(memory: &GuestMemoryMmap, config: &Config<'_>) -> Result<Entry, Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{bytes, memory};
+    use crate::layout::{CMDLINE, HOLE_START, START_INFO, ZERO_PAGE};
+    use crate::testing::{Scratch, bytes, memory, word};
+
+    fn config<'a>(kernel: &'a Path, initrd: Option<&'a Path>, devices: &'a [VirtioMmio]) -> Config<'a> {
+        let acpi = AcpiConfig { cpus: 2, virtio_mmio: devices };
+        Config { kernel, initrd, cmdline: "console=ttyS0", acpi }
+    }
+
+    #[test]
+    fn a_bzimage_has_all_it_needs() {
+        let kernel = Scratch::new(&kernel::bzimage_image());
+        let initrd = Scratch::new(b"070701");
+        let memory = memory(64);
+        let entry = load(&memory, &config(kernel.path(), Some(initrd.path()), &[])).unwrap();
+        assert_eq!((entry.protocol, entry.rsi), (Protocol::Linux64, ZERO_PAGE));
+        assert_eq!(bytes(&memory, entry.rip, 1), [0xc3]);
+        assert_eq!(bytes(&memory, CMDLINE, 14), b"console=ttyS0\0");
+        let ramdisk = word(&memory, ZERO_PAGE + 0x218);
+        assert_eq!(bytes(&memory, ramdisk & 0xffff_ffff, 6), b"070701");
+        assert_eq!(ramdisk >> 32, 6);
+        assert_eq!(bytes(&memory, word(&memory, ZERO_PAGE + 0x70), 8), b"RSD PTR ");
+    }
+
+    #[test]
+    fn a_pvh_kernel_has_all_it_needs() {
+        let kernel = Scratch::new(&kernel::pvh_image());
+        let initrd = Scratch::new(b"070701");
+        let memory = memory(64);
+        let entry = load(&memory, &config(kernel.path(), Some(initrd.path()), &[])).unwrap();
+        assert_eq!((entry.protocol, entry.rbx), (Protocol::Pvh, START_INFO));
+        assert_eq!(bytes(&memory, entry.rip, 1), [0xc3]);
+        let module = word(&memory, START_INFO + 16);
+        assert_eq!(bytes(&memory, word(&memory, module), 6), b"070701");
+        assert_eq!(bytes(&memory, word(&memory, START_INFO + 32), 8), b"RSD PTR ");
+    }
+
+    #[test]
+    fn the_kernels_own_limit_holds_for_the_command_line() {
+        let kernel = Scratch::new(&kernel::bzimage_image());
+        let text = "x".repeat(256);
+        let config = Config { cmdline: &text, ..config(kernel.path(), None, &[]) };
+        let error = load(&memory(64), &config).unwrap_err();
+        assert!(matches!(error, Error::CmdlineTooLong { len: 256, limit: 255 }), "{error}");
+    }
+
+    #[test]
+    fn memory_must_begin_at_zero() {
+        use vm_memory::GuestAddress;
+        for (start, len) in [(0x1000, 64 << 20), (0, 0x8_0000)] {
+            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(start), len)]).unwrap();
+            let error = load(&memory, &config(Path::new("/nonexistent"), None, &[])).unwrap_err();
+            assert!(matches!(error, Error::NoLowMemory), "{error}");
+        }
+    }
 
     /// Runs over a real kernel where the environment names one: synthetic images repeat our own beliefs.
     #[test]
@@ -97,11 +150,10 @@ mod tests {
             eprintln!("skipped: WIREVM_TEST_KERNEL names no kernel");
             return;
         };
-        let memory = memory(512);
+        let memory = memory(6144);
         let devices: Vec<VirtioMmio> = (0..2).filter_map(layout::virtio_mmio).collect();
-        let acpi = AcpiConfig { cpus: 2, virtio_mmio: &devices };
-        let config = Config { kernel: Path::new(&path), initrd: None, cmdline: "console=ttyS0", acpi };
-        let entry = load(&memory, &config).unwrap();
-        assert!(bytes(&memory, entry.rip, 64).iter().any(|byte| *byte != 0));
+        let entry = load(&memory, &config(Path::new(&path), None, &devices)).unwrap();
+        assert!(entry.rip >= layout::HIMEM && entry.rip < HOLE_START);
+        assert!(bytes(&memory, entry.rip, 64).iter().any(|byte| *byte != 0), "no code at the entry");
     }
 }

@@ -129,3 +129,107 @@ fn write<T: ByteValued>(
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Protocol;
+    use crate::layout::{HOLE_END, MIB, START_INFO_LEN};
+    use crate::testing::{bytes, memory, word};
+
+    const INITRD: Initrd = Initrd { start: 0x300_0000, size: 0x1234 };
+
+    fn kernel(header: Option<setup_header>) -> Kernel {
+        Kernel { protocol: Protocol::Linux64, entry: 0, end: 0, header, initrd_max: 0, cmdline_max: 0 }
+    }
+
+    /// Reads (start, length, type) triples of `stride` bytes, as a kernel does.
+    fn ranges(memory: &GuestMemoryMmap, at: u64, count: u64, stride: u64) -> Vec<(u64, u64, u32)> {
+        (0..count)
+            .map(|index| at + index * stride)
+            .map(|at| (word(memory, at), word(memory, at + 8), word(memory, at + 16) as u32))
+            .collect()
+    }
+
+    fn half(memory: &GuestMemoryMmap, address: u64) -> u32 {
+        memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    #[test]
+    fn both_memory_maps_are_true_for_each_size() {
+        let below_3_gib = 3072 * MIB - HIMEM;
+        for (mib, ram) in [
+            (32, vec![(HIMEM, 31 * MIB)]),
+            (64, vec![(HIMEM, 63 * MIB)]),
+            (512, vec![(HIMEM, 511 * MIB)]),
+            (3072, vec![(HIMEM, below_3_gib)]),
+            (3584, vec![(HIMEM, below_3_gib), (HOLE_END, 512 * MIB)]),
+            (6144, vec![(HIMEM, below_3_gib), (HOLE_END, 3072 * MIB)]),
+        ] {
+            let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x2_0000, 3)];
+            expected.extend(ram.into_iter().map(|(start, len)| (start, len, 1)));
+
+            let memory = memory(mib);
+            write_zero_page(&memory, &kernel(None), None, ACPI).unwrap();
+            let count = bytes(&memory, ZERO_PAGE + 0x1e8, 1)[0].into();
+            assert_eq!(ranges(&memory, ZERO_PAGE + 0x2d0, count, 20), expected, "e820 of {mib} MiB");
+
+            write_start_info(&memory, None, ACPI).unwrap();
+            let count = half(&memory, START_INFO + 48).into();
+            let at = word(&memory, START_INFO + 40);
+            assert!(at + count * 24 <= START_INFO + START_INFO_LEN);
+            assert_eq!(ranges(&memory, at, count, 24), expected, "PVH's map of {mib} MiB");
+        }
+    }
+
+    #[test]
+    fn the_zero_page_has_the_kernels_own_header_and_ours_in_it() {
+        let memory = memory(64);
+        let header = setup_header {
+            header: HDRS,
+            version: 0x20f,
+            root_flags: 1,
+            setup_data: 0xdead_beef,
+            init_size: 0x123_4567,
+            ..Default::default()
+        };
+        write_zero_page(&memory, &kernel(Some(header)), Some(INITRD), ACPI).unwrap();
+        assert_eq!(word(&memory, ZERO_PAGE + 0x70), ACPI);
+        assert_eq!(bytes(&memory, ZERO_PAGE + 0x1f2, 2), [1, 0]);
+        assert_eq!(bytes(&memory, ZERO_PAGE + 0x202, 6), *b"HdrS\x0f\x02");
+        assert_eq!(bytes(&memory, ZERO_PAGE + 0x210, 1), [0xff]);
+        assert_eq!(half(&memory, ZERO_PAGE + 0x218), 0x300_0000);
+        assert_eq!(half(&memory, ZERO_PAGE + 0x21c), 0x1234);
+        assert_eq!(half(&memory, ZERO_PAGE + 0x228), CMDLINE as u32);
+        assert_eq!(word(&memory, ZERO_PAGE + 0x250), 0, "no setup_data of the file's");
+        assert_eq!(half(&memory, ZERO_PAGE + 0x260), 0x123_4567);
+    }
+
+    #[test]
+    fn a_kernel_without_a_header_gets_one() {
+        let memory = memory(64);
+        write_zero_page(&memory, &kernel(None), None, ACPI).unwrap();
+        assert_eq!(bytes(&memory, ZERO_PAGE + 0x1fe, 2), [0x55, 0xaa]);
+        assert_eq!(bytes(&memory, ZERO_PAGE + 0x202, 6), *b"HdrS\x0c\x02");
+        assert_eq!(bytes(&memory, ZERO_PAGE + 0x210, 2), [0xff, 1]);
+        assert_eq!(half(&memory, ZERO_PAGE + 0x218), 0);
+        assert_eq!(half(&memory, ZERO_PAGE + 0x228), CMDLINE as u32);
+    }
+
+    #[test]
+    fn the_start_info_leads_to_everything() {
+        let memory = memory(64);
+        write_start_info(&memory, Some(INITRD), ACPI).unwrap();
+        assert_eq!(half(&memory, START_INFO), 0x336e_c578);
+        assert_eq!(half(&memory, START_INFO + 4), 1);
+        assert_eq!(half(&memory, START_INFO + 12), 1);
+        let module = word(&memory, START_INFO + 16);
+        assert_eq!((word(&memory, module), word(&memory, module + 8)), (0x300_0000, 0x1234));
+        assert_eq!(word(&memory, START_INFO + 24), CMDLINE);
+        assert_eq!(word(&memory, START_INFO + 32), ACPI);
+
+        write_start_info(&memory, None, ACPI).unwrap();
+        assert_eq!(half(&memory, START_INFO + 12), 0);
+        assert_eq!(word(&memory, START_INFO + 16), 0);
+    }
+}

@@ -40,7 +40,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source) -> Result<Kern
     let loaded: Vec<&Elf64_Phdr> =
         segments.iter().filter(|segment| segment.p_type == LOAD && segment.p_memsz > 0).collect();
 
-    let mut end = 0;
+    let (mut end, mut len) = (0, 0u64);
     for segment in &loaded {
         if segment.p_filesz > segment.p_memsz {
             return Err(malformed(source, "a segment is larger in the file than in memory"));
@@ -49,6 +49,11 @@ pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source) -> Result<Kern
         let segment_end = segment.p_paddr.saturating_add(segment.p_memsz);
         place(memory, source, segment.p_paddr, segment_end)?;
         end = end.max(segment_end);
+        len = len.saturating_add(segment.p_filesz);
+    }
+    // 65535 segments that are each the whole file would be copied for minutes.
+    if len > source.size {
+        return Err(malformed(source, "its segments overlap in the file"));
     }
     if loaded.is_empty() {
         return Err(malformed(source, "it has no segment to load"));
@@ -116,10 +121,11 @@ fn segments(source: &Source, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, Err
     let count = usize::from(header.e_phnum);
     let len = count * size_of::<Elf64_Phdr>();
     source.holds("program header table", header.e_phoff, len as u64)?;
-    let mut table = vec![0; len];
-    let read = source.peek(header.e_phoff, &mut table)?.len();
-    // A file that shrank since it was opened gives fewer.
-    source.holds("program header table", header.e_phoff, (len - read) as u64)?;
+    let mut buffer = vec![0; len];
+    let table = source.peek(header.e_phoff, &mut buffer)?;
+    if table.len() < len {
+        return Err(malformed(source, "its program headers vanish while it is read"));
+    }
     Ok(table
         .chunks_exact(size_of::<Elf64_Phdr>())
         .map(|bytes| {
@@ -132,9 +138,12 @@ fn segments(source: &Source, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, Err
 
 /// The PVH entry that a note names, if one does.
 fn pvh_entry(source: &Source, segments: &[Elf64_Phdr]) -> Result<Option<u64>, Error> {
+    let mut room = NOTES_MAX;
     for segment in segments.iter().filter(|segment| segment.p_type == NOTE) {
         source.holds("notes", segment.p_offset, segment.p_filesz)?;
-        let mut buffer = vec![0; segment.p_filesz.min(NOTES_MAX) as usize];
+        let len = segment.p_filesz.min(room);
+        room -= len;
+        let mut buffer = vec![0; len as usize];
         let notes = source.peek(segment.p_offset, &mut buffer)?;
         if let Some(entry) = find_note(notes) {
             return Ok(Some(entry));
@@ -161,5 +170,212 @@ fn find_note(mut notes: &[u8]) -> Option<u64> {
         }
         // The last description need not be padded.
         notes = rest.get(desc_len.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::load_bytes;
+    use super::*;
+    use crate::layout::MIB;
+    use crate::testing::bytes;
+
+    const START: u64 = 16 * MIB;
+    const CODE: u64 = 0x1000;
+
+    fn put(image: &mut [u8], at: usize, value: impl AsRef<[u8]>) {
+        image[at..at + value.as_ref().len()].copy_from_slice(value.as_ref());
+    }
+
+    fn segment(kind: u32, offset: u64, address: u64, file: u64, memory: u64) -> Vec<u8> {
+        let segment = Elf64_Phdr {
+            p_type: kind,
+            p_offset: offset,
+            p_paddr: address,
+            p_filesz: file,
+            p_memsz: memory,
+            ..Default::default()
+        };
+        segment.as_slice().to_vec()
+    }
+
+    fn note(name: &[u8], kind: u32, description: &[u8]) -> Vec<u8> {
+        let mut note = Vec::new();
+        for field in [name.len() as u32, description.len() as u32, kind] {
+            note.extend(field.to_le_bytes());
+        }
+        for part in [name, description] {
+            note.extend(part);
+            note.resize(note.len().next_multiple_of(4), 0);
+        }
+        note
+    }
+
+    /// An ELF file of these segments, with `notes` at 0x800 and 4 KiB of 0xc3 at [`CODE`].
+    fn elf(segments: &[Vec<u8>], notes: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 0x1000];
+        image.resize(0x2000, 0xc3);
+        let mut header = Elf64_Ehdr {
+            e_type: TYPE_EXECUTABLE,
+            e_machine: MACHINE_X86_64,
+            e_entry: START + 0x40,
+            e_phoff: 64,
+            e_phentsize: 56,
+            e_phnum: segments.len() as u16,
+            ..Default::default()
+        };
+        header.e_ident[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        put(&mut image, 0, header.as_slice());
+        put(&mut image, 64, segments.concat());
+        put(&mut image, 0x800, notes);
+        image
+    }
+
+    fn vmlinux() -> Vec<u8> {
+        elf(&[segment(LOAD, CODE, START, 0x1000, 4 * MIB)], &[])
+    }
+
+    /// A vmlinux with a PVH entry at 0x80 behind a note of another owner and one of another type.
+    pub(crate) fn pvh() -> Vec<u8> {
+        let notes = [
+            note(b"Linux\0", PHYS32_ENTRY, &[1; 7]),
+            note(b"Xen\0", 6, b"linux\0"),
+            note(b"Xen\0", PHYS32_ENTRY, &(START + 0x80).to_le_bytes()),
+        ]
+        .concat();
+        let segments = [
+            segment(LOAD, CODE, START, 0x1000, 4 * MIB),
+            segment(NOTE, 0x800, 0, notes.len() as u64, notes.len() as u64),
+        ];
+        elf(&segments, &notes)
+    }
+
+    fn refused(image: &[u8]) -> Error {
+        load_bytes(64, image).err().expect("loaded")
+    }
+
+    fn refused_with(at: usize, value: impl AsRef<[u8]>) -> Error {
+        let mut image = vmlinux();
+        put(&mut image, at, value);
+        refused(&image)
+    }
+
+    #[test]
+    fn a_vmlinux_is_entered_in_long_mode() {
+        let (memory, kernel) = load_bytes(64, &vmlinux()).unwrap();
+        assert_eq!((kernel.protocol, kernel.entry), (Protocol::Linux64, START + 0x40));
+        assert_eq!(kernel.end, START + 4 * MIB);
+        assert_eq!(bytes(&memory, START - 1, 0x1002), [&[0][..], &[0xc3; 0x1000], &[0]].concat());
+    }
+
+    #[test]
+    fn a_pvh_note_is_preferred() {
+        let (_, kernel) = load_bytes(64, &pvh()).unwrap();
+        assert_eq!((kernel.protocol, kernel.entry), (Protocol::Pvh, START + 0x80));
+    }
+
+    #[test]
+    fn the_note_may_have_32_bits_and_no_padding_behind_it() {
+        let mut notes = note(b"Xen\0", 6, b"linux\0");
+        notes.extend(note(b"Xen\0", PHYS32_ENTRY, &0x100_0080u32.to_le_bytes()));
+        assert_eq!(find_note(&notes), Some(0x100_0080));
+        assert_eq!(find_note(&notes[..notes.len() - 1]), None);
+        let last = note(b"Xen\0", 6, b"linux\0");
+        assert_eq!(find_note(&last[..last.len() - 2]), None);
+        assert_eq!(find_note(&note(b"Xen\0", PHYS32_ENTRY, &[0xff; 8])), None);
+    }
+
+    #[test]
+    fn other_elf_files_are_told_apart() {
+        for (error, name) in [
+            (refused_with(18, 183u16.to_le_bytes()), "arm64"),
+            (refused_with(18, 243u16.to_le_bytes()), "RISC-V"),
+            (refused_with(18, 21u16.to_le_bytes()), "another machine"),
+            (refused_with(5, [2]), "big-endian"),
+            (refused_with(16, 1u16.to_le_bytes()), "kernel module"),
+            (refused_with(16, 4u16.to_le_bytes()), "core dump"),
+            (refused_with(64, INTERPRETER.to_le_bytes()), "ordinary program"),
+        ] {
+            assert!(
+                matches!(error, Error::NotAKernel { looks_like, .. } if looks_like.contains(name)),
+                "{error}"
+            );
+        }
+        let mut small = vmlinux();
+        put(&mut small, 4, [1]);
+        put(&mut small, 18, MACHINE_386.to_le_bytes());
+        assert!(matches!(refused(&small), Error::No64BitEntry { .. }));
+        assert!(
+            matches!(refused(&small[..52]), Error::No64BitEntry { .. }),
+            "its header is only 52 bytes long"
+        );
+    }
+
+    #[test]
+    fn segments_stay_out_of_what_is_not_theirs() {
+        for (start, len, above) in [
+            (0x7000, 0x1000, "below 1 MiB"),
+            (MIB - 0x1000, 0x2000, "below 1 MiB"),
+            (3072 * MIB - 0x1000, 0x2000, "above 3 GiB"),
+            (1 << 32, 0x2000, "above 3 GiB"),
+            (u64::MAX - 0xfff, 0x2000, "above 3 GiB"),
+        ] {
+            let error = refused(&elf(&[segment(LOAD, CODE, start, 0x1000, len)], &[]));
+            assert!(matches!(error, Error::KernelMisplaced { area, .. } if area.contains(above)), "{error}");
+        }
+        let error = refused(&elf(&[segment(LOAD, CODE, START, 0x1000, 60 * MIB + 1)], &[]));
+        assert_eq!(error.remedy().unwrap(), "give the guest more memory: --memory 77M");
+    }
+
+    #[test]
+    fn a_cut_file_is_truncated_wherever_it_is_cut() {
+        let image = pvh();
+        for len in [4, 5, 63, 64, 175, 0x800, 0x1fff] {
+            let error = refused(&image[..len]);
+            assert!(matches!(error, Error::Truncated { size, .. } if size == len as u64), "{len}: {error}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        for (error, found) in [
+            (refused_with(4, [3]), "neither"),
+            (refused_with(16, 9u16.to_le_bytes()), "type"),
+            (refused_with(54, 32u16.to_le_bytes()), "program headers"),
+            (refused_with(24, (START + 0x1000).to_le_bytes()), "entry"),
+            (refused_with(24, (START - 1).to_le_bytes()), "entry"),
+            (refused(&elf(&[], &[])), "no segment"),
+            (refused(&elf(&[0, 1, 2].map(|_| segment(LOAD, CODE, START, 0x1000, 0x1000)), &[])), "overlap"),
+            (refused(&elf(&[segment(LOAD, CODE, START, 0x1000, 0xfff)], &[])), "larger"),
+        ] {
+            assert!(matches!(error, Error::Malformed { problem, .. } if problem.contains(found)), "{error}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the headers and notes say, the outcome is an error or an entry in RAM above 1 MiB.
+        #[test]
+        fn no_header_leads_astray(
+            bytes in prop::collection::vec(
+                (prop_oneof![4usize..0xc0, 0x800usize..0x860], prop_oneof![any::<u8>(), Just(0), Just(0xff)]),
+                0..12,
+            ),
+            len in prop_oneof![Just(0x2000usize), 4usize..0x2000],
+        ) {
+            let mut image = pvh();
+            for (at, byte) in bytes {
+                image[at] = byte;
+            }
+            if let Ok((_, kernel)) = load_bytes(64, &image[..len]) {
+                prop_assert!(kernel.entry >= MIB && kernel.entry < kernel.end && kernel.end <= 64 * MIB);
+            }
+        }
+
+        #[test]
+        fn no_note_leads_astray(notes in prop::collection::vec(any::<u8>(), 0..200)) {
+            find_note(&notes);
+        }
     }
 }
