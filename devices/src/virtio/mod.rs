@@ -1,6 +1,7 @@
 //! What every virtio device and every transport agree on (virtio 1.2 §2).
 
 pub mod mmio;
+pub mod mock;
 pub mod net;
 pub mod queue;
 
