@@ -97,6 +97,24 @@ impl<'m> Iov<'m> {
         self.entries
     }
 
+    /// Calls `call` with the buffers and `spill` as one more behind them, or, where there are [`IovBuffer::MAX`] already,
+    /// with the buffers and `false`.
+    pub(crate) fn with_spill<R>(
+        &mut self,
+        spill: &mut u8,
+        call: impl FnOnce(&[libc::iovec], bool) -> R,
+    ) -> R {
+        let room = self.entries.len() < IovBuffer::MAX;
+        if room {
+            self.entries.push(libc::iovec { iov_base: std::ptr::from_mut(spill).cast(), iov_len: 1 });
+        }
+        let result = call(self.entries, room);
+        if room {
+            self.entries.pop();
+        }
+        result
+    }
+
     /// Copies bytes from `offset` on into `into`, and returns how many there were.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> usize {
         self.copy(offset, into.len(), |guest, at, len| {

@@ -5,18 +5,47 @@
 //!
 //! **Invariant: one frame format.** Every frame that crosses [`Backend`], both ways, starts with the 12-byte
 //! `virtio_net_hdr_v1` (virtio 1.2 §5.1.6). No header length travels through an interface.
-
+//!
+//! **Invariant: what we change on the host we change back**, in reverse order, when [`Opened`] is dropped, and what was
+//! there already is neither done nor undone.
+//!
+//! **Invariant: `unsafe` is in `iov.rs` and `sys.rs`, and nowhere else.**
+//!
+//! # Map
+//! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
+//! - `config.rs`: the grammar of `--net`. `address.rs`: names and addresses that make sense. `error.rs`: [`Error`].
+//! - `tap.rs`, `socket.rs`: the backends. `dhcp.rs`: answers the guest's DHCP in front of one.
+//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
+//!   `host/holders.rs`: who holds a tap.
+//! - `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
+//!
+//! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
+//! lock, and no copy.
 #![deny(unsafe_code)]
 
+mod address;
+mod config;
+mod dhcp;
+mod error;
+mod host;
 mod iov;
 mod socket;
 mod sys;
-
-pub use iov::{Iov, IovBuffer};
-pub use socket::{SocketBackend, SocketPeer};
+mod tap;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+
+pub use address::{HostAddress, LinkName, Mac};
+pub use config::{Host, MTU, NetConfig, TapConfig, Wire};
+pub use dhcp::{Dhcp, Lease};
+pub use error::Error;
+pub use host::holders::Holder;
+pub use host::netlink::Refusal;
+pub use host::{Step, Wiring};
+pub use iov::{Iov, IovBuffer};
+pub use socket::{SocketBackend, SocketPeer};
+pub use tap::Tap;
 
 /// Length in bytes of `virtio_net_hdr_v1`, with which every frame starts (virtio 1.2 §5.1.6).
 pub const HEADER_LEN: usize = 12;
@@ -72,4 +101,71 @@ pub struct Offloads {
     pub tso6: bool,
     /// UDP over IPv4 and IPv6 in packets of up to 64 KiB; Linux has the two together or not at all.
     pub uso: bool,
+}
+
+/// A wire that is ready: the backends of one NIC, and what the guest is to know of it.
+#[derive(Debug)]
+pub struct Opened {
+    /// One for each queue pair.
+    pub backends: Vec<Box<dyn Backend>>,
+    /// The guest's Ethernet address.
+    pub mac: Mac,
+    /// The MTU for the guest, in bytes.
+    pub mtu: u16,
+    /// The name of the host's link.
+    pub link: String,
+    /// What was changed on the host; dropped, it is changed back. It and the backends may go in any order.
+    pub wiring: Wiring,
+}
+
+impl std::fmt::Debug for dyn Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend").field("fd", &self.fd()).finish_non_exhaustive()
+    }
+}
+
+/// Makes the wire that `config` describes, and tells each change of the host right after it is made.
+///
+/// # Errors
+/// What was tried, on what, and why it failed, with a [`remedy`](Error::remedy). What was changed until then is changed
+/// back.
+pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
+    let mac = match config.mac {
+        Some(mac) => mac,
+        None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+    };
+    match &config.wire {
+        Wire::Tap(tap) => open_tap(tap, mac, config.mtu, tell),
+    }
+}
+
+fn open_tap(
+    config: &TapConfig,
+    mac: Mac,
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Opened, Error> {
+    // Before the wiring, so that a failure drops the wiring first: an address goes before its link does.
+    let tap = Tap::open(config.name.as_ref())?;
+    let name = tap.name().to_owned();
+    let stays = tap.is_persistent();
+    if !stays {
+        let command = format!("ip tuntap add dev {name} mode tap vnet_hdr");
+        tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
+    }
+    let mut wiring = Wiring::new();
+    let link = wiring.netlink().link(&name);
+    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
+    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
+    wiring.set_link(&link, stays, mtu, config.host.map(Host::address), tell)?;
+
+    let mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
+    let host_mac = link.mac.unwrap_or_default();
+    let lease = config.host.filter(|host| host.dhcp());
+    let lease = lease.and_then(|host| Lease::new(mac, host.address(), host_mac, mtu));
+    let backend: Box<dyn Backend> = match lease {
+        Some(lease) => Box::new(Dhcp::new(tap, lease)),
+        None => Box::new(tap),
+    };
+    Ok(Opened { backends: vec![backend], mac, mtu, link: name, wiring })
 }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::zeroed;
+use std::mem::{MaybeUninit, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::Iov;
@@ -21,6 +21,35 @@ fn frame_too_large() -> io::Error {
 /// Turns -1 into the error that `errno` names.
 fn checked(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
+}
+
+/// Writes one frame, as `writev(2)` on a tap takes it.
+pub(crate) fn writev(fd: BorrowedFd<'_>, frame: &Iov<'_>) -> io::Result<usize> {
+    let iovecs = frame.as_iovecs();
+    // SAFETY: the iovecs point to mapped guest memory that outlives `frame` (see `Iov::push`), there are at most IOV_MAX,
+    // and the kernel only reads them. That the guest writes the bytes meanwhile can change the frame and nothing else.
+    checked(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) })
+}
+
+/// Reads one frame, as `readv(2)` on a tap gives it.
+///
+/// A tap cuts a frame that is larger than the space and says nothing: it answers the length of the space. So the read
+/// has one byte more than the space, of our own, and a frame that reaches it is `EMSGSIZE`. A space of
+/// [`IovBuffer::MAX`](crate::IovBuffer::MAX) buffers leaves no room for that byte; there a frame that fills the space to
+/// its last byte counts as cut.
+pub(crate) fn readv(fd: BorrowedFd<'_>, space: &mut Iov<'_>) -> io::Result<usize> {
+    let len = space.len();
+    let mut spill = 0;
+    let (read, spilled) = space.with_spill(&mut spill, |iovecs, has_spill| {
+        // SAFETY: as in `writev`, and `spill` outlives the call. The kernel writes guest memory, which Rust never sees as
+        // a reference.
+        let read = unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) };
+        (read, if has_spill { len + 1 } else { len })
+    });
+    match checked(read)? {
+        read if read >= spilled => Err(frame_too_large()),
+        read => Ok(read),
+    }
 }
 
 /// Sends one frame as one message of a socket.
@@ -45,4 +74,72 @@ pub(crate) fn recvmsg(fd: BorrowedFd<'_>, space: &mut Iov<'_>) -> io::Result<usi
     // SAFETY: as in `readv`; the iovecs themselves are only read.
     let read = checked(unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, libc::MSG_TRUNC) })?;
     if read > len { Err(frame_too_large()) } else { Ok(read) }
+}
+
+/// What the kernel says of an attached interface: its name, and the `IFF_*` flags of `linux/if_tun.h`.
+pub(crate) struct Attached {
+    pub(crate) name: String,
+    pub(crate) flags: i32,
+}
+
+/// `TUNSETIFF`: makes the interface, or attaches to it where it exists, with exactly these `IFF_*` flags. `name` may be
+/// a template with `%d`. The caller has checked that it is shorter than `IFNAMSIZ`.
+pub(crate) fn tun_set_iff(fd: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<()> {
+    let mut request = ifreq();
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as i16;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) } as isize)?;
+    Ok(())
+}
+
+/// `TUNGETIFF`: what `fd` is attached to.
+pub(crate) fn tun_get_iff(fd: BorrowedFd<'_>) -> io::Result<Attached> {
+    let mut request = ifreq();
+    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &mut request) } as isize)?;
+    let name = request.ifr_name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
+    // SAFETY: TUNGETIFF fills the `ifru_flags` of the union, and `ifreq()` has initialised all of it.
+    let flags = unsafe { request.ifr_ifru.ifru_flags } as u16;
+    Ok(Attached { name: String::from_utf8(name).unwrap_or_default(), flags: i32::from(flags) })
+}
+
+/// `TUNSETVNETHDRSZ`: the length in bytes of the header before each frame.
+pub(crate) fn tun_set_vnet_hdr_len(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    let len = len as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &len) } as isize)?;
+    Ok(())
+}
+
+/// `TUNGETVNETHDRSZ`: the length in bytes of the header before each frame.
+pub(crate) fn tun_vnet_hdr_len(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut len: libc::c_int = 0;
+    // SAFETY: TUNGETVNETHDRSZ writes one int.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &mut len) } as isize)?;
+    Ok(len as usize)
+}
+
+/// `TUNSETOFFLOAD`: what the reader of frames accepts, as `TUN_F_*` flags; `EINVAL` names one the kernel does not have.
+pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } as isize)?;
+    Ok(())
+}
+
+/// An empty `ifreq`.
+fn ifreq() -> libc::ifreq {
+    // SAFETY: all zeroes is an `ifreq` with an empty name; every variant of its union is plain integers or a null pointer.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+/// Fills `bytes` from the kernel's random number generator, `getrandom(2)`.
+pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the kernel writes at most `bytes.len()` bytes to `bytes`.
+    let filled = checked(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })?;
+    // Up to 256 bytes come whole or not at all (getrandom(2)); we ask for a handful.
+    debug_assert_eq!(filled, bytes.len());
+    Ok(())
 }

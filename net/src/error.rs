@@ -1,0 +1,267 @@
+//! What can go wrong, and what a person can do about it.
+
+use std::io;
+
+use crate::HostAddress;
+use crate::host::holders::Holder;
+use crate::host::netlink::Refusal;
+use crate::tap::DEVICE;
+
+/// What we tried, and on what; where the host refused, its reason is the source and not in the text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The word before the first `=` or `,` of a `--net` is no kind of wire.
+    #[error("unknown kind {kind:?}")]
+    UnknownKind {
+        /// The word.
+        kind: String,
+    },
+    /// The kind has no such key.
+    #[error("{kind} has no key {key:?} ({key}=)")]
+    UnknownKey {
+        /// The kind of wire.
+        kind: &'static str,
+        /// The key.
+        key: String,
+        /// The keys that it has.
+        known: &'static str,
+    },
+    /// A piece between commas has no `=`.
+    #[error("{item:?} is not key=value")]
+    NotAKey {
+        /// The piece.
+        item: String,
+    },
+    /// A key is there twice.
+    #[error("{key}= is given twice")]
+    KeyTwice {
+        /// The key.
+        key: String,
+    },
+    /// A key's value makes no sense.
+    #[error("{key}={value}: {why}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// Why not.
+        why: &'static str,
+    },
+
+    /// The random number generator gave no MAC.
+    #[error("cannot make a random Ethernet address")]
+    RandomMac {
+        /// The reason.
+        source: io::Error,
+    },
+    /// The tun driver's device does not open.
+    #[error("cannot open {DEVICE}")]
+    OpenTun {
+        /// The reason.
+        source: io::Error,
+    },
+    /// A new tap, named by the kernel, cannot be made.
+    #[error("cannot make a tap")]
+    MakeTap {
+        /// The reason.
+        source: io::Error,
+    },
+    /// There is no link of that name, and we have no right to make it.
+    #[error("cannot make the tap {name}")]
+    MakeNamedTap {
+        /// The tap.
+        name: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The tap exists, but only its owner may attach to it.
+    #[error("cannot attach to the tap {name}")]
+    TapNotOurs {
+        /// The tap.
+        name: String,
+        /// The user id of its owner, where it has one.
+        owner: Option<u32>,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Somebody is attached to the tap.
+    #[error("cannot attach to the tap {name}: {} holds it", list(holders))]
+    TapBusy {
+        /// The tap.
+        name: String,
+        /// By whom, as far as we may look.
+        holders: Vec<Holder>,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The tap is of the multi-queue sort.
+    #[error("cannot attach to the tap {name}: it is a multi_queue one, and we attach one queue")]
+    TapQueues {
+        /// The tap.
+        name: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// There is a link of that name, of another kind.
+    #[error("cannot attach to {name}: it is {}, not a tap", kind_of(kind))]
+    NotATap {
+        /// The link.
+        name: String,
+        /// Its kind as `ip -d link` says it; empty for hardware.
+        kind: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A refusal that we have no words for.
+    #[error("cannot attach to the tap {name}")]
+    Attach {
+        /// The tap.
+        name: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The tap is attached, but does not take a setting.
+    #[error("cannot set or ask the {what} of the tap {name}")]
+    TapSetting {
+        /// The tap.
+        name: String,
+        /// What is set.
+        what: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The host does not say what we must know.
+    #[error("cannot ask for {what}")]
+    Ask {
+        /// What.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The link that we attached to is not there any more.
+    #[error("the link {name} is gone")]
+    LinkGone {
+        /// The link.
+        name: String,
+    },
+    /// The host refuses a change.
+    #[error("cannot change the host's wiring ({command})")]
+    Step {
+        /// The `ip(8)` line that does the same.
+        command: String,
+        /// The kernel's answer.
+        #[source]
+        refusal: Refusal,
+    },
+    /// Another link of the host has the address, or a part of its subnet.
+    #[error("host={address}: {on} has {theirs} already")]
+    AddressTaken {
+        /// What we would have given our link.
+        address: HostAddress,
+        /// The other link.
+        on: String,
+        /// Its address.
+        theirs: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn value(key: &str, value: String, why: &'static str) -> Self {
+        Self::Value { key: key.to_owned(), value, why }
+    }
+
+    /// True where the command line is at fault, whatever the host.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownKind { .. }
+                | Self::UnknownKey { .. }
+                | Self::NotAKey { .. }
+                | Self::KeyTwice { .. }
+                | Self::Value { .. }
+        )
+    }
+
+    /// What a person can do about it, where we know.
+    pub fn remedy(&self) -> Option<String> {
+        const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
+        Some(match self {
+            Self::UnknownKind { .. } => "the kinds are: tap".to_owned(),
+            Self::UnknownKey { kind, known, .. } => format!("the keys of {kind} are: {known}"),
+            Self::NotAKey { .. } => {
+                "a --net is KIND[=WHERE][,key=value]...: tap=tap0,host=172.31.0.1/24".to_owned()
+            }
+            Self::KeyTwice { key } => format!("leave one {key}= away"),
+            Self::OpenTun { source } => match source.kind() {
+                io::ErrorKind::NotFound => format!(
+                    "load the tun driver (sudo modprobe tun); in a container, give it the device {DEVICE}"
+                ),
+                io::ErrorKind::PermissionDenied => format!(
+                    "let everyone open it, as most distributions do (sudo chmod 0666 {DEVICE}): what it may do there is \
+                     asked again"
+                ),
+                _ => "load the tun driver: sudo modprobe tun".to_owned(),
+            },
+            Self::MakeTap { source } if not_permitted(source) => {
+                format!("{ROOT}, or once: {}; then use --net tap=tap0", own_tap("tap0"))
+            }
+            Self::MakeNamedTap { name, .. } => format!("{ROOT}, or once: {}", own_tap(name)),
+            Self::TapNotOurs { name, owner, .. } => {
+                let owner = match owner {
+                    Some(uid) => format!("it belongs to the user of id {uid}"),
+                    None => "it has no owner".to_owned(),
+                };
+                format!(
+                    "{owner}: {ROOT}, or make it yours: sudo ip tuntap del dev {name} mode tap; {}",
+                    own_tap(name)
+                )
+            }
+            Self::TapBusy { .. } => {
+                "use another tap, or --net tap for a new one; a tap without multi_queue has one holder"
+                    .to_owned()
+            }
+            Self::TapQueues { name, .. } => format!(
+                "use another name, or make it anew: sudo ip tuntap del dev {name} mode tap multi_queue; {}",
+                own_tap(name)
+            ),
+            Self::NotATap { .. } => "use another name, or --net tap for a new tap".to_owned(),
+            Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
+            Self::Step { command, refusal } if refusal.errno() == Some(libc::EPERM) => {
+                format!("{ROOT}, or do it beforehand: sudo {command}")
+            }
+            Self::AddressTaken { on, theirs, .. } => {
+                format!(
+                    "choose a subnet apart from {theirs}, or free it: sudo ip address del {theirs} dev {on}"
+                )
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn not_permitted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
+}
+
+/// The line that makes a tap which its user may attach to.
+fn own_tap(name: &str) -> String {
+    format!("sudo ip tuntap add dev {name} mode tap user $USER vnet_hdr && sudo ip link set dev {name} up")
+}
+
+fn list(holders: &[Holder]) -> String {
+    match holders {
+        [] => "a process that we may not look into".to_owned(),
+        some => some.iter().map(Holder::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn kind_of(kind: &str) -> String {
+    match kind {
+        "" => "a network interface".to_owned(),
+        "tun" => "a tun (layer 3)".to_owned(),
+        kind => format!("a {kind}"),
+    }
+}

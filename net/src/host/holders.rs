@@ -1,0 +1,55 @@
+//! Who holds a tap: the kernel answers only `EBUSY`, but `/proc` says it of each descriptor of `/dev/net/tun`.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+/// A process that has a tap open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name, as in `/proc/PID/comm`.
+    pub name: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pid == std::process::id() {
+            f.write_str("another --net of this command")
+        } else {
+            write!(f, "process {} ({})", self.pid, self.name)
+        }
+    }
+}
+
+/// The processes with a descriptor attached to the tap or tun `name`, as far as we may look: those of our network
+/// namespace, or, where none is, those of others (a tap may be held from outside of its namespace).
+pub(crate) fn of(name: &str) -> Vec<Holder> {
+    let here = fs::read_link("/proc/thread-self/ns/net").ok();
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for process in processes.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|pid| pid.parse().ok()) else { continue };
+        if !holds(&process.path(), name) {
+            continue;
+        }
+        let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        let holder = Holder { pid, name: comm.trim_end().to_owned() };
+        if fs::read_link(process.path().join("ns/net")).ok() == here {
+            ours.push(holder);
+        } else {
+            others.push(holder);
+        }
+    }
+    if ours.is_empty() { others } else { ours }
+}
+
+/// True where a descriptor of the process says `iff: NAME` (the tun driver's `show_fdinfo`).
+fn holds(process: &Path, name: &str) -> bool {
+    let Ok(descriptors) = fs::read_dir(process.join("fdinfo")) else { return false };
+    descriptors.flatten().any(|descriptor| {
+        let info = fs::read_to_string(descriptor.path()).unwrap_or_default();
+        info.lines().any(|line| line.strip_prefix("iff:").is_some_and(|held| held.trim() == name))
+    })
+}

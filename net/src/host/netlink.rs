@@ -1,0 +1,223 @@
+//! The host's links and addresses, asked and told by rtnetlink (rtnetlink(7)).
+//!
+//! **Only this module knows the netlink crates**, so that they can be replaced here and nowhere else. They are
+//! synchronous: a call returns when the kernel has answered.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_bindings::rt_addr::{self, Ifaddrmsg};
+use netlink_bindings::rt_link::{self, Ifinfomsg, IterableLinkAttrs, LinkinfoDataMsg};
+use netlink_socket2::{NetlinkSocket, ReplyError};
+
+use crate::HostAddress;
+
+/// A socket to the kernel, in the network namespace that the thread was in at the first request.
+pub(crate) struct Netlink {
+    socket: NetlinkSocket,
+}
+
+/// Which link: by its index, which never names another one after it is deleted (a name may).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LinkId {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+}
+
+/// What there is to know of a link.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) id: LinkId,
+    pub(crate) up: bool,
+    /// Bytes.
+    pub(crate) mtu: u32,
+    /// Its Ethernet address, where it has one.
+    pub(crate) mac: Option<[u8; 6]>,
+    /// The kind as `ip -d link` says it (`tun`, `bridge`, `veth`...); empty for hardware.
+    pub(crate) kind: String,
+    /// What the tun driver adds, for a link of kind `tun`.
+    pub(crate) tun: Option<Tun>,
+}
+
+/// What the tun driver says of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tun {
+    /// A tap, with Ethernet frames; else a tun, with IP packets.
+    pub(crate) tap: bool,
+    pub(crate) packet_info: bool,
+    pub(crate) vnet_hdr: bool,
+    pub(crate) multi_queue: bool,
+    pub(crate) persist: bool,
+    /// The user that may attach to it, where one is named.
+    pub(crate) owner: Option<u32>,
+}
+
+/// An IPv4 address of a link and the subnet that it makes reachable there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ipv4OnLink {
+    pub(crate) link: u32,
+    pub(crate) address: Ipv4Addr,
+    /// The other end on a point-to-point link, else the address again.
+    pub(crate) subnet: Ipv4Addr,
+    pub(crate) prefix: u8,
+}
+
+/// The kernel's refusal of a request: its error, and its own words where it gives any (`NLMSGERR_ATTR_MSG`).
+#[derive(Debug)]
+pub struct Refusal {
+    error: io::Error,
+    words: Option<String>,
+}
+
+impl Refusal {
+    /// The error number, where the kernel gave one.
+    pub fn errno(&self) -> Option<i32> {
+        self.error.raw_os_error()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.words {
+            Some(words) => write!(f, "{}: {words}", self.error),
+            None => self.error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<ReplyError> for Refusal {
+    fn from(reply: ReplyError) -> Self {
+        let words = reply.ext_ack().and_then(|ack| ack.get_msg().ok()).map(lossy);
+        Self { error: reply.into(), words }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { error, words: None }
+    }
+}
+
+fn lossy(text: &CStr) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+impl Netlink {
+    pub(crate) fn new() -> Self {
+        Self { socket: NetlinkSocket::new() }
+    }
+
+    /// The link of that name; none where there is none.
+    pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, Refusal> {
+        let mut request = rt_link::Request::new().op_getlink_do(&Ifinfomsg::default());
+        request.encode().push_ifname_bytes(name.as_bytes());
+        self.get_link(&request)
+    }
+
+    /// The link of that index; none where there is none.
+    pub(crate) fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, Refusal> {
+        let header = Ifinfomsg { ifi_index: index as i32, ..Ifinfomsg::default() };
+        self.get_link(&rt_link::Request::new().op_getlink_do(&header))
+    }
+
+    fn get_link(&mut self, request: &rt_link::OpGetlinkDo<'_>) -> Result<Option<Link>, Refusal> {
+        match self.socket.request(request)?.recv_one() {
+            Ok((header, attributes)) => Ok(Some(link(&header, &attributes))),
+            Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets a link up or down.
+    pub(crate) fn set_up(&mut self, link: &LinkId, up: bool) -> Result<(), Refusal> {
+        let flag = libc::IFF_UP as u32;
+        let header = Ifinfomsg {
+            ifi_index: link.index as i32,
+            ifi_flags: if up { flag } else { 0 },
+            ifi_change: flag,
+            ..Ifinfomsg::default()
+        };
+        let request = rt_link::Request::new().op_setlink_do(&header);
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// Sets a link's MTU, in bytes.
+    pub(crate) fn set_mtu(&mut self, link: &LinkId, mtu: u32) -> Result<(), Refusal> {
+        let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
+        let mut request = rt_link::Request::new().op_setlink_do(&header);
+        request.encode().push_mtu(mtu);
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// Every IPv4 address of the namespace.
+    pub(crate) fn ipv4_addresses(&mut self) -> Result<Vec<Ipv4OnLink>, Refusal> {
+        let header = Ifaddrmsg { ifa_family: libc::AF_INET as u8, ..Ifaddrmsg::default() };
+        let request = rt_addr::Request::new().op_getaddr_dump(&header);
+        let mut replies = self.socket.request(&request)?;
+        let mut addresses = Vec::new();
+        while let Some((header, attributes)) = replies.recv().transpose()? {
+            let Ok(IpAddr::V4(address)) = attributes.get_local() else { continue };
+            let subnet = match attributes.get_address() {
+                Ok(IpAddr::V4(subnet)) => subnet,
+                _ => address,
+            };
+            let prefix = header.ifa_prefixlen.min(32);
+            addresses.push(Ipv4OnLink { link: header.ifa_index, address, subnet, prefix });
+        }
+        Ok(addresses)
+    }
+
+    /// Gives a link an address; `EEXIST` where it has the same already.
+    pub(crate) fn add_address(&mut self, link: &LinkId, address: HostAddress) -> Result<(), Refusal> {
+        let request = rt_addr::Request::new().set_create().set_excl();
+        let mut request = request.op_newaddr_do(&ifaddrmsg(link, address));
+        request.encode().push_local(address.address().into()).push_address(address.address().into());
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// Takes a link's address away; `EADDRNOTAVAIL` where it has none such.
+    pub(crate) fn remove_address(&mut self, link: &LinkId, address: HostAddress) -> Result<(), Refusal> {
+        let mut request = rt_addr::Request::new().op_deladdr_do(&ifaddrmsg(link, address));
+        request.encode().push_local(address.address().into());
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+}
+
+fn ifaddrmsg(link: &LinkId, address: HostAddress) -> Ifaddrmsg {
+    Ifaddrmsg {
+        ifa_family: libc::AF_INET as u8,
+        ifa_prefixlen: address.prefix(),
+        ifa_index: link.index,
+        ..Ifaddrmsg::default()
+    }
+}
+
+fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
+    let info = attributes.get_linkinfo().unwrap_or_default();
+    let tun = match info.get_data() {
+        Ok(LinkinfoDataMsg::Tun(data)) => Some(Tun {
+            tap: data.get_type().is_ok_and(|kind| i32::from(kind) == libc::IFF_TAP),
+            packet_info: data.get_pi().is_ok_and(|pi| pi != 0),
+            vnet_hdr: data.get_vnet_hdr().is_ok_and(|vnet_hdr| vnet_hdr != 0),
+            multi_queue: data.get_multi_queue().is_ok_and(|multi_queue| multi_queue != 0),
+            persist: data.get_persist().is_ok_and(|persist| persist != 0),
+            owner: data.get_owner().ok(),
+        }),
+        _ => None,
+    };
+    Link {
+        id: LinkId {
+            index: header.ifi_index as u32,
+            name: attributes.get_ifname().map(lossy).unwrap_or_default(),
+        },
+        up: header.ifi_flags & libc::IFF_UP as u32 != 0,
+        mtu: attributes.get_mtu().unwrap_or_default(),
+        mac: attributes.get_address().ok().and_then(|mac| mac.try_into().ok()),
+        kind: info.get_kind().map(lossy).unwrap_or_default(),
+        tun,
+    }
+}
