@@ -1,0 +1,112 @@
+//! A network namespace of one's own, for a test to make links in.
+#![allow(unsafe_code)]
+
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// Runs `test` on a thread of its own in a new, empty network namespace, or says that it skips.
+///
+/// A thread has a namespace for itself, and the processes that it starts have the same; both end with the test, and
+/// every link in it with them.
+pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
+    // Not println!, which the test harness keeps to itself when the test passes.
+    let skip = |why: &str| drop(writeln!(io::stdout(), "\nskipped: {name}: {why}"));
+    if Command::new("ip").arg("-V").output().is_err() {
+        return skip("there is no ip(8)");
+    }
+    if std::fs::metadata("/dev/net/tun").is_err() {
+        return skip("there is no /dev/net/tun");
+    }
+    // One test at a time: a process that another test starts has our descriptors until it executes, and a tap that it
+    // holds for that moment is busy.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let result = thread::spawn(move || {
+        // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        test();
+        Ok(())
+    });
+    match result.join() {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => skip(&format!("no network namespace: {error}")),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Runs a command of words, which must succeed, and returns what it prints.
+pub(crate) fn run(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().expect("a command")).args(words).output();
+    let output = output.unwrap_or_else(|error| panic!("{command}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// All that `ip` tells of the namespace's links, addresses and routes.
+pub(crate) fn state() -> String {
+    ["ip -d link", "ip address", "ip route show table all", "ip -6 route show table all"]
+        .map(|command| format!("$ {command}\n{}", run(command)))
+        .concat()
+}
+
+/// Runs `call` as user `uid` without any capability, on a thread of its own in the same namespace.
+pub(crate) fn as_user<T: Send + 'static>(uid: u32, call: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = thread::spawn(move || {
+        // The system call and not the function of the C library, which changes every thread.
+        // SAFETY: setresuid takes no memory; leaving uid 0 drops this thread's capabilities.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(result, 0, "setresuid: {}", io::Error::last_os_error());
+        call()
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// In a mount namespace of the thread's own, puts `/dev/net/tun` there with these permissions, whatever the machine's has;
+/// none to have no such device.
+pub(crate) fn own_tun_device(mode: Option<u32>) {
+    // SAFETY: CLONE_NEWNS takes no memory and changes this thread only.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", io::Error::last_os_error());
+    run("mount --make-rprivate /");
+    run("mount -t tmpfs tmpfs /dev/net");
+    if let Some(mode) = mode {
+        run("mknod /dev/net/tun c 10 200");
+        run(&format!("chmod {mode:o} /dev/net/tun"));
+    }
+}
+
+/// The features of a link that are on, as the bits of the kernel's `netdev_features.h`, by `ETHTOOL_GFEATURES`.
+pub(crate) fn features(link: &str) -> u64 {
+    const ETHTOOL_GFEATURES: u32 = 0x3a;
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    // The command, the number of blocks, and of each block: available, requested, active, never changed.
+    let mut request = [0u32; 2 + 2 * 4];
+    (request[0], request[1]) = (ETHTOOL_GFEATURES, 2);
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: all zeroes is an ifreq; SIOCETHTOOL reads it and writes `request`, which has room for two blocks.
+    let result = unsafe {
+        let mut ifreq: libc::ifreq = std::mem::zeroed();
+        for (to, from) in ifreq.ifr_name.iter_mut().zip(link.bytes()) {
+            *to = from as libc::c_char;
+        }
+        ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+        libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut ifreq)
+    };
+    assert_eq!(result, 0, "ETHTOOL_GFEATURES of {link}: {}", io::Error::last_os_error());
+    u64::from(request[4]) | u64::from(request[8]) << 32
+}
+
+/// Has each send of more than `bytes` be one packet to be cut into such pieces (`UDP_SEGMENT`, udp(7)).
+pub(crate) fn set_udp_segment(socket: &std::net::UdpSocket, bytes: libc::c_int) {
+    let (value, len) = ((&raw const bytes).cast(), size_of_val(&bytes) as libc::socklen_t);
+    // SAFETY: the option is one int, which `bytes` is.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, value, len) };
+    assert_eq!(result, 0, "UDP_SEGMENT: {}", io::Error::last_os_error());
+}
