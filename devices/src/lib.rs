@@ -5,6 +5,7 @@
 //! device sees offsets.
 #![forbid(unsafe_code)]
 
+pub mod pci;
 pub mod reset;
 pub mod serial;
 pub mod virtio;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use net::{Backend, Offloads};
 use virtio_bindings::virtio_net::*;
 
-use self::queue_pair::{Counters, PairParts, PairThread, QueuePair, Room};
+pub use self::queue_pair::Counters;
+use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use super::{Activation, ActiveQueue, VirtioDevice};
 
