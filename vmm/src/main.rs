@@ -1,2 +1,86 @@
-//! wirevm.
-fn main() {}
+//! wirevm: a minimal KVM hypervisor whose subject is the NIC.
+//!
+//! **Invariant: this crate knows KVM, and joins the others.** What a device does is in `devices`, where frames go is in
+//! `net`, how a kernel is loaded is in `boot`; here they meet: addresses with devices, eventfds with interrupt lines, host
+//! links with virtqueues.
+//!
+//! - `main.rs`, `cli.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
+//! - `machine.rs`: builds, runs, takes apart. `memory.rs`, `bus.rs`, `cpuid.rs`, `vcpu.rs`, `nic.rs`: its parts.
+//! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
+//! - `doctor.rs`: what this host can do.
+//!
+//! Threads: the main thread, one for each vCPU, and one for each queue pair of a NIC (in `devices`). A frame never meets the
+//! main thread or a vCPU's.
+//!
+//! `unsafe` is in `memory.rs` (giving mapped memory to KVM), `vcpu.rs` (reading what KVM left in `kvm_run`) and `fd.rs`
+//! (borrowing a descriptor).
+#![deny(unsafe_code)]
+
+mod bus;
+mod cli;
+mod console;
+mod cpuid;
+mod doctor;
+mod ending;
+mod error;
+mod fd;
+mod machine;
+mod memory;
+mod nic;
+mod report;
+mod signals;
+mod terminal;
+mod vcpu;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command, Run};
+use crate::ending::Outcome;
+use crate::error::Error;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    report::log_to_stderr(match cli.verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        2 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    });
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        terminal::restore();
+        tell(panic);
+    }));
+    match cli.command {
+        Command::Run(args) => run(&args),
+        Command::Doctor(args) => match doctor::run(args.quiet) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
+    }
+}
+
+/// Runs a guest, and turns its end into the exit status that the help names.
+fn run(args: &Run) -> ExitCode {
+    let outcome = signals::listen()
+        .map_err(|source| Error::Host { what: "listen to signals", source })
+        .and_then(|signals| machine::run(args, signals));
+    match outcome {
+        Ok(Outcome::PowerOff | Outcome::Reset | Outcome::Quit) => ExitCode::SUCCESS,
+        Ok(Outcome::Crash(crash)) => {
+            report::error(&crash, crash.remedy());
+            ExitCode::from(3)
+        }
+        Ok(Outcome::Bug(thread)) => {
+            let error = Error::Bug(thread);
+            report::error(&error, error.remedy().as_deref());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            report::error(&error, error.remedy().as_deref());
+            ExitCode::FAILURE
+        }
+    }
+}

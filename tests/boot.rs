@@ -1,0 +1,216 @@
+//! The machine itself: kernels in, guests out, and everything that can be wrong with either.
+
+use std::time::Duration;
+
+use harness::{TempDir, Vm, guest, handmade, puts, wirevm};
+use rustix::process::Signal;
+
+/// What a hand-made guest may take, also where KVM emulates each of its instructions on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Runs a hand-made guest to its end, and returns what it printed and wirevm's messages.
+#[track_caller]
+fn run(code: &[u8], args: &[&str], status: i32) -> (String, String) {
+    let dir = TempDir::new();
+    let mut vm = Vm::start(wirevm().arg("run").arg("--kernel").arg(handmade::kernel(&dir, code)).args(args));
+    vm.ends_with(status, SOON);
+    (vm.console(), vm.messages())
+}
+
+guest!(hello: puts!("hello\\n"));
+
+#[test]
+fn a_guest_speaks_through_com1_and_resets_through_the_keyboard_controller() {
+    assert_eq!(run(hello(), &[], 0), ("hello\n".into(), String::new()));
+}
+
+#[test]
+fn the_console_can_be_a_file() {
+    let dir = TempDir::new();
+    let file = dir.path("console");
+    let (console, _) = run(hello(), &["--console", file.to_str().unwrap()], 0);
+    assert_eq!((console.as_str(), std::fs::read_to_string(file).unwrap().as_str()), ("", "hello\n"));
+}
+
+#[test]
+fn a_string_instruction_prints_each_byte() {
+    guest!(code: "lea rsi, [rip + 2f]", "mov ecx, 9", "mov edx, 0x3f8", "rep outsb", "jmp 97f", "2: .ascii \"all nine\\n\"");
+    assert_eq!(run(code(), &[], 0).0, "all nine\n");
+}
+
+#[test]
+fn acpi_power_off_and_reset_end_the_guest_well() {
+    guest!(off: "mov edx, 0x600", "mov al, (5 << 2) | (1 << 5)", "out dx, al", "2: hlt", "jmp 2b");
+    guest!(reset: "mov edx, 0x602", "mov al, 1", "out dx, al", "2: hlt", "jmp 2b");
+    assert_eq!(run(off(), &[], 0).1, "");
+    assert_eq!(run(reset(), &[], 0).1, "");
+}
+
+#[test]
+fn a_triple_fault_is_a_crash_that_says_where() {
+    // No interrupt descriptor table: the first exception is the third.
+    guest!(code: puts!("so long\\n"), "ud2");
+    let (console, messages) = run(code(), &[], 3);
+    assert_eq!(console, "so long\n");
+    assert!(messages.contains("vCPU 0 took a triple fault at rip 0x1000"), "{messages}");
+    assert!(messages.contains("code 0f 0b"), "the code bytes name the instruction: {messages}");
+}
+
+#[test]
+fn a_panic_told_to_the_panic_device_is_a_crash() {
+    guest!(code: "mov edx, 0x505", "in al, dx", "test al, 1", "jz 97f", "mov al, 1", "out dx, al", "2: hlt", "jmp 2b");
+    let (_, messages) = run(code(), &[], 3);
+    assert!(messages.contains("error: the guest's kernel panicked"), "{messages}");
+}
+
+#[test]
+fn what_kvm_cannot_run_is_a_crash_that_points_to_the_doctor() {
+    // There is no code to fetch in the hole, and nothing that KVM could hand to a device.
+    guest!(code: "mov eax, 0xd0000000", "jmp rax");
+    let (_, messages) = run(code(), &[], 3);
+    assert!(messages.contains("at rip 0xd0000000"), "{messages}");
+    if messages.contains("internal error") {
+        assert!(messages.contains("wirevm doctor measures"), "{messages}");
+    }
+}
+
+#[test]
+fn the_serial_port_interrupts_through_its_line() {
+    // An interrupt gate for vector 0x40 in a table at 2 MiB, the IOAPIC's pin 4 (edge) onto it, then the UART's
+    // "transmitter empty" interrupt. The old interrupt controllers would answer first, so they are masked.
+    guest!(code:
+        "mov esp, 0x300000",
+        "mov edi, 0x200400",
+        "lea rax, [rip + 5f]",
+        "mov [rdi], ax", "mov word ptr [rdi + 2], 0x10", "mov word ptr [rdi + 4], 0x8e00",
+        "shr rax, 16", "mov [rdi + 6], ax", "mov qword ptr [rdi + 8], 0",
+        "lidt [rip + 4f]",
+        "mov al, 0xff", "out 0x21, al", "out 0xa1, al",
+        "mov edi, 0xfee000f0", "mov dword ptr [rdi], 0x1ff",
+        "mov edi, 0xfec00000",
+        "mov dword ptr [rdi], 0x18", "mov dword ptr [rdi + 0x10], 0x40",
+        "mov dword ptr [rdi], 0x19", "mov dword ptr [rdi + 0x10], 0",
+        "sti",
+        "mov edx, 0x3f9", "mov al, 2", "out dx, al",
+        "2: hlt", "jmp 2b",
+        "4: .word 0xfff", ".quad 0x200000",
+        "5:", puts!("interrupted\\n"), "jmp 97f",
+    );
+    assert_eq!(run(code(), &[], 0).0, "interrupted\n");
+}
+
+#[test]
+fn a_second_vcpu_starts_by_init_and_sipi() {
+    // The real-mode code for page 8 tells through memory; the first vCPU waits for that.
+    guest!(code:
+        "lea rsi, [rip + 4f]", "mov edi, 0x8000", "mov ecx, 32", "rep movsb",
+        "mov dword ptr [0x7ff0], 0",
+        "mov edi, 0xfee000f0", "mov dword ptr [rdi], 0x1ff",
+        "mov edi, 0xfee00300",
+        "mov dword ptr [rdi + 0x10], 0x01000000", "mov dword ptr [rdi], 0x4500",
+        "mov dword ptr [rdi + 0x10], 0x01000000", "mov dword ptr [rdi], 0x4608",
+        "2: cmp dword ptr [0x7ff0], 0x55", "jne 2b",
+        puts!("two\\n"), "jmp 97f",
+        ".code16",
+        "4: xor ax, ax", "mov ds, ax", "mov byte ptr [0x7ff0], 0x55", "5: hlt", "jmp 5b",
+        ".code64",
+    );
+    if limit_of_vcpus() < 2 {
+        harness::skip!("KVM recommends one vCPU here");
+    }
+    assert_eq!(run(code(), &["--cpus", "2"], 0).0, "two\n");
+}
+
+#[test]
+fn nonsense_on_every_port_ends_nothing() {
+    // Both directions, three widths; only what would end the machine as it should is left out.
+    guest!(code:
+        "xor edx, edx",
+        "2: cmp edx, 0x60", "jb 3f", "cmp edx, 0x64", "jbe 4f",
+        "3: cmp edx, 0x5fd", "jb 5f", "cmp edx, 0x604", "jb 4f",
+        "5: cmp edx, 0x502", "jb 6f", "cmp edx, 0x505", "jbe 4f",
+        "6: cmp edx, 0xcf8", "je 4f",
+        "mov eax, 0xffffffff", "out dx, eax", "out dx, ax", "out dx, al", "in eax, dx", "in ax, dx", "in al, dx",
+        "4: inc edx", "cmp edx, 0x1000", "jb 2b",
+        "mov edx, 0x3fb", "mov al, 3", "out dx, al", "mov edx, 0x3fc", "xor eax, eax", "out dx, al",
+        puts!("alive\\n"),
+    );
+    let (console, messages) = run(code(), &[], 0);
+    assert!(console.ends_with("alive\n"), "{console:?}");
+    assert_eq!(messages, "");
+}
+
+#[test]
+fn memory_is_all_there_below_and_above_the_hole() {
+    // Marks the last 8 bytes below the hole and reads an address in it, where nothing is.
+    guest!(code:
+        "mov edi, 0xbffffff8", "mov rax, 0x1122334455667788", "mov [rdi], rax", "cmp [rdi], rax", "jne 97f",
+        "mov edi, 0xd0000000", "mov eax, [rdi]", "inc eax", "jnz 97f",
+        puts!("all\\n"),
+    );
+    assert_eq!(run(code(), &["--memory", "3584M"], 0).0, "all\n");
+}
+
+guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+
+#[test]
+fn signals_end_the_run_at_once() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
+        let mut vm = Vm::start(wirevm().args(["-v", "run", "--kernel"]).arg(&kernel));
+        vm.expect("running\n", SOON);
+        vm.signal(signal);
+        vm.ends_with(0, SOON);
+        assert!(vm.messages().contains("ended by SIG"), "{}", vm.state());
+    }
+}
+
+#[test]
+fn a_console_that_nobody_reads_does_not_keep_the_run_from_ending() {
+    guest!(code: "mov edx, 0x3f8", "mov al, 'x'", "2: out dx, al", "jmp 2b");
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, code());
+    let (read, write) = std::io::pipe().unwrap();
+    let mut child = wirevm().arg("run").arg("--kernel").arg(kernel).stdout(write).spawn().unwrap();
+    // The pipe holds 64 KiB; at the slowest that is filled in a second or two.
+    std::thread::sleep(Duration::from_secs(3));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
+    let until = std::time::Instant::now() + SOON;
+    while child.try_wait().unwrap().is_none() {
+        if std::time::Instant::now() > until {
+            child.kill().unwrap();
+            panic!("wirevm did not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(read);
+}
+
+#[test]
+fn keys_reach_the_guest_and_none_is_lost() {
+    // Echoes until a newline, slowly enough that the port's 16 bytes run full.
+    guest!(code:
+        puts!("ready\\n"),
+        "2: mov ecx, 200", "3: dec ecx", "jnz 3b",
+        "mov edx, 0x3fd", "in al, dx", "test al, 1", "jz 2b",
+        "mov edx, 0x3f8", "in al, dx", "out dx, al", "cmp al, 10", "jne 2b",
+    );
+    let dir = TempDir::new();
+    let mut vm = Vm::start(wirevm().arg("run").arg("--kernel").arg(handmade::kernel(&dir, code())));
+    vm.expect("ready\n", SOON);
+    let text: String = (0..500).map(|i| char::from(b'!' + (i % 90) as u8)).collect();
+    vm.type_in(&format!("{text}\x01x\n"));
+    vm.ends_with(0, SOON);
+    assert_eq!(vm.console(), format!("ready\n{text}\x01x\n"), "a pipe has no escape key");
+}
+
+/// What KVM recommends here, as wirevm itself says it.
+fn limit_of_vcpus() -> u32 {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let output = wirevm().args(["run", "--cpus", "100000", "--kernel"]).arg(kernel).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    let limit = text.split("more than the ").nth(1).and_then(|rest| rest.split(' ').next());
+    limit.and_then(|limit| limit.parse().ok()).unwrap_or_else(|| panic!("no limit in {text}"))
+}

@@ -1,0 +1,81 @@
+//! Guests of a few instructions, for what needs no operating system.
+
+use std::path::PathBuf;
+
+use crate::TempDir;
+
+/// Where a hand-made guest is loaded; it begins with its first instruction, in 64-bit mode, with the first 4 GiB mapped
+/// one to one and without a stack.
+pub const BASE: u64 = 0x10_0000;
+
+/// Defines `fn NAME() -> &'static [u8]`: the machine code of these lines of assembly (Intel syntax, position-independent).
+///
+/// Every guest may use the macros `putc AL`-style below: `puts label` prints a string that ends in 0, `reset` ends the
+/// machine through the keyboard controller.
+#[macro_export]
+macro_rules! guest {
+    ($name:ident: $($line:expr),+ $(,)?) => {
+        fn $name() -> &'static [u8] {
+            // The assembler that rustc has is the guest's too: a function that is never called holds the code.
+            #[unsafe(naked)]
+            unsafe extern "C" fn code() {
+                core::arch::naked_asm!(
+                    ".quad 99f - 98f",
+                    "98:",
+                    $($line,)+
+                    "jmp 97f",
+                    // rsi: a string that ends in 0, for COM1.
+                    "96: mov edx, 0x3f8",
+                    "95: lodsb",
+                    "test al, al",
+                    "jz 94f",
+                    "out dx, al",
+                    "jmp 95b",
+                    "94: jmp rbp",
+                    "97: mov al, 0xfe",
+                    "out 0x64, al",
+                    "hlt",
+                    "99:",
+                )
+            }
+            // SAFETY: the function's bytes start with the length of the code behind it, as written above.
+            unsafe {
+                let start: *const u8 = (code as *const ()).cast();
+                let len = start.cast::<u64>().read_unaligned();
+                std::slice::from_raw_parts(start.add(8), len as usize)
+            }
+        }
+    };
+}
+
+/// Assembly that prints a string through COM1; clobbers rax, rdx, rsi, rbp.
+#[macro_export]
+macro_rules! puts {
+    ($text:literal) => {
+        concat!("lea rsi, [rip + 81f]\nlea rbp, [rip + 82f]\njmp 96f\n81: .asciz \"", $text, "\"\n82:")
+    };
+}
+
+/// An ELF file for x86-64 with `code` at [`BASE`], its entry too.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    const HEADER: u16 = 64;
+    const PROGRAM_HEADER: u16 = 56;
+    let offset = u64::from(HEADER + PROGRAM_HEADER);
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2u16, 62].map(u16::to_le_bytes).concat()); // executable, x86-64
+    file.extend(1u32.to_le_bytes());
+    file.extend([BASE, HEADER.into(), 0].map(u64::to_le_bytes).concat()); // entry, program headers, no sections
+    file.extend(0u32.to_le_bytes());
+    file.extend([HEADER, PROGRAM_HEADER, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    file.extend([1u32, 7].map(u32::to_le_bytes).concat()); // PT_LOAD, rwx
+    let len = code.len() as u64;
+    file.extend([offset, BASE, BASE, len, len, 0x1000].map(u64::to_le_bytes).concat());
+    file.extend(code);
+    file
+}
+
+/// Writes the guest as a kernel file.
+pub fn kernel(dir: &TempDir, code: &[u8]) -> PathBuf {
+    dir.file("kernel", elf(code))
+}

@@ -1,0 +1,77 @@
+//! What the tests of the whole program share: the built `wirevm`, guests, consoles and network namespaces.
+//!
+//! Tests come in two kinds. Those at the top of a file run on any KVM, with hand-made guests of a few instructions. Those
+//! in a module `stock` boot Linux and need a KVM that runs a guest's kernel on the processor; `make test` runs them here
+//! where it can, and otherwise all together in one boot of the lab.
+//!
+//! A test that cannot run calls [`skip!`] and returns: its line `skipped: NAME: why` is what the total counts.
+
+pub mod handmade;
+pub mod netns;
+pub mod stock;
+mod vm;
+
+pub use vm::{Output, Vm};
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Says that this test cannot run, and why, and leaves it.
+#[macro_export]
+macro_rules! skip {
+    ($($why:tt)+) => {{
+        println!("skipped: {}: {}", std::thread::current().name().unwrap_or("?"), format_args!($($why)+));
+        return;
+    }};
+}
+
+/// The program under test: `$WIREVM`, else the one that cargo built beside this test.
+pub fn wirevm_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("WIREVM") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test knows where it is");
+    let path = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps").join("wirevm");
+    assert!(path.exists(), "{} is not there: run cargo build first, or set WIREVM", path.display());
+    path
+}
+
+/// A command that starts the program under test.
+pub fn wirevm() -> Command {
+    Command::new(wirevm_path())
+}
+
+/// A directory of this test's own, removed with all in it when dropped.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// Makes it under the system's place for such.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("wirevm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("a new directory");
+        Self(path)
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a file in it, and returns its path.
+    pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).expect("a new file");
+        path
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

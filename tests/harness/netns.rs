@@ -1,0 +1,62 @@
+//! Network namespaces that a test makes, and that go with it.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+/// A network namespace; it goes when the last clone is dropped, or with the test's process.
+#[derive(Clone)]
+pub struct Netns(Arc<Holder>);
+
+/// The process that keeps the namespace: it waits for the end of its standard input, which ends with us at the latest.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Netns {
+    /// Makes one with `lo` up, or says why not: it takes root.
+    pub fn new() -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("network namespaces need root".into());
+        }
+        let mut child = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("cannot start unshare: {e}"))?;
+        let mut ready = [0; 6];
+        let made = child.stdout.take().expect("piped").read_exact(&mut ready);
+        let netns = Self(Arc::new(Holder(child)));
+        made.map_err(|_| "this machine makes no network namespaces".to_owned())?;
+        Ok(netns)
+    }
+
+    /// A command that runs in it.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/proc/{}/ns/net", self.0.0.id()), "--", program]);
+        command
+    }
+
+    /// Runs a shell command in it that must succeed, and returns what it printed.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        let output =
+            self.command("sh").args(["-c", script]).stdin(Stdio::null()).output().expect("nsenter runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script:?} failed with {}\n{text}{errors}", output.status);
+        text
+    }
+
+    /// Links, addresses and routes, without what changes by itself (counters, lifetimes).
+    pub fn state(&self) -> String {
+        self.sh("ip -d link; ip addr; ip route; ip -6 route; ip neigh | sed 's/ [A-Z]*$//'")
+    }
+}

@@ -1,0 +1,247 @@
+//! A running `wirevm` and its guest's console.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::netns::Netns;
+
+/// Bytes that a thread reads from a pipe while the test looks at them.
+#[derive(Clone, Default)]
+struct Stream(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<Seen>,
+    more: Condvar,
+}
+
+/// What was read, and whether the pipe has ended.
+#[derive(Default)]
+struct Seen {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Stream {
+    fn of(mut pipe: impl Read + Send + 'static) -> Self {
+        let stream = Self::default();
+        let to = stream.clone();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            loop {
+                // The master of a pseudo-terminal answers EIO once its other end is closed: the end, too.
+                let len = pipe.read(&mut chunk).unwrap_or(0);
+                let mut seen = to.0.state.lock().unwrap();
+                seen.bytes.extend_from_slice(&chunk[..len]);
+                seen.ended = len == 0;
+                to.0.more.notify_all();
+                if len == 0 {
+                    break;
+                }
+            }
+        });
+        stream
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.state.lock().unwrap().bytes).into_owned()
+    }
+
+    /// Waits for `text` from `from` on; where it ends, or None once the pipe has ended or time is up.
+    fn find(&self, from: usize, text: &str, until: Instant) -> Option<usize> {
+        let mut seen = self.0.state.lock().unwrap();
+        loop {
+            let found = seen.bytes[from..].windows(text.len()).position(|window| window == text.as_bytes());
+            if let Some(at) = found {
+                return Some(from + at + text.len());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if seen.ended || left.is_zero() {
+                return None;
+            }
+            seen = self.0.more.wait_timeout(seen, left).unwrap().0;
+        }
+    }
+
+    fn ended(&self, until: Instant) {
+        let mut seen = self.0.state.lock().unwrap();
+        while !seen.ended && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            seen = self.0.more.wait_timeout(seen, left).unwrap().0;
+        }
+    }
+}
+
+/// What a command in the guest answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed, both streams, with plain line ends.
+    pub text: String,
+}
+
+/// A running `wirevm`, killed when dropped. A failure shows its console, its messages and the links around it.
+pub struct Vm {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    console: Stream,
+    messages: Stream,
+    /// How much of the console [`Self::expect`] has consumed.
+    seen: usize,
+    netns: Option<Netns>,
+}
+
+impl Vm {
+    /// Starts `command` with its console on pipes.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        Self {
+            stdin: child.stdin.take(),
+            console: Stream::of(child.stdout.take().expect("piped")),
+            messages: Stream::of(child.stderr.take().expect("piped")),
+            child,
+            seen: 0,
+            netns: None,
+        }
+    }
+
+    /// Starts `wirevm` with `args` in a network namespace.
+    pub fn start_in(netns: &Netns, args: &[&str]) -> Self {
+        let path = crate::wirevm_path();
+        let mut command = netns.command(path.to_str().expect("a path in UTF-8"));
+        let mut vm = Self::start(command.args(args));
+        vm.netns = Some(netns.clone());
+        vm
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that the guest has printed.
+    pub fn console(&self) -> String {
+        self.console.text()
+    }
+
+    /// All that wirevm has said itself.
+    pub fn messages(&self) -> String {
+        self.messages.text()
+    }
+
+    /// Waits until the console shows `text`, and returns all that it showed since the last call.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str, timeout: Duration) -> String {
+        let Some(end) = self.console.find(self.seen, text, Instant::now() + timeout) else {
+            panic!("the console does not show {text:?} within {timeout:?}\n{}", self.state());
+        };
+        let shown =
+            String::from_utf8_lossy(&self.console.0.state.lock().unwrap().bytes[self.seen..end]).into_owned();
+        self.seen = end;
+        shown
+    }
+
+    /// Waits until wirevm's own messages show `text`.
+    #[track_caller]
+    pub fn expect_message(&mut self, text: &str, timeout: Duration) {
+        if self.messages.find(0, text, Instant::now() + timeout).is_none() {
+            panic!("wirevm does not say {text:?} within {timeout:?}\n{}", self.state());
+        }
+    }
+
+    /// Types `text` on the console.
+    #[track_caller]
+    pub fn type_in(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("standard input is open");
+        stdin.write_all(text.as_bytes()).expect("wirevm reads its standard input");
+    }
+
+    /// Closes the console's input, as the end of a file does.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Runs a command in the guest's shell, and waits for it.
+    #[track_caller]
+    pub fn shell(&mut self, command: &str, timeout: Duration) -> Output {
+        // The marks are written so that the echo of the line does not have them.
+        self.type_in(&format!("echo @''begin; {{ {command}; }} 2>&1; echo @''end $?@\n"));
+        self.expect("@begin", timeout);
+        let text = self.expect("@end ", timeout);
+        let status = self.expect("@", timeout);
+        let text = text.trim_start_matches(['\r', '\n']).trim_end_matches("@end ").replace('\r', "");
+        Output { status: status.trim_end_matches('@').parse().expect("a status"), text }
+    }
+
+    /// Runs a command in the guest's shell that must succeed, and returns what it printed.
+    #[track_caller]
+    pub fn sh(&mut self, command: &str, timeout: Duration) -> String {
+        let output = self.shell(command, timeout);
+        assert!(output.status == 0, "the guest's {command:?} failed with {output:?}\n{}", self.state());
+        output.text
+    }
+
+    /// Sends a signal to wirevm.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our child");
+    }
+
+    /// Waits for the end of wirevm, and returns its exit status.
+    #[track_caller]
+    pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
+        let until = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                let soon = Instant::now() + Duration::from_secs(2);
+                self.console.ended(soon);
+                self.messages.ended(soon);
+                return status;
+            }
+            assert!(Instant::now() < until, "wirevm did not end within {timeout:?}\n{}", self.state());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the end of wirevm, which must have this exit status.
+    #[track_caller]
+    pub fn ends_with(&mut self, status: i32, timeout: Duration) {
+        let ended = self.wait(timeout);
+        let text = || match ended.signal() {
+            Some(signal) => format!("signal {signal}"),
+            None => format!("status {:?}", ended.code()),
+        };
+        assert!(ended.code() == Some(status), "wirevm ended with {}, not {status}\n{}", text(), self.state());
+    }
+
+    /// What a person needs to understand a failure.
+    pub fn state(&self) -> String {
+        let mut text = format!(
+            "--- the guest's console\n{}\n--- wirevm's messages\n{}\n",
+            self.console().trim_end(),
+            self.messages().trim_end()
+        );
+        if let Some(netns) = &self.netns {
+            let _ = writeln!(text, "--- links\n{}", netns.state().trim_end());
+        }
+        text
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

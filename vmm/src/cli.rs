@@ -1,0 +1,187 @@
+//! The command line. The doc comments below are the user's help.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use net::NetConfig;
+
+/// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, after_help = EXIT_STATUS)]
+pub(crate) struct Cli {
+    /// Say more: -v what is done, -vv details
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status of run:
+  0  the guest powered off or rebooted, or was ended from outside
+  1  wirevm could not start, or failed
+  2  the command line makes no sense
+  3  the guest crashed";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Run),
+    Doctor(Doctor),
+}
+
+/// Boot a guest, and stay until it ends. The guest's serial port is this terminal (Ctrl-A h tells its keys).
+#[derive(Debug, Args)]
+#[command(after_help = NET_HELP)]
+pub(crate) struct Run {
+    /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+
+    /// The guest's initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    pub(crate) cmdline: String,
+
+    /// How many vCPUs the guest has
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cpus: u32,
+
+    /// How much memory the guest has: a number with K, M, G or T; without a letter it is MiB
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) memory: MemorySize,
+
+    /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
+    #[arg(long, value_name = "SPEC", value_parser = parse_net)]
+    pub(crate) net: Vec<NetConfig>,
+
+    /// Where the guest's serial port goes: stdio, or a file to write
+    #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
+    pub(crate) console: Console,
+
+    /// Print each change to the host's network as the ip command that would do the same
+    #[arg(long)]
+    pub(crate) explain: bool,
+}
+
+const NET_HELP: &str = "\
+Network cards:
+  tap                        a tap of wirevm's own, gone when it ends
+  tap=tap0                   attach to tap0, or make it
+Keys:
+  host=ADDRESS/LENGTH        give the host this address on the tap
+  dhcp=on|off                answer the guest's DHCP; on where host= is given
+  mac=AA:BB:CC:DD:EE:FF      the guest's MAC address
+  mtu=BYTES                  the MTU of the tap and the guest";
+
+/// Say what this host can do, and how to mend what it cannot. Exits 0 where a guest can run.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print nothing; the exit status tells
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// A number of bytes of guest memory, at least [`boot::layout::MIN_MEMORY`] and whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemorySize(pub(crate) u64);
+
+impl FromStr for MemorySize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+            "k" | "kib" => 10,
+            "" | "m" | "mib" => 20,
+            "g" | "gib" => 30,
+            "t" | "tib" => 40,
+            unit => return Err(format!("unknown unit '{unit}'; write K, M, G or T, as in 512M")),
+        };
+        let number: u64 =
+            digits.parse().map_err(|_| format!("'{digits}' is no whole number; write 512M or 2G"))?;
+        let bytes =
+            number.checked_mul(1 << shift).filter(|bytes| *bytes <= MemorySize::MAX).ok_or_else(|| {
+                format!("no machine has so much; give {} or less", crate::error::size(Self::MAX))
+            })?;
+        if bytes < boot::layout::MIN_MEMORY {
+            let min = crate::error::size(boot::layout::MIN_MEMORY);
+            return Err(format!("too little for Linux; give {min} or more"));
+        }
+        if !bytes.is_multiple_of(4096) {
+            return Err("not a whole number of pages of 4 KiB".into());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl MemorySize {
+    /// The most that the physical addresses of any x86-64 processor reach: 52 bits.
+    const MAX: u64 = 1 << 52;
+}
+
+/// The other end of the guest's serial port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Console {
+    Stdio,
+    File(PathBuf),
+}
+
+impl FromStr for Console {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "" => Err("name a file, or stdio".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+fn parse_net(text: &str) -> Result<NetConfig, String> {
+    text.parse().map_err(|error: net::Error| match error.remedy() {
+        Some(remedy) => format!("{error}\n  try:   {remedy}"),
+        None => error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn memory_has_a_unit_and_limits() {
+        let parse = |text: &str| text.parse::<MemorySize>().map(|MemorySize(bytes)| bytes);
+        assert_eq!(parse("64M"), Ok(64 << 20));
+        assert_eq!(parse("64"), Ok(64 << 20), "MiB without a letter");
+        assert_eq!(parse("3584MiB"), Ok(3584 << 20));
+        assert_eq!(parse("6g"), Ok(6 << 30));
+        assert_eq!(parse("32768k"), Ok(32 << 20));
+        for (text, says) in [
+            ("0", "32 MiB or more"),
+            ("1M", "32 MiB or more"),
+            ("99999999999T", "4096 TiB"),
+            ("99999999999999999999", "whole number"),
+            ("-1G", "whole number"),
+            ("1.5G", "whole number"),
+            ("", "whole number"),
+            ("1X", "unknown unit 'x'"),
+            ("40001K", "pages"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What the main thread does while the guest runs: keys to the guest's serial port, signals, and the wait for the end.
+
+use std::io;
+
+use devices::reset::AcpiPower;
+use devices::serial::Serial;
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::ending::{Ending, Outcome};
+use crate::error::Error;
+use crate::fd;
+use crate::report;
+use crate::signals;
+use crate::terminal::{self, Escape, Key, Raw};
+
+/// Attends to console and signals until the run is over.
+pub(crate) fn attend(
+    serial: &Serial,
+    power: &AcpiPower,
+    ending: &Ending,
+    signals: &EventFd,
+    stdio: bool,
+) -> Result<(), Error> {
+    let raw = match stdio {
+        true => Raw::enter().map_err(|source| Error::Host { what: "take over the terminal", source })?,
+        false => None,
+    };
+    // Without the terminal's foreground its input is not ours to read.
+    let input = stdio && (raw.is_some() || !rustix::termios::isatty(io::stdin()));
+    let mut keyboard =
+        Keyboard { serial, power, ending, escape: raw.is_some().then(Escape::default), open: input };
+
+    while ending.outcome().is_none() {
+        let stdin = io::stdin();
+        let wait_for_keys = keyboard.open && serial.input_space() > 0;
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(fd::of(ending.event()), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::of(signals), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::of(serial.space_event()), PollFlags::IN),
+        ];
+        if wait_for_keys {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result.map_err(|e| Error::Host { what: "wait for events", source: e.into() })?,
+        };
+        let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ready[1] {
+            log::info!("ended by {}", signals::last().unwrap_or("a signal"));
+            ending.end(Outcome::Quit);
+        }
+        if ready[2] {
+            let _ = serial.space_event().read();
+        }
+        if ready.get(3) == Some(&true) {
+            keyboard.read();
+        }
+    }
+    Ok(())
+}
+
+/// Standard input on its way to the guest.
+struct Keyboard<'a> {
+    serial: &'a Serial,
+    power: &'a AcpiPower,
+    ending: &'a Ending,
+    /// On a terminal only: what comes through a pipe is all the guest's.
+    escape: Option<Escape>,
+    open: bool,
+}
+
+impl Keyboard<'_> {
+    /// Reads no more than the guest has room for, so that nothing is lost.
+    fn read(&mut self) {
+        let mut bytes = [0; 64];
+        let room = self.serial.input_space().min(bytes.len());
+        let len = match rustix::io::read(io::stdin(), &mut bytes[..room]) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return,
+            Err(_) | Ok(0) => {
+                self.open = false;
+                return;
+            }
+            Ok(len) => len,
+        };
+        let mut keys = Vec::with_capacity(len);
+        for &byte in &bytes[..len] {
+            match self.escape.as_mut().map_or(Some(Key::Guest(byte)), |escape| escape.key(byte)) {
+                None => {}
+                Some(Key::Guest(byte)) => keys.push(byte),
+                Some(Key::Quit) => self.ending.end(Outcome::Quit),
+                Some(Key::PowerButton) => {
+                    if let Err(e) = self.power.press() {
+                        log::warn!("cannot press the power button: {e}");
+                    }
+                }
+                Some(Key::Help) => report::print(&format!("\n{}\n", terminal::HELP)),
+            }
+        }
+        if let Err(e) = self.serial.enqueue(&keys) {
+            log::warn!("cannot tell the guest of its input: {e}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What can keep a machine from starting or end it, and what the user can do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the VMM could not start, or failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot open /dev/kvm")]
+    OpenKvm(#[source] io::Error),
+    #[error("KVM cannot {what}")]
+    Kvm { what: &'static str, source: io::Error },
+    #[error("{wanted} vCPUs are more than the {limit} that KVM recommends on this host")]
+    TooManyCpus { wanted: u32, limit: usize },
+    #[error("{} NICs are more than the {limit} that fit", wanted)]
+    TooManyNics { wanted: usize, limit: usize },
+    #[error("cannot map {} of guest memory", size(*bytes))]
+    MapMemory { bytes: u64, source: vm_memory::mmap::MmapRegionError },
+    #[error("{} of memory are more than the {} that a guest can address here", size(*bytes), size(*limit))]
+    MemoryTooLarge { bytes: u64, limit: u64 },
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    #[error("NIC {index} ({kind})")]
+    Net { index: usize, kind: &'static str, source: net::Error },
+    #[error("NIC {first} and NIC {second} both have {what}")]
+    SameTwice { what: String, first: usize, second: usize },
+    #[error("cannot open {} for the console", path.display())]
+    OpenConsole { path: PathBuf, source: io::Error },
+    #[error("cannot {what}")]
+    Host { what: &'static str, source: io::Error },
+    #[error("{0} panicked; this is a bug in wirevm")]
+    Bug(String),
+}
+
+/// How a guest can crash; each ends `wirevm run` with status 3.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Crash {
+    #[error("the guest crashed: vCPU {vcpu} took a triple fault{at}")]
+    TripleFault { vcpu: u32, at: Where },
+    #[error("the guest's kernel panicked, as its console says above")]
+    Panic,
+    #[error("KVM gave up on vCPU {vcpu}: internal error, suberror {suberror}{at}")]
+    KvmInternal { vcpu: u32, suberror: u32, at: Where },
+    #[error("the processor refused to enter vCPU {vcpu}: reason {reason:#x}{at}")]
+    EntryFailed { vcpu: u32, reason: u64, at: Where },
+    #[error("KVM ended vCPU {vcpu} in a way that wirevm does not know: {exit}{at}")]
+    Unexpected { vcpu: u32, exit: String, at: Where },
+}
+
+/// Where the guest stood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Where(pub(crate) Option<Position>);
+
+/// A vCPU's position in its code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) rip: u64,
+    pub(crate) rsp: u64,
+    pub(crate) cr0: u64,
+    pub(crate) cr2: u64,
+    pub(crate) cr3: u64,
+    /// Code bytes at `rip`, where its page is mapped.
+    pub(crate) code: Vec<u8>,
+}
+
+impl std::fmt::Display for Where {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(Position { rip, rsp, cr0, cr2, cr3, code }) = &self.0 else { return Ok(()) };
+        write!(f, " at rip {rip:#x} (rsp {rsp:#x}, cr0 {cr0:#x}, cr2 {cr2:#x}, cr3 {cr3:#x}")?;
+        if !code.is_empty() {
+            write!(f, ", code")?;
+            code.iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;
+        }
+        write!(f, ")")
+    }
+}
+
+impl Error {
+    /// What the user can do about it, if anything.
+    pub(crate) fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::OpenKvm(e) => match e.raw_os_error() {
+                Some(libc::ENOENT) => "load the module (modprobe kvm_intel or kvm_amd), and switch virtualization on in \
+                     the firmware; in a virtual machine or container, ask for nested virtualization or --device /dev/kvm"
+                    .into(),
+                Some(libc::EACCES | libc::EPERM) => {
+                    "join the group that owns it (sudo usermod -aG kvm $USER, then log in again), or run as root".into()
+                }
+                Some(libc::EBUSY) => "another hypervisor (VirtualBox, VMware) holds the processor; stop it".into(),
+                _ => "wirevm doctor says what this host can do".into(),
+            },
+            Self::Kvm { .. } => "wirevm doctor says what this host can do".into(),
+            Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
+            Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),
+            Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
+            Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", size(*limit)),
+            Self::Boot(e) => return e.remedy(),
+            Self::Net { source, .. } => return source.remedy(),
+            Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
+            Self::OpenConsole { .. } => "name a file that you may write, in a directory that exists".into(),
+            Self::Host { .. } | Self::Bug(_) => return None,
+        })
+    }
+}
+
+impl Crash {
+    /// What the user can do about it, if anything.
+    pub(crate) fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::KvmInternal { .. } | Self::EntryFailed { .. } => Some(
+                "wirevm doctor measures whether this KVM runs a guest's kernel on the processor or emulates it; \
+                 one that emulates it cannot run Linux",
+            ),
+            Self::TripleFault { .. } => Some(
+                "add earlyprintk=ttyS0 to --cmdline to see how far the kernel came; is it built for x86-64?",
+            ),
+            Self::Panic | Self::Unexpected { .. } => None,
+        }
+    }
+}
+
+/// A number of bytes as a person writes it, in the largest unit that divides it.
+pub(crate) fn size(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} bytes")
+}

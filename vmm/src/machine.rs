@@ -1,0 +1,221 @@
+//! Builds the machine, runs it, and takes it apart again.
+//!
+//! Taking apart goes in one order: vCPUs stop, devices stop, the host's network is as before, the terminal is given back.
+//! It is the same after the guest's end, a signal, a failed start and a panic of one of our threads.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use boot::layout;
+use devices::pci::HostBridge;
+use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
+use devices::serial::Serial;
+use devices::virtio::mmio::{self, MmioTransport};
+use devices::virtio::net::VirtioNet;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::bus::Bus;
+use crate::cli::{Console, Run};
+use crate::console;
+use crate::cpuid::Processor;
+use crate::ending::{Ending, Outcome};
+use crate::error::Error;
+use crate::memory;
+use crate::nic::Nic;
+use crate::terminal::Stdout;
+use crate::vcpu::{Running, Shared, Vcpu};
+
+// Two crates that do not know each other describe the same registers.
+const _: () = {
+    assert!(layout::SLEEP_STATUS as u64 - layout::SLEEP_CONTROL as u64 == AcpiPower::SLEEP_STATUS);
+    assert!(layout::RESET as u64 - layout::SLEEP_CONTROL as u64 == AcpiPower::RESET);
+    assert!(layout::GED as u64 - layout::SLEEP_CONTROL as u64 == AcpiPower::EVENTS);
+    assert!(layout::RESET_VALUE == AcpiPower::RESET_VALUE);
+    assert!(layout::GED_POWER_BUTTON == AcpiPower::EVENT_POWER_BUTTON);
+    assert!(layout::SLEEP_S5 == AcpiPower::SLP_TYP_S5 << AcpiPower::SLP_TYP_SHIFT | AcpiPower::SLP_EN);
+    assert!(layout::I8042_DATA as u64 == I8042::PORT && layout::PVPANIC as u64 == Pvpanic::PORT);
+};
+
+/// Runs a guest to its end.
+///
+/// # Errors
+/// The machine cannot be built. What was made by then is undone.
+pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Error> {
+    let kvm = Kvm::new().map_err(|e| Error::OpenKvm(e.into()))?;
+    check_limits(&kvm, args)?;
+    // Declared in the order in which they must go, last first.
+    let mut nics = Nic::open_all(&args.net, args.explain)?;
+    let memory = memory::map(args.memory.0)?;
+    let vm = new_vm(&kvm)?;
+    memory::register(&vm, &memory)?;
+
+    let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
+    let sink: EventSink = {
+        let ending = ending.clone();
+        Arc::new(move |event| ending.guest(event))
+    };
+    let serial = new_serial(&vm, args, &ending)?;
+    let power = Arc::new(AcpiPower::new(sink.clone(), irqfd(&vm, layout::GED_GSI)?));
+    let mut ports = Bus::default();
+    ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
+    ports.insert(I8042::PORT, I8042::LEN, Arc::new(I8042::new(sink.clone())));
+    ports.insert(layout::SLEEP_CONTROL.into(), AcpiPower::LEN, power.clone());
+    ports.insert(HostBridge::PORT, HostBridge::LEN, Arc::new(HostBridge::default()));
+    ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink)));
+
+    let mut mmio = Bus::default();
+    let mut places = Vec::new();
+    for (index, nic) in nics.iter_mut().enumerate() {
+        let place = layout::virtio_mmio(index)
+            .ok_or(Error::TooManyNics { wanted: args.net.len(), limit: layout::VIRTIO_MMIO_MAX })?;
+        let transport = new_transport(&vm, &memory, nic.take_device(), place)?;
+        mmio.insert(place.base, place.size, transport);
+        places.push(place);
+    }
+
+    let config = boot::Config {
+        kernel: &args.kernel,
+        initrd: args.initrd.as_deref(),
+        cmdline: &args.cmdline,
+        acpi: boot::AcpiConfig { cpus: args.cpus, virtio_mmio: &places },
+    };
+    let entry = boot::load(&memory, &config)?;
+
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
+    let processor = Processor::new(&supported, args.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
+    let stop = AtomicBool::new(false);
+    let shared = Arc::new(Shared { ports, mmio, memory, ending: ending.clone(), stop });
+    let mut vcpus = (0..args.cpus)
+        .map(|id| Vcpu::new(&vm, id, &processor, shared.clone()))
+        .collect::<Result<Vec<_>, _>>()?;
+    vcpus[0].enter_at(&entry)?;
+
+    let guest = Guest::start(vcpus, shared)?;
+    let console = console::attend(&serial, &power, &ending, signals, args.console == Console::Stdio);
+    let joined = guest.join();
+    console?;
+    joined?;
+    nics.iter().for_each(Nic::log_counters);
+    Ok(ending.outcome().expect("the console is attended until the end"))
+}
+
+/// What can be refused before anything is made.
+fn check_limits(kvm: &Kvm, args: &Run) -> Result<(), Error> {
+    let limit = kvm.get_nr_vcpus();
+    if args.cpus as usize > limit {
+        return Err(Error::TooManyCpus { wanted: args.cpus, limit });
+    }
+    if args.memory.0 > layout::MAX_MEMORY {
+        return Err(Error::MemoryTooLarge { bytes: args.memory.0, limit: layout::MAX_MEMORY });
+    }
+    if args.net.len() > layout::VIRTIO_MMIO_MAX {
+        return Err(Error::TooManyNics { wanted: args.net.len(), limit: layout::VIRTIO_MMIO_MAX });
+    }
+    Ok(())
+}
+
+/// A VM with KVM's own interrupt controllers and timer.
+fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place its identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("place its TSS"))?;
+    vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
+    // For kernels without ACPI; the dummy speaker answers port 0x61 in the kernel.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(kvm_error("create the timer"))?;
+    Ok(vm)
+}
+
+/// An eventfd that raises interrupt line `gsi` without an exit.
+fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
+    let irq = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(host("make an eventfd"))?;
+    vm.register_irqfd(&irq, gsi).map_err(kvm_error("take an eventfd as an interrupt line"))?;
+    Ok(irq)
+}
+
+fn new_serial(vm: &VmFd, args: &Run, ending: &Ending) -> Result<Arc<Serial>, Error> {
+    let output: Box<dyn Write + Send> = match &args.console {
+        Console::Stdio => {
+            Box::new(Stdout::new(ending.event().try_clone().map_err(host("duplicate an eventfd"))?))
+        }
+        Console::File(path) => {
+            Box::new(File::create(path).map_err(|source| Error::OpenConsole { path: path.clone(), source })?)
+        }
+    };
+    let serial = Serial::new(irqfd(vm, layout::COM1_GSI)?, output).map_err(host("make an eventfd"))?;
+    Ok(Arc::new(serial))
+}
+
+/// Shows `device` to the guest at `place`: its notifications reach the device without an exit, as do its interrupts the
+/// guest.
+fn new_transport(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    device: VirtioNet,
+    place: layout::VirtioMmio,
+) -> Result<Arc<MmioTransport>, Error> {
+    let irq = irqfd(vm, place.gsi)?;
+    let transport =
+        MmioTransport::new(Box::new(device), memory.clone(), irq).map_err(host("make an eventfd"))?;
+    for (queue, kick) in transport.kicks().iter().enumerate() {
+        let address = IoEventAddress::Mmio(place.base + mmio::QUEUE_NOTIFY);
+        vm.register_ioevent(kick, &address, queue as u32)
+            .map_err(kvm_error("take an eventfd for a device's notifications"))?;
+    }
+    Ok(Arc::new(transport))
+}
+
+/// The running vCPUs; they stop when this is dropped, whatever the reason.
+struct Guest {
+    shared: Arc<Shared>,
+    vcpus: Vec<Running>,
+}
+
+impl Guest {
+    fn start(vcpus: Vec<Vcpu>, shared: Arc<Shared>) -> Result<Self, Error> {
+        Running::prepare_kicks()?;
+        let mut guest = Self { shared, vcpus: Vec::new() };
+        for vcpu in vcpus {
+            guest.vcpus.push(vcpu.start()?);
+        }
+        Ok(guest)
+    }
+
+    /// Stops the vCPUs and counts their exits. Every thread is waited for, also after one that panicked.
+    fn stop(&mut self) -> Result<(), Error> {
+        self.shared.stop.store(true, Ordering::Release);
+        let mut result = Ok(());
+        for (id, vcpu) in self.vcpus.drain(..).enumerate() {
+            match vcpu.join() {
+                Ok(exits) => log::info!("vCPU {id}: {exits}"),
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    fn join(mut self) -> Result<(), Error> {
+        self.stop()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // After `join` there is nothing left to stop.
+        let _ = self.stop();
+    }
+}
+
+fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |e| Error::Kvm { what, source: e.into() }
+}
+
+fn host(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}

@@ -1,0 +1,109 @@
+//! NICs: the wires that the command line asks for, joined to the devices that the guest sees.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
+use net::{NetConfig, Wire, Wiring};
+
+use crate::error::Error;
+use crate::report;
+
+/// One NIC, and what was changed on the host for it.
+pub(crate) struct Nic {
+    /// The link on the host.
+    link: String,
+    /// Until the machine takes it.
+    device: Option<VirtioNet>,
+    counters: Vec<Arc<Counters>>,
+    /// Dropped, it changes the host back.
+    _wiring: Wiring,
+}
+
+impl Nic {
+    /// Opens the wire of each NIC in order. With `explain`, each change of the host is printed as it is made.
+    ///
+    /// # Errors
+    /// The first that cannot be opened, or two that cannot be together; what was changed until then is changed back.
+    pub(crate) fn open_all(configs: &[NetConfig], explain: bool) -> Result<Vec<Self>, Error> {
+        check_distinct(configs)?;
+        configs.iter().enumerate().map(|(index, config)| Self::open(index, config, explain)).collect()
+    }
+
+    fn open(index: usize, config: &NetConfig, explain: bool) -> Result<Self, Error> {
+        let mut tell = |step: &net::Step| {
+            if explain {
+                report::print(&format!("{step}\n"));
+            }
+        };
+        let opened = net::open(config, &mut tell).map_err(|source| {
+            let kind = config.wire.kind();
+            Error::Net { index, kind, source }
+        })?;
+        log::info!(
+            "NIC {index} ({}): {}, MAC {}, MTU {}",
+            config.wire.kind(),
+            opened.link,
+            opened.mac,
+            opened.mtu
+        );
+        let device =
+            NetDeviceConfig { name: format!("net{index}"), mac: opened.mac.octets(), mtu: Some(opened.mtu) };
+        let device = VirtioNet::new(device, opened.backends);
+        Ok(Self {
+            link: opened.link,
+            counters: device.counters(),
+            device: Some(device),
+            _wiring: opened.wiring,
+        })
+    }
+
+    /// The device that the guest sees.
+    ///
+    /// # Panics
+    /// The second time.
+    pub(crate) fn take_device(&mut self) -> VirtioNet {
+        self.device.take().expect("a NIC goes into one machine")
+    }
+
+    /// Logs what went over the wire.
+    pub(crate) fn log_counters(&self) {
+        for counters in &self.counters {
+            let [sent, sent_bytes, lost, received, received_bytes, received_lost, interrupts] = [
+                &counters.tx_frames,
+                &counters.tx_bytes,
+                &counters.tx_dropped,
+                &counters.rx_frames,
+                &counters.rx_bytes,
+                &counters.rx_dropped,
+                &counters.interrupts,
+            ]
+            .map(|counter| counter.load(Ordering::Relaxed));
+            log::info!(
+                "{}: sent {sent} frames ({sent_bytes} bytes, {lost} lost), received {received} ({received_bytes} bytes, \
+                 {received_lost} lost), {interrupts} interrupts",
+                self.link
+            );
+        }
+    }
+}
+
+/// Refuses two NICs with one MAC or one tap, which would otherwise fail later and in stranger words.
+fn check_distinct(configs: &[NetConfig]) -> Result<(), Error> {
+    let (mut macs, mut links) = (HashMap::new(), HashMap::new());
+    for (index, config) in configs.iter().enumerate() {
+        if let Some(mac) = config.mac
+            && let Some(first) = macs.insert(mac, index)
+        {
+            return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second: index });
+        }
+        let Wire::Tap(tap) = &config.wire;
+        if let Some(name) = &tap.name
+            && let Some(first) = links.insert(name, index)
+        {
+            return Err(Error::SameTwice { what: format!("the tap {name}"), first, second: index });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! The user's terminal: raw while the guest has it, and given back whatever happens.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::fd;
+
+/// How the terminal was before [`Raw::enter`]; None while it is so now.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// The terminal on standard input in raw mode; dropping it restores all settings.
+pub(crate) struct Raw(());
+
+impl Raw {
+    /// Takes the terminal over: each key goes to the guest as it is pressed, Ctrl-C and Ctrl-Z too. None where standard
+    /// input is no terminal, or one that another process has in the foreground (taking it would stop us, `SIGTTOU`).
+    pub(crate) fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !isatty(&stdin) || tcgetpgrp(&stdin).ok() != Some(rustix::process::getpgrp()) {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        let guard = Self(());
+        tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
+        Ok(Some(guard))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// True while the terminal is raw: a line must then end with a carriage return too.
+pub(crate) fn is_raw() -> bool {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// Gives the terminal back, where it was taken. The panic hook calls this, so that the message is readable.
+pub(crate) fn restore() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // Nothing can be done about a terminal that is gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
+    }
+}
+
+/// What a key means, once the escape Ctrl-A is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// For the guest.
+    Guest(u8),
+    /// Ctrl-A x.
+    Quit,
+    /// Ctrl-A p.
+    PowerButton,
+    /// Ctrl-A h, and any other letter.
+    Help,
+}
+
+/// What Ctrl-A does.
+pub(crate) const HELP: &str = "\
+Ctrl-A x  quit: end the virtual machine at once
+Ctrl-A p  press the guest's power button
+Ctrl-A a  send Ctrl-A to the guest
+Ctrl-A h  this help";
+
+/// Finds Ctrl-A and the key after it, also across reads.
+#[derive(Default)]
+pub(crate) struct Escape {
+    pending: bool,
+}
+
+impl Escape {
+    const CTRL_A: u8 = 0x01;
+
+    /// What `byte` means after those before; None for the Ctrl-A itself.
+    pub(crate) fn key(&mut self, byte: u8) -> Option<Key> {
+        if !std::mem::take(&mut self.pending) {
+            self.pending = byte == Self::CTRL_A;
+            return (!self.pending).then_some(Key::Guest(byte));
+        }
+        Some(match byte {
+            b'x' | b'X' => Key::Quit,
+            b'p' | b'P' => Key::PowerButton,
+            b'a' | b'A' | Self::CTRL_A => Key::Guest(Self::CTRL_A),
+            _ => Key::Help,
+        })
+    }
+}
+
+/// Standard output as the console's other end. A reader that stalls holds the guest up, as a slow line would, but not
+/// the end of the machine: once `stop` is readable, what cannot be written is dropped.
+pub(crate) struct Stdout {
+    stop: EventFd,
+}
+
+impl Stdout {
+    /// Writes until `stop` is readable.
+    pub(crate) fn new(stop: EventFd) -> Self {
+        Self { stop }
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stdout = io::stdout();
+        loop {
+            let mut fds = [
+                PollFd::new(&stdout, PollFlags::OUT),
+                PollFd::from_borrowed_fd(fd::of(&self.stop), PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                result => result?,
+            };
+            if !fds[0].revents().is_empty() {
+                // Straight to the descriptor: `std::io::Stdout` would hold a line back until its end.
+                match rustix::io::write(&stdout, bytes) {
+                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => continue,
+                    result => return Ok(result?),
+                }
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(bytes.len());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(bytes: &[u8]) -> Vec<Key> {
+        let mut escape = Escape::default();
+        bytes.iter().filter_map(|&b| escape.key(b)).collect()
+    }
+
+    #[test]
+    fn ctrl_a_is_the_escape() {
+        assert_eq!(keys(b"ax"), [Key::Guest(b'a'), Key::Guest(b'x')]);
+        assert_eq!(keys(b"\x01x"), [Key::Quit]);
+        assert_eq!(keys(b"\x01p"), [Key::PowerButton]);
+        assert_eq!(keys(b"\x01h\x01?"), [Key::Help, Key::Help]);
+        assert_eq!(keys(b"\x01ax"), [Key::Guest(1), Key::Guest(b'x')]);
+        assert_eq!(keys(b"\x01\x01x"), [Key::Guest(1), Key::Guest(b'x')]);
+        assert_eq!(keys(b"\x03\x1a"), [Key::Guest(3), Key::Guest(0x1a)], "Ctrl-C and Ctrl-Z are the guest's");
+    }
+}

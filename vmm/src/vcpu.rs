@@ -1,0 +1,253 @@
+//! One vCPU and its thread.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use boot::{Entry, Segment};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_run, kvm_segment};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::bus::Bus;
+use crate::cpuid::Processor;
+use crate::ending::{Ending, Outcome};
+use crate::error::{Crash, Error, Position, Where};
+
+/// Exits to user space by what the guest did: the price of a device in user space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exits {
+    pub(crate) port: u64,
+    pub(crate) mmio: u64,
+    pub(crate) other: u64,
+}
+
+impl fmt::Display for Exits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, mmio, other } = self;
+        write!(f, "{} exits ({port} port, {mmio} MMIO, {other} other)", port + mmio + other)
+    }
+}
+
+/// What every vCPU's thread shares.
+pub(crate) struct Shared {
+    pub(crate) ports: Bus,
+    pub(crate) mmio: Bus,
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) ending: Arc<Ending>,
+    /// Set when the threads are to leave.
+    pub(crate) stop: AtomicBool,
+}
+
+/// A vCPU that is ready to run: the first at the kernel's entry, the others waiting for INIT and SIPI.
+pub(crate) struct Vcpu {
+    id: u32,
+    fd: VcpuFd,
+    shared: Arc<Shared>,
+    exits: Exits,
+}
+
+/// Memory types by MTRR: enabled (bit 11), all of memory write-back (6), as firmware leaves them.
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+/// Fast string operations, which Linux looks for on Intel.
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const FAST_STRING: u64 = 1;
+
+impl Vcpu {
+    /// Creates vCPU `id`.
+    pub(crate) fn new(vm: &VmFd, id: u32, processor: &Processor, shared: Arc<Shared>) -> Result<Self, Error> {
+        let fd = vm.create_vcpu(id.into()).map_err(kvm("create a vCPU"))?;
+        fd.set_cpuid2(&processor.vcpu(id)).map_err(kvm("set a vCPU's CPUID"))?;
+        for (index, data) in [(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK), (MSR_MISC_ENABLE, FAST_STRING)] {
+            let msr = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]);
+            // KVM may know a register not, which the guest then finds out itself.
+            if fd.set_msrs(&msr.expect("one entry")).map_err(kvm("set a vCPU's MSRs"))? == 0 {
+                log::debug!("KVM does not take MSR {index:#x}");
+            }
+        }
+        Ok(Self { id, fd, shared, exits: Exits::default() })
+    }
+
+    /// Puts the vCPU at the kernel's entry.
+    pub(crate) fn enter_at(&mut self, entry: &Entry) -> Result<(), Error> {
+        let mut sregs = self.fd.get_sregs().map_err(kvm("read a vCPU's registers"))?;
+        for (ours, theirs) in [
+            (&entry.cs, &mut sregs.cs),
+            (&entry.data, &mut sregs.ds),
+            (&entry.data, &mut sregs.es),
+            (&entry.data, &mut sregs.fs),
+            (&entry.data, &mut sregs.gs),
+            (&entry.data, &mut sregs.ss),
+            (&entry.tr, &mut sregs.tr),
+        ] {
+            *theirs = segment(ours);
+        }
+        (sregs.gdt.base, sregs.gdt.limit) = (entry.gdt.base, entry.gdt.limit);
+        (sregs.idt.base, sregs.idt.limit) = (entry.idt.base, entry.idt.limit);
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (entry.cr0, entry.cr3, entry.cr4, entry.efer);
+        self.fd.set_sregs(&sregs).map_err(kvm("set a vCPU's registers"))?;
+        let mut regs = self.fd.get_regs().map_err(kvm("read a vCPU's registers"))?;
+        (regs.rip, regs.rsp, regs.rflags) = (entry.rip, entry.rsp, entry.rflags);
+        (regs.rsi, regs.rbx) = (entry.rsi, entry.rbx);
+        self.fd.set_regs(&regs).map_err(kvm("set a vCPU's registers"))
+    }
+
+    /// Starts the thread.
+    pub(crate) fn start(self) -> Result<Running, Error> {
+        let (id, shared) = (self.id, self.shared.clone());
+        let name = format!("vcpu{id}");
+        let thread = Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                // A panic must not leave the main thread waiting for a guest that runs no more.
+                let bug = EndOnPanic(&shared.ending, &name);
+                let exits = self.run();
+                std::mem::forget(bug);
+                exits
+            })
+            .map_err(|source| Error::Host { what: "start a vCPU's thread", source })?;
+        Ok(Running { id, thread })
+    }
+
+    /// Runs the guest until somebody ends it.
+    fn run(mut self) -> Exits {
+        let run: *const kvm_run = self.fd.get_kvm_run();
+        let shared = self.shared.clone();
+        while !shared.stop.load(Ordering::Acquire) {
+            let crash = match self.fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    self.exits.port += 1;
+                    for item in data.chunks_exact(port_width(run)) {
+                        shared.ports.write(port.into(), item);
+                    }
+                    continue;
+                }
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    self.exits.port += 1;
+                    for item in data.chunks_exact_mut(port_width(run)) {
+                        shared.ports.read(port.into(), item);
+                    }
+                    continue;
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    self.exits.mmio += 1;
+                    shared.mmio.read(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    self.exits.mmio += 1;
+                    shared.mmio.write(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::Intr) => {
+                    self.exits.other += 1;
+                    continue;
+                }
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                    self.exits.other += 1;
+                    continue;
+                }
+                Ok(VcpuExit::Shutdown) => Crash::TripleFault { vcpu: self.id, at: self.position() },
+                Ok(VcpuExit::InternalError) => {
+                    // SAFETY: the exit reason says that this is the union's live field; `run` is mapped as long as `fd`.
+                    let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
+                    Crash::KvmInternal { vcpu: self.id, suberror, at: self.position() }
+                }
+                Ok(VcpuExit::FailEntry(reason, _)) => {
+                    Crash::EntryFailed { vcpu: self.id, reason, at: self.position() }
+                }
+                Ok(exit) => {
+                    let exit = format!("{exit:?}");
+                    Crash::Unexpected { vcpu: self.id, exit, at: self.position() }
+                }
+                Err(e) => Crash::Unexpected { vcpu: self.id, exit: e.to_string(), at: self.position() },
+            };
+            shared.ending.end(Outcome::Crash(crash));
+            break;
+        }
+        self.exits
+    }
+
+    /// Where the vCPU stands, as far as KVM tells.
+    fn position(&self) -> Where {
+        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else { return Where(None) };
+        let mut code = vec![0; 8];
+        let address =
+            self.fd.translate_gva(regs.rip).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
+        if address.is_none_or(|a| self.shared.memory.read_slice(&mut code, GuestAddress(a)).is_err()) {
+            code.clear();
+        }
+        let (cr0, cr2, cr3) = (sregs.cr0, sregs.cr2, sregs.cr3);
+        Where(Some(Position { rip: regs.rip, rsp: regs.rsp, cr0, cr2, cr3, code }))
+    }
+}
+
+/// The width in bytes of each item of a port exit: a string instruction brings several at once.
+fn port_width(run: *const kvm_run) -> usize {
+    // SAFETY: called only on a port exit, when `io` is the union's live field; `run` is mapped as long as the vCPU's fd,
+    // which the caller holds.
+    let width = unsafe { (*run).__bindgen_anon_1.io.size };
+    usize::from(width.max(1))
+}
+
+fn segment(ours: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: ours.base,
+        limit: ours.limit,
+        selector: ours.selector,
+        type_: ours.type_,
+        present: ours.present,
+        dpl: ours.dpl,
+        db: ours.db,
+        s: ours.s,
+        l: ours.l,
+        g: ours.g,
+        ..Default::default()
+    }
+}
+
+/// Names what was asked of KVM in an error.
+fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |e| Error::Kvm { what, source: e.into() }
+}
+
+/// Ends the run where the thread unwinds.
+struct EndOnPanic<'a>(&'a Ending, &'a str);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        self.0.end(Outcome::Bug(self.1.to_owned()));
+    }
+}
+
+/// A vCPU's thread.
+pub(crate) struct Running {
+    id: u32,
+    thread: JoinHandle<Exits>,
+}
+
+impl Running {
+    /// Lets [`Self::kick`] get a thread out of `KVM_RUN`; once a process.
+    pub(crate) fn prepare_kicks() -> Result<(), Error> {
+        extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        register_signal_handler(SIGRTMIN(), nothing)
+            .map_err(|e| Error::Host { what: "handle the signal that stops a vCPU", source: e.into() })
+    }
+
+    /// Waits for the thread, whose `stop` is set, and says how the guest used it.
+    pub(crate) fn join(self) -> Result<Exits, Error> {
+        // A signal that comes between the look at `stop` and KVM_RUN is lost, so there is another until the thread has gone.
+        while !self.thread.is_finished() {
+            if self.thread.kill(SIGRTMIN()).is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.thread.join().map_err(|_| Error::Bug(format!("vCPU {}", self.id)))
+    }
+}
