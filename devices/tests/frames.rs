@@ -1,0 +1,383 @@
+//! Frames both ways through the whole device: mock driver, rings, pair, socket.
+
+mod rig;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use devices::BusDevice;
+use devices::virtio::mock::Buffer;
+use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use net::{Backend, HEADER_LEN, Iov, Offloads, Sent, SocketBackend};
+
+use rig::*;
+
+const FEATURES: [u64; 3] = [PLAIN, PLAIN | F_EVENT_IDX | F_INDIRECT_DESC, LINUX];
+
+#[test]
+fn frames_go_out_however_they_are_cut() {
+    for features in FEATURES {
+        let mut rig = Rig::started(features);
+        let indirect = features & F_INDIRECT_DESC != 0;
+        let cuts: [&[usize]; 5] = [&[], &[12], &[5, 12, 13], &[12, 26, 800], &[1, 2, 3, 4, 5, 6, 7, 8]];
+        for (seed, cuts) in cuts.into_iter().enumerate() {
+            for indirect in [false, indirect] {
+                let frame = frame(1514, seed as u64);
+                assert!(rig.send(&frame, cuts, indirect));
+                assert_eq!(rig.peer.recv().unwrap(), frame, "{cuts:?}");
+                wait("the buffers", || rig.reap_tx() == 1);
+            }
+        }
+        let large = frame(65550, 9);
+        assert!(rig.send(&large, &[12, 4096, 40000], false));
+        assert_eq!(rig.peer.recv().unwrap(), large);
+        assert_eq!(rig.counters.tx_frames.load(Ordering::Relaxed), 11);
+        assert_eq!(rig.dropped(), (0, 0));
+    }
+}
+
+#[test]
+fn frames_come_in_and_take_as_many_chains_as_they_need() {
+    for features in [LINUX, LINUX & !F_EVENT_IDX] {
+        let mut rig = Rig::started(features);
+        rig.post(256, 1536);
+        for (len, want) in [(60, 1), (1524, 1), (1525, 2), (9014, 6), (65550, 43), (60, 1), (40000, 27)] {
+            let sent = frame(len, want);
+            rig.peer.send(&sent).unwrap();
+            let (got, chains) = rig.received();
+            assert_same(&got, &sent);
+            assert_eq!(u64::from(chains), want, "{len} bytes");
+            rig.post(256, 1536);
+        }
+        assert_eq!(rig.dropped(), (0, 0));
+    }
+}
+
+#[test]
+fn without_mergeable_buffers_a_frame_is_one_chain() {
+    let mut rig = Rig::started(LINUX & !F_MRG_RXBUF);
+    let pieces = |base| -> Vec<_> { (0..18).map(|i| Buffer::writable(base + 4096 * i, 4096)).collect() };
+    rig.post_chain(pieces(CHAIN_DATA), false);
+    rig.post_chain(pieces(CHAIN_DATA + 0x10_0000), true);
+    for len in [65550, 60] {
+        let sent = frame(len, 3);
+        rig.peer.send(&sent).unwrap();
+        let (got, chains) = rig.received();
+        assert_same(&got, &sent);
+        assert_eq!((chains, got[10]), (1, 1));
+    }
+}
+
+#[test]
+fn a_small_ring_takes_small_frames() {
+    // Eight buffers of 1.5 KiB are less than a large frame needs, and all that this driver can ever post.
+    let mut rig = Rig::new();
+    rig.start(LINUX, 8);
+    for seed in 0..20 {
+        rig.post(8, 1536);
+        let sent = frame(3000, seed);
+        rig.peer.send(&sent).unwrap();
+        assert_same(&rig.received().0, &sent);
+    }
+}
+
+#[test]
+fn a_frame_waits_for_the_room_it_may_need() {
+    let mut rig = Rig::started(LINUX);
+    rig.post(20, 1536);
+    let sent = frame(60000, 1);
+    rig.peer.send(&sent).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    assert!(rig.receive().is_none());
+    for _ in 0..5 {
+        rig.post(5, 1536);
+    }
+    assert_same(&rig.received().0, &sent);
+    assert_eq!(rig.dropped(), (0, 0), "nothing was lost for want of buffers");
+}
+
+#[test]
+fn many_small_buffers_are_used_as_far_as_one_frame_can() {
+    // Chains of 100 buffers of 64 bytes: a frame can have 1024 buffers, so ten of eleven chains, and that is not the room
+    // of a large frame.
+    let mut rig = Rig::started(LINUX);
+    for chain in 0..11 {
+        let base = CHAIN_DATA + 0x1_0000 * chain;
+        rig.post_chain((0..100).map(|i| Buffer::writable(base + 64 * i, 64)).collect(), true);
+    }
+    let sent = frame(20000, 1);
+    rig.peer.send(&sent).unwrap();
+    assert_same(&rig.received().0, &sent);
+}
+
+#[test]
+fn a_host_that_is_full_keeps_frames_on_the_ring() {
+    for features in FEATURES {
+        let mut rig = Rig::started(features);
+        let total = 1000;
+        let mut sent = 0;
+        // Nobody reads: the socket fills, then the ring.
+        while rig.send(&frame(1000, sent), &[12], false) {
+            sent += 1;
+            thread::sleep(Duration::from_micros(20));
+            rig.reap_tx();
+            if sent == total {
+                break;
+            }
+        }
+        assert!(sent < total, "the socket never filled");
+        for seed in 0..sent {
+            assert_eq!(rig.peer.recv().unwrap(), frame(1000, seed), "frame {seed} of {sent}");
+        }
+        rig.reap_tx();
+        rig.check();
+        assert_eq!(rig.dropped(), (0, 0));
+    }
+}
+
+#[test]
+fn a_driver_without_buffers_keeps_frames_on_the_host() {
+    for features in FEATURES {
+        let mut rig = Rig::started(features);
+        rig.peer.socket().set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while sent < 5000 && rig.peer.send(&frame(1000, sent)).is_ok() {
+            sent += 1;
+        }
+        assert!(sent > 10);
+        let mut got = 0;
+        while got < sent {
+            rig.post(60, 2048);
+            wait("frames", || rig.rx.pending() > 0);
+            while let Some((bytes, _)) = rig.receive() {
+                assert_same(&bytes, &frame(1000, got));
+                got += 1;
+            }
+        }
+        assert_eq!(rig.dropped(), (0, 0));
+    }
+}
+
+#[test]
+fn a_frame_too_large_for_its_chain_is_lost_and_counted() {
+    let mut rig = Rig::started(PLAIN);
+    rig.post(4, 1526);
+    rig.peer.send(&frame(3000, 1)).unwrap();
+    let good = frame(1514, 2);
+    rig.peer.send(&good).unwrap();
+    assert_same(&rig.received().0, &good);
+    wait("the count", || rig.dropped() == (0, 1));
+}
+
+#[test]
+fn a_frame_larger_than_any_packet_is_lost_and_counted() {
+    let mut rig = Rig::started(PLAIN);
+    assert!(rig.send(&frame(70000, 1), &[], false));
+    wait("its buffers", || rig.reap_tx() == 1);
+    rig.check();
+    assert_eq!(rig.dropped(), (1, 0));
+}
+
+#[test]
+fn interrupts_come_when_the_driver_wants_them() {
+    for features in FEATURES {
+        let mut rig = Rig::started(features);
+        let frames = |rig: &Rig| rig.counters.tx_frames.load(Ordering::Relaxed);
+        for (wanted, seed) in [(false, 0), (true, 1), (false, 2)] {
+            rig.tx.want_interrupts(wanted);
+            let _ = rig.irq.read();
+            rig.send(&frame(60, seed), &[], false);
+            wait("the frame", || frames(&rig) == seed + 1 && rig.reap_tx() == 1);
+            if wanted {
+                wait("the interrupt", || rig.irq.read().is_ok());
+                assert_eq!(rig.mmio().read(0x60), 1);
+                rig.mmio().write(0x64, 1);
+                assert_eq!(rig.mmio().read(0x60), 0);
+            } else {
+                thread::sleep(Duration::from_millis(5));
+                assert!(rig.irq.read().is_err(), "an interrupt that was not wanted");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reset_under_traffic_gets_everything_back_any_number_of_times() {
+    let mut rig = Rig::new();
+    let stop = AtomicBool::new(false);
+    let wire = rig.peer.socket().try_clone().unwrap();
+    wire.set_nonblocking(true).unwrap();
+    thread::scope(|scope| {
+        // The wire floods and drains without regard for the guest.
+        scope.spawn(|| {
+            let mut sink = vec![0; 1 << 16];
+            while !stop.load(Ordering::Relaxed) {
+                let _ = wire.send(&frame(1000, 7));
+                let _ = wire.recv(&mut sink);
+            }
+        });
+        for round in 0..12 {
+            let features = FEATURES[round % 3];
+            rig.start(features, if round % 2 == 0 { 256 } else { 64 });
+            let end = Instant::now() + Duration::from_millis(30);
+            let mut got = 0;
+            while Instant::now() < end {
+                rig.post(64, 2048);
+                rig.send(&frame(1000, 1), &[12], false);
+                rig.reap_tx();
+                while let Some((bytes, _)) = rig.receive() {
+                    assert_same(&bytes, &frame(1000, 7));
+                    got += 1;
+                }
+            }
+            let began = Instant::now();
+            rig.mmio().reset();
+            assert!(began.elapsed() < Duration::from_secs(1), "a reset waits for a burst at most");
+            assert!(got > 0, "round {round}: nothing came");
+            let _ = rig.irq.read();
+            let before = rig.rx.pending();
+            thread::sleep(Duration::from_millis(2));
+            assert_eq!(rig.rx.pending(), before, "the device writes after its reset");
+            assert!(rig.irq.read().is_err() && rig.mmio().status() == 0);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(rig.dropped(), (0, 0));
+}
+
+#[test]
+fn what_the_driver_does_not_accept_is_turned_off() {
+    let mut rig = Rig::new();
+    let none = Offloads::default();
+    assert_eq!(rig.peer.accepted(), None);
+    for (features, want) in [
+        (PLAIN, none),
+        (LINUX, Offloads { uso: false, ..ALL }),
+        (LINUX & !F_GUEST_TSO6, Offloads { uso: false, tso6: false, ..ALL }),
+        (LINUX | F_GUEST_USO4, Offloads { uso: false, ..ALL }),
+        (LINUX | F_GUEST_USO4 | F_GUEST_USO6, ALL),
+        // Large packets need checksums (§5.1.3.1), so without the one there are none of the others.
+        (LINUX & !F_GUEST_CSUM, none),
+    ] {
+        rig.start(features, 256);
+        assert_eq!(rig.peer.accepted(), Some(want), "{features:#x}");
+        rig.check();
+    }
+}
+
+#[test]
+fn only_what_the_backend_can_is_offered() {
+    let rig = Rig::new();
+    let always = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF;
+    let large = F_GUEST_TSO4 | F_GUEST_TSO6 | F_HOST_TSO4 | F_HOST_TSO6;
+    let uso = F_HOST_USO | F_GUEST_USO4 | F_GUEST_USO6;
+    assert_eq!(rig.mmio().features(), always | F_CSUM | F_GUEST_CSUM | large | uso);
+
+    let features = |offloads| {
+        let (backend, peer) = SocketBackend::pair().unwrap();
+        Rig::with(Box::new(backend.with_offloads(offloads)), peer).mmio().features()
+    };
+    assert_eq!(features(Offloads::default()), always);
+    assert_eq!(features(Offloads { csum: false, ..ALL }), always, "large packets need checksums");
+    let half = Offloads { csum: true, tso4: true, ..Default::default() };
+    assert_eq!(features(half), always | F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_HOST_TSO4);
+}
+
+#[test]
+fn the_configuration_is_the_nics() {
+    let rig = Rig::new();
+    let mut config = [0xff; 16];
+    rig.device.read(0x100, &mut config);
+    assert_eq!(config[..6], MAC);
+    assert_eq!(config[6..], [1, 0, 1, 0, 0x28, 0x23, 0xff, 0xff, 0xff, 0xff], "up, one pair, 9000, no more");
+    rig.device.write(0x100, &[9]);
+    let mut mtu = [0; 2];
+    rig.device.read(0x10a, &mut mtu);
+    assert_eq!(u16::from_le_bytes(mtu), MTU);
+    rig.device.read(u64::MAX, &mut mtu);
+}
+
+#[test]
+fn a_wire_that_is_gone_does_not_spin() {
+    let Rig { device, memory, peer, counters, mut rx, tx, irq, .. } = Rig::started(LINUX);
+    drop(peer);
+    rx.add(&[Buffer::writable(CHAIN_DATA, 4096); 20]).unwrap();
+    rx.publish();
+    devices::virtio::mock::MockMmio::new(&device).kick(RX);
+    let dropped = || counters.rx_dropped.load(Ordering::Relaxed);
+    wait("the failure", || dropped() > 0);
+    thread::sleep(Duration::from_millis(50));
+    let before = dropped();
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(dropped(), before, "the pair tries on and on");
+    device.reset();
+    drop((memory, tx, irq));
+}
+
+#[test]
+fn an_activation_that_fails_leaves_the_device_as_it_was() {
+    let mut rig = Rig::new();
+    for missing in [RX, TX] {
+        let mmio = rig.mmio();
+        assert!(mmio.negotiate(LINUX));
+        let ring = if missing == RX { &rig.tx } else { &rig.rx };
+        assert!(mmio.set_queue(1 - missing, ring.setup()));
+        mmio.start();
+        assert!(mmio.needs_reset());
+    }
+    rig.start(LINUX, 256);
+    rig.check();
+}
+
+/// A host end that answers every frame itself, as a tun answers ARP, and whose descriptor never says a word.
+struct Echo {
+    wire: SocketBackend,
+    answers: VecDeque<Vec<u8>>,
+}
+
+impl Backend for Echo {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.wire.fd()
+    }
+
+    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
+        let mut bytes = vec![0; frame.len()];
+        frame.read_at(0, &mut bytes);
+        self.answers.push_back(bytes);
+        Ok(Sent::Answered)
+    }
+
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        let frame = self.answers.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        assert!(frame.len() >= HEADER_LEN);
+        Ok(space.write_at(0, &frame))
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
+    }
+
+    fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_frame_that_the_backend_answers_is_received_without_an_event() {
+    let (wire, peer) = SocketBackend::pair().unwrap();
+    let mut rig = Rig::with(Box::new(Echo { wire, answers: VecDeque::new() }), peer);
+    rig.start(PLAIN | F_EVENT_IDX, 256);
+    rig.post(64, 2048);
+    for seed in 0..100 {
+        let sent = frame(500, seed);
+        while !rig.send(&sent, &[], false) {
+            rig.reap_tx();
+        }
+        assert_same(&rig.received().0, &sent);
+        rig.post(64, 2048);
+    }
+}
