@@ -32,7 +32,7 @@ const OEM_REVISION: u32 = 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 
-/// The notification of a pressed power button (ACPI 6.5 §5.6.6, table 5.191).
+/// The notification of a pressed power button (ACPI 6.5 §4.8.2.2.1.2).
 const STATUS_BUTTON_PRESSED: u8 = 0x80;
 
 /// The highest id that a Local APIC structure can hold; 255 is the broadcast.
@@ -261,6 +261,7 @@ mod tests {
         let fetch = |address: u64| {
             let len = u32::from_le_bytes(bytes(&memory, address + 4, 4).try_into().unwrap());
             assert!(address > ACPI && address + u64::from(len) <= ACPI + ACPI_LEN, "{address:#x}+{len:#x}");
+            assert_eq!(address % 8, 0, "a table is aligned to its widest field");
             let table = bytes(&memory, address, len as usize);
             assert_eq!(sum(&table), 0, "checksum of {}", String::from_utf8_lossy(&table[..4]));
             table

@@ -80,11 +80,8 @@ impl Error {
             Error::Open { role, source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 format!("check the path given with --{role}")
             }
-            Error::Open { path, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                format!(
-                    "make {path} readable for this user (Debian keeps vmlinuz readable, initrd may not be)",
-                    path = path.display()
-                )
+            Error::Open { role, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                format!("make the {role} readable for this user, or give a copy that is")
             }
             Error::Open { role, .. } | Error::Read { role, .. } => {
                 format!("copy the {role} to a local disk and give that copy with --{role}")

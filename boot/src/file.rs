@@ -67,6 +67,16 @@ impl Source {
         }
     }
 
+    /// The `len` bytes from `offset` on.
+    pub(crate) fn read(&self, part: &'static str, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        let end = self.holds(part, offset, len as u64)?;
+        let mut bytes = vec![0; len];
+        match self.peek(offset, &mut bytes)?.len() {
+            read if read < len => Err(self.truncated(part, end, offset + read as u64)),
+            _ => Ok(bytes),
+        }
+    }
+
     /// Copies `len` bytes from `offset` on to `address`. The kernel writes them there: no buffer between.
     pub(crate) fn load(
         &mut self,
@@ -152,7 +162,11 @@ mod tests {
         let memory = memory(64);
         let mut source = Source::open(Role::Kernel, file.path()).unwrap();
         File::options().write(true).open(file.path()).unwrap().set_len(100).unwrap();
-        let error = source.load("image", 0, 8192, &memory, 0).unwrap_err();
-        assert!(matches!(error, Error::Truncated { end: 8192, size: 100, .. }), "{error}");
+        for error in [
+            source.load("image", 0, 8192, &memory, 0).unwrap_err(),
+            source.read("image", 0, 8192).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::Truncated { end: 8192, size: 100, .. }), "{error}");
+        }
     }
 }

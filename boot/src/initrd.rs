@@ -79,6 +79,8 @@ mod tests {
         let error = load_size(64, 0x100_0001, 63 * MIB, 0x3ff_ffff).unwrap_err();
         assert!(matches!(error, Error::InitrdTooLarge { memory: None, .. }), "{error}");
         assert!(error.remedy().unwrap().contains("more memory does not help"));
+        let error = load_size(3072, 0x10_0001, 3071 * MIB, 0xffff_ffff).unwrap_err();
+        assert!(matches!(error, Error::InitrdTooLarge { memory: None, .. }), "{error}");
     }
 
     #[test]

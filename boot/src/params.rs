@@ -159,6 +159,7 @@ mod tests {
     fn both_memory_maps_are_true_for_each_size() {
         let below_3_gib = 3072 * MIB - HIMEM;
         for (mib, ram) in [
+            (1, vec![]),
             (32, vec![(HIMEM, 31 * MIB)]),
             (64, vec![(HIMEM, 63 * MIB)]),
             (512, vec![(HIMEM, 511 * MIB)]),

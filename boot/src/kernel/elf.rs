@@ -35,7 +35,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source) -> Result<Kern
     let header = header(source)?;
     let segments = segments(source, &header)?;
     if segments.iter().any(|segment| segment.p_type == INTERPRETER) {
-        return Err(looks_like(source, "an ordinary program, not a kernel"));
+        return Err(looks_like(source, "an ordinary program"));
     }
     let loaded: Vec<&Elf64_Phdr> =
         segments.iter().filter(|segment| segment.p_type == LOAD && segment.p_memsz > 0).collect();
@@ -118,14 +118,8 @@ fn segments(source: &Source, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, Err
     if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() {
         return Err(malformed(source, "its program headers are not those of 64-bit ELF"));
     }
-    let count = usize::from(header.e_phnum);
-    let len = count * size_of::<Elf64_Phdr>();
-    source.holds("program header table", header.e_phoff, len as u64)?;
-    let mut buffer = vec![0; len];
-    let table = source.peek(header.e_phoff, &mut buffer)?;
-    if table.len() < len {
-        return Err(malformed(source, "its program headers vanish while it is read"));
-    }
+    let len = usize::from(header.e_phnum) * size_of::<Elf64_Phdr>();
+    let table = source.read("program header table", header.e_phoff, len)?;
     Ok(table
         .chunks_exact(size_of::<Elf64_Phdr>())
         .map(|bytes| {
@@ -140,12 +134,10 @@ fn segments(source: &Source, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, Err
 fn pvh_entry(source: &Source, segments: &[Elf64_Phdr]) -> Result<Option<u64>, Error> {
     let mut room = NOTES_MAX;
     for segment in segments.iter().filter(|segment| segment.p_type == NOTE) {
-        source.holds("notes", segment.p_offset, segment.p_filesz)?;
         let len = segment.p_filesz.min(room);
         room -= len;
-        let mut buffer = vec![0; len as usize];
-        let notes = source.peek(segment.p_offset, &mut buffer)?;
-        if let Some(entry) = find_note(notes) {
+        let notes = source.read("notes", segment.p_offset, len as usize)?;
+        if let Some(entry) = find_note(&notes) {
             return Ok(Some(entry));
         }
     }
@@ -240,7 +232,7 @@ pub(crate) mod tests {
     /// A vmlinux with a PVH entry at 0x80 behind a note of another owner and one of another type.
     pub(crate) fn pvh() -> Vec<u8> {
         let notes = [
-            note(b"Linux\0", PHYS32_ENTRY, &[1; 7]),
+            note(b"GNU\0", PHYS32_ENTRY, &(START + 0x90).to_le_bytes()),
             note(b"Xen\0", 6, b"linux\0"),
             note(b"Xen\0", PHYS32_ENTRY, &(START + 0x80).to_le_bytes()),
         ]
@@ -274,6 +266,27 @@ pub(crate) mod tests {
     fn a_pvh_note_is_preferred() {
         let (_, kernel) = load_bytes(64, &pvh()).unwrap();
         assert_eq!((kernel.protocol, kernel.entry), (Protocol::Pvh, START + 0x80));
+    }
+
+    #[test]
+    fn only_so_many_notes_are_searched() {
+        let entry = note(b"Xen\0", PHYS32_ENTRY, &(START + 0x80).to_le_bytes());
+        for (before, protocol) in [(NOTES_MAX, Protocol::Linux64), (NOTES_MAX - 0x100, Protocol::Pvh)] {
+            let segments = [
+                segment(LOAD, CODE, START, 0x1000, 4 * MIB),
+                segment(NOTE, 0x2000, 0, before, 0),
+                segment(NOTE, 0x800, 0, entry.len() as u64, 0),
+            ];
+            let mut image = elf(&segments, &entry);
+            image.resize(0x2000 + NOTES_MAX as usize, 0);
+            assert_eq!(load_bytes(64, &image).unwrap().1.protocol, protocol);
+        }
+    }
+
+    #[test]
+    fn an_empty_segment_is_nowhere() {
+        let segments = [segment(LOAD, 0, 0, 0, 0), segment(LOAD, CODE, START, 0x1000, 4 * MIB)];
+        load_bytes(64, &elf(&segments, &[])).unwrap();
     }
 
     #[test]
@@ -331,6 +344,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_cut_file_is_truncated_wherever_it_is_cut() {
+        let segments = [segment(LOAD, CODE, START, 0x1000, 0x1000), segment(NOTE, 0x1f00, 0, 0x101, 0x101)];
+        assert!(matches!(refused(&elf(&segments, &[])), Error::Truncated { part: "notes", .. }));
         let image = pvh();
         for len in [4, 5, 63, 64, 175, 0x800, 0x1fff] {
             let error = refused(&image[..len]);
