@@ -308,3 +308,234 @@ impl Drop for MmioTransport {
         self.reset();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::virtio::mock::{MockMmio, MockRing};
+    use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
+
+    const OFFERED: u64 = F_VERSION_1 | F_EVENT_IDX | 1;
+
+    /// What happened to the device.
+    #[derive(Default)]
+    struct Seen {
+        activations: Mutex<Vec<(u64, Vec<u16>)>>,
+        resets: AtomicU32,
+        refuse: AtomicBool,
+        interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+    }
+
+    struct Dummy(Arc<Seen>);
+
+    impl VirtioDevice for Dummy {
+        fn device_type(&self) -> u32 {
+            42
+        }
+        fn features(&self) -> u64 {
+            OFFERED
+        }
+        fn queue_max_sizes(&self) -> &[u16] {
+            &[8, 16]
+        }
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            data.fill(offset as u8);
+        }
+        fn write_config(&mut self, _: u64, _: &[u8]) {}
+        fn activate(&mut self, activation: Activation) -> io::Result<()> {
+            if self.0.refuse.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Other.into());
+            }
+            let queues = activation.queues.iter().map(|queue| queue.index).collect();
+            self.0.activations.lock().unwrap().push((activation.accepted, queues));
+            *self.0.interrupt.lock().unwrap() = Some(activation.interrupt);
+            Ok(())
+        }
+        fn reset(&mut self) {
+            self.0.resets.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn transport() -> (MmioTransport, Arc<Seen>, EventFd, MockRing) {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let (seen, irq) = (Arc::new(Seen::default()), EventFd::new(EFD_NONBLOCK).unwrap());
+        let ring = MockRing::new(&memory, 0x1000, 8, true);
+        let device = Box::new(Dummy(Arc::clone(&seen)));
+        (MmioTransport::new(device, memory, irq.try_clone().unwrap()).unwrap(), seen, irq, ring)
+    }
+
+    #[test]
+    fn a_driver_gets_the_device_going_once() {
+        let (transport, seen, _, ring) = transport();
+        let mmio = MockMmio::new(&transport);
+        assert_eq!(mmio.read(0x000), 0x74726976);
+        assert_eq!((mmio.read(0x004), mmio.read(0x008)), (2, 42));
+        assert_eq!(mmio.features(), OFFERED);
+        assert!(mmio.negotiate(F_VERSION_1 | F_EVENT_IDX));
+        assert!(mmio.set_queue(1, ring.setup()));
+        mmio.start();
+        mmio.start();
+        assert_eq!(mmio.status(), 0xf);
+        assert_eq!(*seen.activations.lock().unwrap(), [(F_VERSION_1 | F_EVENT_IDX, vec![1])]);
+
+        mmio.reset();
+        assert_eq!((mmio.status(), mmio.read(VIRTIO_MMIO_QUEUE_READY)), (0, 0));
+        assert_eq!(seen.resets.load(Ordering::Relaxed), 2, "one before the negotiation, and this one");
+        assert!(mmio.negotiate(F_VERSION_1));
+        mmio.start();
+        assert_eq!(seen.activations.lock().unwrap()[1], (F_VERSION_1, vec![]));
+    }
+
+    #[test]
+    fn features_that_were_not_offered_or_without_version_1_are_refused() {
+        let (transport, seen, ..) = transport();
+        let mmio = MockMmio::new(&transport);
+        for features in [0, 1, F_VERSION_1 | F_INDIRECT_DESC, F_VERSION_1 | 1 << 63] {
+            assert!(!mmio.negotiate(features), "{features:#x}");
+            mmio.start();
+            assert_eq!(mmio.status(), ACKNOWLEDGE | DRIVER);
+        }
+        assert!(seen.activations.lock().unwrap().is_empty());
+        mmio.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
+        assert_eq!(mmio.read(VIRTIO_MMIO_DEVICE_FEATURES), 0);
+        mmio.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, u32::MAX);
+        assert_eq!(mmio.read(VIRTIO_MMIO_DEVICE_FEATURES), 0);
+    }
+
+    #[test]
+    fn status_bits_come_in_order_and_stay() {
+        let (transport, seen, ..) = transport();
+        let mmio = MockMmio::new(&transport);
+        for early in [DRIVER, FEATURES_OK, DRIVER_OK, NEEDS_RESET] {
+            mmio.write(VIRTIO_MMIO_STATUS, early);
+            assert_eq!(mmio.status(), 0, "{early:#x} is not the first");
+        }
+        assert!(mmio.negotiate(F_VERSION_1));
+        mmio.write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE);
+        assert_eq!(mmio.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK, "only a reset clears");
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        mmio.write(VIRTIO_MMIO_STATUS, FAILED);
+        mmio.start();
+        mmio.reset();
+        assert!(mmio.negotiate(F_VERSION_1));
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        mmio.start();
+        let activations = seen.activations.lock().unwrap();
+        assert_eq!(*activations, [(F_VERSION_1, vec![])], "not after it failed, and not with late features");
+    }
+
+    #[test]
+    fn queues_are_set_up_between_features_and_driver_ok() {
+        let (transport, _, _, ring) = transport();
+        let mmio = MockMmio::new(&transport);
+        let setup = *ring.setup();
+        assert!(!mmio.set_queue(0, &setup), "nothing is negotiated");
+        assert!(mmio.negotiate(F_VERSION_1));
+        assert_eq!([0, 1, 2, u32::MAX].map(|sel| max(&mmio, sel)), [8, 16, 0, 0]);
+        assert!(!mmio.set_queue(2, &setup), "there are two");
+        for size in [0, 3, 16] {
+            assert!(!mmio.set_queue(0, &QueueSetup { size, ..setup }), "queue 0 of {size}");
+        }
+        mmio.write(VIRTIO_MMIO_QUEUE_NUM, 0x1_0008);
+        mmio.write(VIRTIO_MMIO_QUEUE_READY, 1);
+        assert_eq!(mmio.read(VIRTIO_MMIO_QUEUE_READY), 0, "a size of more than 16 bits");
+        assert!(mmio.set_queue(0, &setup));
+        // Ready, it does not move.
+        mmio.write(VIRTIO_MMIO_QUEUE_DESC_LOW, 1);
+        mmio.write(VIRTIO_MMIO_QUEUE_NUM, 3);
+        mmio.start();
+        assert!(!mmio.needs_reset(), "it stayed where it was");
+        mmio.write(VIRTIO_MMIO_QUEUE_READY, 0);
+        assert_eq!(mmio.read(VIRTIO_MMIO_QUEUE_READY), 1, "nor does a running one stop");
+    }
+
+    fn max(mmio: &MockMmio<'_>, sel: u32) -> u32 {
+        mmio.write(VIRTIO_MMIO_QUEUE_SEL, sel);
+        mmio.read(VIRTIO_MMIO_QUEUE_NUM_MAX)
+    }
+
+    #[test]
+    fn a_device_that_cannot_start_asks_for_a_reset() {
+        let (transport, seen, irq, ring) = transport();
+        let mmio = MockMmio::new(&transport);
+        seen.refuse.store(true, Ordering::Relaxed);
+        assert!(mmio.negotiate(F_VERSION_1) && mmio.set_queue(0, ring.setup()));
+        mmio.start();
+        assert!(mmio.needs_reset());
+        assert_eq!(mmio.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+        irq.read().unwrap();
+        seen.refuse.store(false, Ordering::Relaxed);
+        assert!(mmio.negotiate(F_VERSION_1));
+        mmio.start();
+        assert_eq!(seen.activations.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn interrupts_are_told_apart_and_acknowledged() {
+        let (transport, seen, irq, _) = transport();
+        let mmio = MockMmio::new(&transport);
+        assert!(mmio.negotiate(F_VERSION_1));
+        mmio.start();
+        let interrupt = seen.interrupt.lock().unwrap().take().unwrap();
+        interrupt.queue(1).unwrap();
+        let generation = mmio.read(VIRTIO_MMIO_CONFIG_GENERATION);
+        interrupt.config().unwrap();
+        assert_eq!(mmio.read(VIRTIO_MMIO_CONFIG_GENERATION), generation + 1);
+        assert_eq!(irq.read().unwrap(), 2);
+        assert_eq!(mmio.read(VIRTIO_MMIO_INTERRUPT_STATUS), 3);
+        mmio.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
+        assert_eq!(mmio.read(VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+        // A pair that breaks while its device is being reset says so to nobody.
+        transport.line.status.store(0, Ordering::Relaxed);
+        interrupt.needs_reset().unwrap();
+        assert!(irq.read().is_err() && mmio.needs_reset());
+    }
+
+    #[test]
+    fn the_interrupt_registers_take_no_lock() {
+        let (transport, ..) = transport();
+        let held = transport.setup();
+        let mmio = MockMmio::new(&transport);
+        assert_eq!((mmio.read(VIRTIO_MMIO_INTERRUPT_STATUS), mmio.status()), (0, 0));
+        mmio.write(VIRTIO_MMIO_INTERRUPT_ACK, 3);
+        mmio.kick(0);
+        drop(held);
+    }
+
+    #[test]
+    fn kicks_go_to_their_queue_and_nowhere_else() {
+        let (transport, ..) = transport();
+        let mmio = MockMmio::new(&transport);
+        for index in [1, 2, u32::MAX] {
+            mmio.kick(index);
+        }
+        transport.write(QUEUE_NOTIFY, &[0]);
+        transport.write(QUEUE_NOTIFY, &[0, 0]);
+        transport.write(QUEUE_NOTIFY, &[0; 8]);
+        let counts: Vec<_> = transport.kicks().iter().map(|kick| kick.read().ok()).collect();
+        assert_eq!(counts, [None, Some(1)]);
+    }
+
+    #[test]
+    fn registers_are_words_and_the_configuration_is_bytes() {
+        let (transport, ..) = transport();
+        for (offset, len) in [(0u64, 1), (0, 2), (0, 8), (2, 4), (0x61, 4), (0, 0)] {
+            let mut data = vec![0xff; len];
+            transport.read(offset, &mut data);
+            assert_eq!(data, vec![0xff; len], "{len} bytes at {offset:#x}");
+        }
+        transport.write(0x70, &[1]);
+        assert_eq!(MockMmio::new(&transport).status(), 0);
+        for len in 0..8 {
+            let mut data = vec![0xff; len];
+            transport.read(0x103, &mut data);
+            assert_eq!(data, vec![3; len]);
+        }
+        assert_eq!(MockMmio::new(&transport).read(VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
+    }
+}
