@@ -1,5 +1,7 @@
 //! A network namespace of one's own, for a test to make links in.
 #![allow(unsafe_code)]
+// Each test file has this module, and uses what it needs of it.
+#![allow(dead_code)]
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -7,23 +9,27 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+/// Says that a test skips, on a line of its own that the test runner counts.
+pub(crate) fn skip(name: &str, why: &str) {
+    // Not println!, which the test harness keeps to itself when the test passes.
+    let _ = writeln!(io::stdout(), "\nskipped: {name}: {why}");
+}
+
 /// Runs `test` on a thread of its own in a new, empty network namespace, or says that it skips.
 ///
 /// A thread has a namespace for itself, and the processes that it starts have the same; both end with the test, and
 /// every link in it with them.
 pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
-    // Not println!, which the test harness keeps to itself when the test passes.
-    let skip = |why: &str| drop(writeln!(io::stdout(), "\nskipped: {name}: {why}"));
-    if Command::new("ip").arg("-V").output().is_err() {
-        return skip("there is no ip(8)");
-    }
-    if std::fs::metadata("/dev/net/tun").is_err() {
-        return skip("there is no /dev/net/tun");
-    }
     // One test at a time: a process that another test starts has our descriptors until it executes, and a tap that it
     // holds for that moment is busy.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if Command::new("ip").arg("-V").output().is_err() {
+        return skip(name, "there is no ip(8)");
+    }
+    if std::fs::metadata("/dev/net/tun").is_err() {
+        return skip(name, "there is no /dev/net/tun");
+    }
     let result = thread::spawn(move || {
         // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
@@ -34,7 +40,7 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
     });
     match result.join() {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => skip(&format!("no network namespace: {error}")),
+        Ok(Err(error)) => skip(name, &format!("no network namespace: {error}")),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
