@@ -3,6 +3,41 @@
 //! **Invariant: this crate knows the guest's devices, never KVM.** An interrupt is an eventfd that somebody listens to, a
 //! kick is an eventfd that somebody writes, and where a device sits in the guest's address space is the bus's business: a
 //! device sees offsets.
+//!
+//! **Invariant: the guest is not trusted.** What it writes, to a register or to a ring, is checked before it is used, and
+//! what makes no sense ends the part that it was meant for: a register ignores it, a queue pair stops and asks its driver
+//! for a reset. Nothing here panics, allocates without bound, or loops for as long as the guest likes.
+//!
+//! **Invariant: ownership, not locks.** What moves frames is owned by the thread that moves them. A [`BusDevice`] locks
+//! only its own registers, and the two virtio registers of every interrupt not even that.
+//!
+//! # A frame in four hops
+//! ```text
+//! guest: kick ──ioeventfd──► QueuePair::process ─► transmit() ─► Backend::send ─► writev(2)
+//!                            QueuePair::process ─► receive()  ─► Backend::recv ─► readv(2) ──irqfd──► guest
+//! ```
+//! A chain's buffers are gathered into a [`net::Iov`] and handed to the system call where they are, in guest memory. Used
+//! buffers are shown, and the guest is interrupted, once for a burst of frames.
+//!
+//! # The map
+//! | file | what |
+//! |---|---|
+//! | `serial.rs` | the console: a 16550A |
+//! | `reset.rs` | reset, power off, power button, panic: the registers by which a guest ends |
+//! | `pci.rs` | the host bridge that a guest finds where it looks for PCI |
+//! | `virtio/mod.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
+//! | `virtio/mmio.rs` | the transport: registers, status, features, and the queues' eventfds |
+//! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
+//! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
+//! | `virtio/net/queue_pair.rs` | the NIC's thread: the two loops, and what each waits for |
+//! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
+//! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other |
+//!
+//! # The life of a virtio device
+//! Its transport owns it behind a lock. The driver negotiates features, places the queues, and sets `DRIVER_OK`: the
+//! transport checks the rings and gives them to [`VirtioDevice::activate`](virtio::VirtioDevice::activate), which moves them
+//! into threads. A reset, by the driver or by dropping the transport, joins the threads, and what they owned is back, ready
+//! for the next driver.
 #![forbid(unsafe_code)]
 
 pub mod pci;

@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn an_available_index_that_jumps_or_goes_back_is_an_error() {
+    fn an_available_ring_that_lies_is_an_error() {
         let (memory, mut driver, mut queue) = ring(0);
         driver.lie_avail_idx(SIZE + 1);
         assert!(matches!(queue.pop(&memory), Err(Error::AvailIndex { to: 9, used: 0, size: SIZE })));
@@ -605,6 +605,12 @@ mod tests {
         queue.pop(&memory).unwrap().unwrap();
         driver.lie_avail_idx(0);
         assert!(matches!(queue.pop(&memory), Err(Error::AvailIndex { to: 0, .. })));
+
+        let (memory, mut driver, mut queue) = ring(0);
+        driver.lie_available(SIZE);
+        driver.publish();
+        let error = queue.pop(&memory);
+        assert!(matches!(error, Err(Error::DescriptorIndex(8))), "no chain has this head: {error:?}");
 
         let (memory, mut driver, mut queue) = ring(0);
         for _ in 0..SIZE {

@@ -3,9 +3,8 @@
 //! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and is moved into its thread;
 //! joining the thread gives it back. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
 //!
-//! **Invariant: each direction waits for exactly one thing.** It has [work](Next::Work), or waits for its
-//! [driver](Next::Driver), who was asked to kick, or for the [host](Next::Host), whose descriptor is registered
-//! edge-triggered once and for all. An event for which nobody waits costs a wake-up and nothing else.
+//! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver, who was
+//! asked to kick, or for the host, whose descriptor is registered edge-triggered once and for all. An event for which nobody waits costs a wake-up and nothing else.
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
