@@ -24,6 +24,13 @@ impl Processor {
         Self { supported: supported.as_slice().to_vec(), cpus, tsc_deadline }
     }
 
+    /// The first physical address past those that the guest can have (leaf 0x8000_0008).
+    pub(crate) fn address_limit(&self) -> u64 {
+        let leaf = self.supported.iter().find(|leaf| leaf.function == 0x8000_0008);
+        // 36 bits are what a processor without the leaf has.
+        1 << leaf.map_or(36, |leaf| leaf.eax & 0xff).clamp(32, 52)
+    }
+
     /// The leaves of vCPU `id`, whose APIC ID is the same number.
     pub(crate) fn vcpu(&self, id: u32) -> CpuId {
         // Bits of the APIC ID that number the cores of the package.
@@ -131,6 +138,7 @@ mod tests {
         assert_eq!(of(&cpuid, 0x8000_0001, 0).2, CMP_LEGACY);
         assert_eq!(of(&cpuid, 0x8000_0008, 0), (0x3030, 0, 0x2002, 0));
         assert_eq!(of(&cpuid, 0x8000_001e, 0), (2, 2, 0, 0));
+        assert_eq!(Processor::new(&host, 1, true).address_limit(), 1 << 48);
     }
 
     #[test]
@@ -140,5 +148,6 @@ mod tests {
         let cpuid = Processor::new(&host, 1, false).vcpu(0);
         assert_eq!(of(&cpuid, 1, 0), (0, 0x0001_0000, HYPERVISOR, 0), "no timer that the APIC lacks");
         assert_eq!(cpuid.as_slice().len(), 2, "no leaf past the highest that leaf 0 names");
+        assert_eq!(Processor::new(&host, 1, false).address_limit(), 1 << 36);
     }
 }

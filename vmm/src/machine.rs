@@ -47,7 +47,10 @@ const _: () = {
 /// The machine cannot be built. What was made by then is undone.
 pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Error> {
     let kvm = Kvm::new().map_err(|e| Error::OpenKvm(e.into()))?;
-    check_limits(&kvm, args)?;
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
+    let processor = Processor::new(&supported, args.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
+    check_limits(&kvm, &processor, args)?;
     // Declared in the order in which they must go, last first.
     let mut nics = Nic::open_all(&args.net, args.explain)?;
     let memory = memory::map(args.memory.0)?;
@@ -86,9 +89,6 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
     };
     let entry = boot::load(&memory, &config)?;
 
-    let supported =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
-    let processor = Processor::new(&supported, args.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
     let stop = AtomicBool::new(false);
     let shared = Arc::new(Shared { ports, mmio, memory, ending: ending.clone(), stop });
     let mut vcpus = (0..args.cpus)
@@ -106,13 +106,14 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
 }
 
 /// What can be refused before anything is made.
-fn check_limits(kvm: &Kvm, args: &Run) -> Result<(), Error> {
+fn check_limits(kvm: &Kvm, processor: &Processor, args: &Run) -> Result<(), Error> {
     let limit = kvm.get_nr_vcpus();
     if args.cpus as usize > limit {
         return Err(Error::TooManyCpus { wanted: args.cpus, limit });
     }
-    if args.memory.0 > layout::MAX_MEMORY {
-        return Err(Error::MemoryTooLarge { bytes: args.memory.0, limit: layout::MAX_MEMORY });
+    let limit = layout::MAX_MEMORY.min(processor.address_limit() - layout::HOLE_LEN);
+    if args.memory.0 > limit {
+        return Err(Error::MemoryTooLarge { bytes: args.memory.0, limit });
     }
     if args.net.len() > layout::VIRTIO_MMIO_MAX {
         return Err(Error::TooManyNics { wanted: args.net.len(), limit: layout::VIRTIO_MMIO_MAX });

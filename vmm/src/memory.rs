@@ -20,6 +20,9 @@ pub(crate) fn map(bytes: u64) -> Result<GuestMemoryMmap, Error> {
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
             .build()
             .map_err(|source| Error::MapMemory { bytes, source })?;
+        // A hint: fewer and larger page faults where the host has the pages. Without them, it is as before.
+        // SAFETY: the range is this mapping, and the advice changes nothing that a reader or writer of it can see.
+        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
         GuestRegionMmap::new(mapping, GuestAddress(start))
             .ok_or(Error::MemoryTooLarge { bytes, limit: u64::MAX })
     };
