@@ -1,5 +1,6 @@
 //! What can keep a machine from starting or end it, and what the user can do about it.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -20,8 +21,8 @@ pub(crate) enum Error {
     MemoryTooLarge { bytes: u64, limit: u64 },
     #[error(transparent)]
     Boot(#[from] boot::Error),
-    #[error("NIC {index} ({kind})")]
-    Net { index: usize, kind: &'static str, source: net::Error },
+    #[error(transparent)]
+    Nic(NicError),
     #[error("NIC {first} and NIC {second} both have {what}")]
     SameTwice { what: String, first: usize, second: usize },
     #[error("cannot open {} for the console", path.display())]
@@ -63,8 +64,8 @@ pub(crate) struct Position {
     pub(crate) code: Vec<u8>,
 }
 
-impl std::fmt::Display for Where {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Where {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(Position { rip, rsp, cr0, cr2, cr3, code }) = &self.0 else { return Ok(()) };
         write!(f, " at rip {rip:#x} (rsp {rsp:#x}, cr0 {cr0:#x}, cr2 {cr2:#x}, cr3 {cr3:#x}")?;
         if !code.is_empty() {
@@ -72,6 +73,27 @@ impl std::fmt::Display for Where {
             code.iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;
         }
         write!(f, ")")
+    }
+}
+
+/// What went wrong with one NIC's wire. It speaks for the wire's error, and so has that one's source.
+#[derive(Debug)]
+pub(crate) struct NicError {
+    pub(crate) index: usize,
+    pub(crate) kind: &'static str,
+    pub(crate) error: net::Error,
+}
+
+impl fmt::Display for NicError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, kind, error } = self;
+        write!(f, "NIC {index} ({kind}): {error}")
+    }
+}
+
+impl std::error::Error for NicError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
     }
 }
 
@@ -95,7 +117,7 @@ impl Error {
             Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", size(*limit)),
             Self::Boot(e) => return e.remedy(),
-            Self::Net { source, .. } => return source.remedy(),
+            Self::Nic(nic) => return nic.error.remedy(),
             Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
             Self::OpenConsole { .. } => "name a file that you may write, in a directory that exists".into(),
             Self::Host { .. } | Self::Bug(_) => return None,

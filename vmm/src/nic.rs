@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
 use net::{NetConfig, Wire, Wiring};
 
-use crate::error::Error;
+use crate::error::{Error, NicError};
 use crate::report;
 
 /// One NIC, and what was changed on the host for it.
@@ -37,9 +37,9 @@ impl Nic {
                 report::print(&format!("{step}\n"));
             }
         };
-        let opened = net::open(config, &mut tell).map_err(|source| {
+        let opened = net::open(config, &mut tell).map_err(|error| {
             let kind = config.wire.kind();
-            Error::Net { index, kind, source }
+            Error::Nic(NicError { index, kind, error })
         })?;
         log::info!(
             "NIC {index} ({}): {}, MAC {}, MTU {}",

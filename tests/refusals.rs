@@ -1,0 +1,239 @@
+//! Bad input: each is refused in words that name it, with a remedy and the right exit status, and nothing is left behind.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use harness::netns::Netns;
+use harness::{TempDir, Vm, guest, handmade, puts, skip, wirevm, wirevm_path};
+
+guest!(hello: puts!("hello\\n"));
+
+fn refuse(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().expect("wirevm starts")
+}
+
+/// The command must fail with `status` and say all of `words`; a refusal after the command line was understood has a remedy.
+#[track_caller]
+fn refused(output: &Output, status: i32, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+    assert!(status == 2 || text.contains("\n  try:   "), "no remedy in:\n{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_a_usage_error() {
+    for (args, words) in [
+        (&["run"][..], &["--kernel"][..]),
+        (&["run", "--kernel", "x", "--cpus", "0"], &["--cpus", "0"]),
+        (&["run", "--kernel", "x", "--cpus=-1"], &["--cpus"]),
+        (&["run", "--kernel", "x", "--memory", "0"], &["--memory", "too little", "32 MiB"]),
+        (&["run", "--kernel", "x", "--memory", "1M"], &["--memory", "too little", "32 MiB"]),
+        (&["run", "--kernel", "x", "--memory", "99999999T"], &["--memory", "no machine has so much"]),
+        (&["run", "--kernel", "x", "--memory", "lots"], &["--memory", "unknown unit 'lots'"]),
+        (
+            &["run", "--kernel", "x", "--net", "carrier-pigeon"],
+            &["--net", "unknown kind \"carrier-pigeon\"", "tap"],
+        ),
+        (&["run", "--kernel", "x", "--net", "tap,colour=red"], &["--net", "no key \"colour\"", "mtu="]),
+        (&["run", "--kernel", "x", "--net", "tap,mtu=9000,mtu=9000"], &["--net", "mtu= is given twice"]),
+        (&["run", "--kernel", "x", "--net", "tap,mtu=9"], &["--net", "mtu=9", "68"]),
+        (&["run", "--kernel", "x", "--net", "tap,mac=01:00:00:00:00:00"], &["--net", "mac=", "multicast"]),
+        (&["run", "--kernel", "x", "--net", "tap,host=172.31.0.0/24"], &["--net", "host=172.31.0.0/24"]),
+        (&["run", "--kernel", "x", "--net", "tap,dhcp=on"], &["--net", "dhcp=on", "host="]),
+        (&["run", "--kernel", "x", "--net", "tap=a-name-that-is-too-long"], &["--net", "15"]),
+        (&["run", "--kernel", "x", "--console", ""], &["--console"]),
+        (&["walk"], &["walk"]),
+    ] {
+        refused(&refuse(wirevm().args(args)), 2, words);
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_be_is_refused() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let run = |args: &[&str]| refuse(wirevm().args(["run", "--kernel"]).arg(&kernel).args(args));
+    refused(&run(&["--cpus", "100000"]), 1, &["100000 vCPUs are more than", "give --cpus"]);
+    refused(&run(&["--memory", "2000T"]), 1, &["2000 TiB of memory", "give --memory"]);
+    let nics: Vec<_> = std::iter::repeat_n(["--net", "tap"], 19).flatten().collect();
+    refused(&run(&nics), 1, &["19 NICs are more than the 18"]);
+    let mac = "tap,mac=02:00:00:00:00:01";
+    refused(&run(&["--net", mac, "--net", mac]), 1, &["NIC 0 and NIC 1 both have the MAC 02:00:00:00:00:01"]);
+    refused(&run(&["--net", "tap=t0", "--net", "tap=t0"]), 1, &["NIC 0 and NIC 1 both have the tap t0"]);
+    refused(&run(&["--console", "/no/such/dir/file"]), 1, &["/no/such/dir/file", "No such file"]);
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_refused() {
+    let dir = TempDir::new();
+    let good = handmade::elf(hello());
+    let mut narrow = good.clone();
+    narrow[4] = 1; // ELFCLASS32
+    let mut truncated = good.clone();
+    truncated.truncate(good.len() - 1);
+    let mut large = good.clone();
+    large[0x68..0x70].copy_from_slice(&(1u64 << 30).to_le_bytes()); // p_memsz
+    for (name, bytes, words) in [
+        ("empty", Vec::new(), &["empty"][..]),
+        ("text", b"#!/bin/sh\necho this is no kernel\n".to_vec(), &["text"]),
+        ("gzip", [&[0x1f, 0x8b, 8][..], &[0; 1000]].concat(), &["gzip"]),
+        ("narrow", narrow, &["32-bit"]),
+        ("truncated", truncated, &["truncated"]),
+        ("large", large, &["--memory"]),
+    ] {
+        let path = dir.file(name, bytes);
+        refused(&refuse(wirevm().arg("run").arg("--kernel").arg(&path)), 1, &[path.to_str().unwrap()]);
+        refused(&refuse(wirevm().arg("run").arg("--kernel").arg(&path)), 1, words);
+    }
+    refused(
+        &refuse(wirevm().args(["run", "--kernel", "/no/such/kernel"])),
+        1,
+        &["/no/such/kernel", "No such file"],
+    );
+    refused(&refuse(wirevm().args(["run", "--kernel", "/"])), 1, &["directory"]);
+    refused(&refuse(wirevm().args(["run", "--kernel", "/dev/zero"])), 1, &["/dev/zero"]);
+}
+
+#[test]
+fn an_initrd_or_a_command_line_that_does_not_fit_is_refused() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let run = |args: &[&str]| refuse(wirevm().args(["run", "--kernel"]).arg(&kernel).args(args));
+    let initrd = dir.path("initrd");
+    fs::File::create(&initrd).unwrap().set_len(64 << 20).unwrap();
+    let initrd = initrd.to_str().unwrap();
+    refused(&run(&["--memory", "64M", "--initrd", initrd]), 1, &[initrd, "--memory"]);
+    refused(&run(&["--initrd", "/no/such/initrd"]), 1, &["/no/such/initrd", "No such file"]);
+    refused(&run(&["--cmdline", &"x".repeat(5000)]), 1, &["command line", "5000"]);
+}
+
+/// A user without rights, in a copy of the program that it can reach.
+fn as_nobody(dir: &TempDir) -> Command {
+    fs::set_permissions(dir.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path("wirevm");
+    fs::copy(wirevm_path(), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program);
+    command
+}
+
+#[test]
+fn a_user_without_rights_is_told_which() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("to become another user takes root");
+    }
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let kvm = fs::metadata("/dev/kvm").unwrap().permissions().mode();
+    let output = refuse(as_nobody(&dir).arg("run").arg("--kernel").arg(&kernel).args(["--net", "tap"]));
+    if kvm & 0o006 == 0o006 {
+        // Everybody may use KVM here, so that it is the tap that is refused.
+        refused(&output, 1, &["NIC 0 (tap)"]);
+    } else {
+        refused(&output, 1, &["cannot open /dev/kvm", "Permission denied", "group"]);
+    }
+}
+
+#[test]
+fn without_kvm_it_says_how_to_get_it() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("to hide /dev/kvm takes root");
+    }
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    // An empty /dev in a mount namespace of its own.
+    let script = "mount -t tmpfs tmpfs /dev && exec \"$0\" run --kernel \"$1\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(wirevm_path()).arg(kernel);
+    refused(&refuse(&mut command), 1, &["cannot open /dev/kvm", "No such file", "modprobe"]);
+}
+
+#[test]
+fn a_failed_start_leaves_the_links_as_they_were() {
+    let netns = match Netns::new() {
+        Ok(netns) => netns,
+        Err(why) => skip!("{why}"),
+    };
+    // Up once, for the kernel gives a link its queueing discipline then and does not take it back.
+    netns.sh("ip tuntap add keep mode tap; ip link set keep mtu 1400 up; ip link set keep down");
+    let before = netns.state();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let kernel = kernel.to_str().unwrap();
+    let nets = ["--net", "tap=keep,mtu=9000,host=172.31.0.1/24", "--net", "tap=fresh,host=172.31.1.1/24"];
+    let failures: [&[&str]; 4] = [
+        &["--kernel", "/no/such/kernel"],
+        &["--kernel", kernel, "--cmdline", &"x".repeat(5000)],
+        &["--kernel", kernel, "--console", "/no/such/dir/file"],
+        &["--kernel", kernel, "--net", "tap=lo"],
+    ];
+    for args in failures {
+        let mut vm = Vm::start_in(&netns, &[&["run", "-v"], &nets[..], args].concat());
+        vm.ends_with(1, Duration::from_secs(20));
+        assert!(vm.messages().contains("NIC 1 (tap)") || args.contains(&"--console"), "{}", vm.state());
+        assert_eq!(netns.state(), before, "after {args:?}");
+    }
+}
+
+#[test]
+fn a_tap_that_cannot_be_had_is_refused_with_the_reason() {
+    let netns = match Netns::new() {
+        Ok(netns) => netns,
+        Err(why) => skip!("{why}"),
+    };
+    netns.sh(
+        "ip tuntap add many mode tap multi_queue; ip tuntap add three mode tun; ip link add v0 type veth peer name v1; \
+         ip tuntap add mine mode tap",
+    );
+    let dir = TempDir::new();
+    guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+    let kernel = handmade::kernel(&dir, forever());
+    let kernel = kernel.to_str().unwrap();
+    let mut holder = Vm::start_in(&netns, &["run", "--kernel", kernel, "--net", "tap=mine"]);
+    holder.expect("running\n", Duration::from_secs(20));
+    let pid = holder.pid().to_string();
+    let run = |net: &str| {
+        refuse(netns.command(wirevm_path().to_str().unwrap()).args(["run", "--kernel", kernel, "--net", net]))
+    };
+    refused(
+        &run("tap=mine"),
+        1,
+        &["NIC 0 (tap): cannot attach to the tap mine", "busy", &format!("process {pid} (wirevm)")],
+    );
+    refused(&run("tap=many"), 1, &["NIC 0 (tap): cannot", "many", "multi_queue"]);
+    refused(&run("tap=three"), 1, &["NIC 0 (tap)", "three", "tun"]);
+    refused(&run("tap=v0"), 1, &["NIC 0 (tap)", "v0"]);
+}
+
+#[test]
+fn a_kernel_that_changes_while_it_is_read_is_no_reason_to_panic() {
+    let dir = TempDir::new();
+    let code = [hello(), &vec![0x90; 8 << 20]].concat();
+    let path = handmade::kernel(&dir, &code);
+    let shrink = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let mut child = wirevm()
+        .arg("run")
+        .arg("--kernel")
+        .arg(&path)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    shrink.set_len(4096).unwrap();
+    (&shrink).write_all(b"\x7fEL").unwrap();
+    let output = {
+        std::thread::sleep(Duration::from_millis(500));
+        child.kill().unwrap();
+        child.wait_with_output().unwrap()
+    };
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
+}
