@@ -109,6 +109,9 @@ fn many_small_buffers_are_used_as_far_as_one_frame_can() {
         let base = CHAIN_DATA + 0x1_0000 * chain;
         rig.post_chain((0..100).map(|i| Buffer::writable(base + 64 * i, 64)).collect(), true);
     }
+    // That makes 64000 bytes: not a byte of the eleventh chain is used.
+    rig.peer.send(&frame(65000, 1)).unwrap();
+    wait("the loss", || rig.dropped() == (0, 1));
     let sent = frame(20000, 1);
     rig.peer.send(&sent).unwrap();
     assert_same(&rig.received().0, &sent);
@@ -379,5 +382,47 @@ fn a_frame_that_the_backend_answers_is_received_without_an_event() {
         }
         assert_same(&rig.received().0, &sent);
         rig.post(64, 2048);
+    }
+}
+
+/// Waits for a moment that differs from round to round, to meet the device at each point of its way to sleep.
+fn jitter(round: u64) {
+    for _ in 0..(round * 7919) % 6000 {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn a_frame_added_while_the_device_falls_asleep_is_not_forgotten() {
+    for features in [PLAIN, PLAIN | F_EVENT_IDX] {
+        let mut rig = Rig::started(features);
+        for round in 0..5000 {
+            rig.send(&frame(60, 0), &[], false);
+            jitter(round);
+            rig.send(&frame(60, 1), &[], false);
+            rig.peer.recv().unwrap();
+            rig.peer.recv().unwrap();
+            rig.reap_tx();
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_asked_for_while_the_device_works_is_not_forgotten() {
+    for features in [PLAIN, PLAIN | F_EVENT_IDX] {
+        let mut rig = Rig::started(features);
+        for round in 0..5000 {
+            rig.tx.want_interrupts(false);
+            let _ = rig.irq.read();
+            rig.send(&frame(60, 0), &[], false);
+            jitter(round);
+            // As a driver goes to sleep: the wish, then a last look.
+            rig.tx.want_interrupts(true);
+            if rig.tx.pending() == 0 {
+                wait("the interrupt", || rig.irq.read().is_ok());
+            }
+            wait("the buffer", || rig.reap_tx() == 1);
+            rig.peer.recv().unwrap();
+        }
     }
 }

@@ -17,7 +17,8 @@ use virtio_bindings::virtio_ring::{
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice,
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileMemory,
+    VolatileSlice,
 };
 
 /// `VIRTIO_F_VERSION_1`: a driver that knows more than the legacy interface (virtio 1.2 §6).
@@ -173,7 +174,7 @@ impl VirtQueue {
             self.kicks_wanted = false;
         }
         let entry = 4 + 2 * u64::from(next % self.size());
-        let head = u16::from_le(memory.read_obj(GuestAddress(self.queue.avail_ring() + entry))?);
+        let head = u16::from_le(load(memory, self.queue.avail_ring() + entry, Ordering::Relaxed)?);
         if head >= self.size() {
             return Err(Error::DescriptorIndex(head.into()));
         }
@@ -268,7 +269,8 @@ impl VirtQueue {
             let descriptor: Descriptor = table
                 .checked_add(u64::from(index * DESCRIPTOR_LEN))
                 .ok_or(GuestMemoryError::GuestAddressOverflow)
-                .and_then(|at| memory.read_obj(at))
+                .and_then(|at| memory.get_slice(at, DESCRIPTOR_LEN as usize))
+                .and_then(|bytes| Ok(bytes.get_ref(0)?.load()))
                 .map_err(|error| Error::Buffer(head, error))?;
 
             if descriptor.refers_to_indirect_table() {
@@ -291,8 +293,15 @@ impl VirtQueue {
                 return Err(Error::Direction(head));
             }
             seen_writable = writable;
-            for buffer in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                each(buffer.map_err(|error| Error::Buffer(head, error))?, writable)?;
+            let (addr, len) = (descriptor.addr(), descriptor.len() as usize);
+            match memory.get_slice(addr, len) {
+                Ok(buffer) if len > 0 => each(buffer, writable)?,
+                // Two regions, none, or nothing at all.
+                _ => {
+                    for buffer in memory.get_slices(addr, len) {
+                        each(buffer.map_err(|error| Error::Buffer(head, error))?, writable)?;
+                    }
+                }
             }
             if !descriptor.has_next() {
                 // An indirect chain takes only the descriptors up to the one that names its table.
@@ -312,7 +321,8 @@ impl VirtQueue {
         let entry = 4 + 8 * u64::from(next % self.size());
         // `virtq_used_elem`: the chain's id, then its length, 32 bits each (§2.7.8).
         let used = u64::from(head) | u64::from(len) << 32;
-        memory.write_obj(used.to_le(), GuestAddress(self.queue.used_ring() + entry))?;
+        let at = GuestAddress(self.queue.used_ring() + entry);
+        memory.get_slice(at, 8)?.get_ref(0).map_err(GuestMemoryError::from)?.store(used.to_le());
         self.queue.set_next_used(next.wrapping_add(1));
         Ok(())
     }
@@ -327,19 +337,26 @@ impl VirtQueue {
             return Ok(false);
         }
         // Release: the driver that sees the index sees the entries and the bytes in the buffers.
-        memory.store(new.to_le(), GuestAddress(self.queue.used_ring() + 2), Ordering::Release)?;
+        let at = GuestAddress(self.queue.used_ring() + 2);
+        memory.get_slice(at, 2)?.store(new.to_le(), 0, Ordering::Release).map_err(GuestMemoryError::from)?;
         self.shown = new;
         // The driver sets its wish, then looks at the index once more; here it is the index, then the wish. With a full
         // fence on both sides, one of the two sees the other (§2.7.7.2).
         fence(Ordering::SeqCst);
         if self.queue.event_idx_enabled() {
             let used_event = self.queue.avail_ring() + 4 + 2 * u64::from(self.size());
-            let event = u16::from_le(memory.load(GuestAddress(used_event), Ordering::Relaxed)?);
+            let event = u16::from_le(load(memory, used_event, Ordering::Relaxed)?);
             return Ok(need_event(event, new, old));
         }
-        let flags = u16::from_le(memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)?);
+        let flags = u16::from_le(load(memory, self.queue.avail_ring(), Ordering::Relaxed)?);
         Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
+}
+
+/// Loads a word of a ring. `get_slice` is the short way through vm-memory, three times as fast as its `Bytes`, which is
+/// ready for buffers that span regions.
+fn load(memory: &GuestMemoryMmap, at: u64, order: Ordering) -> Result<u16, GuestMemoryError> {
+    Ok(memory.get_slice(GuestAddress(at), 2)?.load(0, order)?)
 }
 
 /// Whether going from index `old` to `new` passes `event` (§2.7.7.2, §2.7.10.1). All three run over all 65536 values.
