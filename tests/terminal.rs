@@ -1,1 +1,90 @@
+//! The terminal: raw while the guest runs, its escape keys, and given back whatever ends the run.
 
+use std::process::Command;
+use std::time::Duration;
+
+use harness::{TempDir, Vm, guest, handmade, puts, wirevm};
+use rustix::process::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+guest!(echo:
+    puts!("ready\\r\\n"),
+    "2: mov edx, 0x3fd", "in al, dx", "test al, 1", "jz 2b",
+    "mov edx, 0x3f8", "in al, dx", "out dx, al", "cmp al, 'q'", "jne 2b",
+);
+
+fn run(dir: &TempDir, code: &[u8]) -> Command {
+    let mut command = wirevm();
+    command.arg("run").arg("--kernel").arg(handmade::kernel(dir, code));
+    command
+}
+
+#[test]
+fn keys_go_to_the_guest_as_they_are_and_the_guest_s_end_gives_the_terminal_back() {
+    let dir = TempDir::new();
+    let (mut vm, terminal) = Vm::start_on_terminal(&run(&dir, echo()));
+    let before = terminal.settings();
+    vm.expect("ready\r\n", SOON);
+    assert_ne!(terminal.settings(), before, "the terminal is raw while the guest runs");
+    // Ctrl-C, Ctrl-Z, Ctrl-D, Ctrl-S, Ctrl-\ and a carriage return: none is the terminal's own now.
+    vm.type_in("a\x03\x1a\x04\x13\x1c\rb");
+    vm.expect("a\x03\x1a\x04\x13\x1c\rb", SOON);
+    vm.type_in("q");
+    vm.ends_with(0, SOON);
+    assert_eq!(terminal.settings(), before);
+}
+
+#[test]
+fn ctrl_a_is_the_escape_key() {
+    let dir = TempDir::new();
+    let (mut vm, terminal) = Vm::start_on_terminal(&run(&dir, echo()));
+    let before = terminal.settings();
+    vm.expect("ready\r\n", SOON);
+    vm.type_in("\x01h");
+    let help = vm.expect("this help\r\n", SOON);
+    assert!(help.contains("Ctrl-A x  quit"), "{help}");
+    assert!(!help.replace("\r\n", "").contains('\n'), "each line begins at the left: {help:?}");
+    vm.type_in("\x01a");
+    vm.expect("\x01", SOON);
+    vm.type_in("\x01x");
+    vm.ends_with(0, SOON);
+    assert_eq!(terminal.settings(), before);
+}
+
+#[test]
+fn the_terminal_is_given_back_after_a_signal_and_after_a_crash() {
+    guest!(crash: puts!("ready\\r\\n"), "2: mov edx, 0x3fd", "in al, dx", "test al, 1", "jz 2b", "ud2");
+    let dir = TempDir::new();
+    for signal in [Signal::TERM, Signal::HUP] {
+        let (mut vm, terminal) = Vm::start_on_terminal(&run(&dir, echo()));
+        let before = terminal.settings();
+        vm.expect("ready\r\n", SOON);
+        vm.signal(signal);
+        vm.ends_with(0, SOON);
+        assert_eq!(terminal.settings(), before, "{signal:?}");
+    }
+    let (mut vm, terminal) = Vm::start_on_terminal(&run(&dir, crash()));
+    let before = terminal.settings();
+    vm.expect("ready\r\n", SOON);
+    vm.type_in("!");
+    vm.ends_with(3, SOON);
+    assert_eq!(terminal.settings(), before);
+    assert!(vm.console().contains("error: the guest crashed"), "{}", vm.state());
+}
+
+#[test]
+fn in_the_background_it_leaves_the_terminal_alone() {
+    let dir = TempDir::new();
+    // A shell with job control runs it as a background job, which a terminal would stop for touching its settings.
+    let kernel = handmade::kernel(&dir, echo());
+    let script = "set -m; \"$0\" run --kernel \"$1\" & read line; kill $!; wait $!; echo over: $?, $line";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(harness::wirevm_path()).arg(kernel);
+    let (mut vm, terminal) = Vm::start_on_terminal(&command);
+    let before = terminal.settings();
+    vm.expect("ready", SOON);
+    assert_eq!(terminal.settings(), before);
+    vm.type_in("for the shell\n");
+    vm.expect("over: 0, for the shell", SOON);
+}

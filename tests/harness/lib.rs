@@ -11,7 +11,7 @@ pub mod netns;
 pub mod stock;
 mod vm;
 
-pub use vm::{Output, Vm};
+pub use vm::{Output, Terminal, Vm};
 
 use std::path::PathBuf;
 use std::process::Command;

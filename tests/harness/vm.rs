@@ -1,13 +1,18 @@
 //! A running `wirevm` and its guest's console.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+
+use rustix::termios::tcgetattr;
 
 use crate::netns::Netns;
 
@@ -90,12 +95,14 @@ pub struct Output {
 /// A running `wirevm`, killed when dropped. A failure shows its console, its messages and the links around it.
 pub struct Vm {
     child: Child,
-    stdin: Option<ChildStdin>,
+    stdin: Option<Box<dyn Write>>,
     console: Stream,
     messages: Stream,
     /// How much of the console [`Self::expect`] has consumed.
     seen: usize,
     netns: Option<Netns>,
+    /// How long the end of the output may lag behind the process's. A terminal has no end while the test holds it.
+    lag: Duration,
 }
 
 impl Vm {
@@ -108,13 +115,43 @@ impl Vm {
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         Self {
-            stdin: child.stdin.take(),
+            stdin: child.stdin.take().map(|stdin| Box::new(stdin) as _),
             console: Stream::of(child.stdout.take().expect("piped")),
             messages: Stream::of(child.stderr.take().expect("piped")),
             child,
             seen: 0,
             netns: None,
+            lag: Duration::from_secs(2),
         }
+    }
+
+    /// Starts `command` on a terminal of its own, as a shell does in the foreground. The console is what the terminal
+    /// shows, with wirevm's messages among it.
+    pub fn start_on_terminal(command: &Command) -> (Self, Terminal) {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+        unlockpt(&master).expect("its other end");
+        let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
+        let stdio = || Stdio::from(end.try_clone().expect("a descriptor"));
+        let child = Command::new("setsid")
+            .arg("--ctty")
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio())
+            .spawn()
+            .expect("setsid starts");
+        let write = File::from(master.try_clone().expect("a descriptor"));
+        let vm = Self {
+            stdin: Some(Box::new(write)),
+            console: Stream::of(File::from(master)),
+            messages: Stream::of(std::io::empty()),
+            child,
+            seen: 0,
+            netns: None,
+            lag: Duration::from_millis(100),
+        };
+        (vm, Terminal(end))
     }
 
     /// Starts `wirevm` with `args` in a network namespace.
@@ -204,7 +241,7 @@ impl Vm {
         let until = Instant::now() + timeout;
         loop {
             if let Some(status) = self.child.try_wait().expect("our child") {
-                let soon = Instant::now() + Duration::from_secs(2);
+                let soon = Instant::now() + self.lag;
                 self.console.ended(soon);
                 self.messages.ended(soon);
                 return status;
@@ -236,6 +273,17 @@ impl Vm {
             let _ = writeln!(text, "--- links\n{}", netns.state().trim_end());
         }
         text
+    }
+}
+
+/// The terminal that a [`Vm`] runs on.
+pub struct Terminal(OwnedFd);
+
+impl Terminal {
+    /// Its settings, all of them.
+    pub fn settings(&self) -> String {
+        let settings = tcgetattr(&self.0).expect("a terminal");
+        format!("{settings:?}")
     }
 }
 
