@@ -180,7 +180,7 @@ fn a_failed_start_leaves_the_links_as_they_were() {
         let mut vm = Vm::start_in(&netns, &[&["run", "-v"], &nets[..], args].concat());
         vm.ends_with(1, Duration::from_secs(20));
         assert!(vm.messages().contains("NIC 1 (tap)") || args.contains(&"--console"), "{}", vm.state());
-        assert_eq!(netns.state(), before, "after {args:?}");
+        netns.is_as(&before);
     }
 }
 

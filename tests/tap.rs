@@ -1,1 +1,287 @@
+//! A NIC on a tap: the wire made, moved over and taken back.
 
+use std::process::Stdio;
+use std::time::Duration;
+
+use harness::netns::Netns;
+use harness::{TempDir, Vm, guest, handmade, puts, skip};
+use rustix::process::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A namespace, or the end of a test that cannot have one.
+macro_rules! netns {
+    () => {
+        match Netns::new() {
+            Ok(netns) => netns,
+            Err(why) => skip!("{why}"),
+        }
+    };
+}
+
+guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+
+/// Assembly: writes a register of the first virtio-mmio device, whose address is in rdi.
+macro_rules! set {
+    ($register:literal, $value:expr) => {
+        concat!("mov dword ptr [rdi + ", $register, "], ", $value, "\n")
+    };
+}
+
+/// Assembly: queue `n` of 8 entries, its rings at `base` and the two pages behind it.
+macro_rules! queue {
+    ($n:literal, $base:literal) => {
+        concat!(
+            set!("0x30", $n),
+            set!("0x38", "8"),
+            set!("0x80", $base),
+            set!("0x84", "0"),
+            set!("0x90", concat!($base, " + 0x1000")),
+            set!("0x94", "0"),
+            set!("0xa0", concat!($base, " + 0x2000")),
+            set!("0xa4", "0"),
+            set!("0x44", "1"),
+        )
+    };
+}
+
+/// Assembly: a driver that accepts VERSION_1 alone and enables both queues: receive at 4 MiB, transmit at 4 MiB + 0x3000,
+/// with one descriptor for a frame of 60 bytes behind its header at 4 MiB + 0x6000.
+macro_rules! driver {
+    () => {
+        concat!(
+            "mov edi, 0xc0000000\n",
+            set!("0x70", "0"),
+            set!("0x70", "1"),
+            set!("0x70", "3"),
+            set!("0x24", "1"),
+            set!("0x20", "1"),
+            set!("0x24", "0"),
+            set!("0x20", "0"),
+            set!("0x70", "11"),
+            queue!("0", "0x400000"),
+            queue!("1", "0x403000"),
+            set!("0x70", "15"),
+            "mov esi, 0x403000\n",
+            "mov qword ptr [rsi], 0x406000\n",
+            "mov dword ptr [rsi + 8], 72\n",
+            "mov dword ptr [rsi + 12], 0\n",
+            // To everybody, of a type that nobody knows.
+            "mov dword ptr [0x40600c], 0xffffffff\n",
+            "mov word ptr [0x406010], 0xffff\n",
+            "mov dword ptr [0x406012], 0x0102\n",
+            "mov word ptr [0x406018], 0xb588\n",
+        )
+    };
+}
+
+#[test]
+fn frames_and_their_interrupts_cost_no_exit() {
+    // A thousand times: offer the descriptor, notify, wait for it to be used. Then once more, halted until the interrupt.
+    guest!(code:
+        "mov esp, 0x300000",
+        "mov ebx, 0x200400",
+        "lea rax, [rip + 5f]",
+        "mov [rbx], ax", "mov word ptr [rbx + 2], 0x10", "mov word ptr [rbx + 4], 0x8e00",
+        "shr rax, 16", "mov [rbx + 6], ax", "mov qword ptr [rbx + 8], 0",
+        "lidt [rip + 4f]",
+        "mov al, 0xff", "out 0x21, al", "out 0xa1, al",
+        driver!(),
+        "mov ecx, 0",
+        "2: mov eax, ecx", "and eax, 7", "mov word ptr [rax * 2 + 0x404004], 0",
+        "inc ecx", "mov word ptr [0x404002], cx",
+        set!("0x50", "1"),
+        "3: pause", "cmp word ptr [0x405002], cx", "jne 3b",
+        "cmp ecx, 1000", "jb 2b",
+        puts!("sent\\n"),
+        "mov ebx, 0xfee000f0", "mov dword ptr [rbx], 0x1ff",
+        "mov ebx, 0xfec00000",
+        "mov dword ptr [rbx], 0x1a", "mov dword ptr [rbx + 0x10], 0x40",
+        "mov dword ptr [rbx], 0x1b", "mov dword ptr [rbx + 0x10], 0",
+        "mov eax, ecx", "and eax, 7", "mov word ptr [rax * 2 + 0x404004], 0",
+        "inc ecx", "mov word ptr [0x404002], cx",
+        set!("0x50", "1"),
+        "sti",
+        "6: hlt", "jmp 6b",
+        "4: .word 0xfff", ".quad 0x200000",
+        "5: mov eax, [rdi + 0x60]", "test al, 1", "jz 97f",
+        puts!("interrupted\\n"),
+    );
+    let netns = netns!();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, code());
+    let mut vm = Vm::start_in(&netns, &["-v", "run", "--net", "tap", "--kernel", kernel.to_str().unwrap()]);
+    vm.ends_with(0, SOON);
+    assert_eq!(vm.console(), "sent\ninterrupted\n", "{}", vm.state());
+    assert!(vm.messages().contains("sent 1001 frames (60060 bytes, 0 lost)"), "{}", vm.state());
+    let exits =
+        vm.messages().split(" port, ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+    // Setting the device up takes a few dozen.
+    assert!(exits.is_some_and(|exits| exits < 100), "{exits:?} MMIO exits\n{}", vm.state());
+}
+
+#[test]
+fn nonsense_in_every_register_and_ring_stops_the_nic_and_not_the_machine() {
+    guest!(code:
+        "mov edi, 0xc0000000",
+        // Every register and what lies behind it, four values, four widths.
+        "mov ebx, 0xffffffff",
+        "7: xor ecx, ecx",
+        "2: mov [rdi + rcx], ebx", "mov [rdi + rcx], bx", "mov [rdi + rcx], bl", "mov [rdi + rcx], rbx",
+        "mov eax, [rdi + rcx]", "mov ax, [rdi + rcx]", "mov al, [rdi + rcx]", "mov rax, [rdi + rcx]",
+        "add ecx, 2", "cmp ecx, 0x180", "jb 2b",
+        "shr ebx, 9", "jnz 7b",
+        "cmp dword ptr [rdi], 0x74726976", "jne 97f",
+        puts!("registers\\n"),
+        // A driver that offers more entries than the queue has.
+        driver!(),
+        "mov word ptr [0x404002], 0x7000", set!("0x50", "1"),
+        "3: pause", "test dword ptr [rdi + 0x70], 0x40", "jz 3b",
+        puts!("needs reset\\n"),
+        // After the reset it works as before.
+        set!("0x70", "0"),
+        "mov word ptr [0x404002], 0", "mov word ptr [0x405002], 0",
+        driver!(),
+        "mov word ptr [0x404004], 0", "mov word ptr [0x404002], 1", set!("0x50", "1"),
+        "4: pause", "cmp word ptr [0x405002], 1", "jne 4b",
+        puts!("works\\n"),
+    );
+    let netns = netns!();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, code());
+    let mut vm = Vm::start_in(&netns, &["-v", "run", "--net", "tap", "--kernel", kernel.to_str().unwrap()]);
+    vm.ends_with(0, SOON);
+    assert_eq!(vm.console(), "registers\nneeds reset\nworks\n", "{}", vm.state());
+    assert!(vm.messages().contains("sent 1 frames"), "{}", vm.state());
+}
+
+#[test]
+fn the_wire_is_there_while_the_guest_runs_and_gone_after_it() {
+    let netns = netns!();
+    // One that stays, up once: the kernel gives a link its queueing discipline then and does not take it back.
+    netns.sh("ip tuntap add keep mode tap; ip link set keep up; ip link set keep down");
+    let before = netns.state();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    let args = [
+        "run",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--net",
+        "tap,host=172.31.0.1/24,mtu=9000",
+        "--net",
+        "tap=keep,host=172.31.1.1/24,mtu=1400",
+        "--net",
+        "tap=named",
+    ];
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut vm = Vm::start_in(&netns, &args);
+        vm.expect("running\n", SOON);
+        let links = netns.sh("ip -br link; ip -br addr; ip route");
+        for (link, address) in [("wirevm0", "172.31.0.1/24"), ("keep", "172.31.1.1/24"), ("named", "")] {
+            let line = links
+                .lines()
+                .find(|line| line.starts_with(link))
+                .unwrap_or_else(|| panic!("no {link} in\n{links}"));
+            assert!(line.contains("LOWER_UP"), "{line}");
+            assert!(links.lines().any(|line| line.starts_with(link) && line.contains(address)), "{links}");
+        }
+        let mtu = netns.sh("ip -o link");
+        assert!(
+            mtu.contains("wirevm0: ") && mtu.contains(" mtu 9000 ") && mtu.contains(" mtu 1400 "),
+            "{mtu}"
+        );
+        vm.signal(signal);
+        vm.ends_with(0, SOON);
+        netns.is_as(&before);
+    }
+}
+
+#[test]
+fn a_killed_wirevm_takes_its_own_taps_with_it() {
+    let netns = netns!();
+    let before = netns.state();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    let args = [
+        "run",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--net",
+        "tap,host=172.31.0.1/24",
+        "--net",
+        "tap=named",
+    ];
+    let mut vm = Vm::start_in(&netns, &args);
+    vm.expect("running\n", SOON);
+    assert_ne!(netns.state(), before);
+    vm.signal(Signal::KILL);
+    vm.wait(SOON);
+    netns.is_as(&before);
+}
+
+#[test]
+fn what_explain_prints_makes_the_same_wire_by_hand() {
+    let (ours, byhand) = (netns!(), netns!());
+    for netns in [&ours, &byhand] {
+        netns.sh("ip tuntap add keep mode tap vnet_hdr");
+    }
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    let args = [
+        "run",
+        "--explain",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--net",
+        "tap=fresh,host=172.31.0.1/24,mtu=9000",
+        "--net",
+        "tap=keep,host=172.31.1.1/28",
+    ];
+    let mut vm = Vm::start_in(&ours, &args);
+    vm.expect("running\n", SOON);
+    let script = vm.messages();
+    assert_eq!(script.lines().count(), 6, "{script}");
+    byhand.sh(&script);
+    // What a wirevm makes goes with it, what the line makes stays; and without a holder a tap has no carrier.
+    let state = |netns: &Netns| {
+        let links = netns.sh("ip -d -o link | sed 's/.*\\(fresh\\|keep\\): <.*\\(mtu [0-9]*\\) qdisc.*\\(tun type .*\\) persist.*/\\1 \\2 \\3/'");
+        let addresses =
+            netns.sh("ip -br -4 addr | awk '{ print $1, $3 }'; ip -4 route | sed 's/ linkdown//'");
+        (links.lines().skip(1).map(String::from).collect::<Vec<_>>(), addresses)
+    };
+    assert_eq!(state(&ours).0.len(), 2, "{}", ours.state());
+    assert!(
+        state(&ours).0[1].starts_with("fresh mtu 9000 tun type tap pi off vnet_hdr on"),
+        "{:?}",
+        state(&ours)
+    );
+    assert_eq!(state(&ours), state(&byhand));
+}
+
+#[test]
+fn an_unprivileged_user_may_use_a_tap_made_for_him() {
+    if std::fs::metadata("/dev/net/tun").is_err() {
+        skip!("this machine has no /dev/net/tun");
+    }
+    let netns = netns!();
+    netns.sh("ip tuntap add his mode tap user 65534; ip link set his addrgenmode none up");
+    let before = netns.state();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    let program = dir.path("wirevm");
+    std::fs::copy(harness::wirevm_path(), &program).unwrap();
+    std::fs::set_permissions(dir.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Whoever may open the devices, here by a bind mount of copies that everybody may.
+    let script = "mkdir \"$2\"; mount -t tmpfs tmpfs \"$2\"; mknod -m 666 \"$2/kvm\" c 10 232; mknod -m 666 \"$2/tun\" c 10 200; \
+        mount --bind \"$2/kvm\" /dev/kvm; mount --bind \"$2/tun\" /dev/net/tun; \
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all \
+        \"$0\" run --kernel \"$1\" --net tap=his";
+    let mut command = netns.command("unshare");
+    command.args(["--mount", "sh", "-c", script]).args([&program, &kernel, &dir.path("dev")]);
+    let mut vm = Vm::start(command.stdin(Stdio::null()));
+    vm.expect("running\n", SOON);
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
+    netns.is_as(&before);
+}

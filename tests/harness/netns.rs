@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A network namespace; it goes when the last clone is dropped, or with the test's process.
 #[derive(Clone)]
@@ -53,6 +54,18 @@ impl Netns {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{script:?} failed with {}\n{text}{errors}", output.status);
         text
+    }
+
+    /// Fails unless links, addresses and routes are as [`Self::state`] told before, or become so at once: the kernel tells a
+    /// lost carrier a moment late.
+    #[track_caller]
+    pub fn is_as(&self, before: &str) {
+        let until = Instant::now() + Duration::from_secs(3);
+        while self.state() != before && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let now = self.state();
+        assert!(now == before, "the links are not as before\n--- before\n{before}\n--- now\n{now}");
     }
 
     /// Links, addresses and routes, without what changes by itself (counters, lifetimes).

@@ -1,0 +1,96 @@
+//! The guests that are started, and the VMMs that start them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::stock::resources;
+use harness::wirevm;
+
+/// A kernel with an initramfs that has iperf3 in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    /// `slim`, or a series of Debian's.
+    pub(crate) name: String,
+    pub(crate) image: PathBuf,
+    pub(crate) initrd: PathBuf,
+}
+
+impl Kernel {
+    /// All that there are, the one that boots fastest first.
+    pub(crate) fn all() -> Vec<Self> {
+        let dir = resources();
+        let slim = std::env::var_os("WIREVM_SLIM_KERNEL").map(PathBuf::from);
+        let slim = slim.into_iter().chain([dir.join("vmlinuz-slim"), dir.join("slim/bzImage")]);
+        let slim = slim.map(|image| ("slim", image));
+        let debian = ["6.12", "6.1"].map(|name| (name, dir.join(format!("vmlinuz-{name}"))));
+        let mut found: Vec<Self> = Vec::new();
+        for (name, image) in slim.chain(debian) {
+            let initrd = dir.join(format!("guest-bench-{name}.cpio"));
+            if found.iter().all(|kernel| kernel.name != name) && image.exists() && initrd.exists() {
+                found.push(Self { name: name.to_owned(), image, initrd });
+            }
+        }
+        found
+    }
+}
+
+/// What a guest is started with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) memory_mib: u64,
+    /// The tap of its only NIC; none for one that the VMM makes.
+    pub(crate) tap: Option<&'a str>,
+}
+
+/// Words on every guest's kernel command line. Nothing that is not the guest's own output crosses the console, which costs
+/// an exit for each byte.
+const CMDLINE: &str = "console=ttyS0 loglevel=1 panic=-1";
+
+/// A VMM in one configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vmm {
+    Wirevm,
+    /// `qemu-system-x86_64 -M microvm`, with QEMU's own NIC or with the kernel's.
+    Microvm {
+        vhost: bool,
+    },
+}
+
+impl Vmm {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Wirevm => "wirevm",
+            Self::Microvm { vhost: false } => "qemu microvm",
+            Self::Microvm { vhost: true } => "qemu microvm, vhost",
+        }
+    }
+
+    /// Starts `guest` with its console on standard input and output.
+    pub(crate) fn command(self, guest: &Guest<'_>) -> Command {
+        let memory = format!("{}M", guest.memory_mib);
+        match self {
+            Self::Wirevm => {
+                let mut command = wirevm();
+                command.args(["run", "--memory", &memory, "--cmdline", CMDLINE]);
+                command.args([Path::new("--kernel"), &guest.kernel.image]);
+                command.args([Path::new("--initrd"), &guest.kernel.initrd]);
+                command.arg("--net").arg(guest.tap.map_or("tap".to_owned(), |tap| format!("tap={tap}")));
+                command
+            }
+            Self::Microvm { vhost } => {
+                let mut command = Command::new("qemu-system-x86_64");
+                command.args(["-M", "microvm", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory]);
+                command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+                command.args(["-serial", "stdio", "-append", CMDLINE]);
+                command.args([Path::new("-kernel"), &guest.kernel.image]);
+                command.args([Path::new("-initrd"), &guest.kernel.initrd]);
+                let mut netdev = "tap,id=net,script=no,downscript=no".to_owned();
+                netdev += &guest.tap.map_or(String::new(), |tap| format!(",ifname={tap}"));
+                netdev += if vhost { ",vhost=on" } else { "" };
+                command.args(["-netdev", &netdev, "-device", "virtio-net-device,netdev=net"]);
+                command
+            }
+        }
+    }
+}

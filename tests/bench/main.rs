@@ -1,0 +1,85 @@
+//! Figures, each beside the one it is to be compared with, measured in one run.
+//!
+//! ```text
+//! bench [start] [wire] [lab] [--rounds N] [--out DIRECTORY]
+//! ```
+//!
+//! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
+//! - `wire`: frames through the NIC's own thread and a tap, against a bare loop of the same system calls.
+//! - `lab`: a guest's boot, throughput, latency and exits under `wirevm` and QEMU. Needs a KVM that runs Linux.
+//!
+//! **Invariant: what is compared takes turns**, in every round, in an order that alternates, so that a machine that
+//! becomes busy is unkind to all. A figure is the median of the rounds, with the least and the most beside it, and a ratio
+//! is one of figures of the same round. Nothing here passes or fails: a goal is printed with what became of it.
+//!
+//! `make bench` builds what is measured, and runs each part where it can run. `unsafe` is in `sys.rs`.
+#![deny(unsafe_code)]
+
+mod guest;
+mod memory;
+mod report;
+mod start;
+mod sys;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use report::Table;
+
+/// What a part needs to know.
+struct Options {
+    /// How often each thing is measured; none for what suits the part.
+    rounds: Option<usize>,
+}
+
+impl Options {
+    fn rounds(&self, usual: usize) -> usize {
+        self.rounds.unwrap_or(usual).max(1)
+    }
+}
+
+type Part = fn(&Options) -> Result<Table, String>;
+const PARTS: [(&str, Part); 1] = [("start", start::run)];
+
+fn main() -> ExitCode {
+    let mut options = Options { rounds: None };
+    let mut out = None;
+    let mut wanted = Vec::new();
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let part = PARTS.iter().find(|(name, _)| *name == word);
+        match (word.as_str(), part) {
+            (_, Some(part)) => wanted.push(part),
+            ("--rounds", _) => match words.next().and_then(|number| number.parse().ok()) {
+                Some(rounds) => options.rounds = Some(rounds),
+                None => return usage(),
+            },
+            ("--out", _) => match words.next() {
+                Some(directory) => out = Some(PathBuf::from(directory)),
+                None => return usage(),
+            },
+            _ => return usage(),
+        }
+    }
+    if wanted.is_empty() {
+        return usage();
+    }
+    let mut status = ExitCode::SUCCESS;
+    for (name, part) in wanted {
+        let result = part(&options).and_then(|table| {
+            table.print();
+            out.as_deref().map_or(Ok(()), |out| table.write_json(&out.join(format!("{name}.json"))))
+        });
+        if let Err(error) = result {
+            eprintln!("error: {name}: {error}");
+            status = ExitCode::FAILURE;
+        }
+    }
+    status
+}
+
+fn usage() -> ExitCode {
+    let parts = PARTS.map(|(name, _)| format!("[{name}]")).join(" ");
+    eprintln!("usage: bench {parts} [--rounds N] [--out DIRECTORY]");
+    ExitCode::from(2)
+}

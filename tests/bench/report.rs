@@ -1,0 +1,187 @@
+//! Figures as tables for people and as JSON for programs.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// One figure, measured once in each round.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    pub(crate) fn median(&self) -> Option<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => None,
+            len if len % 2 == 1 => Some(sorted[middle]),
+            _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+        }
+    }
+
+    fn range(&self) -> (f64, f64) {
+        self.0.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), &v| (min.min(v), max.max(v)))
+    }
+
+    /// Each round's figure over the other's of the same round.
+    pub(crate) fn over(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).filter(|(_, other)| **other != 0.0).map(|(a, b)| a / b).collect())
+    }
+}
+
+impl FromIterator<f64> for Samples {
+    fn from_iter<T: IntoIterator<Item = f64>>(values: T) -> Self {
+        Self(values.into_iter().collect())
+    }
+}
+
+/// What the first column is to reach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    Under(f64),
+    AtLeast(f64),
+}
+
+impl Goal {
+    fn say(self, value: f64) -> String {
+        let (word, goal, reached) = match self {
+            Self::Under(goal) => ("under", goal, value < goal),
+            Self::AtLeast(goal) => ("at least", goal, value >= goal),
+        };
+        format!("{word} {}: {}", number(goal), if reached { "reached" } else { "MISSED" })
+    }
+}
+
+/// One thing measured, of each system in the order of the table's columns.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) what: String,
+    pub(crate) unit: &'static str,
+    pub(crate) cells: Vec<Samples>,
+    pub(crate) goal: Option<Goal>,
+}
+
+/// Systems side by side.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) columns: Vec<String>,
+    pub(crate) rows: Vec<Row>,
+    /// What a reader must know, a line each.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Table {
+    pub(crate) fn print(&self) {
+        println!("\n{}", self.title);
+        let goals = self.rows.iter().any(|row| row.goal.is_some());
+        let mut lines = vec![vec![String::new(), String::new()]];
+        lines[0].extend(self.columns.iter().cloned());
+        lines[0].extend(goals.then(|| "goal".to_owned()));
+        for row in &self.rows {
+            let mut line = vec![row.what.clone(), row.unit.to_owned()];
+            line.extend(row.cells.iter().map(cell));
+            line.resize(2 + self.columns.len(), String::new());
+            let first = row.cells.first().and_then(Samples::median);
+            line.extend(goals.then(|| row.goal.zip(first).map(|(goal, v)| goal.say(v)).unwrap_or_default()));
+            lines.push(line);
+        }
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<_> = (0..lines[0].len()).map(width).collect();
+        for line in &lines {
+            let mut text = String::new();
+            for (column, (word, width)) in line.iter().zip(&widths).enumerate() {
+                let figures = (2..2 + self.columns.len()).contains(&column);
+                let _ = if figures { write!(text, "{word:>width$}   ") } else { write!(text, "{word:<width$}  ") };
+            }
+            println!("  {}", text.trim_end());
+        }
+        for note in &self.notes {
+            println!("  {note}");
+        }
+    }
+
+    pub(crate) fn write_json(&self, path: &Path) -> Result<(), String> {
+        let rows = self.rows.iter().map(|row| {
+            let cells = self.columns.iter().zip(&row.cells).map(|(name, samples)| {
+                let rounds = samples.0.iter().map(|value| value.to_string());
+                let median = samples.median().map_or("null".to_owned(), |median| median.to_string());
+                format!("{}: {{\"median\": {median}, \"rounds\": {}}}", quote(name), array(rounds))
+            });
+            let cells: Vec<_> = cells.collect();
+            let (what, unit) = (quote(&row.what), quote(row.unit));
+            let goal = match row.goal {
+                Some(Goal::Under(goal)) => format!(", \"under\": {goal}"),
+                Some(Goal::AtLeast(goal)) => format!(", \"at_least\": {goal}"),
+                None => String::new(),
+            };
+            format!(
+                "\n    {{\"what\": {what}, \"unit\": {unit}{goal}, \"figures\": {{{}}}}}",
+                cells.join(", ")
+            )
+        });
+        let text = format!(
+            "{{\n  \"title\": {},\n  \"machine\": {},\n  \"notes\": {},\n  \"rows\": {}\n}}\n",
+            quote(&self.title),
+            quote(&machine()),
+            array(self.notes.iter().map(|note| quote(note))),
+            array(rows)
+        );
+        let wrote = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, text));
+        wrote.map_err(|error| format!("cannot write {}: {error}", path.display()))
+    }
+}
+
+/// What the figures were measured on: processor, how many of it, kernel, and how busy it was.
+fn machine() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let model = read("/proc/cpuinfo");
+    let model = model.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("?");
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let (release, load) = (read("/proc/sys/kernel/osrelease"), read("/proc/loadavg"));
+    format!("{cpus} x {model}, Linux {}, load {}", release.trim(), load.split(' ').next().unwrap_or("?"))
+}
+
+fn cell(samples: &Samples) -> String {
+    let Some(median) = samples.median() else { return "-".to_owned() };
+    let (min, max) = samples.range();
+    match samples.0.len() {
+        1 => number(median),
+        _ => format!("{} ({}-{})", number(median), number(min), number(max)),
+    }
+}
+
+/// Three digits that matter, or all before the point.
+fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        0.0 => 0,
+        small if small < 10.0 => 2,
+        small if small < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}")
+}
+
+fn array(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+fn quote(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c < ' ' => quoted.push(' '),
+            c => quoted.push(c),
+        }
+    }
+    quoted + "\""
+}
