@@ -23,12 +23,13 @@ pub(crate) enum Speed {
     Broken(String),
 }
 
-/// Measures how fast KVM runs ring 0: a loop in a throw-away VM, about 20 ms where it is emulated.
+/// Measures how fast KVM runs ring 0: a loop in a throw-away VM, about 30 ms where it is emulated. The best of three counts,
+/// for the first also pays for the way into the guest, and any may be interrupted.
 ///
 /// # Errors
 /// KVM is absent, or refuses.
 pub(crate) fn measure() -> Result<Speed, Error> {
-    const TURNS: u32 = 10_000;
+    const TURNS: u32 = 5_000;
     // mov ecx, TURNS; again: dec ecx; jnz again; hlt
     let mut code = vec![0xb9];
     code.extend(TURNS.to_le_bytes());
@@ -61,18 +62,19 @@ pub(crate) fn measure() -> Result<Speed, Error> {
     (sregs.ds, sregs.es, sregs.ss) = (flat(0x3, 0x10), flat(0x3, 0x10), flat(0x3, 0x10));
     sregs.cr0 |= 1;
     vcpu.set_sregs(&sregs).map_err(kvm("set a vCPU's registers"))?;
-    let mut regs = vcpu.get_regs().map_err(kvm("read a vCPU's registers"))?;
-    (regs.rip, regs.rflags) = (0x1000, 0x2);
-    vcpu.set_regs(&regs).map_err(kvm("set a vCPU's registers"))?;
-
-    let start = Instant::now();
-    let speed = match vcpu.run() {
-        Ok(VcpuExit::Hlt) => {
-            f64::from(2 * TURNS) / start.elapsed().max(Duration::from_nanos(1)).as_secs_f64()
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        let mut regs = vcpu.get_regs().map_err(kvm("read a vCPU's registers"))?;
+        (regs.rip, regs.rflags) = (0x1000, 0x2);
+        vcpu.set_regs(&regs).map_err(kvm("set a vCPU's registers"))?;
+        let start = Instant::now();
+        match vcpu.run() {
+            Ok(VcpuExit::Hlt) => best = best.min(start.elapsed()),
+            Ok(exit) => return Ok(Speed::Broken(format!("the vCPU ended with {exit:?}"))),
+            Err(e) => return Ok(Speed::Broken(e.to_string())),
         }
-        Ok(exit) => return Ok(Speed::Broken(format!("the vCPU ended with {exit:?}"))),
-        Err(e) => return Ok(Speed::Broken(e.to_string())),
-    };
+    }
+    let speed = f64::from(2 * TURNS) / best.max(Duration::from_nanos(1)).as_secs_f64();
     Ok(if speed >= NATIVE { Speed::Native(speed) } else { Speed::Emulated(speed) })
 }
 
