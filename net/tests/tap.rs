@@ -7,7 +7,9 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use namespace::{as_user, features, in_namespace, own_tun_device, run, set_udp_segment, state};
+use namespace::{
+    as_user, features, header_len, in_namespace, own_tun_device, run, set_udp_segment, state, warnings,
+};
 use net::{Backend, Error, HEADER_LEN, IovBuffer, LinkName, Offloads, Opened, Sent, Tap};
 use vm_memory::VolatileSlice;
 
@@ -174,6 +176,22 @@ fn a_persistent_tap_is_as_before() {
 }
 
 #[test]
+fn what_ip_does_not_tell_of_a_persistent_tap_is_as_before() {
+    in_namespace("what_ip_does_not_tell_of_a_persistent_tap_is_as_before", || {
+        run("ip tuntap add dev tap0 mode tap vnet_hdr");
+        let (len, offloads) = (header_len("tap0"), features("tap0"));
+        assert_eq!(len, 10, "the driver's default");
+        let mut tap = Tap::open(name("tap0").as_ref()).unwrap();
+        assert!(tap.is_persistent());
+        tap.set_offloads(tap.offloads()).unwrap();
+        assert_ne!(features("tap0"), offloads);
+        drop(tap);
+        assert_eq!(features("tap0"), offloads, "else the next holder gets unfinished frames unasked");
+        assert_eq!(header_len("tap0"), len);
+    });
+}
+
+#[test]
 fn what_was_there_is_neither_done_nor_undone() {
     in_namespace("what_was_there_is_neither_done_nor_undone", || {
         run("ip tuntap add dev tap0 mode tap vnet_hdr");
@@ -194,6 +212,7 @@ fn what_was_there_is_neither_done_nor_undone() {
 #[test]
 fn a_tap_deleted_meanwhile_is_not_made_again() {
     in_namespace("a_tap_deleted_meanwhile_is_not_made_again", || {
+        warnings();
         let before = state();
         run("ip tuntap add dev tap0 mode tap");
         let mut opened = open("tap=tap0,host=172.31.0.1/24").unwrap();
@@ -204,6 +223,39 @@ fn a_tap_deleted_meanwhile_is_not_made_again() {
         }
         drop(opened);
         assert_eq!(state(), before);
+
+        // Nor is another one of the same name touched.
+        run("ip tuntap add dev tap0 mode tap pi");
+        let opened = open("tap=tap0,host=172.31.0.1/24").unwrap();
+        run("ip link del tap0");
+        run("ip tuntap add dev tap0 mode tap vnet_hdr");
+        run("ip address add 172.31.0.1/24 dev tap0");
+        run("ip link set tap0 up");
+        let before = state();
+        drop(opened);
+        assert_eq!(state(), before);
+        assert_eq!(warnings(), [""; 0], "what is gone is no failure");
+    });
+}
+
+#[test]
+fn an_undo_that_fails_is_told_and_the_rest_goes_on() {
+    in_namespace("an_undo_that_fails_is_told_and_the_rest_goes_on", || {
+        run("ip tuntap add dev tap0 mode tap vnet_hdr");
+        let Opened { backends, wiring, .. } = open("tap=tap0,host=172.31.0.1/24,mtu=1400").unwrap();
+        warnings();
+        as_user(65534, || wiring.undo());
+        let told = warnings();
+        let undone = [
+            "ip link set dev tap0 down",
+            "ip address del 172.31.0.1/24 dev tap0",
+            "ip link set dev tap0 mtu 1500",
+        ];
+        assert_eq!(told.len(), undone.len(), "{told:?}");
+        for (told, undone) in told.iter().zip(undone) {
+            assert!(told.contains(undone) && told.contains("Operation not permitted"), "{told}");
+        }
+        drop(backends);
     });
 }
 

@@ -116,3 +116,42 @@ pub(crate) fn set_udp_segment(socket: &std::net::UdpSocket, bytes: libc::c_int) 
         unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, value, len) };
     assert_eq!(result, 0, "UDP_SEGMENT: {}", io::Error::last_os_error());
 }
+
+/// The header length that a persistent tap of one queue is left with, by attaching to it.
+pub(crate) fn header_len(tap: &str) -> libc::c_int {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+    let mut len = 0;
+    // SAFETY: all zeroes is an ifreq; TUNSETIFF takes one, and TUNGETVNETHDRSZ writes one int.
+    let result = unsafe {
+        let mut ifreq: libc::ifreq = std::mem::zeroed();
+        for (to, from) in ifreq.ifr_name.iter_mut().zip(tap.bytes()) {
+            *to = from as libc::c_char;
+        }
+        ifreq.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut ifreq)
+            | libc::ioctl(device.as_raw_fd(), libc::TUNGETVNETHDRSZ, &mut len)
+    };
+    assert_eq!(result, 0, "attach to {tap}: {}", io::Error::last_os_error());
+    len
+}
+
+/// What was logged as a warning since the last call. Tests run one at a time.
+pub(crate) fn warnings() -> Vec<String> {
+    struct Kept(Mutex<Vec<String>>);
+    impl log::Log for Kept {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Warn
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record.args().to_string());
+            }
+        }
+        fn flush(&self) {}
+    }
+    static KEPT: Kept = Kept(Mutex::new(Vec::new()));
+    if log::set_logger(&KEPT).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+    std::mem::take(&mut KEPT.0.lock().unwrap_or_else(PoisonError::into_inner))
+}
