@@ -2,7 +2,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test lab bench setup build clean
+.PHONY: help run test lab bench setup kernel build clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ bench: setup build ## measure against QEMU and against the bare system calls
 
 setup: ## fetch packages, kernels and the guest's image; says nothing when all are there
 	@resources/setup
+
+kernel: ## the slim guest kernel, built from Debian's source; some minutes, and tests go faster
+	@resources/guest-kernel/build
 
 build: ## the release program, target/release/wirevm
 	@cargo build --release
