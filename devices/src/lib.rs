@@ -29,7 +29,8 @@
 //! | `virtio/mmio.rs` | the transport: registers, status, features, and the queues' eventfds |
 //! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
-//! | `virtio/net/queue_pair.rs` | the NIC's thread: the two loops, and what each waits for |
+//! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
+//! | `virtio/net/queue_pair/thread.rs` | their thread: events, start and stop |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other |
 //!

@@ -10,9 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::BusDevice;
-use devices::virtio::mock::Buffer;
+use devices::virtio::mmio::MmioTransport;
+use devices::virtio::mock::{Buffer, MockMmio, MockRing};
+use devices::virtio::net::{NetDeviceConfig, VirtioNet};
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use net::{Backend, HEADER_LEN, Iov, Offloads, Sent, SocketBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
 
 use rig::*;
 
@@ -320,7 +324,7 @@ fn a_wire_that_is_gone_does_not_spin() {
     drop(peer);
     rx.add(&[Buffer::writable(CHAIN_DATA, 4096); 20]).unwrap();
     rx.publish();
-    devices::virtio::mock::MockMmio::new(&device).kick(RX);
+    MockMmio::new(&device).kick(RX);
     let dropped = || counters.rx_dropped.load(Ordering::Relaxed);
     wait("the failure", || dropped() > 0);
     thread::sleep(Duration::from_millis(50));
@@ -433,6 +437,82 @@ fn an_interrupt_asked_for_while_the_device_works_is_not_forgotten() {
             }
             wait("the buffer", || rig.reap_tx() == 1);
             rig.peer.recv().unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_kick_is_enough_for_more_frames_than_a_burst() {
+    let mut rig = Rig::started(PLAIN | F_EVENT_IDX);
+    let bytes = frame(60, 1);
+    rig.memory.write_slice(&bytes, GuestAddress(CHAIN_DATA)).unwrap();
+    for _ in 0..150 {
+        rig.tx.add(&[Buffer::readable(CHAIN_DATA, bytes.len() as u32)]).unwrap();
+    }
+    rig.kick_tx();
+    // Nobody reads the wire, so that nothing but the pair itself can wake the pair.
+    wait("all of them", || rig.tx.pending() == 150);
+}
+
+/// A host end that refuses its offloads once.
+struct Refusing(SocketBackend, bool);
+
+impl Backend for Refusing {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
+        self.0.send(frame)
+    }
+
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        self.0.recv(space)
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.0.offloads()
+    }
+
+    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
+        if std::mem::replace(&mut self.1, false) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.0.set_offloads(accepted)
+    }
+}
+
+#[test]
+fn all_pairs_start_or_none() {
+    let (first, _peer) = SocketBackend::pair().unwrap();
+    let (second, peer) = SocketBackend::pair().unwrap();
+    let backends: Vec<Box<dyn Backend>> = vec![Box::new(first), Box::new(Refusing(second, true))];
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+    let config = NetDeviceConfig { name: "test".into(), mac: MAC, mtu: None };
+    let nic = VirtioNet::new(config, backends);
+    let irq = EventFd::new(0).unwrap();
+    let device = MmioTransport::new(Box::new(nic), memory.clone(), irq).unwrap();
+    let mmio = MockMmio::new(&device);
+    for works in [false, true] {
+        let mut rings: Vec<_> =
+            (1..5).map(|number| MockRing::new(&memory, 0x1_0000 * number, 64, false)).collect();
+        assert!(mmio.negotiate(PLAIN));
+        for (index, ring) in rings.iter().enumerate() {
+            assert!(mmio.set_queue(index as u32, ring.setup()));
+        }
+        mmio.start();
+        assert_eq!(mmio.needs_reset(), !works);
+        for index in [1, 3] {
+            rings[index].add(&[Buffer::readable(CHAIN_DATA, 72)]).unwrap();
+            rings[index].publish();
+            mmio.kick(index as u32);
+        }
+        if works {
+            wait("both pairs", || rings[1].pending() == 1 && rings[3].pending() == 1);
+            assert_eq!(peer.recv().unwrap().len(), 72);
+        } else {
+            thread::sleep(Duration::from_millis(20));
+            assert_eq!((rings[1].pending(), rings[3].pending()), (0, 0), "one of two pairs runs");
         }
     }
 }

@@ -8,19 +8,19 @@
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
+mod thread;
+
+pub use self::thread::PairThread;
+
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{Builder, JoinHandle};
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
-};
 use net::{Backend, HEADER_LEN, Iov, IovBuffer, Sent};
 use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::queue::{Chain, Error, VirtQueue};
 use crate::virtio::{ActiveQueue, Interrupt};
@@ -369,130 +369,4 @@ fn show(
         }
     }
     Ok(())
-}
-
-const RX_KICK: u32 = 0;
-const TX_KICK: u32 = 1;
-const HOST: u32 = 2;
-const STOP: u32 = 3;
-
-impl MutEventSubscriber for QueuePair {
-    /// Notes what an event allows; the frames move in [`QueuePair::process`].
-    fn process(&mut self, events: Events, _: &mut EventOps) {
-        let set = events.event_set();
-        let failed = set.intersects(EventSet::ERROR | EventSet::HANG_UP);
-        let wake = |next: &mut Next, waits: Next| {
-            if *next == waits {
-                *next = Next::Work;
-            }
-        };
-        match events.data() {
-            RX_KICK => wake(&mut self.receive, Next::Driver),
-            TX_KICK => wake(&mut self.transmit, Next::Driver),
-            HOST => {
-                if failed || set.contains(EventSet::IN) {
-                    wake(&mut self.receive, Next::Host);
-                }
-                if failed || set.contains(EventSet::OUT) {
-                    wake(&mut self.transmit, Next::Host);
-                }
-            }
-            _ => self.ended = true,
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        // An edge-triggered eventfd tells of every write without ever being read: a system call saved for each kick. Its
-        // counter would take centuries to fill.
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let host = edge | EventSet::OUT;
-        let PairParts { rx, tx, backend, .. } = &self.parts;
-        let mut watched = ops
-            .add(Events::with_data(&rx.kick, RX_KICK, edge))
-            .and_then(|()| ops.add(Events::with_data(&tx.kick, TX_KICK, edge)))
-            .and_then(|()| ops.add(Events::with_data(&backend.fd(), HOST, host)));
-        if let Some(stop) = &self.stop {
-            watched = watched.and_then(|()| ops.add(Events::with_data(stop, STOP, EventSet::IN)));
-        }
-        self.watch_error = watched.err();
-    }
-}
-
-/// A pair at work in its thread.
-pub struct PairThread {
-    stop: EventFd,
-    thread: JoinHandle<Option<QueuePair>>,
-}
-
-impl PairThread {
-    /// Moves `pair` into a thread of its name.
-    ///
-    /// # Errors
-    /// Where there are no descriptors or no threads left; the pair comes back.
-    // The error is large for the pair it returns, and as rare as it is large.
-    #[allow(clippy::result_large_err)]
-    pub fn start(mut pair: QueuePair) -> Result<Self, (QueuePair, io::Error)> {
-        let eventfd = || {
-            let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            Ok((stop.try_clone()?, stop, EventManager::new_with_capacity(8).map_err(io::Error::other)?))
-        };
-        let (stop, mut manager) = match eventfd() {
-            Ok((theirs, ours, manager)) => {
-                pair.stop = Some(theirs);
-                (ours, manager)
-            }
-            Err(error) => return Err((pair, error)),
-        };
-        let name = pair.parts.name.clone();
-        let id = manager.add_subscriber(pair);
-        if let Some(error) = subscriber(&mut manager, id).watch_error.take() {
-            return Err((take(manager, id), io::Error::other(error)));
-        }
-        // The pair follows once the thread is there: a thread that cannot be made would take what it was given with it.
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let body = move || receiver.recv().ok().map(|manager| run(manager, id));
-        match Builder::new().name(name).spawn(body) {
-            Ok(thread) => match sender.send(manager) {
-                Ok(()) => Ok(Self { stop, thread }),
-                Err(mpsc::SendError(manager)) => {
-                    Err((take(manager, id), io::Error::other("the thread ended at once")))
-                }
-            },
-            Err(error) => Err((take(manager, id), error)),
-        }
-    }
-
-    /// Stops the thread and gives the pair back; `None` if it panicked. Returns within the time of a burst.
-    pub fn stop(self) -> Option<QueuePair> {
-        if let Err(error) = self.stop.write(1) {
-            log::error!("cannot stop a queue pair: {error}");
-        }
-        self.thread.join().ok().flatten()
-    }
-}
-
-/// The pair's life: frames until there are none, then sleep until something happens.
-fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
-    loop {
-        let pair = subscriber(&mut manager, id);
-        pair.process();
-        if pair.ended {
-            return take(manager, id);
-        }
-        // With work left, events are only collected: neither direction starves the other or a stop.
-        let timeout = if pair.has_work() { 0 } else { -1 };
-        if let Err(error) = manager.run_with_timeout(timeout) {
-            let pair = subscriber(&mut manager, id);
-            log::error!("{}: cannot wait for events: {error}", pair.parts.name);
-            pair.end();
-        }
-    }
-}
-
-fn subscriber(manager: &mut EventManager<QueuePair>, id: SubscriberId) -> &mut QueuePair {
-    manager.subscriber_mut(id).expect("the pair is in until it is taken")
-}
-
-fn take(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
-    manager.remove_subscriber(id).expect("the pair is taken once")
 }
