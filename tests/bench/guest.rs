@@ -6,13 +6,16 @@ use std::process::Command;
 use harness::stock::resources;
 use harness::wirevm;
 
-/// A kernel with an initramfs that has iperf3 in it.
+/// A kernel and its initramfs.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     /// `slim`, or a series of Debian's.
     pub(crate) name: String,
     pub(crate) image: PathBuf,
     pub(crate) initrd: PathBuf,
+    /// The same with iperf3 in it.
+    #[expect(dead_code)]
+    pub(crate) bench_initrd: PathBuf,
 }
 
 impl Kernel {
@@ -25,9 +28,11 @@ impl Kernel {
         let debian = ["6.12", "6.1"].map(|name| (name, dir.join(format!("vmlinuz-{name}"))));
         let mut found: Vec<Self> = Vec::new();
         for (name, image) in slim.chain(debian) {
-            let initrd = dir.join(format!("guest-bench-{name}.cpio"));
-            if found.iter().all(|kernel| kernel.name != name) && image.exists() && initrd.exists() {
-                found.push(Self { name: name.to_owned(), image, initrd });
+            let initrd = dir.join(format!("guest-{name}.cpio"));
+            let bench_initrd = dir.join(format!("guest-bench-{name}.cpio"));
+            let complete = [&image, &initrd, &bench_initrd].iter().all(|file| file.exists());
+            if complete && found.iter().all(|kernel| kernel.name != name) {
+                found.push(Self { name: name.to_owned(), image, initrd, bench_initrd });
             }
         }
         found
@@ -37,7 +42,8 @@ impl Kernel {
 /// What a guest is started with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guest<'a> {
-    pub(crate) kernel: &'a Kernel,
+    pub(crate) kernel: &'a Path,
+    pub(crate) initrd: &'a Path,
     pub(crate) memory_mib: u64,
     /// The tap of its only NIC; none for one that the VMM makes.
     pub(crate) tap: Option<&'a str>,
@@ -73,8 +79,8 @@ impl Vmm {
             Self::Wirevm => {
                 let mut command = wirevm();
                 command.args(["run", "--memory", &memory, "--cmdline", CMDLINE]);
-                command.args([Path::new("--kernel"), &guest.kernel.image]);
-                command.args([Path::new("--initrd"), &guest.kernel.initrd]);
+                command.args([Path::new("--kernel"), guest.kernel]);
+                command.args([Path::new("--initrd"), guest.initrd]);
                 command.arg("--net").arg(guest.tap.map_or("tap".to_owned(), |tap| format!("tap={tap}")));
                 command
             }
@@ -83,8 +89,8 @@ impl Vmm {
                 command.args(["-M", "microvm", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory]);
                 command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
                 command.args(["-serial", "stdio", "-append", CMDLINE]);
-                command.args([Path::new("-kernel"), &guest.kernel.image]);
-                command.args([Path::new("-initrd"), &guest.kernel.initrd]);
+                command.args([Path::new("-kernel"), guest.kernel]);
+                command.args([Path::new("-initrd"), guest.initrd]);
                 let mut netdev = "tap,id=net,script=no,downscript=no".to_owned();
                 netdev += &guest.tap.map_or(String::new(), |tap| format!(",ifname={tap}"));
                 netdev += if vhost { ",vhost=on" } else { "" };

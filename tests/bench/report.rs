@@ -100,7 +100,11 @@ impl Table {
             let mut text = String::new();
             for (column, (word, width)) in line.iter().zip(&widths).enumerate() {
                 let figures = (2..2 + self.columns.len()).contains(&column);
-                let _ = if figures { write!(text, "{word:>width$}   ") } else { write!(text, "{word:<width$}  ") };
+                let _ = if figures {
+                    write!(text, "{word:>width$}   ")
+                } else {
+                    write!(text, "{word:<width$}  ")
+                };
             }
             println!("  {}", text.trim_end());
         }
@@ -135,7 +139,8 @@ impl Table {
             array(self.notes.iter().map(|note| quote(note))),
             array(rows)
         );
-        let wrote = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, text));
+        let wrote =
+            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, text));
         wrote.map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 }

@@ -1,17 +1,27 @@
-//! The system calls that no safe wrapper has: a stopwatch for `KVM_RUN`, by seccomp and ptrace.
+//! The system calls that no safe wrapper has: a stopwatch for `KVM_RUN`, by seccomp and ptrace; processors and their
+//! time; frames from and to guest memory; frames into a link.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use vm_memory::VolatileSlice;
 
 /// `KVM_RUN` of `linux/kvm.h`: `_IO(0xae, 0x80)`.
 const KVM_RUN: u32 = 0xae80;
 
 /// Turns -1 into the error that `errno` names.
-fn checked<T: Copy + Into<i64>>(result: T) -> io::Result<T> {
-    if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+fn checked<T: Copy + TryInto<i64>>(result: T) -> io::Result<T> {
+    if result.try_into().is_ok_and(|result: i64| result < 0) {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Moves this thread, and the processes that it will start, to a new network namespace.
@@ -19,6 +29,125 @@ pub(crate) fn new_network_namespace() -> io::Result<()> {
     // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
     checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
     Ok(())
+}
+
+/// Whose processor time is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cpu {
+    /// All threads of the process of this number.
+    Process(u32),
+    /// One thread, of this process.
+    Thread(u32),
+}
+
+impl Cpu {
+    /// Time on a processor since it started.
+    pub(crate) fn time(self) -> io::Result<Duration> {
+        // The clocks of linux/posix-timers.h: the number inverted, whether it is a thread's, and CPUCLOCK_SCHED.
+        let clock = match self {
+            Self::Process(pid) => !(pid as libc::clockid_t) << 3 | 2,
+            Self::Thread(tid) => !(tid as libc::clockid_t) << 3 | 4 | 2,
+        };
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: clock_gettime writes one timespec.
+        checked(unsafe { libc::clock_gettime(clock, &mut time) })?;
+        Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    }
+}
+
+/// The number of this thread.
+pub(crate) fn thread_number() -> u32 {
+    // SAFETY: gettid cannot fail and takes no memory.
+    unsafe { libc::gettid() as u32 }
+}
+
+/// The processors that this thread may run on.
+pub(crate) fn cores() -> io::Result<Vec<usize>> {
+    // SAFETY: all zeroes is a set of no processors.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most that many bytes of the set.
+    checked(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) })?;
+    // SAFETY: every number is within the set.
+    Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
+}
+
+/// Keeps a thread of this process on one processor, one of [`cores`].
+pub(crate) fn pin(thread: u32, core: usize) -> io::Result<()> {
+    // SAFETY: all zeroes is a set of no processors, and `core` is a number within it.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        set
+    };
+    // SAFETY: the kernel reads that many bytes of the set.
+    checked(unsafe { libc::sched_setaffinity(thread as libc::pid_t, size_of_val(&set), &set) })?;
+    Ok(())
+}
+
+/// Buffers in guest memory as the system calls take them, gathered once: this is what a bare loop has and a ring has not.
+pub(crate) struct Iovecs<'m>(Vec<libc::iovec>, PhantomData<VolatileSlice<'m>>);
+
+impl<'m> FromIterator<VolatileSlice<'m>> for Iovecs<'m> {
+    fn from_iter<T: IntoIterator<Item = VolatileSlice<'m>>>(buffers: T) -> Self {
+        let iovec = |buffer: VolatileSlice<'m>| libc::iovec {
+            iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        Self(buffers.into_iter().map(iovec).collect(), PhantomData)
+    }
+}
+
+impl Iovecs<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Writes one frame: all the buffers.
+    pub(crate) fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: the buffers are guest memory, mapped for as long as `self` lives, and the kernel only reads them.
+        checked(unsafe { libc::writev(fd.as_raw_fd(), self.0.as_ptr(), self.0.len() as i32) })?;
+        Ok(())
+    }
+
+    /// Reads one frame into the buffers of `range`, and returns its length.
+    pub(crate) fn readv(&self, range: Range<usize>, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let buffers = &self.0[range];
+        // SAFETY: as in `writev`; guest memory, which the kernel writes, is nowhere a reference.
+        let len = checked(unsafe { libc::readv(fd.as_raw_fd(), buffers.as_ptr(), buffers.len() as i32) })?;
+        Ok(len as usize)
+    }
+}
+
+/// A packet socket that puts frames, each behind a header of 10 bytes as virtio's, on the way out of a link (packet(7)).
+pub(crate) struct LinkSender(OwnedFd);
+
+impl LinkSender {
+    /// On the link of number `index`.
+    pub(crate) fn new(index: u32) -> io::Result<Self> {
+        // SAFETY: socket takes no memory; without a protocol it receives nothing.
+        let fd = checked(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let on: libc::c_int = 1;
+        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
+        // SAFETY: the option is one int, which `on` is.
+        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, option, len) })?;
+        // SAFETY: all zeroes is an address of no protocol, link or length.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_ifindex = index as i32;
+        let len = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the kernel reads a sockaddr_ll.
+        checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+        Ok(Self(socket))
+    }
+
+    /// Sends one frame.
+    pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the kernel reads the frame.
+        checked(unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
+        Ok(())
+    }
 }
 
 /// A process that stands at its first `KVM_RUN`; killed when dropped, by the thread that started it.
@@ -75,7 +204,8 @@ pub(crate) fn until_kvm_run(command: &mut Command) -> io::Result<Traced> {
         // Without that flag the kernel would turn off an optimisation of the processor with the filter.
         let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
         // SAFETY: the kernel reads one sock_fprog and the filter that it points to, and keeps neither.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) };
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) };
         checked(result)?;
         Ok(())
     };

@@ -1,0 +1,197 @@
+//! Part 2: the wire alone. A mock driver, the NIC's own thread and a real tap, against a bare loop that makes the same
+//! system calls on the same tap and knows nothing of rings.
+//!
+//! The one that moves the frames has a core, and what stands for the guest has another. What leaves through the tap is
+//! addressed to nobody, so the host's kernel drops it at once. What comes in is in the tap's queue before the clock starts,
+//! so that no sender is waited for: a drain.
+//!
+//! On a busy machine frames per second mean little, and the mover's own processor time for a frame still does.
+
+mod pair;
+mod rig;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use devices::virtio::net::VirtioNet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::Options;
+use crate::report::{Goal, Row, Samples, Table};
+use crate::start::in_namespace;
+use crate::sys::{self, Cpu};
+use rig::{Rig, Shape};
+
+/// Ethernet frames without their checksum: the least, the most at the usual MTU, and one that TCP segmentation allows.
+const SIZES: [usize; 3] = [64, 1514, 65000];
+/// How long frames are sent in a round.
+const SENDING: Duration = Duration::from_millis(150);
+/// How often the tap's queue is filled and drained in a round.
+const DRAINS: usize = 20;
+
+/// Who moves frames between guest memory and the tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mover {
+    /// The NIC's thread.
+    Pair,
+    /// A loop of `writev(2)` or `readv(2)` with the buffers that the NIC would have.
+    Bare,
+    /// The same, each frame in one buffer.
+    OneBuffer,
+}
+
+const MOVERS: [Mover; 3] = [Mover::Pair, Mover::Bare, Mover::OneBuffer];
+
+/// What moving took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    frames: u64,
+    /// By the clock on the wall.
+    wall: Duration,
+    /// On a processor, of the thread that moved them.
+    cpu: Duration,
+}
+
+impl std::ops::AddAssign for Moved {
+    fn add_assign(&mut self, more: Self) {
+        self.frames += more.frames;
+        self.wall += more.wall;
+        self.cpu += more.cpu;
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<Table, String> {
+    let rounds = options.rounds(9);
+    let rows = in_namespace(|| measure(rounds).map_err(|error| error.to_string()))??;
+    let columns = ["NIC over bare loop", "NIC's thread", "bare loop", "bare loop, one buffer"];
+    let title = format!("Wire: one queue pair and a tap, no guest, median of {rounds} (min-max)");
+    let notes = vec![
+        "the bare loop makes the NIC's system calls with the NIC's buffers; goals are of the issue, for frames".to_owned(),
+        "cpu: processor time of the thread that moves the frames, which other work on the machine does not add to".to_owned(),
+    ];
+    Ok(Table { title, columns: columns.map(str::to_owned).to_vec(), rows, notes })
+}
+
+fn measure(rounds: usize) -> io::Result<Vec<Row>> {
+    let (rig, mut nic) = Rig::new()?;
+    let nic = &mut nic.device;
+    let mut rows = Vec::new();
+    for sending in [true, false] {
+        for size in SIZES {
+            let shape = Shape::new(size);
+            rig.write_frames(shape)?;
+            let mut rates = [const { Samples::new() }; MOVERS.len()];
+            let mut costs = rates.clone();
+            // The first round warms up.
+            for round in 0..=rounds {
+                for at in 0..MOVERS.len() {
+                    let at = if round % 2 == 0 { at } else { MOVERS.len() - 1 - at };
+                    let moved = match sending {
+                        true => send(&rig, nic, MOVERS[at], shape)?,
+                        false => receive(&rig, nic, MOVERS[at], shape)?,
+                    };
+                    if round > 0 {
+                        rates[at].push(moved.frames as f64 / moved.wall.as_secs_f64() / 1e3);
+                        costs[at].push(moved.cpu.as_nanos() as f64 / moved.frames as f64);
+                    }
+                }
+            }
+            let what = if sending { "send" } else { "receive" };
+            let row = |what, unit, figures: &[Samples; MOVERS.len()], goal| Row {
+                what,
+                unit,
+                cells: std::iter::once(figures[0].over(&figures[1])).chain(figures.iter().cloned()).collect(),
+                goal,
+            };
+            rows.push(row(format!("{what} {size} bytes"), "k frames/s", &rates, Some(Goal::AtLeast(0.9))));
+            rows.push(row(format!("{what} {size} bytes, cpu"), "ns/frame", &costs, None));
+        }
+    }
+    Ok(rows)
+}
+
+fn send(rig: &Rig, nic: &mut VirtioNet, mover: Mover, shape: Shape) -> io::Result<Moved> {
+    match mover {
+        Mover::Pair => pair::send(rig, nic, shape, SENDING),
+        Mover::Bare => bare_send(rig, shape, false),
+        Mover::OneBuffer => bare_send(rig, shape, true),
+    }
+}
+
+fn receive(rig: &Rig, nic: &mut VirtioNet, mover: Mover, shape: Shape) -> io::Result<Moved> {
+    match mover {
+        Mover::Pair => {
+            let mut sum = Moved::default();
+            for _ in 0..DRAINS {
+                sum += pair::receive(rig, nic, shape)?;
+            }
+            Ok(sum)
+        }
+        Mover::Bare => bare_receive(rig, shape, false),
+        Mover::OneBuffer => bare_receive(rig, shape, true),
+    }
+}
+
+/// Runs `body` on a thread with the mover's core.
+fn on_mover_core<T: Send>(rig: &Rig, body: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            sys::pin(sys::thread_number(), rig.cores.mover)?;
+            body()
+        });
+        thread.join().expect("the loop does not panic")
+    })
+}
+
+fn bare_send(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> {
+    on_mover_core(rig, || {
+        let frames: Vec<_> = rig.frames(shape, one_buffer).collect();
+        let cpu = Cpu::Thread(sys::thread_number());
+        let (begin, cpu_begin, mut sent) = (Instant::now(), cpu.time()?, 0);
+        while begin.elapsed() < SENDING {
+            for frame in frames.iter().cycle().skip(sent as usize % frames.len()).take(64) {
+                frame.writev(rig.tap.as_fd())?;
+            }
+            sent += 64;
+        }
+        Ok(Moved { frames: sent, wall: begin.elapsed(), cpu: cpu.time()? - cpu_begin })
+    })
+}
+
+fn bare_receive(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> {
+    let (kick, drained) = (EventFd::new(0)?, AtomicUsize::new(0));
+    let drain = || {
+        let (space, window, step) = rig.space(shape, one_buffer);
+        let cpu = Cpu::Thread(sys::thread_number());
+        let (mut at, mut spent) = (0, Duration::ZERO);
+        for drain in 1..=DRAINS {
+            let begin = cpu.time()?;
+            // As the NIC's thread, it sleeps until it is told.
+            kick.read()?;
+            for _ in 0..shape.queue {
+                space.readv(at..at + window, rig.tap.as_fd())?;
+                at = (at + step) % (space.len() - window);
+            }
+            spent += cpu.time()? - begin;
+            drained.store(drain, Ordering::Release);
+        }
+        Ok(spent)
+    };
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| on_mover_core(rig, drain));
+        let mut wall = Duration::ZERO;
+        for drain in 1..=DRAINS {
+            rig.fill_tap(shape)?;
+            let begin = Instant::now();
+            kick.write(1)?;
+            while drained.load(Ordering::Acquire) != drain && !mover.is_finished() {
+                std::hint::spin_loop();
+            }
+            wall += begin.elapsed();
+        }
+        let cpu = mover.join().expect("the loop does not panic")?;
+        Ok(Moved { frames: (DRAINS * shape.queue) as u64, wall, cpu })
+    })
+}

@@ -1,0 +1,175 @@
+//! The NIC's thread as the mover, and the mock driver that keeps it busy.
+//!
+//! The driver polls, as Linux does under load, and asks for no interrupts.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use devices::virtio::mock::MockRing;
+use devices::virtio::net::VirtioNet;
+use devices::virtio::queue::VirtQueue;
+use devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Moved;
+use super::rig::{RING, RX_RING, Rig, Shape, TABLE, TABLES, TX_RING};
+use crate::sys::{self, Cpu};
+
+/// No burst of frames takes so long, whatever else the machine does.
+const STUCK: Duration = Duration::from_secs(20);
+
+/// An interrupt as a VM's: an eventfd that KVM listens to.
+struct Irq(EventFd);
+
+impl Interrupt for Irq {
+    fn queue(&self, _: u16) -> io::Result<()> {
+        self.0.write(1)
+    }
+
+    fn config(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+
+    fn needs_reset(&self) -> io::Result<()> {
+        Err(io::Error::other("the device asks for a reset"))
+    }
+}
+
+/// The guest's side of the NIC while it runs.
+struct Driver {
+    rx: MockRing,
+    tx: MockRing,
+    rx_kick: EventFd,
+    tx_kick: EventFd,
+    /// The NIC's thread.
+    thread: u32,
+}
+
+/// Starts the NIC, its thread on the mover's core.
+fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Driver> {
+    let accepted = nic.features();
+    let ring = |base| {
+        let mut ring = MockRing::new(&rig.memory, base, RING, true);
+        ring.want_interrupts(false);
+        ring
+    };
+    let (rx, tx) = (ring(RX_RING), ring(TX_RING));
+    let (rx_kick, tx_kick) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
+    let queue = |index, ring: &MockRing, kick: &EventFd| {
+        let ring = VirtQueue::new(ring.setup(), accepted, &rig.memory).map_err(io::Error::other)?;
+        Ok::<_, io::Error>(ActiveQueue { index, ring, kick: kick.try_clone()? })
+    };
+    let activation = Activation {
+        memory: rig.memory.clone(),
+        accepted,
+        interrupt: Arc::new(Irq(EventFd::new(EFD_NONBLOCK)?)),
+        queues: vec![queue(0, &rx, &rx_kick)?, queue(1, &tx, &tx_kick)?],
+    };
+    nic.activate(activation)?;
+    let thread = nic_thread()?;
+    sys::pin(thread, rig.cores.mover)?;
+    Ok(Driver { rx, tx, rx_kick, tx_kick, thread })
+}
+
+/// The number of the NIC's thread, which has its name only once it runs.
+fn nic_thread() -> io::Result<u32> {
+    let end = Instant::now() + STUCK;
+    while Instant::now() < end {
+        for task in fs::read_dir("/proc/self/task")? {
+            let path = task?.path();
+            if fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "wire-0") {
+                let number =
+                    path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+                return number.ok_or_else(|| io::Error::other("a thread without a number"));
+            }
+        }
+    }
+    Err(io::Error::other("the NIC has no thread"))
+}
+
+fn stuck(begin: Instant, what: &str) -> io::Result<()> {
+    if begin.elapsed() < STUCK { Ok(()) } else { Err(io::Error::other(format!("the NIC {what} no more"))) }
+}
+
+/// Sends frames for `time`.
+pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration) -> io::Result<Moved> {
+    let mut driver = start(rig, nic)?;
+    let counters = nic.counters().remove(0);
+    let dropped = counters.tx_dropped.load(Ordering::Relaxed);
+    let frames: Vec<_> = (0..RING).map(|place| Rig::frame_buffers(shape, place)).collect();
+    let mut places: Vec<u16> = (0..RING).collect();
+    let mut place_of = [0; RING as usize];
+    let cpu = Cpu::Thread(driver.thread);
+    let (begin, cpu_begin, mut sent) = (Instant::now(), cpu.time()?, 0);
+    loop {
+        while let Some((head, _)) = driver.tx.reap() {
+            places.push(place_of[usize::from(head)]);
+            sent += 1;
+        }
+        if begin.elapsed() < time {
+            let more = !places.is_empty();
+            for place in places.drain(..) {
+                let buffers = &frames[usize::from(place)];
+                // As Linux does: a table only where it saves descriptors.
+                let head = match buffers.len() {
+                    1 => driver.tx.add(buffers),
+                    _ => driver.tx.add_indirect(TABLES + TABLE * u64::from(place), buffers),
+                };
+                place_of[usize::from(head.expect("a place is a descriptor"))] = place;
+            }
+            if more && driver.tx.publish() {
+                driver.tx_kick.write(1)?;
+            }
+        } else if places.len() == usize::from(RING) {
+            break;
+        }
+        std::hint::spin_loop();
+        stuck(begin, "sends")?;
+    }
+    let moved = Moved { frames: sent, wall: begin.elapsed(), cpu: cpu.time()? - cpu_begin };
+    nic.reset();
+    match counters.tx_dropped.load(Ordering::Relaxed) - dropped {
+        0 => Ok(moved),
+        lost => Err(io::Error::other(format!("the tap refused {lost} of {sent} frames"))),
+    }
+}
+
+/// Drains the tap's queue once.
+pub(super) fn receive(rig: &Rig, nic: &mut VirtioNet, shape: Shape) -> io::Result<Moved> {
+    let mut driver = start(rig, nic)?;
+    // Without buffers, the NIC does not touch the tap.
+    rig.fill_tap(shape)?;
+    let add = |ring: &mut MockRing, place| {
+        ring.add(&[Rig::receive_buffer(shape, place)]).expect("a place is a descriptor")
+    };
+    let mut place_of = [0; RING as usize];
+    for place in 0..RING {
+        place_of[usize::from(add(&mut driver.rx, place))] = place;
+    }
+    let (mut left, mut buffers) = (shape.queue * shape.bytes(), 0);
+    let cpu = Cpu::Thread(driver.thread);
+    let (begin, cpu_begin) = (Instant::now(), cpu.time()?);
+    loop {
+        if (buffers > 0 || left == shape.queue * shape.bytes()) && driver.rx.publish() {
+            driver.rx_kick.write(1)?;
+        }
+        buffers = 0;
+        while let Some((head, len)) = driver.rx.reap() {
+            left = left.checked_sub(len as usize).expect("the tap has our frames only");
+            let place = place_of[usize::from(head)];
+            place_of[usize::from(add(&mut driver.rx, place))] = place;
+            buffers += 1;
+        }
+        if left == 0 {
+            break;
+        }
+        std::hint::spin_loop();
+        stuck(begin, "receives")?;
+    }
+    let moved = Moved { frames: shape.queue as u64, wall: begin.elapsed(), cpu: cpu.time()? - cpu_begin };
+    nic.reset();
+    Ok(moved)
+}

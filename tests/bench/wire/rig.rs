@@ -1,0 +1,200 @@
+//! The tap, guest memory, and where frames lie in it, the same for every mover.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+
+use devices::virtio::mock::Buffer;
+use devices::virtio::net::{NetDeviceConfig, VirtioNet};
+use net::{HEADER_LEN, Wiring};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::sys::{self, Iovecs, LinkSender};
+
+/// Entries of a ring, and how many frames are there to be sent.
+pub(super) const RING: u16 = 256;
+const MEMORY: usize = 40 << 20;
+pub(super) const RX_RING: u64 = 0x1_0000;
+pub(super) const TX_RING: u64 = 0x2_0000;
+/// An indirect table for each frame to send, and how far they are apart.
+pub(super) const TABLES: u64 = 0x10_0000;
+pub(super) const TABLE: u64 = 18 * 16 + 32;
+/// Receive buffers, 4 KiB apart.
+const RX_DATA: u64 = 0x20_0000;
+/// Frames to send.
+const TX_DATA: u64 = 0x100_0000;
+/// The room without which the NIC receives nothing: a frame of 64 KiB.
+const ROOM: usize = HEADER_LEN + 65550;
+const ETHERNET: usize = 14;
+const TCP_SEGMENT: u16 = 1448;
+
+/// Frames of one size, and how they lie in memory: as Linux has them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Bytes of the Ethernet frame.
+    pub(super) frame: usize,
+    /// Bytes of each receive buffer. Linux learns from the frames it gets: up to 1.5 KiB for small ones, a page for large.
+    pub(super) rx_buffer: usize,
+    /// How many frames the tap's queue holds before a drain.
+    pub(super) queue: usize,
+}
+
+impl Shape {
+    pub(super) fn new(frame: usize) -> Self {
+        let large = frame > 1514;
+        Self { frame, rx_buffer: if large { 4096 } else { 1536 }, queue: if large { 200 } else { 1000 } }
+    }
+
+    /// Bytes with the header.
+    pub(super) fn bytes(self) -> usize {
+        HEADER_LEN + self.frame
+    }
+
+    /// Where the frame at `place` is to be sent from: one behind the other, as no power of two apart, or the processor's
+    /// caches would hold few of them.
+    fn place(self, place: u16) -> u64 {
+        let frame = self.bytes().next_multiple_of(64) + 64;
+        TX_DATA + frame as u64 * u64::from(place)
+    }
+
+    /// Where a frame to be sent is cut: its headers by themselves, and its payload in pages, where it is large enough.
+    fn cuts(self, at: u64) -> Vec<Buffer> {
+        let mut buffers = Vec::new();
+        let (mut at, mut left, mut part) =
+            (at, self.bytes(), if self.frame > 128 { HEADER_LEN + 66 } else { 256 });
+        while left > 0 {
+            let len = left.min(part);
+            buffers.push(Buffer::readable(at, len as u32));
+            (at, left, part) = (at + len as u64, left - len, 4096);
+        }
+        buffers
+    }
+
+    /// The header, of `len` bytes, and the frame: TCP over IPv4 to nobody on this link.
+    fn content(self, header_len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; header_len];
+        if self.frame > 1514 {
+            // virtio_net_hdr: NEEDS_CSUM, TCPV4, hdr_len, gso_size, csum_start, csum_offset.
+            bytes[..2].copy_from_slice(&[1, 1]);
+            for (at, value) in [(2, 54), (4, TCP_SEGMENT), (6, 34), (8, 16)] {
+                bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        let packet = (self.frame - ETHERNET) as u16;
+        bytes.extend([2, 0, 0, 0, 0xaa, 0xaa, 2, 0, 0, 0, 0xbb, 0xbb, 8, 0]);
+        bytes.extend([0x45, 0]);
+        bytes.extend(packet.to_be_bytes());
+        bytes.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+        bytes.extend(Ipv4Addr::new(192, 0, 2, 1).octets());
+        bytes.extend(Ipv4Addr::new(192, 0, 2, 2).octets());
+        bytes.extend([0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+        bytes.resize(header_len + self.frame, 0x5a);
+        bytes
+    }
+}
+
+/// Who runs where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cores {
+    pub(super) mover: usize,
+    pub(super) driver: usize,
+}
+
+/// The NIC, and its link.
+pub(super) struct Nic {
+    pub(super) device: VirtioNet,
+    _wiring: Wiring,
+}
+
+/// All that stays the same while the movers take turns, the NIC among them.
+pub(super) struct Rig {
+    pub(super) memory: GuestMemoryMmap,
+    /// The NIC's tap, once more.
+    pub(super) tap: OwnedFd,
+    pub(super) cores: Cores,
+    sender: LinkSender,
+}
+
+impl Rig {
+    /// Makes the tap in this thread's network namespace, which is to be otherwise empty.
+    pub(super) fn new() -> io::Result<(Self, Nic)> {
+        // The kernel's own IPv6 messages would be frames among ours.
+        let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        let config = "tap,mtu=1500".parse().map_err(io::Error::other)?;
+        let opened = net::open(&config, &mut |_| ()).map_err(io::Error::other)?;
+        let tap = opened.backends[0].fd().try_clone_to_owned()?;
+        let queue = Command::new("ip").args(["link", "set", &opened.link, "txqueuelen", "1024"]).status()?;
+        if !queue.success() {
+            return Err(io::Error::other("ip cannot set the length of the tap's queue"));
+        }
+        let sender = LinkSender::new(link_index(&opened.link)?)?;
+        let config = NetDeviceConfig { name: "wire".into(), mac: opened.mac.octets(), mtu: Some(opened.mtu) };
+        let nic = Nic { device: VirtioNet::new(config, opened.backends), _wiring: opened.wiring };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
+        let cores = sys::cores()?;
+        let cores = Cores { mover: cores[cores.len() - 1], driver: cores[0] };
+        sys::pin(sys::thread_number(), cores.driver)?;
+        Ok((Self { memory, tap, cores, sender }, nic))
+    }
+
+    /// Writes the frames to be sent into guest memory.
+    pub(super) fn write_frames(&self, shape: Shape) -> io::Result<()> {
+        let content = shape.content(HEADER_LEN);
+        for place in 0..RING {
+            self.memory.write_slice(&content, GuestAddress(shape.place(place))).map_err(io::Error::other)?;
+        }
+        // Each page of the receive buffers is there, too.
+        let pages = vec![0; usize::from(RING) * 4096 + ROOM];
+        self.memory.write_slice(&pages, GuestAddress(RX_DATA)).map_err(io::Error::other)
+    }
+
+    /// The buffers of the frame at `place`.
+    pub(super) fn frame_buffers(shape: Shape, place: u16) -> Vec<Buffer> {
+        shape.cuts(shape.place(place))
+    }
+
+    /// The receive buffer at `place`.
+    pub(super) fn receive_buffer(shape: Shape, place: u16) -> Buffer {
+        Buffer::writable(RX_DATA + 4096 * u64::from(place), shape.rx_buffer as u32)
+    }
+
+    fn iovecs<'a>(&'a self, buffers: impl IntoIterator<Item = Buffer>) -> Iovecs<'a> {
+        let slice = |buffer: Buffer| self.memory.get_slice(GuestAddress(buffer.addr), buffer.len as usize);
+        buffers.into_iter().map(|buffer| slice(buffer).expect("it is in guest memory")).collect()
+    }
+
+    /// The frames to be sent.
+    pub(super) fn frames(&self, shape: Shape, one_buffer: bool) -> impl Iterator<Item = Iovecs<'_>> {
+        (0..RING).map(move |place| match one_buffer {
+            true => self.iovecs([Buffer::readable(shape.place(place), shape.bytes() as u32)]),
+            false => self.iovecs(Self::frame_buffers(shape, place)),
+        })
+    }
+
+    /// The space for frames to be received: all buffers, how many of them one frame is offered, and how many it takes.
+    pub(super) fn space(&self, shape: Shape, one_buffer: bool) -> (Iovecs<'_>, usize, usize) {
+        let places = (0..RING).map(|place| Self::receive_buffer(shape, place));
+        match one_buffer {
+            true => (self.iovecs(places.map(|buffer| Buffer { len: ROOM as u32, ..buffer })), 1, 1),
+            false => {
+                (self.iovecs(places), ROOM.div_ceil(shape.rx_buffer), shape.bytes().div_ceil(shape.rx_buffer))
+            }
+        }
+    }
+
+    /// Puts frames into the tap's queue until it holds what it is to hold.
+    pub(super) fn fill_tap(&self, shape: Shape) -> io::Result<()> {
+        let frame = shape.content(HEADER_LEN - 2);
+        (0..shape.queue).try_for_each(|_| self.sender.send(&frame))
+    }
+}
+
+fn link_index(name: &str) -> io::Result<u32> {
+    rustix::net::netdevice::name_to_index(
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?,
+        name,
+    )
+    .map_err(io::Error::from)
+}
