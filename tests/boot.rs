@@ -214,3 +214,171 @@ fn limit_of_vcpus() -> u32 {
     let limit = text.split("more than the ").nth(1).and_then(|rest| rest.split(' ').next());
     limit.and_then(|limit| limit.parse().ok()).unwrap_or_else(|| panic!("no limit in {text}"))
 }
+
+/// Stock Linux guests.
+mod stock {
+    use super::*;
+    use harness::netns::Netns;
+    use harness::skip;
+    use harness::stock::{self, BOOT};
+
+    /// A command in the guest, on an emulated processor on a busy machine.
+    const COMMAND: Duration = Duration::from_secs(60);
+
+    /// The value, or the end of a test that cannot have it.
+    macro_rules! need {
+        ($value:expr) => {
+            match $value {
+                Ok(value) => value,
+                Err(why) => skip!("{why}"),
+            }
+        };
+    }
+
+    /// Warnings and errors of the guest's kernel that speak of what wirevm shows it.
+    #[track_caller]
+    fn no_warning_is_ours(vm: &mut Vm) {
+        let log = vm.sh("dmesg -r | grep '^<[0-4]>' | grep -v 'CPUID.0d' || true", COMMAND);
+        let ours = [
+            "acpi",
+            "virtio",
+            "apic",
+            "pci",
+            "8250",
+            "ttys",
+            "tsc",
+            "clocksource",
+            "timer",
+            "firmware",
+            "e820",
+            "mtrr",
+            "topology",
+            "smpboot",
+            "eth",
+            "panic",
+            "memory",
+            "irq",
+            "rtc",
+            "i8042",
+            "command line",
+        ];
+        // A driver that asks each AMD guest for what only bare metal has.
+        let theirs = ["amd_pstate: the _CPC object"];
+        let found: Vec<_> = log
+            .lines()
+            .filter(|line| ours.iter().any(|word| line.to_lowercase().contains(word)))
+            .filter(|line| !theirs.iter().any(|text| line.contains(text)))
+            .collect();
+        assert!(found.is_empty(), "the guest's kernel warns:\n{}\n{}", found.join("\n"), vm.state());
+    }
+
+    #[test]
+    fn debian_s_kernels_boot_with_one_and_two_vcpus_and_without_a_warning() {
+        let kernels = need!(stock::debian());
+        let netns = need!(Netns::new());
+        for kernel in &kernels {
+            for cpus in ["1", "2"] {
+                let mut vm = kernel.boot(&netns, "", &["--cpus", cpus]);
+                assert_eq!(vm.sh("nproc", COMMAND).trim(), cpus, "{}", vm.state());
+                no_warning_is_ours(&mut vm);
+                let clock =
+                    vm.sh("cat /sys/devices/system/clocksource/clocksource0/current_clocksource", COMMAND);
+                assert!(["kvm-clock", "tsc"].contains(&clock.trim()), "{clock}");
+                // Filtered there: a whole log takes a slow console long.
+                let log = vm.sh("dmesg | grep -iE 'tsc deadline|calibrat'", COMMAND);
+                assert!(log.contains("TSC deadline timer available"), "{log}");
+                assert!(log.contains("Calibrating delay loop (skipped)"), "{log}");
+                assert!(!log.contains("Unable to calibrate"), "{log}");
+                vm.type_in("poweroff\n");
+                vm.ends_with(0, COMMAND);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_of_every_size_is_the_guest_s() {
+        let netns = need!(Netns::new());
+        let fastest = need!(stock::fastest());
+        for (mib, kernel) in [
+            (64, stock::slim()),
+            (512, Ok(fastest.clone())),
+            (3584, Ok(fastest.clone())),
+            (6144, Ok(fastest)),
+        ] {
+            let Ok(kernel) = kernel else {
+                println!("skipped: 64 MiB of memory: only the slim kernel runs in so little");
+                continue;
+            };
+            let mut vm = kernel.boot(&netns, "", &["--memory", &format!("{mib}M")]);
+            let total = vm.sh("awk '/MemTotal/ { print $2 }' /proc/meminfo", COMMAND);
+            let total: u64 = total.trim().parse().expect("a number of KiB");
+            // The kernel keeps its own code, its page structures (1/64) and some more.
+            assert!(
+                (mib << 10) - total < (mib << 10) / 40 + (64 << 10),
+                "{total} KiB of {mib} MiB\n{}",
+                vm.state()
+            );
+            assert!(total < mib << 10, "{total} KiB of {mib} MiB");
+            // Every page of a file on each side of the hole holds what was written.
+            let check = "dd if=/dev/urandom of=/dev/shm/a bs=1M count=16 2>/dev/null && cp /dev/shm/a /dev/shm/b && cmp /dev/shm/a /dev/shm/b";
+            vm.sh(if mib > 64 { check } else { "true" }, COMMAND);
+            vm.type_in("poweroff\n");
+            vm.ends_with(0, COMMAND);
+        }
+    }
+
+    #[test]
+    fn the_vmlinux_inside_boots_by_its_pvh_entry() {
+        let kernel = need!(stock::newest());
+        let netns = need!(Netns::new());
+        let dir = TempDir::new();
+        let vmlinux = dir.path("vmlinux");
+        need!(kernel.extract_vmlinux(&vmlinux));
+        let elf = stock::Stock { kernel: vmlinux.clone(), ..kernel.clone() };
+        let mut vm = elf.boot(&netns, "", &["--cpus", "2"]);
+        assert_eq!(vm.sh("nproc", COMMAND).trim(), "2");
+        no_warning_is_ours(&mut vm);
+        // Reboot, for once: it ends the run too.
+        vm.type_in("reboot\n");
+        vm.ends_with(0, COMMAND);
+
+        // Without the note that names the entry it is a plain ELF kernel, with the 64-bit protocol.
+        let mut bytes = std::fs::read(&vmlinux).unwrap();
+        let note = [4u32.to_le_bytes(), 4u32.to_le_bytes(), 18u32.to_le_bytes(), *b"Xen\0"].concat();
+        let notes = [4u32.to_le_bytes(), 8u32.to_le_bytes(), 18u32.to_le_bytes(), *b"Xen\0"].concat();
+        let mut hidden = 0;
+        for at in 0..bytes.len() - 16 {
+            if bytes[at..at + 16] == note[..] || bytes[at..at + 16] == notes[..] {
+                bytes[at + 8] = 99;
+                hidden += 1;
+            }
+        }
+        assert_eq!(hidden, 1, "the kernel has one note of its PVH entry");
+        let plain = stock::Stock { kernel: dir.file("plain", bytes), ..kernel };
+        let mut vm = plain.boot(&netns, "", &[]);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+    }
+
+    #[test]
+    fn a_kernel_panic_is_a_crash() {
+        let kernel = need!(stock::newest());
+        let netns = need!(Netns::new());
+        let mut vm = kernel.boot(&netns, "", &[]);
+        vm.type_in("echo c >/proc/sysrq-trigger\n");
+        vm.ends_with(3, COMMAND);
+        assert!(vm.messages().contains("the guest's kernel panicked"), "{}", vm.state());
+    }
+
+    #[test]
+    fn the_power_button_powers_the_guest_off() {
+        let kernel = need!(stock::newest());
+        let mut command = wirevm();
+        command.args(kernel.args(""));
+        let (mut vm, _terminal) = Vm::start_on_terminal(&command);
+        vm.expect("guest# ", BOOT);
+        vm.type_in("\x01p");
+        vm.ends_with(0, COMMAND);
+        assert!(vm.console().contains("Power down"), "{}", vm.state());
+    }
+}

@@ -285,3 +285,148 @@ fn an_unprivileged_user_may_use_a_tap_made_for_him() {
     vm.ends_with(0, SOON);
     netns.is_as(&before);
 }
+
+/// Stock Linux guests.
+mod stock {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::mpsc;
+
+    use harness::stock::{self, Stock};
+
+    const COMMAND: Duration = Duration::from_secs(60);
+    /// For 64 MiB at the slowest.
+    const TRANSFER: Duration = Duration::from_secs(240);
+
+    macro_rules! need {
+        ($value:expr) => {
+            match $value {
+                Ok(value) => value,
+                Err(why) => skip!("{why}"),
+            }
+        };
+    }
+
+    /// A guest with a NIC on a tap, whose DHCP wirevm has answered.
+    #[track_caller]
+    fn boot(kernel: &Stock, netns: &Netns, net: &str) -> Vm {
+        let mut vm = kernel.boot(netns, "wirevm.dhcp", &["--net", net]);
+        let addresses = vm.sh("ip -4 -o addr show dev eth0", COMMAND);
+        assert!(addresses.contains("172.31.0.2/24"), "{addresses}\n{}", vm.state());
+        vm
+    }
+
+    /// Sends `mib` MiB of noise to the guest over TCP, has it sent back, and compares.
+    #[track_caller]
+    fn tcp_both_ways(vm: &mut Vm, netns: &Netns, mib: usize) {
+        let mut noise = vec![0; mib << 20];
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+        let (listening, ready) = mpsc::channel();
+        let host = netns.spawn(move || {
+            let listener = TcpListener::bind("172.31.0.1:5001").unwrap();
+            listening.send(()).unwrap();
+            listener.accept().unwrap().0.write_all(&noise).unwrap();
+            let mut back = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut back).unwrap();
+            (back.len(), back == noise)
+        });
+        ready.recv().unwrap();
+        vm.sh("nc 172.31.0.1 5001 </dev/null >/dev/shm/noise", TRANSFER);
+        vm.sh("nc 172.31.0.1 5001 </dev/shm/noise; rm /dev/shm/noise", TRANSFER);
+        assert_eq!(host.join().unwrap(), (mib << 20, true), "{}", vm.state());
+    }
+
+    /// True where a tap of this kernel segments UDP.
+    fn host_has_uso() -> bool {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut parts = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next(), parts.next()) >= (Some(6), Some(2))
+    }
+
+    /// The feature bits that the guest's driver negotiated.
+    fn features(vm: &mut Vm) -> Vec<bool> {
+        let bits = vm.sh("cat /sys/class/net/eth0/device/features", COMMAND);
+        bits.trim().chars().map(|bit| bit == '1').collect()
+    }
+
+    #[test]
+    fn debian_s_kernels_ping_and_carry_64_mib_each_way_with_all_offloads() {
+        for kernel in &need!(stock::debian()) {
+            let netns = netns!();
+            let before = netns.state();
+            let mut vm = boot(kernel, &netns, "tap,host=172.31.0.1/24");
+            vm.sh("ping -c 3 -i 0.2 -W 10 172.31.0.1", COMMAND);
+            netns.sh("ping -c 3 -i 0.2 -W 10 172.31.0.2");
+            // CSUM, GUEST_CSUM, MTU, MAC, GUEST_TSO4/6, HOST_TSO4/6, MRG_RXBUF, STATUS, INDIRECT_DESC, EVENT_IDX, VERSION_1.
+            let negotiated = features(&mut vm);
+            for bit in [0, 1, 3, 5, 7, 8, 11, 12, 15, 16, 28, 29, 32] {
+                assert!(negotiated[bit], "feature {bit} is missing in {negotiated:?}");
+            }
+            // UDP segments as well where both ends can: GUEST_USO4/6 and HOST_USO, since Linux 6.2.
+            if kernel.name == "6.12" && host_has_uso() {
+                assert_eq!(negotiated[54..57], [true; 3], "{negotiated:?}");
+            }
+            tcp_both_ways(&mut vm, &netns, 64);
+            vm.type_in("poweroff\n");
+            vm.ends_with(0, COMMAND);
+            netns.is_as(&before);
+        }
+    }
+
+    #[test]
+    fn jumbo_frames_pass_whole() {
+        let kernel = need!(stock::fastest());
+        let netns = netns!();
+        let mut vm = boot(&kernel, &netns, "tap,host=172.31.0.1/24,mtu=9000");
+        assert_eq!(vm.sh("cat /sys/class/net/eth0/mtu", COMMAND).trim(), "9000");
+        // 9000 less the IPv4 and ICMP headers; one more byte would not fit.
+        netns.sh("ping -M do -s 8972 -c 3 -i 0.2 -W 10 172.31.0.2");
+        vm.sh("ping -s 8972 -c 3 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        tcp_both_ways(&mut vm, &netns, 8);
+    }
+
+    #[test]
+    fn the_driver_can_be_unbound_and_bound_under_traffic() {
+        let kernel = need!(stock::newest());
+        let netns = netns!();
+        let mut vm = boot(&kernel, &netns, "tap,host=172.31.0.1/24,mac=02:00:00:00:00:2a");
+        netns.sh("ip neigh replace 172.31.0.2 lladdr 02:00:00:00:00:2a dev wirevm0");
+        let mut flood = netns.command("ping");
+        let mut flood = flood
+            .args(["-f", "-w", "300", "-s", "1400", "172.31.0.2"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        for _ in 0..3 {
+            vm.sh("cd /sys/bus/virtio/drivers/virtio_net && echo virtio0 >unbind && ! [ -e /sys/class/net/eth0 ] && echo virtio0 >bind", COMMAND);
+            vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up && ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        }
+        flood.kill().unwrap();
+        flood.wait().unwrap();
+        tcp_both_ways(&mut vm, &netns, 8);
+    }
+
+    #[test]
+    fn a_guest_under_traffic_ends_at_once_and_leaves_nothing() {
+        let kernel = need!(stock::fastest());
+        for signal in [Signal::INT, Signal::KILL] {
+            let netns = netns!();
+            let before = netns.state();
+            let vm = &mut boot(&kernel, &netns, "tap,host=172.31.0.1/24");
+            let mut flood = netns.command("ping");
+            let mut flood = flood
+                .args(["-f", "-w", "300", "172.31.0.2"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_secs(1));
+            vm.signal(signal);
+            vm.wait(COMMAND);
+            flood.kill().unwrap();
+            flood.wait().unwrap();
+            netns.is_as(&before);
+        }
+    }
+}

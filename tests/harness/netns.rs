@@ -1,9 +1,14 @@
 //! Network namespaces that a test makes, and that go with it.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace; it goes when the last clone is dropped, or with the test's process.
 #[derive(Clone)]
@@ -43,6 +48,15 @@ impl Netns {
         let mut command = Command::new("nsenter");
         command.args([&format!("--net=/proc/{}/ns/net", self.0.0.id()), "--", program]);
         command
+    }
+
+    /// Runs `work` on a thread in it: a socket that it opens is one of this namespace.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.0.0.id())).expect("its holder lives");
+        std::thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
+            work()
+        })
     }
 
     /// Runs a shell command in it that must succeed, and returns what it printed.

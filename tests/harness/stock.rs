@@ -105,6 +105,7 @@ impl Stock {
         let (program, payload) = match payload {
             // The last four bytes are the length that the kernel's build appends.
             [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", &payload[..payload.len() - 4]),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &payload[..payload.len() - 4]),
             [0xfd, b'7', b'z', b'X', b'Z', ..] => ("xz", &payload[..payload.len() - 4]),
             _ => return Err("the payload is in a format that this test does not know".into()),
         };
