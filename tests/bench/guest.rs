@@ -14,7 +14,6 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     pub(crate) initrd: PathBuf,
     /// The same with iperf3 in it.
-    #[expect(dead_code)]
     pub(crate) bench_initrd: PathBuf,
 }
 

@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod guest;
+mod lab;
 mod memory;
 mod report;
 mod start;
@@ -40,7 +41,7 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 2] = [("start", start::run), ("wire", wire::run)];
+const PARTS: [(&str, Part); 3] = [("start", start::run), ("wire", wire::run), ("lab", lab::run)];
 
 fn main() -> ExitCode {
     let mut options = Options { rounds: None };

@@ -122,13 +122,7 @@ fn send(rig: &Rig, nic: &mut VirtioNet, mover: Mover, shape: Shape) -> io::Resul
 
 fn receive(rig: &Rig, nic: &mut VirtioNet, mover: Mover, shape: Shape) -> io::Result<Moved> {
     match mover {
-        Mover::Pair => {
-            let mut sum = Moved::default();
-            for _ in 0..DRAINS {
-                sum += pair::receive(rig, nic, shape)?;
-            }
-            Ok(sum)
-        }
+        Mover::Pair => pair::receive(rig, nic, shape, DRAINS),
         Mover::Bare => bare_receive(rig, shape, false),
         Mover::OneBuffer => bare_receive(rig, shape, true),
     }

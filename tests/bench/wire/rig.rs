@@ -52,6 +52,16 @@ impl Shape {
         HEADER_LEN + self.frame
     }
 
+    /// How many receive buffers there are for one frame, which could be a large one.
+    pub(super) fn window(self) -> usize {
+        ROOM.div_ceil(self.rx_buffer)
+    }
+
+    /// How many receive buffers a frame takes.
+    pub(super) fn taken(self) -> usize {
+        self.bytes().div_ceil(self.rx_buffer)
+    }
+
     /// Where the frame at `place` is to be sent from: one behind the other, as no power of two apart, or the processor's
     /// caches would hold few of them.
     fn place(self, place: u16) -> u64 {

@@ -1,0 +1,199 @@
+//! Part 3: whole guests, of the same kernel and initramfs under each VMM, one at a time on the same tap.
+//!
+//! All traffic is driven from the host, so that no byte crosses the console, and with it no exit, while exits are counted.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::netns::Netns;
+use harness::{TempDir, Vm};
+
+use crate::Options;
+use crate::guest::{Guest, Kernel, Vmm};
+use crate::memory::Resident;
+use crate::report::{Row, Samples, Table};
+
+const VMMS: [Vmm; 3] = [Vmm::Wirevm, Vmm::Microvm { vhost: false }, Vmm::Microvm { vhost: true }];
+const MEMORY_MIB: u64 = 256;
+const TAP: &str = "bench0";
+const HOST: &str = "172.31.0.1";
+const GUEST: &str = "172.31.0.2";
+/// From the start to the shell of the guest's init, at the slowest.
+const BOOT: Duration = Duration::from_secs(180);
+const SOON: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(3);
+const TCP_SECONDS: u32 = 5;
+const PINGS: u32 = 100;
+/// Exits of all guests since KVM was loaded; less those of guests that have ended.
+const EXITS: &str = "/sys/kernel/debug/kvm/exits";
+const MIB: f64 = 1048576.0;
+
+/// What is measured of a guest, in the order of the rows.
+const FIGURES: [(&str, &str); 10] = [
+    ("start to the shell of init", "s"),
+    ("TCP, host to guest", "Mbit/s"),
+    ("TCP, guest to host", "Mbit/s"),
+    ("exits, host to guest", "per MiB"),
+    ("exits, guest to host", "per MiB"),
+    ("ping, average", "ms"),
+    ("ping, least", "ms"),
+    ("exits of a ping", ""),
+    ("exits, idle", "per s"),
+    ("resident, after all that", "MiB"),
+];
+
+pub(crate) fn run(options: &Options) -> Result<Table, String> {
+    harness::stock::can_run()?;
+    let kernel = Kernel::all().into_iter().next().ok_or("there is no kernel: run make setup")?;
+    let rounds = options.rounds(3);
+    let files = TempDir::new();
+    // A file of the lab's host is slow to read.
+    let copy = |from, name| {
+        let to = files.path(name);
+        fs::copy(from, &to).map(|_| to).map_err(|error| format!("cannot copy a kernel: {error}"))
+    };
+    let (image, initrd) = (copy(&kernel.image, "kernel")?, copy(&kernel.bench_initrd, "initrd")?);
+    let guest = Guest { kernel: &image, initrd: &initrd, memory_mib: MEMORY_MIB, tap: Some(TAP) };
+    let host = Netns::new()?;
+    host.sh(&format!(
+        "ip tuntap add dev {TAP} mode tap vnet_hdr && ip addr add {HOST}/24 dev {TAP} && ip link set {TAP} up"
+    ));
+    let vmms: Vec<_> = VMMS.into_iter().filter(Vmm::can_run).collect();
+    for vmm in &vmms {
+        vmm.warm_up();
+    }
+
+    let mut figures = vec![vec![Samples::default(); FIGURES.len()]; vmms.len()];
+    for round in 0..rounds {
+        for at in 0..vmms.len() {
+            let at = if round % 2 == 0 { at } else { vmms.len() - 1 - at };
+            eprintln!("bench: round {} of {rounds}: {}", round + 1, vmms[at].name());
+            let measured = measure(vmms[at], &guest, &host)?;
+            for (samples, figure) in figures[at].iter_mut().zip(measured) {
+                samples.push(figure);
+            }
+        }
+    }
+    let row = |(index, (what, unit)): (usize, (&str, &'static str))| Row {
+        what: what.to_owned(),
+        unit,
+        cells: figures.iter().map(|of_vmm| of_vmm[index].clone()).collect(),
+        goal: None,
+    };
+    Ok(Table {
+        title: format!(
+            "Guests: kernel {}, 1 vCPU, {MEMORY_MIB} MiB, one NIC on the same tap, median of {rounds} (min-max)",
+            kernel.name
+        ),
+        columns: vmms.iter().map(|vmm| vmm.name().to_owned()).collect(),
+        rows: FIGURES.into_iter().enumerate().map(row).collect(),
+        notes: vec![
+            format!(
+                "TCP: iperf3, one stream, {TCP_SECONDS} s; ping: {PINGS} from the host; exits: all that KVM counts"
+            ),
+            "resident: over the guest's own memory".to_owned(),
+        ],
+    })
+}
+
+fn measure(vmm: Vmm, guest: &Guest<'_>, host: &Netns) -> Result<[f64; FIGURES.len()], String> {
+    let command = vmm.command(guest);
+    let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
+    let begin = Instant::now();
+    let mut vm = Vm::start(inside.args(command.get_args()));
+    vm.expect("guest# ", BOOT);
+    let boot = begin.elapsed();
+    vm.sh(&format!("ip addr add {GUEST}/24 dev eth0; (iperf3 -s >/dev/null 2>&1 &)"), SOON);
+    // Also what the guest does late in its boot is done then.
+    let answers =
+        format!("for i in 1 2 3 4 5 6 7 8 9; do ping -c 1 -W 2 {GUEST} >/dev/null && exit; done; exit 1");
+    shell(host, &answers)?;
+    std::thread::sleep(Duration::from_secs(2));
+
+    let (_, idle) = exits_during(|| {
+        std::thread::sleep(IDLE);
+        Ok(())
+    })?;
+    let idle = idle / IDLE.as_secs_f64();
+    let begin = Instant::now();
+    let (ping, ping_exits) = exits_during(|| shell(host, &format!("ping -q -c {PINGS} -i 0.02 {GUEST}")))?;
+    let ping_exits = (ping_exits - idle * begin.elapsed().as_secs_f64()) / f64::from(PINGS);
+    let [least, average] = round_trip(&ping).ok_or_else(|| format!("what does ping say? {ping}"))?;
+    let (to_guest, to_guest_exits) = tcp(host, "")?;
+    let (to_host, to_host_exits) = tcp(host, "-R")?;
+    let resident = Resident::of(vm.pid(), guest.memory_mib << 20)?;
+    Ok([
+        boot.as_secs_f64(),
+        to_guest,
+        to_host,
+        to_guest_exits,
+        to_host_exits,
+        average,
+        least,
+        ping_exits,
+        idle,
+        resident.all as f64 / MIB,
+    ])
+}
+
+/// Megabits per second, and exits for each MiB.
+fn tcp(host: &Netns, options: &str) -> Result<(f64, f64), String> {
+    let command = format!("iperf3 -c {GUEST} -t {TCP_SECONDS} -i 0 -f k {options}");
+    let (said, exits) = exits_during(|| shell(host, &command))?;
+    // [  5]   0.00-5.00   sec   134 MBytes  225000 Kbits/sec                  receiver
+    let line = said.lines().find(|line| line.ends_with("receiver"));
+    let words = line.map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let kbits: Option<f64> = words
+        .and_then(|words| {
+            words.iter().position(|word| *word == "Kbits/sec").map(|at| words[at - 1].to_owned())
+        })
+        .and_then(|rate| rate.parse().ok());
+    let kbits = kbits.ok_or_else(|| format!("what does iperf3 say? {said}"))?;
+    let mib = kbits * 1e3 / 8.0 * f64::from(TCP_SECONDS) / MIB;
+    Ok((kbits / 1e3, exits / mib))
+}
+
+/// The least and the average of `rtt min/avg/max/mdev = 0.031/0.042/0.058/0.010 ms`, in milliseconds.
+fn round_trip(said: &str) -> Option<[f64; 2]> {
+    let figures = said.lines().find_map(|line| line.split_once("min/avg/max")?.1.split_once(" = "))?.1;
+    let mut figures = figures.split([' ', '/']).map_while(|figure| figure.parse().ok());
+    Some([figures.next()?, figures.next()?])
+}
+
+fn exits_during<T>(call: impl FnOnce() -> Result<T, String>) -> Result<(T, f64), String> {
+    let exits = || -> Result<f64, String> {
+        let text = fs::read_to_string(EXITS).map_err(|error| format!("cannot read {EXITS}: {error}"))?;
+        text.trim().parse().map_err(|_| format!("{EXITS} is no number: {text}"))
+    };
+    let before = exits()?;
+    let result = call()?;
+    Ok((result, exits()? - before))
+}
+
+/// Runs a shell command on the host's end of the tap.
+fn shell(host: &Netns, script: &str) -> Result<String, String> {
+    let output = host.command("sh").args(["-c", script]).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("cannot start a shell: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.success() {
+        true => Ok(said),
+        false => {
+            Err(format!("{script}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr)))
+        }
+    }
+}
+
+impl Vmm {
+    /// Whether the host has what it takes.
+    fn can_run(&self) -> bool {
+        *self != Self::Microvm { vhost: true } || fs::exists("/dev/vhost-net").unwrap_or(false)
+    }
+
+    /// Has the program and its libraries read from the disk.
+    fn warm_up(self) {
+        let program =
+            self.command(&Guest { kernel: "".as_ref(), initrd: "".as_ref(), memory_mib: 1, tap: None });
+        let _ = Command::new(program.get_program()).arg("--version").stdout(Stdio::null()).status();
+    }
+}
