@@ -1,7 +1,7 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [lab] [--rounds N] [--out DIRECTORY]
+//! bench [start] [wire] [lab] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
@@ -32,6 +32,8 @@ use report::Table;
 struct Options {
     /// How often each thing is measured; none for what suits the part.
     rounds: Option<usize>,
+    /// Of the wire, only what has this in its name: for a profiler.
+    only: String,
 }
 
 impl Options {
@@ -44,7 +46,7 @@ type Part = fn(&Options) -> Result<Table, String>;
 const PARTS: [(&str, Part); 3] = [("start", start::run), ("wire", wire::run), ("lab", lab::run)];
 
 fn main() -> ExitCode {
-    let mut options = Options { rounds: None };
+    let mut options = Options { rounds: None, only: String::new() };
     let mut out = None;
     let mut wanted = Vec::new();
     let mut words = std::env::args().skip(1);
@@ -54,6 +56,10 @@ fn main() -> ExitCode {
             (_, Some(part)) => wanted.push(part),
             ("--rounds", _) => match words.next().and_then(|number| number.parse().ok()) {
                 Some(rounds) => options.rounds = Some(rounds),
+                None => return usage(),
+            },
+            ("--only", _) => match words.next() {
+                Some(text) => options.only = text,
                 None => return usage(),
             },
             ("--out", _) => match words.next() {
@@ -104,6 +110,6 @@ impl Drop for Preferred {
 
 fn usage() -> ExitCode {
     let parts = PARTS.map(|(name, _)| format!("[{name}]")).join(" ");
-    eprintln!("usage: bench {parts} [--rounds N] [--out DIRECTORY]");
+    eprintln!("usage: bench {parts} [--rounds N] [--only TEXT] [--out DIRECTORY]");
     ExitCode::from(2)
 }

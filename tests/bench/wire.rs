@@ -64,7 +64,7 @@ impl std::ops::AddAssign for Moved {
 
 pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let rounds = options.rounds(9);
-    let rows = in_namespace(|| measure(rounds).map_err(|error| error.to_string()))??;
+    let rows = in_namespace(|| measure(rounds, &options.only).map_err(|error| error.to_string()))??;
     let columns = ["NIC over bare loop", "NIC's thread", "bare loop", "bare loop, one buffer"];
     let title = format!("Wire: one queue pair and a tap, no guest, median of {rounds} (min-max)");
     let notes = vec![
@@ -74,12 +74,16 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     Ok(Table { title, columns: columns.map(str::to_owned).to_vec(), rows, notes })
 }
 
-fn measure(rounds: usize) -> io::Result<Vec<Row>> {
+fn measure(rounds: usize, only: &str) -> io::Result<Vec<Row>> {
     let (rig, mut nic) = Rig::new()?;
     let nic = &mut nic.device;
     let mut rows = Vec::new();
     for sending in [true, false] {
         for size in SIZES {
+            let name = format!("{} {size} bytes", if sending { "send" } else { "receive" });
+            if !name.contains(only) {
+                continue;
+            }
             let shape = Shape::new(size);
             rig.write_frames(shape)?;
             let mut rates = [const { Samples::new() }; MOVERS.len()];
@@ -98,15 +102,14 @@ fn measure(rounds: usize) -> io::Result<Vec<Row>> {
                     }
                 }
             }
-            let what = if sending { "send" } else { "receive" };
             let row = |what, unit, figures: &[Samples; MOVERS.len()], goal| Row {
                 what,
                 unit,
                 cells: std::iter::once(figures[0].over(&figures[1])).chain(figures.iter().cloned()).collect(),
                 goal,
             };
-            rows.push(row(format!("{what} {size} bytes"), "k frames/s", &rates, Some(Goal::AtLeast(0.9))));
-            rows.push(row(format!("{what} {size} bytes, cpu"), "ns/frame", &costs, None));
+            rows.push(row(name.clone(), "k frames/s", &rates, Some(Goal::AtLeast(0.9))));
+            rows.push(row(format!("{name}, cpu"), "ns/frame", &costs, None));
         }
     }
     Ok(rows)
