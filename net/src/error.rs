@@ -5,7 +5,7 @@ use std::io;
 use crate::HostAddress;
 use crate::host::holders::Holder;
 use crate::host::netlink::Refusal;
-use crate::tap::DEVICE;
+use crate::tuntap::{DEVICE, TunMode};
 
 /// What we tried, and on what; where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -62,70 +62,86 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
-    /// A new tap, named by the kernel, cannot be made.
-    #[error("cannot make a tap")]
-    MakeTap {
+    /// A new link, named by the kernel, cannot be made.
+    #[error("cannot make a {mode}")]
+    MakeTun {
+        /// A tap or a tun.
+        mode: TunMode,
         /// The reason.
         source: io::Error,
     },
     /// There is no link of that name, and we have no right to make it.
-    #[error("cannot make the tap {name}")]
-    MakeNamedTap {
-        /// The tap.
+    #[error("cannot make the {mode} {name}")]
+    MakeNamedTun {
+        /// A tap or a tun.
+        mode: TunMode,
+        /// The link.
         name: String,
         /// The reason.
         source: io::Error,
     },
-    /// The tap exists, but only its owner may attach to it.
-    #[error("cannot attach to the tap {name}")]
-    TapNotOurs {
-        /// The tap.
+    /// The link exists, but only its owner may attach to it.
+    #[error("cannot attach to the {mode} {name}")]
+    TunNotOurs {
+        /// A tap or a tun.
+        mode: TunMode,
+        /// The link.
         name: String,
         /// The user id of its owner, where it has one.
         owner: Option<u32>,
         /// The reason.
         source: io::Error,
     },
-    /// Somebody is attached to the tap.
-    #[error("cannot attach to the tap {name}: {} holds it", list(holders))]
-    TapBusy {
-        /// The tap.
+    /// Somebody is attached to the link.
+    #[error("cannot attach to the {mode} {name}: {} holds it", list(holders))]
+    TunBusy {
+        /// A tap or a tun.
+        mode: TunMode,
+        /// The link.
         name: String,
         /// By whom, as far as we may look.
         holders: Vec<Holder>,
         /// The reason.
         source: io::Error,
     },
-    /// The tap is of the multi-queue sort.
-    #[error("cannot attach to the tap {name}: it is a multi_queue one, and we attach one queue")]
-    TapQueues {
-        /// The tap.
+    /// The link is of the multi-queue sort.
+    #[error("cannot attach to the {mode} {name}: it is a multi_queue one, and we attach one queue")]
+    TunQueues {
+        /// A tap or a tun.
+        mode: TunMode,
+        /// The link.
         name: String,
         /// The reason.
         source: io::Error,
     },
     /// There is a link of that name, of another kind.
-    #[error("cannot attach to {name}: it is {}, not a tap", kind_of(kind))]
-    NotATap {
+    #[error("cannot attach to {name}: it is {}, not a {mode}", kind_of(kind))]
+    OtherKind {
+        /// What was wanted, a tap or a tun.
+        mode: TunMode,
         /// The link.
         name: String,
-        /// Its kind as `ip -d link` says it; empty for hardware.
+        /// `tap`, `tun`, or its kind as `ip -d link` says it; empty for hardware.
         kind: String,
         /// The reason.
         source: io::Error,
     },
     /// A refusal that we have no words for.
-    #[error("cannot attach to the tap {name}")]
+    #[error("cannot attach to the {mode} {name}")]
     Attach {
-        /// The tap.
+        /// A tap or a tun.
+        mode: TunMode,
+        /// The link.
         name: String,
         /// The reason.
         source: io::Error,
     },
-    /// The tap is attached, but does not take a setting.
-    #[error("cannot set or ask the {what} of the tap {name}")]
-    TapSetting {
-        /// The tap.
+    /// The link is attached, but does not take a setting.
+    #[error("cannot set or ask the {what} of the {mode} {name}")]
+    TunSetting {
+        /// A tap or a tun.
+        mode: TunMode,
+        /// The link.
         name: String,
         /// What is set.
         what: &'static str,
@@ -205,29 +221,30 @@ impl Error {
                 ),
                 _ => "load the tun driver: sudo modprobe tun".to_owned(),
             },
-            Self::MakeTap { source } if not_permitted(source) => {
-                format!("{ROOT}, or once: {}; then use --net tap=tap0", own_tap("tap0"))
+            Self::MakeTun { mode, source } if not_permitted(source) => {
+                format!("{ROOT}, or once: {}; then use --net {mode}={mode}0", own(*mode, &format!("{mode}0")))
             }
-            Self::MakeNamedTap { name, .. } => format!("{ROOT}, or once: {}", own_tap(name)),
-            Self::TapNotOurs { name, owner, .. } => {
+            Self::MakeNamedTun { mode, name, .. } => format!("{ROOT}, or once: {}", own(*mode, name)),
+            Self::TunNotOurs { mode, name, owner, .. } => {
                 let owner = match owner {
                     Some(uid) => format!("it belongs to the user of id {uid}"),
                     None => "it has no owner".to_owned(),
                 };
                 format!(
-                    "{owner}: {ROOT}, or make it yours: sudo ip tuntap del dev {name} mode tap; {}",
-                    own_tap(name)
+                    "{owner}: {ROOT}, or make it yours: sudo ip tuntap del dev {name} mode {mode}; {}",
+                    own(*mode, name)
                 )
             }
-            Self::TapBusy { .. } => {
-                "use another tap, or --net tap for a new one; a tap without multi_queue has one holder"
-                    .to_owned()
+            Self::TunBusy { mode, .. } => {
+                format!(
+                    "use another {mode}, or --net {mode} for a new one; a {mode} without multi_queue has one holder"
+                )
             }
-            Self::TapQueues { name, .. } => format!(
-                "use another name, or make it anew: sudo ip tuntap del dev {name} mode tap multi_queue; {}",
-                own_tap(name)
+            Self::TunQueues { mode, name, .. } => format!(
+                "use another name, or make it anew: sudo ip tuntap del dev {name} mode {mode} multi_queue; {}",
+                own(*mode, name)
             ),
-            Self::NotATap { .. } => "use another name, or --net tap for a new tap".to_owned(),
+            Self::OtherKind { mode, .. } => format!("use another name, or --net {mode} for a new {mode}"),
             Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
             Self::Step { command, refusal } if refusal.errno() == Some(libc::EPERM) => {
                 format!("{ROOT}, or do it beforehand: sudo {command}")
@@ -246,9 +263,9 @@ fn not_permitted(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
 }
 
-/// The line that makes a tap which its user may attach to.
-fn own_tap(name: &str) -> String {
-    format!("sudo ip tuntap add dev {name} mode tap user $USER vnet_hdr && sudo ip link set dev {name} up")
+/// The line that makes a tap or tun which its user may attach to.
+fn own(mode: TunMode, name: &str) -> String {
+    format!("sudo ip tuntap add dev {name} mode {mode} user $USER vnet_hdr && sudo ip link set dev {name} up")
 }
 
 fn list(holders: &[Holder]) -> String {
@@ -261,6 +278,7 @@ fn list(holders: &[Holder]) -> String {
 fn kind_of(kind: &str) -> String {
     match kind {
         "" => "a network interface".to_owned(),
+        "tap" => "a tap (layer 2)".to_owned(),
         "tun" => "a tun (layer 3)".to_owned(),
         kind => format!("a {kind}"),
     }

@@ -14,7 +14,7 @@
 //! # Map
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
 //! - `config.rs`: the grammar of `--net`. `address.rs`: names and addresses that make sense. `error.rs`: [`Error`].
-//! - `tap.rs`, `socket.rs`: the backends. `dhcp.rs`: answers the guest's DHCP in front of one.
+//! - `tap.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them. `dhcp.rs`: answers the guest's DHCP in front of one.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
 //!   `host/holders.rs`: who holds a tap.
 //! - `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
@@ -32,6 +32,7 @@ mod iov;
 mod socket;
 mod sys;
 mod tap;
+mod tuntap;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -46,6 +47,7 @@ pub use host::{Step, Wiring};
 pub use iov::{Iov, IovBuffer};
 pub use socket::{SocketBackend, SocketPeer};
 pub use tap::Tap;
+pub use tuntap::TunMode;
 
 /// Length in bytes of `virtio_net_hdr_v1`, with which every frame starts (virtio 1.2 §5.1.6).
 pub const HEADER_LEN: usize = 12;

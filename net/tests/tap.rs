@@ -289,7 +289,7 @@ fn a_busy_tap_says_by_whom() {
         );
         assert!(error.remedy().is_some());
         assert!(
-            matches!(&error, Error::TapBusy { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+            matches!(&error, Error::TunBusy { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
         );
         drop(first);
 

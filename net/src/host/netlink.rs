@@ -12,7 +12,7 @@ use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, Ifinfomsg, IterableLinkAttrs, LinkinfoDataMsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
-use crate::HostAddress;
+use crate::{HostAddress, TunMode};
 
 /// A socket to the kernel, in the network namespace that the thread was in at the first request.
 pub(crate) struct Netlink {
@@ -44,8 +44,7 @@ pub(crate) struct Link {
 /// What the tun driver says of its link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tun {
-    /// A tap, with Ethernet frames; else a tun, with IP packets.
-    pub(crate) tap: bool,
+    pub(crate) mode: TunMode,
     pub(crate) packet_info: bool,
     pub(crate) vnet_hdr: bool,
     pub(crate) multi_queue: bool,
@@ -200,7 +199,10 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
     let info = attributes.get_linkinfo().unwrap_or_default();
     let tun = match info.get_data() {
         Ok(LinkinfoDataMsg::Tun(data)) => Some(Tun {
-            tap: data.get_type().is_ok_and(|kind| i32::from(kind) == libc::IFF_TAP),
+            mode: match data.get_type().map(i32::from) {
+                Ok(libc::IFF_TUN) => TunMode::Tun,
+                _ => TunMode::Tap,
+            },
             packet_info: data.get_pi().is_ok_and(|pi| pi != 0),
             vnet_hdr: data.get_vnet_hdr().is_ok_and(|vnet_hdr| vnet_hdr != 0),
             multi_queue: data.get_multi_queue().is_ok_and(|multi_queue| multi_queue != 0),

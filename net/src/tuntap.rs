@@ -1,0 +1,247 @@
+//! Links of the tun driver: taps (Ethernet) and tuns (IP), whose other end is a descriptor of `/dev/net/tun`
+//! (kernel `Documentation/networking/tuntap`).
+//!
+//! What the driver does that is not written there, measured on Linux 6.18:
+//! - A link set down refuses writes with `EIO` and has nothing to read; a deleted one answers `EBADFD` to both, for ever.
+//! - A frame larger than the space of a read is cut without a word; `sys::readv` finds out.
+//! - Attaching to a persistent link overwrites its `vnet_hdr` and packet information flags, and they, the header length and
+//!   the offloads stay as they are when we are gone. So [`TunDevice`] gives them back.
+//! - The socket buffer has no bound unless somebody set one (`TUNSETSNDBUF`), so a write never waits.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::host::{Link, Netlink, Tun, holders};
+use crate::{Error, HEADER_LEN, LinkName, Offloads, sys};
+
+/// The name for a new link: the kernel puts the least free number.
+const TEMPLATE: &str = "wirevm%d";
+
+/// The path of the tun driver.
+pub(crate) const DEVICE: &str = "/dev/net/tun";
+
+/// What a link of the tun driver carries, in the words of `ip tuntap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunMode {
+    /// Ethernet frames.
+    Tap,
+    /// IP packets.
+    Tun,
+}
+
+impl TunMode {
+    /// What we attach as: no packet information before a frame, a virtio-net header instead, one queue.
+    fn flags(self) -> i32 {
+        self.kind() | libc::IFF_NO_PI | libc::IFF_VNET_HDR
+    }
+
+    fn kind(self) -> i32 {
+        match self {
+            Self::Tap => libc::IFF_TAP,
+            Self::Tun => libc::IFF_TUN,
+        }
+    }
+}
+
+impl fmt::Display for TunMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tap => "tap",
+            Self::Tun => "tun",
+        })
+    }
+}
+
+/// A tap or tun with one queue. Dropped, it goes, unless it is persistent: then it is as it was before.
+#[derive(Debug)]
+pub(crate) struct TunDevice {
+    // Before `found`: fields drop in this order, and a link can be given back only after this descriptor is closed.
+    device: File,
+    found: Option<Found>,
+    name: String,
+    offloads: Offloads,
+}
+
+impl TunDevice {
+    /// Makes a link and lets the kernel name it, or attaches to the one called `name`, or makes it where it is absent.
+    ///
+    /// Needs `CAP_NET_ADMIN` in the network namespace of the thread, or a persistent link that the user owns.
+    ///
+    /// # Errors
+    /// Each says what we tried, and has a [`remedy`](Error::remedy): the device is absent or not allowed, the right is
+    /// missing, another process holds the link, it has several queues, or it is of another kind.
+    pub(crate) fn open(mode: TunMode, name: Option<&LinkName>) -> Result<Self, Error> {
+        let found = match name {
+            Some(name) => find(name)?,
+            None => None,
+        };
+        let device = open_device()?;
+        let wanted = name.map_or(TEMPLATE, LinkName::as_str);
+        if let Err(source) = sys::tun_set_iff(device.as_fd(), wanted, mode.flags()) {
+            return Err(explain_refusal(mode, name, found, source));
+        }
+        let set = |what| move |source| Error::TunSetting { mode, name: wanted.to_owned(), what, source };
+        let attached = sys::tun_get_iff(device.as_fd()).map_err(set("name"))?;
+        // The flag is asked of the kernel after attaching, for the link may have been made since we looked.
+        let persistent = attached.flags & libc::IFF_PERSIST != 0;
+        let header_len = sys::tun_vnet_hdr_len(device.as_fd()).map_err(set("header length"))?;
+        let found = persistent.then(|| Found {
+            name: attached.name.clone(),
+            index: found.as_ref().map(|link| link.id.index),
+            flags: found.and_then(|link| link.tun).map_or(mode.flags(), flags),
+            header_len,
+        });
+        let mut this = Self { device, found, name: attached.name, offloads: Offloads::default() };
+        sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(set("header length"))?;
+        this.offloads = this.probe();
+        this.set_offloads(Offloads::default()).map_err(set("offloads"))?;
+        Ok(this)
+    }
+
+    /// The descriptor, which never blocks.
+    #[inline]
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// The link's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// True where the link stays when this is dropped: somebody made it persistent.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.found.is_some()
+    }
+
+    /// The most that the driver takes: an offload that it does not have is `EINVAL`.
+    fn probe(&self) -> Offloads {
+        let segments = Offloads { csum: true, tso4: true, tso6: true, uso: false };
+        let all = Offloads { uso: true, ..segments };
+        let found = [all, segments].into_iter().find(|&offloads| self.set_offloads(offloads).is_ok());
+        found.unwrap_or_default()
+    }
+
+    /// The most that the driver takes, whatever was last set.
+    pub(crate) fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Says what the reader of frames accepts.
+    pub(crate) fn set_offloads(&self, accepted: Offloads) -> io::Result<()> {
+        let mut flags = 0;
+        // Without checksums the driver has no segments either.
+        if accepted.csum {
+            flags |= libc::TUN_F_CSUM;
+            flags |= if accepted.tso4 { libc::TUN_F_TSO4 } else { 0 };
+            flags |= if accepted.tso6 { libc::TUN_F_TSO6 } else { 0 };
+            flags |= if accepted.uso { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 };
+        }
+        sys::tun_set_offload(self.fd(), flags)
+    }
+}
+
+/// A persistent link as we found it, put back when dropped: after the descriptor that was attached to it.
+#[derive(Debug)]
+struct Found {
+    name: String,
+    /// None where it was made between our look and our attaching: then there is nothing to give back.
+    index: Option<u32>,
+    flags: i32,
+    header_len: usize,
+}
+
+impl Found {
+    fn put_back(&self) -> io::Result<()> {
+        // Attaching by name would make a link that was deleted meanwhile.
+        let link = Netlink::new().link(&self.name).ok().flatten();
+        if self.index.is_none() || link.map(|link| link.id.index) != self.index {
+            return Ok(());
+        }
+        let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
+        sys::tun_set_iff(device.as_fd(), &self.name, self.flags)?;
+        sys::tun_set_vnet_hdr_len(device.as_fd(), self.header_len)?;
+        sys::tun_set_offload(device.as_fd(), 0)
+    }
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        if let Err(error) = self.put_back() {
+            log::warn!("cannot give {} its settings back: {error}", self.name);
+        }
+    }
+}
+
+/// The flags to attach to a link with and leave them as they are.
+fn flags(tun: Tun) -> i32 {
+    let mut flags = tun.mode.kind();
+    flags |= if tun.packet_info { 0 } else { libc::IFF_NO_PI };
+    flags |= if tun.vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
+    flags | if tun.multi_queue { libc::IFF_MULTI_QUEUE } else { 0 }
+}
+
+fn find(name: &LinkName) -> Result<Option<Link>, Error> {
+    let asked = |refusal| Error::Ask { what: format!("the link {name}"), refusal };
+    Netlink::new().link(name.as_str()).map_err(asked)
+}
+
+fn open_device() -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    // The standard library opens close-on-exec.
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    options.open(DEVICE).map_err(|source| Error::OpenTun { source })
+}
+
+/// Why `TUNSETIFF` refused: its bare error and what `link` is.
+fn explain_refusal(mode: TunMode, name: Option<&LinkName>, link: Option<Link>, source: io::Error) -> Error {
+    let Some(name) = name.map(LinkName::to_string) else { return Error::MakeTun { mode, source } };
+    let tun = link.as_ref().and_then(|link| link.tun);
+    match (source.raw_os_error(), link, tun) {
+        (Some(libc::EBUSY), ..) => {
+            let holders = holders::of(&name);
+            Error::TunBusy { mode, name, holders, source }
+        }
+        (Some(libc::EPERM), None, _) => Error::MakeNamedTun { mode, name, source },
+        (Some(libc::EPERM), Some(_), tun) => {
+            Error::TunNotOurs { mode, name, owner: tun.and_then(|tun| tun.owner), source }
+        }
+        (_, Some(_), Some(tun)) if tun.mode != mode => {
+            Error::OtherKind { mode, name, kind: tun.mode.to_string(), source }
+        }
+        (_, Some(_), Some(tun)) if tun.multi_queue => Error::TunQueues { mode, name, source },
+        (_, Some(link), None) => Error::OtherKind { mode, name, kind: link.kind, source },
+        _ => Error::Attach { mode, name, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_those_that_change_nothing() {
+        let bare = Tun {
+            mode: TunMode::Tap,
+            packet_info: false,
+            vnet_hdr: false,
+            multi_queue: false,
+            persist: true,
+            owner: None,
+        };
+        assert_eq!(flags(bare), libc::IFF_TAP | libc::IFF_NO_PI);
+        assert_eq!(flags(Tun { mode: TunMode::Tun, ..bare }), libc::IFF_TUN | libc::IFF_NO_PI);
+        assert_eq!(flags(Tun { packet_info: true, ..bare }), libc::IFF_TAP);
+        assert_eq!(flags(Tun { vnet_hdr: true, ..bare }), TunMode::Tap.flags());
+        assert_eq!(flags(Tun { multi_queue: true, ..bare }) & libc::IFF_MULTI_QUEUE, libc::IFF_MULTI_QUEUE);
+    }
+
+    #[test]
+    fn the_template_is_a_name() {
+        let name = TEMPLATE.replace("%d", "12345678");
+        assert!(name.parse::<LinkName>().is_ok(), "{name} is short enough");
+    }
+}
