@@ -3,7 +3,8 @@
 //! ```text
 //! 0x0000_0000 .. 0x000a_0000   low RAM: GDT, start info, zero page, page tables, command line
 //! 0x000a_0000 .. 0x000e_0000   where a PC has its VGA memory and option ROMs: announced as nothing
-//! 0x000e_0000 .. 0x0010_0000   ACPI tables, the RSDP first
+//! 0x000e_0000 .. 0x000f_f000   ACPI tables, the RSDP first
+//! 0x000f_f000 .. 0x0010_0000   firmware: the entry by which real-mode code restarts a PC
 //! 0x0010_0000 .. end of RAM    the kernel and, at the top, the initrd; ends at the hole at the latest
 //! 0xc000_0000 .. 0x1_0000_0000 the hole: device registers, never RAM
 //!    0xc000_0000               virtio-mmio windows, a page each
@@ -49,7 +50,13 @@ pub const CMDLINE_LEN: u64 = 0x1_0000;
 /// for it (ACPI 6.5 §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
 /// The room for the ACPI tables, in bytes.
-pub const ACPI_LEN: u64 = 0x2_0000;
+pub const ACPI_LEN: u64 = 0x1_f000;
+/// What little firmware there is, in the last page below 1 MiB.
+pub const FIRMWARE: u64 = 0xf_f000;
+/// The size of the firmware, in bytes.
+pub const FIRMWARE_LEN: u64 = 0x1000;
+/// Where real-mode code jumps to restart a PC (`ffff:0000`).
+pub const RESTART: u64 = 0xf_fff0;
 
 /// Where high memory begins: the lowest address of a kernel.
 pub const HIMEM: u64 = 0x10_0000;
@@ -164,6 +171,8 @@ mod tests {
             ("command line", CMDLINE, CMDLINE_LEN),
             ("end of low RAM", LOW_RAM_END, 0),
             ("acpi", ACPI, ACPI_LEN),
+            ("firmware", FIRMWARE, RESTART - FIRMWARE),
+            ("restart", RESTART, 0x10),
             ("himem", HIMEM, MIN_MEMORY - HIMEM),
             ("start of the hole", HOLE_START, 0),
             ("virtio-mmio", VIRTIO_MMIO, VIRTIO_MMIO_MAX as u64 * VIRTIO_MMIO_LEN),

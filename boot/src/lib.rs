@@ -15,6 +15,7 @@
 //! - `initrd.rs`: the initrd's place. `cmdline.rs`: the command line.
 //! - `acpi.rs`: the ACPI tables.
 //! - `params.rs`: the zero page or the PVH start info, with the memory map.
+//! - `firmware.rs`: the way back to real mode, for kernels that restart by it.
 //! - `cpu.rs`: GDT, page tables and registers at entry.
 //! - `error.rs`: what can go wrong, and what the user does about it.
 //!
@@ -27,6 +28,7 @@ mod cmdline;
 mod cpu;
 mod error;
 mod file;
+mod firmware;
 mod initrd;
 mod kernel;
 pub mod layout;
@@ -82,6 +84,7 @@ pub fn load(memory: &GuestMemoryMmap, config: &Config<'_>) -> Result<Entry, Erro
         Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp)?,
         Protocol::Pvh => params::write_start_info(memory, initrd, rsdp)?,
     }
+    firmware::write(memory)?;
     cpu::prepare(memory, kernel.protocol, kernel.entry)
 }
 

@@ -7,7 +7,9 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemory
 use crate::Error;
 use crate::initrd::Initrd;
 use crate::kernel::Kernel;
-use crate::layout::{ACPI, ACPI_LEN, CMDLINE, HIMEM, LOW_RAM_END, START_INFO, ZERO_PAGE};
+use crate::layout::{
+    ACPI, ACPI_LEN, CMDLINE, FIRMWARE, FIRMWARE_LEN, HIMEM, LOW_RAM_END, START_INFO, ZERO_PAGE,
+};
 
 /// `type_of_loader`: one without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -21,6 +23,7 @@ const START_INFO_MAGIC: u32 = 0x336e_c578;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ram = 1,
+    Reserved = 2,
     /// RAM with ACPI tables in it, which the guest may reclaim once it has read them.
     Acpi = 3,
 }
@@ -32,11 +35,12 @@ struct Range {
     kind: Kind,
 }
 
-/// The memory map: RAM as `memory` has it, but for the legacy hole and the ACPI tables below 1 MiB.
+/// The memory map: RAM as `memory` has it, but for the legacy hole, the ACPI tables and the firmware below 1 MiB.
 fn memory_map(memory: &GuestMemoryMmap) -> Vec<Range> {
     let mut map = vec![
         Range { start: 0, len: LOW_RAM_END, kind: Kind::Ram },
         Range { start: ACPI, len: ACPI_LEN, kind: Kind::Acpi },
+        Range { start: FIRMWARE, len: FIRMWARE_LEN, kind: Kind::Reserved },
     ];
     map.extend(memory.iter().filter_map(|region| {
         let start = region.start_addr().0.max(HIMEM);
@@ -167,7 +171,7 @@ mod tests {
             (3584, vec![(HIMEM, below_3_gib), (HOLE_END, 512 * MIB)]),
             (6144, vec![(HIMEM, below_3_gib), (HOLE_END, 3072 * MIB)]),
         ] {
-            let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x2_0000, 3)];
+            let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x1_f000, 3), (0xf_f000, 0x1000, 2)];
             expected.extend(ram.into_iter().map(|(start, len)| (start, len, 1)));
 
             let memory = memory(mib);

@@ -64,6 +64,13 @@ pub(crate) struct Position {
     pub(crate) code: Vec<u8>,
 }
 
+impl Position {
+    /// True at a processor's first instruction: on AMD a triple fault resets the vCPU, and where it stood is lost.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.rip == 0xfff0 && self.cr0 & 1 == 0
+    }
+}
+
 impl fmt::Display for Where {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(Position { rip, rsp, cr0, cr2, cr3, code }) = &self.0 else { return Ok(()) };

@@ -152,20 +152,25 @@ impl Vcpu {
                     self.exits.other += 1;
                     continue;
                 }
-                Ok(VcpuExit::Shutdown) => Crash::TripleFault { vcpu: self.id, at: self.position() },
+                Ok(VcpuExit::Shutdown) => Crash::TripleFault {
+                    vcpu: self.id,
+                    at: Where(self.position().filter(|at| !at.is_reset())),
+                },
                 Ok(VcpuExit::InternalError) => {
                     // SAFETY: the exit reason says that this is the union's live field; `run` is mapped as long as `fd`.
                     let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
-                    Crash::KvmInternal { vcpu: self.id, suberror, at: self.position() }
+                    Crash::KvmInternal { vcpu: self.id, suberror, at: Where(self.position()) }
                 }
                 Ok(VcpuExit::FailEntry(reason, _)) => {
-                    Crash::EntryFailed { vcpu: self.id, reason, at: self.position() }
+                    Crash::EntryFailed { vcpu: self.id, reason, at: Where(self.position()) }
                 }
                 Ok(exit) => {
                     let exit = format!("{exit:?}");
-                    Crash::Unexpected { vcpu: self.id, exit, at: self.position() }
+                    Crash::Unexpected { vcpu: self.id, exit, at: Where(self.position()) }
                 }
-                Err(e) => Crash::Unexpected { vcpu: self.id, exit: e.to_string(), at: self.position() },
+                Err(e) => {
+                    Crash::Unexpected { vcpu: self.id, exit: e.to_string(), at: Where(self.position()) }
+                }
             };
             shared.ending.end(Outcome::Crash(crash));
             break;
@@ -174,8 +179,8 @@ impl Vcpu {
     }
 
     /// Where the vCPU stands, as far as KVM tells.
-    fn position(&self) -> Where {
-        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else { return Where(None) };
+    fn position(&self) -> Option<Position> {
+        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else { return None };
         let mut code = vec![0; 8];
         let address =
             self.fd.translate_gva(regs.rip).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
@@ -183,7 +188,7 @@ impl Vcpu {
             code.clear();
         }
         let (cr0, cr2, cr3) = (sregs.cr0, sregs.cr2, sregs.cr3);
-        Where(Some(Position { rip: regs.rip, rsp: regs.rsp, cr0, cr2, cr3, code }))
+        Some(Position { rip: regs.rip, rsp: regs.rsp, cr0, cr2, cr3, code })
     }
 }
 
