@@ -48,7 +48,7 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         (&["run", "--kernel", "x", "--net", "tap,mtu=9"], &["--net", "mtu=9", "68"]),
         (&["run", "--kernel", "x", "--net", "tap,mac=01:00:00:00:00:00"], &["--net", "mac=", "multicast"]),
         (&["run", "--kernel", "x", "--net", "tap,host=172.31.0.0/24"], &["--net", "host=172.31.0.0/24"]),
-        (&["run", "--kernel", "x", "--net", "tap,dhcp=on"], &["--net", "dhcp=on", "host="]),
+        (&["run", "--kernel", "x", "--net", "tap,forward=80:80"], &["--net", "forward=tcp:80:80", "nat"]),
         (&["run", "--kernel", "x", "--net", "tap=a-name-that-is-too-long"], &["--net", "15"]),
         (&["run", "--kernel", "x", "--console", ""], &["--console"]),
         (&["walk"], &["walk"]),

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use crate::sys;
@@ -99,105 +98,36 @@ impl fmt::Display for Mac {
     }
 }
 
-/// A subnet of IPv4 and the host's address in it, written `172.31.0.1/24`: one that a host can really have on a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct HostAddress {
-    address: Ipv4Addr,
-    prefix: u8,
-}
+/// The name of a network namespace as `ip netns` has it: a file of `/run/netns`, printable ASCII without `/` and `,`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NetnsName(String);
 
-impl HostAddress {
-    /// `address` in the subnet of its first `prefix` bits.
-    ///
-    /// # Errors
-    /// Says why a host cannot have it: the subnet's own address or its broadcast address (in a /31 both are hosts,
-    /// RFC 3021, and a /32 is one host), loopback, multicast, or reserved.
-    pub fn new(address: Ipv4Addr, prefix: u8) -> Result<Self, &'static str> {
-        let this = Self { address, prefix };
-        if !(1..=32).contains(&prefix) {
-            Err("the prefix length is from 1 to 32")
-        } else if address.is_loopback() {
-            Err("this is a loopback address, which never leaves the host")
-        } else if address.is_multicast() {
-            Err("this is a multicast address")
-        } else if address.octets()[0] == 0 || address.octets()[0] >= 240 {
-            Err("this is a reserved address")
-        } else if prefix <= 30 && address == this.network() {
-            Err("this is the address of the subnet itself; take the next one")
-        } else if prefix <= 30 && address == this.broadcast() {
-            Err("this is the broadcast address of the subnet; take another one")
-        } else {
-            Ok(this)
-        }
-    }
-
-    /// The host's address.
-    pub fn address(self) -> Ipv4Addr {
-        self.address
-    }
-
-    /// The length of the subnet's prefix in bits, 1 to 32.
-    pub fn prefix(self) -> u8 {
-        self.prefix
-    }
-
-    /// The subnet's mask.
-    pub fn mask(self) -> Ipv4Addr {
-        mask(self.prefix)
-    }
-
-    /// The subnet's first address.
-    pub fn network(self) -> Ipv4Addr {
-        self.address & self.mask()
-    }
-
-    /// The subnet's last address: for a prefix of up to 30 bits its broadcast address.
-    pub fn broadcast(self) -> Ipv4Addr {
-        self.address | !self.mask()
-    }
-
-    /// True where the two subnets share an address. `prefix` is 32 at most.
-    pub fn overlaps(self, address: Ipv4Addr, prefix: u8) -> bool {
-        let shorter = mask(prefix.min(self.prefix));
-        self.address & shorter == address & shorter
-    }
-
-    /// The address for the guest: the next one after the host's that a host can have, from the end of the subnet going
-    /// on at its start; in a /31 the other one (RFC 3021); in a /32 there is none.
-    pub fn guest(self) -> Option<Ipv4Addr> {
-        match self.prefix {
-            32 => None,
-            31 => Some(Ipv4Addr::from(u32::from(self.address) ^ 1)),
-            _ => {
-                let next = Ipv4Addr::from(u32::from(self.address) + 1);
-                let first = Ipv4Addr::from(u32::from(self.network()) + 1);
-                Some(if next == self.broadcast() { first } else { next })
-            }
-        }
+impl NetnsName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
-/// The mask of a prefix of 0 to 32 bits.
-fn mask(prefix: u8) -> Ipv4Addr {
-    Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0))
-}
-
-impl FromStr for HostAddress {
+impl FromStr for NetnsName {
     type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "an IPv4 address and the length of its subnet's prefix is wanted, 172.31.0.1/24";
-        let (address, prefix) = text.split_once('/').ok_or(FORM)?;
-        if !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(FORM);
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "" => Err("a namespace name has at least one byte"),
+            "." | ".." => Err("this is a directory's name"),
+            _ if name.len() > 255 => Err("a namespace name has at most 255 bytes"),
+            _ if !name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/,".contains(&byte)) => {
+                Err("a namespace name is printable ASCII without spaces, '/' or ','")
+            }
+            _ => Ok(Self(name.to_owned())),
         }
-        Self::new(address.parse().map_err(|_| FORM)?, prefix.parse().map_err(|_| FORM)?)
     }
 }
 
-impl fmt::Display for HostAddress {
+impl fmt::Display for NetnsName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
+        f.write_str(&self.0)
     }
 }
 
@@ -242,61 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_has_the_next_address() {
-        for (host, guest) in [
-            ("172.31.0.1/24", Some("172.31.0.2")),
-            ("172.31.0.254/24", Some("172.31.0.1")),
-            ("172.31.0.253/24", Some("172.31.0.254")),
-            ("10.0.0.1/30", Some("10.0.0.2")),
-            ("10.0.0.2/30", Some("10.0.0.1")),
-            ("10.0.0.2/31", Some("10.0.0.3")),
-            ("10.0.0.3/31", Some("10.0.0.2")),
-            ("10.0.0.0/31", Some("10.0.0.1")),
-            ("10.0.0.3/32", None),
-            ("10.0.255.254/16", Some("10.0.0.1")),
-        ] {
-            let guest: Option<Ipv4Addr> = guest.map(|guest| guest.parse().unwrap());
-            assert_eq!(host.parse::<HostAddress>().unwrap().guest(), guest, "{host}");
+    fn a_namespace_is_a_file_name() {
+        for good in ["vpn", "a:b", "..."] {
+            assert_eq!(good.parse::<NetnsName>().unwrap().as_str(), good);
         }
-    }
-
-    #[test]
-    fn a_host_address_is_one_that_a_host_can_have() {
-        for bad in [
-            "172.31.0.0/24",
-            "172.31.0.255/24",
-            "10.0.0.3/30",
-            "10.0.0.1/0",
-            "10.0.0.1/33",
-            "10.0.0.1/+24",
-            "10.0.0.1/",
-            "10.0.0.1",
-            "10.0.0/24",
-            "127.0.0.1/8",
-            "224.0.0.1/24",
-            "255.255.255.255/32",
-            "0.0.0.0/24",
-            "0.0.0.1/24",
-            "fd00::1/64",
-            "",
-            "/",
-        ] {
-            assert!(bad.parse::<HostAddress>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn subnets_overlap_where_one_holds_the_other() {
-        let ours: HostAddress = "172.31.4.1/24".parse().unwrap();
-        for (address, prefix, expected) in [
-            ([172, 31, 4, 200], 24, true),
-            ([172, 31, 4, 200], 32, true),
-            ([172, 31, 0, 1], 16, true),
-            ([172, 31, 5, 1], 24, false),
-            ([172, 31, 5, 1], 32, false),
-            ([10, 0, 0, 1], 0, true),
-        ] {
-            assert_eq!(ours.overlaps(address.into(), prefix), expected, "{address:?}/{prefix}");
+        for bad in ["", ".", "..", "a/b", "a,b", "a b", "\0", &"x".repeat(256)] {
+            assert!(bad.parse::<NetnsName>().is_err(), "{bad:?}");
         }
     }
 }

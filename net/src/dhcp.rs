@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use smoltcp::wire::{DhcpMessageType, EthernetAddress};
 
 use self::message::{IPV4_LEN, REPLY_MAX, REQUEST_MAX, Request, SERVER_PORT};
-use crate::{Backend, HEADER_LEN, HostAddress, Iov, Mac, Offloads, Sent};
+use crate::{Backend, HEADER_LEN, HostV4, Iov, Mac, Offloads, Sent};
 
 /// What the guest is told.
 #[derive(Clone, Copy, Debug)]
@@ -23,14 +23,14 @@ pub struct Lease {
     client: EthernetAddress,
     server: EthernetAddress,
     guest: Ipv4Addr,
-    host: HostAddress,
+    host: HostV4,
     mtu: u16,
 }
 
 impl Lease {
     /// For the NIC `mac`, the address after `host`, and `host` as its router and server, whose link has the Ethernet
     /// address `host_mac`; `mtu` is in bytes. None where the subnet has no other address.
-    pub fn new(mac: Mac, host: HostAddress, host_mac: [u8; 6], mtu: u16) -> Option<Self> {
+    pub fn new(mac: Mac, host: HostV4, host_mac: [u8; 6], mtu: u16) -> Option<Self> {
         let guest = host.guest()?;
         let (client, server) = (EthernetAddress(mac.octets()), EthernetAddress(host_mac));
         Some(Self { client, server, guest, host, mtu })

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::HostAddress;
+use crate::config::KINDS;
 use crate::host::holders::Holder;
 use crate::host::netlink::Refusal;
 use crate::tuntap::{DEVICE, TunMode};
@@ -16,6 +17,14 @@ pub enum Error {
     UnknownKind {
         /// The word.
         kind: String,
+    },
+    /// The kind needs to know where, behind its `=`.
+    #[error("{kind} does not say which ({kind}=)")]
+    NoPlace {
+        /// The kind of wire.
+        kind: &'static str,
+        /// A spec that says it.
+        example: &'static str,
     },
     /// The kind has no such key.
     #[error("{kind} has no key {key:?} ({key}=)")]
@@ -50,6 +59,12 @@ pub enum Error {
         why: &'static str,
     },
 
+    /// This version of wirevm has no such wire, or not with this key.
+    #[error("this version of wirevm has no {what}")]
+    NotBuilt {
+        /// The word of the kind or of the key.
+        what: &'static str,
+    },
     /// The random number generator gave no MAC.
     #[error("cannot make a random Ethernet address")]
     RandomMac {
@@ -195,6 +210,7 @@ impl Error {
             self,
             Self::UnknownKind { .. }
                 | Self::UnknownKey { .. }
+                | Self::NoPlace { .. }
                 | Self::NotAKey { .. }
                 | Self::KeyTwice { .. }
                 | Self::Value { .. }
@@ -205,7 +221,9 @@ impl Error {
     pub fn remedy(&self) -> Option<String> {
         const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
         Some(match self {
-            Self::UnknownKind { .. } => "the kinds are: tap".to_owned(),
+            Self::UnknownKind { .. } => format!("the kinds are: {KINDS}"),
+            Self::NoPlace { example, .. } => format!("write --net {example}"),
+            Self::NotBuilt { .. } => "use --net tap, and a newer wirevm for the rest".to_owned(),
             Self::UnknownKey { kind, known, .. } => format!("the keys of {kind} are: {known}"),
             Self::NotAKey { .. } => {
                 "a --net is KIND[=WHERE][,key=value]...: tap=tap0,host=172.31.0.1/24".to_owned()

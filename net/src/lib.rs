@@ -13,8 +13,10 @@
 //!
 //! # Map
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
-//! - `config.rs`: the grammar of `--net`. `address.rs`: names and addresses that make sense. `error.rs`: [`Error`].
-//! - `tap.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them. `dhcp.rs`: answers the guest's DHCP in front of one.
+//! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
+//!   `error.rs`: [`Error`].
+//! - `tap.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them. `dhcp.rs`: answers the
+//!   guest's DHCP in front of one.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
 //!   `host/holders.rs`: who holds a tap.
 //! - `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
@@ -30,6 +32,7 @@ mod error;
 mod host;
 mod iov;
 mod socket;
+mod subnet;
 mod sys;
 mod tap;
 mod tuntap;
@@ -37,8 +40,11 @@ mod tuntap;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-pub use address::{HostAddress, LinkName, Mac};
-pub use config::{Host, MTU, NetConfig, TapConfig, Wire};
+pub use address::{LinkName, Mac, NetnsName};
+pub use config::{
+    BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, TapConfig,
+    TunConfig, Wire,
+};
 pub use dhcp::{Dhcp, Lease};
 pub use error::Error;
 pub use host::holders::Holder;
@@ -46,6 +52,7 @@ pub use host::netlink::Refusal;
 pub use host::{Step, Wiring};
 pub use iov::{Iov, IovBuffer};
 pub use socket::{SocketBackend, SocketPeer};
+pub use subnet::{HostAddress, HostV4, HostV6};
 pub use tap::Tap;
 pub use tuntap::TunMode;
 
@@ -136,8 +143,13 @@ pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, E
         Some(mac) => mac,
         None => Mac::random().map_err(|source| Error::RandomMac { source })?,
     };
+    if config.netns.is_some() {
+        return Err(Error::NotBuilt { what: "netns=" });
+    }
     match &config.wire {
+        Wire::Tap(tap) if tap.nat => Err(Error::NotBuilt { what: "nat" }),
         Wire::Tap(tap) => open_tap(tap, mac, config.mtu, tell),
+        wire => Err(Error::NotBuilt { what: wire.kind() }),
     }
 }
 
@@ -159,12 +171,12 @@ fn open_tap(
     let link = wiring.netlink().link(&name);
     let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
     let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
-    wiring.set_link(&link, stays, mtu, config.host.map(Host::address), tell)?;
+    wiring.set_link(&link, stays, mtu, &config.hosts, tell)?;
 
     let mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
     let host_mac = link.mac.unwrap_or_default();
-    let lease = config.host.filter(|host| host.dhcp());
-    let lease = lease.and_then(|host| Lease::new(mac, host.address(), host_mac, mtu));
+    let host = config.hosts.iter().find_map(|host| host.v4()).filter(|_| config.dhcp);
+    let lease = host.and_then(|host| Lease::new(mac, host, host_mac, mtu));
     let backend: Box<dyn Backend> = match lease {
         Some(lease) => Box::new(Dhcp::new(tap, lease)),
         None => Box::new(tap),

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use namespace::{in_namespace, run, skip};
-use net::{Backend, Dhcp, IovBuffer, Lease, Sent, SocketBackend, Tap};
+use net::{Backend, Dhcp, HostV4, IovBuffer, Lease, Sent, SocketBackend, Tap};
 use vm_memory::VolatileSlice;
 
 /// Carries one frame from one backend to another; false where there is none.
@@ -34,7 +34,8 @@ fn udhcpc_gets_its_lease() {
         run("ip link set guest0 address 02:00:00:00:00:01 up");
         let (backend, _peer) = SocketBackend::pair().unwrap();
         let mac = "02:00:00:00:00:01".parse().unwrap();
-        let lease = Lease::new(mac, "172.31.0.1/24".parse().unwrap(), [2, 0, 0, 0, 0, 0xff], 1400).unwrap();
+        let host = HostV4::new([172, 31, 0, 1].into(), 24).unwrap();
+        let lease = Lease::new(mac, host, [2, 0, 0, 0, 0, 0xff], 1400).unwrap();
         let mut server = Dhcp::new(backend, lease);
 
         let directory = std::env::temp_dir().join(format!("wirevm-udhcpc-{}", std::process::id()));

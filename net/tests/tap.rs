@@ -494,3 +494,32 @@ fn the_descriptor_is_not_inherited_and_never_blocks() {
         assert_eq!(flags & wanted, wanted, "{info}");
     });
 }
+
+#[test]
+fn the_host_has_an_address_of_each_family() {
+    const NAME: &str = "the_host_has_an_address_of_each_family";
+    if std::fs::metadata("/proc/net/if_inet6").is_err() {
+        return namespace::skip(NAME, "this kernel has no IPv6");
+    }
+    in_namespace(NAME, || {
+        run("ip tuntap add dev tap0 mode tap vnet_hdr");
+        run("ip link set tap0 up");
+        run("ip link set tap0 down");
+        let before = state();
+        let (opened, told) = open_told("tap=tap0,host=172.31.0.1/24,host=fd00::1/64");
+        assert_eq!(
+            told,
+            [
+                "ip address add 172.31.0.1/24 dev tap0",
+                "ip address add fd00::1/64 dev tap0 nodad",
+                "ip link set dev tap0 up",
+            ]
+        );
+        let shown = run("ip address show tap0");
+        assert!(shown.contains("inet6 fd00::1/64 scope global nodad"), "{shown}");
+        assert!(!shown.contains("fd00::1/64 scope global tentative"), "{shown}");
+        assert!(open("tap,host=fd00::2/64").unwrap_err().to_string().contains("tap0 has fd00::1/64 already"));
+        drop(opened);
+        assert_eq!(state(), before);
+    });
+}

@@ -74,7 +74,7 @@ Network cards:
   tap                        a tap of wirevm's own, gone when it ends
   tap=tap0                   attach to tap0, or make it
 Keys:
-  host=ADDRESS/LENGTH        give the host this address on the tap
+  host=ADDRESS/LENGTH        give the host this address on the tap, one for IPv4 and one for IPv6
   dhcp=on|off                answer the guest's DHCP; on where host= is given
   mac=AA:BB:CC:DD:EE:FF      the guest's MAC address
   mtu=BYTES                  the MTU of the tap and the guest";

@@ -1,11 +1,12 @@
 //! NICs: the wires that the command line asks for, joined to the devices that the guest sees.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
-use net::{NetConfig, Wire, Wiring};
+use net::{NetConfig, Wiring};
 
 use crate::error::{Error, NicError};
 use crate::report;
@@ -89,20 +90,23 @@ impl Nic {
     }
 }
 
-/// Refuses two NICs with one MAC or one tap, which would otherwise fail later and in stranger words.
+/// Refuses two NICs with one MAC or one end on the host, which would otherwise fail later and in stranger words.
 fn check_distinct(configs: &[NetConfig]) -> Result<(), Error> {
-    let (mut macs, mut links) = (HashMap::new(), HashMap::new());
+    let (mut macs, mut claims) = (HashMap::new(), HashMap::new());
     for (index, config) in configs.iter().enumerate() {
         if let Some(mac) = config.mac
             && let Some(first) = macs.insert(mac, index)
         {
             return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second: index });
         }
-        let Wire::Tap(tap) = &config.wire;
-        if let Some(name) = &tap.name
-            && let Some(first) = links.insert(name, index)
-        {
-            return Err(Error::SameTwice { what: format!("the tap {name}"), first, second: index });
+        if let Some(claim) = config.claims() {
+            match claims.entry(claim) {
+                Entry::Vacant(free) => drop(free.insert(index)),
+                Entry::Occupied(taken) => {
+                    let first = *taken.get();
+                    return Err(Error::SameTwice { what: taken.remove_entry().0, first, second: index });
+                }
+            }
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const ID: u32 = 0x1234_5678;
 
 fn lease() -> Lease {
-    let host = "172.31.0.1/24".parse().unwrap();
+    let host = HostV4::new(HOST, 24).unwrap();
     Lease::new(Mac::new(GUEST_MAC).unwrap(), host, HOST_MAC, 1400).unwrap()
 }
 

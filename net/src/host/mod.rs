@@ -54,12 +54,18 @@ impl Change {
         let name = &link.name;
         match self {
             Self::Mtu(mtu) => format!("ip link set dev {name} mtu {mtu}"),
-            Self::AddAddress(address) => format!("ip address add {address} dev {name}"),
+            Self::AddAddress(address) => format!("ip address add {address} dev {name}{}", nodad(address)),
             Self::RemoveAddress(address) => format!("ip address del {address} dev {name}"),
             Self::Up => format!("ip link set dev {name} up"),
             Self::Down => format!("ip link set dev {name} down"),
         }
     }
+}
+
+/// The word that has an IPv6 address used at once, without asking whether somebody has it (RFC 4862 §5.4): on a wire of
+/// ours there is nobody but the guest, and for a second the host would not answer it.
+fn nodad(address: &HostAddress) -> &'static str {
+    if address.v6().is_some() { " nodad" } else { "" }
 }
 
 /// What [`open`](crate::open) changed on the host, to be taken back when this is dropped.
@@ -102,7 +108,7 @@ impl Wiring {
         Ok(())
     }
 
-    /// Gives `link` this MTU and address and sets it up, each where it is not so already. `stays`: the link is there
+    /// Gives `link` this MTU and these addresses and sets it up, each where it is not so already. `stays`: the link is there
     /// after its backend, so that each change needs its undo.
     ///
     /// The MTU is first: below 1280 bytes a link has no IPv6. The address is before up: then the kernel announces it.
@@ -111,7 +117,7 @@ impl Wiring {
         link: &Link,
         stays: bool,
         mtu: Option<u16>,
-        address: Option<HostAddress>,
+        addresses: &[HostAddress],
         tell: &mut dyn FnMut(&Step),
     ) -> Result<(), Error> {
         let id = &link.id;
@@ -120,9 +126,10 @@ impl Wiring {
             let back = undo(Change::Mtu(link.mtu));
             self.make(id, Change::Mtu(mtu), back, "the guest is offered the same MTU", tell)?;
         }
-        if let Some(address) = address
-            && !self.has_address(id, address)?
-        {
+        for &address in addresses {
+            if self.has_address(id, address)? {
+                continue;
+            }
             let back = undo(Change::RemoveAddress(address));
             self.make(id, Change::AddAddress(address), back, "the host's address towards the guest", tell)?;
         }
@@ -134,9 +141,9 @@ impl Wiring {
 
     /// True where `link` has `address` already; an error where another link has it, or has a part of its subnet.
     fn has_address(&mut self, link: &LinkId, address: HostAddress) -> Result<bool, Error> {
-        let asked = |refusal| Error::Ask { what: "the host's IPv4 addresses".to_owned(), refusal };
-        let all = self.netlink.ipv4_addresses().map_err(asked)?;
-        let same = |other: &&netlink::Ipv4OnLink| other.address == address.address();
+        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let all = self.netlink.addresses().map_err(asked)?;
+        let same = |other: &&netlink::AddressOnLink| other.address == address.address();
         // The same address first: that is the better reason.
         let others = || all.iter().filter(|other| other.link != link.index);
         let taken = others().find(same).or_else(|| others().find(|o| address.overlaps(o.subnet, o.prefix)));
@@ -145,7 +152,8 @@ impl Wiring {
             let (on, theirs) = (name.unwrap_or_default(), format!("{}/{}", other.address, other.prefix));
             return Err(Error::AddressTaken { address, on, theirs });
         }
-        let ours = |other: &netlink::Ipv4OnLink| other.link == link.index && other.prefix == address.prefix();
+        let ours =
+            |other: &netlink::AddressOnLink| other.link == link.index && other.prefix == address.prefix();
         Ok(all.iter().filter(same).any(ours))
     }
 }
@@ -177,11 +185,13 @@ mod tests {
     #[test]
     fn a_step_is_a_line_for_the_shell() {
         let link = LinkId { index: 7, name: "tap0".to_owned() };
-        let address = "172.31.0.1/24".parse().unwrap();
+        let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
         for (change, line) in [
             (Change::Mtu(9000), "ip link set dev tap0 mtu 9000"),
             (Change::AddAddress(address), "ip address add 172.31.0.1/24 dev tap0"),
             (Change::RemoveAddress(address), "ip address del 172.31.0.1/24 dev tap0"),
+            (Change::AddAddress(v6), "ip address add fd00::1/64 dev tap0 nodad"),
+            (Change::RemoveAddress(v6), "ip address del fd00::1/64 dev tap0"),
             (Change::Up, "ip link set dev tap0 up"),
             (Change::Down, "ip link set dev tap0 down"),
         ] {

@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, Ifinfomsg, IterableLinkAttrs, LinkinfoDataMsg};
@@ -53,13 +53,13 @@ pub(crate) struct Tun {
     pub(crate) owner: Option<u32>,
 }
 
-/// An IPv4 address of a link and the subnet that it makes reachable there.
+/// An address of a link and the subnet that it makes reachable there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ipv4OnLink {
+pub(crate) struct AddressOnLink {
     pub(crate) link: u32,
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     /// The other end on a point-to-point link, else the address again.
-    pub(crate) subnet: Ipv4Addr,
+    pub(crate) subnet: IpAddr,
     pub(crate) prefix: u8,
 }
 
@@ -152,20 +152,18 @@ impl Netlink {
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
-    /// Every IPv4 address of the namespace.
-    pub(crate) fn ipv4_addresses(&mut self) -> Result<Vec<Ipv4OnLink>, Refusal> {
-        let header = Ifaddrmsg { ifa_family: libc::AF_INET as u8, ..Ifaddrmsg::default() };
-        let request = rt_addr::Request::new().op_getaddr_dump(&header);
+    /// Every IPv4 and IPv6 address of the namespace.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<AddressOnLink>, Refusal> {
+        // The kernel has both where no family is asked for.
+        let request = rt_addr::Request::new().op_getaddr_dump(&Ifaddrmsg::default());
         let mut replies = self.socket.request(&request)?;
         let mut addresses = Vec::new();
         while let Some((header, attributes)) = replies.recv().transpose()? {
-            let Ok(IpAddr::V4(address)) = attributes.get_local() else { continue };
-            let subnet = match attributes.get_address() {
-                Ok(IpAddr::V4(subnet)) => subnet,
-                _ => address,
-            };
-            let prefix = header.ifa_prefixlen.min(32);
-            addresses.push(Ipv4OnLink { link: header.ifa_index, address, subnet, prefix });
+            // IPv6 has a local address only where there is another end (rtnetlink(7)).
+            let (local, subnet) = (attributes.get_local(), attributes.get_address());
+            let (Ok(address), Ok(subnet)) = (local.or(attributes.get_address()), subnet) else { continue };
+            let prefix = header.ifa_prefixlen;
+            addresses.push(AddressOnLink { link: header.ifa_index, address, subnet, prefix });
         }
         Ok(addresses)
     }
@@ -174,22 +172,27 @@ impl Netlink {
     pub(crate) fn add_address(&mut self, link: &LinkId, address: HostAddress) -> Result<(), Refusal> {
         let request = rt_addr::Request::new().set_create().set_excl();
         let mut request = request.op_newaddr_do(&ifaddrmsg(link, address));
-        request.encode().push_local(address.address().into()).push_address(address.address().into());
+        request.encode().push_local(address.address()).push_address(address.address());
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
     /// Takes a link's address away; `EADDRNOTAVAIL` where it has none such.
     pub(crate) fn remove_address(&mut self, link: &LinkId, address: HostAddress) -> Result<(), Refusal> {
         let mut request = rt_addr::Request::new().op_deladdr_do(&ifaddrmsg(link, address));
-        request.encode().push_local(address.address().into());
+        request.encode().push_local(address.address());
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 }
 
 fn ifaddrmsg(link: &LinkId, address: HostAddress) -> Ifaddrmsg {
+    let (family, flags) = match address {
+        HostAddress::V4(_) => (libc::AF_INET, 0),
+        HostAddress::V6(_) => (libc::AF_INET6, libc::IFA_F_NODAD),
+    };
     Ifaddrmsg {
-        ifa_family: libc::AF_INET as u8,
+        ifa_family: family as u8,
         ifa_prefixlen: address.prefix(),
+        ifa_flags: flags as u8,
         ifa_index: link.index,
         ..Ifaddrmsg::default()
     }

@@ -1,0 +1,112 @@
+//! `macvtap=LINK`
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::keys::{Keys, needed_place};
+use crate::{Error, HostAddress, LinkName, Mac};
+
+pub(super) const KIND: &str = "macvtap";
+pub(super) const KEYS: &str = "mode=, source=, host=, mac=, mtu=, netns=";
+
+/// A macvtap on a NIC of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MacvtapConfig {
+    /// The NIC that the macvtap is made on; or a macvtap that exists, to be adopted.
+    pub parent: LinkName,
+    /// Whom the guest's frames reach.
+    pub mode: MacvtapMode,
+    /// The host's addresses on a macvlan of its own on the same NIC, one of a family at most; only in the modes `bridge`
+    /// and `vepa`, for the others keep the two apart.
+    pub hosts: Vec<HostAddress>,
+    /// Who may send to the guest: in mode `source` one or more, else none.
+    pub sources: Vec<Mac>,
+}
+
+/// The modes of a macvlan or macvtap (`IFLA_MACVLAN_MODE`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MacvtapMode {
+    /// Never to another one of the same NIC.
+    Private,
+    /// To another one of the same NIC only by way of a switch that sends frames back (reflective relay).
+    Vepa,
+    /// To another one of the same NIC at once.
+    #[default]
+    Bridge,
+    /// The NIC has this one only, and lends it its address.
+    Passthru,
+    /// Received only from the addresses that are listed.
+    Source,
+}
+
+impl MacvtapConfig {
+    pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
+        let parent = needed_place(KIND, name, "macvtap=eth0")?;
+        let mode = keys.take("mode", MacvtapMode::from_str)?.unwrap_or_default();
+        let hosts = keys.take_hosts()?;
+        let sources = keys.take_all("source", Mac::from_str)?;
+        if let Some(host) = hosts.first()
+            && !matches!(mode, MacvtapMode::Bridge | MacvtapMode::Vepa)
+        {
+            let why =
+                "this mode keeps the host's macvlan and the guest apart: it goes with mode=bridge or vepa";
+            return Err(Error::value("host", host.to_string(), why));
+        }
+        match (&sources[..], mode) {
+            ([], MacvtapMode::Source) => {
+                let why = "it admits those that source= lists, and there is no source=";
+                return Err(Error::value("mode", mode.to_string(), why));
+            }
+            ([], _) | (_, MacvtapMode::Source) => {}
+            ([source, ..], _) => {
+                return Err(Error::value("source", source.to_string(), "it goes with mode=source"));
+            }
+        }
+        if let Some(index) = (1..sources.len()).find(|&index| sources[..index].contains(&sources[index])) {
+            return Err(Error::value("source", sources[index].to_string(), "it is given twice"));
+        }
+        Ok(Self { parent, mode, hosts, sources })
+    }
+
+    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "={}", self.parent)?;
+        if self.mode != MacvtapMode::default() {
+            write!(f, ",mode={}", self.mode)?;
+        }
+        for host in &self.hosts {
+            write!(f, ",host={host}")?;
+        }
+        for source in &self.sources {
+            write!(f, ",source={source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for MacvtapMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "private" => Self::Private,
+            "vepa" => Self::Vepa,
+            "bridge" => Self::Bridge,
+            "passthru" => Self::Passthru,
+            "source" => Self::Source,
+            _ => return Err("it is bridge, vepa, private, passthru or source"),
+        })
+    }
+}
+
+/// The word of `ip-link(8)`.
+impl fmt::Display for MacvtapMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Bridge => "bridge",
+            Self::Passthru => "passthru",
+            Self::Source => "source",
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! `tap[=NAME]`
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::keys::{Keys, number, on_or_off, place};
+use crate::{Error, HostAddress, LinkName};
+
+pub(super) const KIND: &str = "tap";
+pub(super) const KEYS: &str = "host=, dhcp=, nat, forward=, mac=, mtu=, netns=";
+
+/// A tap that the host routes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapConfig {
+    /// The tap to attach to, made where there is none; none to let the kernel name a new one.
+    pub name: Option<LinkName>,
+    /// The host's addresses on it, one of a family at most. None, with `dhcp`, on a tap that we make: a free subnet.
+    pub hosts: Vec<HostAddress>,
+    /// True where wirevm tells the guest its address, by DHCP and router advertisement.
+    pub dhcp: bool,
+    /// True where the guest's packets leave the host under the host's own address.
+    pub nat: bool,
+    /// The ports of the host that reach into the guest, each host's port of a protocol once; none without `nat`.
+    pub forwards: Vec<Forward>,
+}
+
+/// A bare `tap`.
+impl Default for TapConfig {
+    fn default() -> Self {
+        Self { name: None, hosts: Vec::new(), dhcp: true, nat: false, forwards: Vec::new() }
+    }
+}
+
+/// A port of the host that reaches into the guest, written `[tcp:|udp:]HOSTPORT:GUESTPORT`; neither port is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Forward {
+    /// Of both ports.
+    pub protocol: Protocol,
+    /// On every address of the host.
+    pub host_port: u16,
+    /// On the guest's address.
+    pub guest_port: u16,
+}
+
+/// A protocol that has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl TapConfig {
+    pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
+        let name = place(KIND, name)?;
+        let hosts = keys.take_hosts()?;
+        let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
+        let nat = keys.take("nat", on_or_off)?.unwrap_or(false);
+        let forwards = keys.take_all("forward", Forward::from_str)?;
+        if let Some(alone) = hosts.iter().find(|host| dhcp && host.v4().is_some() && host.guest().is_none()) {
+            let why =
+                "a /32 leaves no address for DHCP to give the guest: add dhcp=off, or take a shorter prefix";
+            return Err(Error::value("host", alone.to_string(), why));
+        }
+        if nat && hosts.is_empty() && !dhcp {
+            let why = "the guest needs an address that the host knows: add host=, or take dhcp=off away";
+            return Err(Error::value("nat", "on".to_owned(), why));
+        }
+        let port = |forward: &Forward| (forward.protocol, forward.host_port);
+        for (index, forward) in forwards.iter().enumerate() {
+            let twice = forwards[..index].iter().any(|other| port(other) == port(forward));
+            if twice || !nat {
+                let why = if twice { "this port of the host is forwarded already" } else { "it needs nat" };
+                return Err(Error::value("forward", forward.to_string(), why));
+            }
+        }
+        Ok(Self { name, hosts, dhcp, nat, forwards })
+    }
+
+    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "={name}")?;
+        }
+        for host in &self.hosts {
+            write!(f, ",host={host}")?;
+        }
+        if !self.dhcp {
+            f.write_str(",dhcp=off")?;
+        }
+        if self.nat {
+            f.write_str(",nat")?;
+        }
+        for forward in &self.forwards {
+            write!(f, ",forward={forward}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Forward {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "two ports from 1 to 65535 are wanted, HOSTPORT:GUESTPORT, after tcp: or udp:";
+        let (protocol, ports) = match text.split_once(':') {
+            Some(("tcp", ports)) => (Protocol::Tcp, ports),
+            Some(("udp", ports)) => (Protocol::Udp, ports),
+            _ => (Protocol::Tcp, text),
+        };
+        let (host, guest) = ports.split_once(':').ok_or(FORM)?;
+        let port = |text| number(text).filter(|&port| port != 0).ok_or(FORM);
+        Ok(Self { protocol, host_port: port(host)?, guest_port: port(guest)? })
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{protocol}:{}:{}", self.host_port, self.guest_port)
+    }
+}

@@ -1,0 +1,316 @@
+use std::net::IpAddr;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+use crate::HostAddress;
+
+fn parse(text: &str) -> Result<NetConfig, Error> {
+    text.parse()
+}
+
+fn wire(text: &str) -> Wire {
+    parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).wire
+}
+
+fn tap(text: &str) -> TapConfig {
+    match wire(text) {
+        Wire::Tap(tap) => tap,
+        wire => panic!("{wire:?}"),
+    }
+}
+
+fn shown<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(T::to_string).collect()
+}
+
+#[test]
+fn the_keys_of_all_mean_what_they_say() {
+    let config = parse("tap=tap0,mtu=9000,netns=vpn,mac=02:00:00:00:00:01").unwrap();
+    assert_eq!((config.mtu, config.mac.unwrap().octets()), (Some(9000), [2, 0, 0, 0, 0, 1]));
+    assert_eq!(config.netns.unwrap().as_str(), "vpn");
+    let config = parse("tap").unwrap();
+    assert_eq!((config.wire, config.mac), (Wire::Tap(TapConfig::default()), None));
+    assert_eq!((config.mtu, config.netns), (None, None));
+    assert!(parse("tap,mtu=68").is_ok() && parse("tap,mtu=65521").is_ok());
+}
+
+#[test]
+fn a_tap_has_hosts_nat_and_forwards() {
+    let config = tap("tap=tap0,host=172.31.0.1/24,host=fd00::1/64,nat,forward=8080:80,forward=udp:53:5353");
+    assert_eq!(config.name.unwrap().as_str(), "tap0");
+    assert_eq!(shown(&config.hosts), ["172.31.0.1/24", "fd00::1/64"]);
+    assert!(config.dhcp && config.nat);
+    assert_eq!(shown(&config.forwards), ["tcp:8080:80", "udp:53:5353"]);
+
+    assert!(!tap("tap,host=172.31.0.1/24,dhcp=off").dhcp);
+    assert!(tap("tap,dhcp=on").dhcp, "a subnet is chosen");
+    assert_eq!(tap("tap,host=172.31.0.1/32,dhcp=off").hosts[0].prefix(), 32);
+    assert!(tap("tap,nat=on").nat && !tap("tap,nat=off").nat && !tap("tap").nat);
+    assert_eq!(tap("tap,nat,forward=tcp:1:2,forward=udp:1:2").forwards.len(), 2, "a port of each protocol");
+}
+
+#[test]
+fn a_bridge_has_an_uplink_and_a_vlan() {
+    let Wire::Bridge(config) = wire("bridge=br0,uplink=eth1,vlan=4094") else { panic!() };
+    assert_eq!((config.name.as_str(), config.uplink.unwrap().as_str()), ("br0", "eth1"));
+    assert_eq!(config.vlan, Some(4094));
+}
+
+#[test]
+fn a_macvtap_has_a_mode() {
+    let Wire::Macvtap(config) = wire("macvtap=eth0,host=192.0.2.1/24") else { panic!() };
+    assert_eq!((config.parent.as_str(), config.mode), ("eth0", MacvtapMode::Bridge));
+    assert_eq!(shown(&config.hosts), ["192.0.2.1/24"]);
+    let source = "macvtap=eth0,mode=source,source=02:00:00:00:00:01,source=02:00:00:00:00:02";
+    let Wire::Macvtap(config) = wire(source) else { panic!() };
+    assert_eq!((config.mode, config.sources.len()), (MacvtapMode::Source, 2));
+}
+
+#[test]
+fn a_tun_has_both_ends() {
+    let Wire::Tun(config) = wire("tun=tun0,host=10.0.0.1/24,host=fd00::1/64,guest=10.0.0.9") else {
+        panic!()
+    };
+    let guests: Vec<_> = config.hosts.iter().map(|&host| config.guest(host).unwrap()).collect();
+    assert_eq!(shown(&guests), ["10.0.0.9", "fd00::2"], "as given, or the next one");
+    let Wire::Tun(config) = wire("tun,host=10.0.0.1/32,guest=192.0.2.7") else { panic!() };
+    assert_eq!(shown(&config.guests), ["192.0.2.7"], "the other end of a wire of two");
+}
+
+#[test]
+fn a_descriptor_is_a_number() {
+    assert_eq!(wire("fd=5"), Wire::Fd(FdConfig { fds: vec![5] }));
+}
+
+/// The text of the refusal names `key`.
+fn refused(spec: &str, key: &str) {
+    let error = parse(spec).expect_err(spec);
+    assert!(error.is_usage(), "{spec}: {error}");
+    let text = error.to_string();
+    assert!(text.contains(key), "{spec}: {text:?} does not name {key:?}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_naming_the_key() {
+    refused("", "\"\"");
+    refused("veth=eth0", "veth");
+    refused(" tap", "\" tap\"");
+    refused("tap=", "tap=");
+    refused("tap=a b", "tap=");
+    refused("tap=sixteen-bytes-xx", "15 bytes");
+    refused("tap,", "\"\"");
+    refused("tap,dhcp", "dhcp");
+    refused("tap,colour=red", "colour=");
+    refused("tap,tap=tap0", "tap=");
+    refused("tap,=x", "\"\"");
+    refused("tap,mtu=", "mtu=");
+    refused("tap,mtu=67", "mtu=67");
+    refused("tap,mtu=65522", "65521");
+    refused("tap,mtu=+1500", "mtu=");
+    refused("tap,mtu=99999999999", "mtu=");
+    refused("tap,mtu=1500,mtu=1500", "mtu= is given twice");
+    refused("tap,mac=01:00:00:00:00:00", "mac=");
+    refused("tap,netns=a/b", "netns=a/b");
+    refused("tap,host=10.0.0.0/24", "host=");
+    refused("tap,host=10.0.0.1/32", "dhcp=off");
+    refused("tap,host=10.0.0.1/24,host=10.0.1.1/24", "host=10.0.1.1/24: there is one for IPv4");
+    refused("tap,host=10.0.0.1/24,host=fd00::1/64,host=fd01::1/64", "host=fd01::1/64");
+    refused("tap,dhcp=maybe,host=10.0.0.1/24", "dhcp=");
+    refused("tap,nat=maybe", "nat=");
+    refused("tap,nat,nat", "nat= is given twice");
+    refused("tap,nat,dhcp=off", "nat=on");
+    refused("tap,forward=80:80", "forward=tcp:80:80: it needs nat");
+    refused("tap,nat,forward=80:80,forward=tcp:80:81", "forward=tcp:80:81: this port of the host");
+    for ports in ["80", "80:", ":80", "0:80", "80:0", "65536:1", "80:+1", "sctp:1:2", "tcp:1:2:3", "tcp:80"] {
+        refused(&format!("tap,nat,forward={ports}"), &format!("forward={ports}"));
+    }
+}
+
+#[test]
+fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
+    refused("bridge", "bridge=");
+    refused("bridge=", "bridge=");
+    refused("bridge=br0,uplink=br0", "uplink=br0");
+    refused("bridge=br0,vlan=0", "vlan=0");
+    refused("bridge=br0,vlan=4095", "vlan=4095");
+    refused("bridge=br0,host=10.0.0.1/24", "host=");
+    refused("bridge=br0,nat", "bridge has no key \"nat\"");
+    refused("macvtap", "macvtap=");
+    refused("macvtap=eth0,mode=hub", "mode=hub");
+    refused("macvtap=eth0,mode=source", "source=");
+    refused("macvtap=eth0,source=02:00:00:00:00:01", "source=02:00:00:00:00:01: it goes with mode=source");
+    let twice = "macvtap=eth0,mode=source,source=02:00:00:00:00:01,source=02:00:00:00:00:01";
+    refused(twice, "source=02:00:00:00:00:01: it is given twice");
+    for mode in ["private", "passthru", "source,source=02:00:00:00:00:01"] {
+        refused(&format!("macvtap=eth0,mode={mode},host=10.0.0.1/24"), "host=10.0.0.1/24");
+    }
+    refused("macvtap=eth0,dhcp=on", "dhcp=");
+    refused("tun,guest=10.0.0.2", "guest=10.0.0.2: it needs a host=");
+    refused("tun,host=10.0.0.1/24,guest=fd00::2", "guest=fd00::2: it needs a host=");
+    refused("tun,host=10.0.0.1/24,guest=10.0.1.2", "guest=10.0.1.2: it is not in the subnet");
+    refused("tun,host=10.0.0.1/24,guest=10.0.0.1", "guest=10.0.0.1: the host has it");
+    refused("tun,host=10.0.0.1/24,guest=10.0.0.255", "guest=10.0.0.255");
+    refused("tun,host=10.0.0.1/24,guest=10.0.0.2,guest=10.0.0.3", "guest=10.0.0.3");
+    refused("tun,host=10.0.0.1/32", "guest=");
+    refused("tun,host=fd00::1/128", "guest=");
+    refused("tun,nat", "nat");
+    refused("fd", "fd=");
+    for fd in ["", "x", "-1", "1", "5:", "5:6", "99999999999"] {
+        refused(&format!("fd={fd}"), &format!("fd={fd}"));
+    }
+    refused("fd=5,netns=vpn", "netns=");
+    refused("fd=5,host=10.0.0.1/24", "host=");
+}
+
+#[test]
+fn a_refusal_says_what_there_is() {
+    let remedy = |spec: &str| parse(spec).unwrap_err().remedy().unwrap();
+    for kind in ["tap", "bridge", "macvtap", "tun", "fd"] {
+        assert!(remedy("veth").contains(kind), "{kind}");
+    }
+    for (spec, keys) in [
+        ("tap,x=1", &["host=", "dhcp=", "nat", "forward="][..]),
+        ("bridge=br0,x=1", &["uplink=", "vlan="]),
+        ("macvtap=eth0,x=1", &["mode=", "source=", "host="]),
+        ("tun,x=1", &["host=", "guest=", "dhcp="]),
+        ("fd=5,x=1", &["mac=", "mtu="]),
+    ] {
+        for key in keys {
+            assert!(remedy(spec).contains(key), "{spec}: {key}");
+        }
+    }
+    assert!(remedy("bridge").contains("bridge=br0"));
+}
+
+#[test]
+fn two_nics_cannot_have_one_end() {
+    let claim = |spec| parse(spec).unwrap().claims();
+    assert_eq!(claim("tap=t0").unwrap(), "the tap t0");
+    assert_ne!(claim("tap=t0,netns=a"), claim("tap=t0"));
+    assert_eq!(claim("tun=t0").unwrap(), "the tun t0");
+    assert!(claim("macvtap=eth0,mode=passthru").unwrap().contains("eth0"));
+    assert_eq!(claim("fd=5").unwrap(), "the descriptor 5");
+    for shared in ["tap", "tun", "bridge=br0,uplink=eth0", "macvtap=eth0"] {
+        assert_eq!(claim(shared), None, "{shared}");
+    }
+}
+
+/// The text of some keys of each kind, with values that are often right.
+fn texts() -> impl Strategy<Value = String> {
+    let link = "[a-z%/.=]{1,4}";
+    let kind = prop_oneof![
+        4 => prop_oneof!["tap", "tun", Just("bridge=br0".to_owned()), Just("macvtap=eth0".to_owned())],
+        1 => prop_oneof![Just("fd=5".to_owned()), link.prop_map(|link| format!("tap={link}"))],
+    ];
+    let address = prop_oneof![
+        any::<IpAddr>(),
+        Just(IpAddr::from([10, 0, 0, 1])),
+        Just(IpAddr::from([10, 0, 0, 2])),
+        Just(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])),
+    ];
+    let host = (address.clone(), prop_oneof![Just(24u8), Just(32), Just(64), 0..130u8]);
+    let key = prop_oneof![
+        4 => host.prop_map(|(address, prefix)| format!("host={address}/{prefix}")),
+        1 => address.prop_map(|address| format!("guest={address}")),
+        1 => "dhcp=(on|off)",
+        2 => "nat",
+        1 => "forward=((tcp|udp):)?[1-9][0-9]{0,3}:[1-9][0-9]{0,3}",
+        1 => "uplink=[a-z]{1,4}",
+        1 => "vlan=[0-9]{1,4}",
+        1 => "mode=(private|vepa|bridge|passthru|source)",
+        1 => "source=02:00:00:00:00:0[0-9]",
+        1 => "mac=02:00:00:00:00:0[0-9]",
+        1 => "mtu=[0-9]{2,5}",
+        1 => "netns=[a-z.]{1,3}",
+        1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
+    ];
+    (kind, vec(key, 0..5)).prop_map(|(kind, keys)| [vec![kind], keys].concat().join(","))
+}
+
+fn hosts() -> impl Strategy<Value = Vec<HostAddress>> {
+    let host = |address: BoxedStrategy<IpAddr>| {
+        let host = (address, 1..=128u8);
+        host.prop_filter_map("a host's", |(address, prefix)| HostAddress::new(address, prefix).ok())
+            .prop_filter("with a guest", |host| host.guest().is_some())
+    };
+    let v4 = host(any::<[u8; 4]>().prop_map(IpAddr::from).boxed());
+    let v6 = host(any::<[u8; 16]>().prop_map(IpAddr::from).boxed());
+    (option::of(v4), option::of(v6)).prop_map(|(v4, v6)| v4.into_iter().chain(v6).collect())
+}
+
+fn macs() -> impl Strategy<Value = Mac> {
+    any::<[u8; 6]>().prop_filter_map("a NIC's", |octets| Mac::new(octets).ok())
+}
+
+fn links() -> impl Strategy<Value = crate::LinkName> {
+    "[!-~]{1,15}".prop_filter_map("a name", |name| name.parse().ok())
+}
+
+fn wires() -> impl Strategy<Value = Wire> {
+    let forward = (any::<bool>(), 1..=u16::MAX, 1..=u16::MAX).prop_map(|(tcp, host_port, guest_port)| {
+        let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+        Forward { protocol, host_port, guest_port }
+    });
+    let tap = (option::of(links()), hosts(), any::<bool>(), vec(forward, 0..4)).prop_map(
+        |(name, hosts, dhcp, mut forwards)| {
+            forwards.dedup_by_key(|forward| forward.host_port);
+            let nat = !forwards.is_empty();
+            let dhcp = dhcp || (nat && hosts.is_empty());
+            Wire::Tap(TapConfig { name, hosts, dhcp, nat, forwards })
+        },
+    );
+    let tun = (option::of(links()), hosts(), any::<bool>(), any::<bool>()).prop_map(
+        |(name, hosts, dhcp, guests)| {
+            let next = hosts.iter().filter_map(|host| host.guest());
+            let next = next.filter(|guest| HostAddress::new(*guest, 32).is_ok());
+            let guests = if guests { next.collect() } else { Vec::new() };
+            Wire::Tun(TunConfig { name, hosts, guests, dhcp })
+        },
+    );
+    let bridge = (links(), option::of(links()), option::of(1..=4094u16)).prop_map(|(name, uplink, vlan)| {
+        let uplink = uplink.filter(|uplink| *uplink != name);
+        Wire::Bridge(BridgeConfig { name, uplink, vlan })
+    });
+    let modes = ["private", "vepa", "bridge", "passthru"].map(|mode| mode.parse().unwrap());
+    let macvtap = (links(), proptest::sample::select(modes.to_vec()), hosts(), option::of(macs())).prop_map(
+        |(parent, mode, hosts, source)| {
+            let apart = matches!(mode, MacvtapMode::Private | MacvtapMode::Passthru) || source.is_some();
+            let mode = if source.is_some() { MacvtapMode::Source } else { mode };
+            let hosts = if apart { Vec::new() } else { hosts };
+            Wire::Macvtap(MacvtapConfig { parent, mode, hosts, sources: source.into_iter().collect() })
+        },
+    );
+    let fd = (3..=i32::MAX).prop_map(|fd| Wire::Fd(FdConfig { fds: vec![fd] }));
+    prop_oneof![tap, bridge, macvtap, tun, fd]
+}
+
+fn specs() -> impl Strategy<Value = NetConfig> {
+    let netns = option::of("[a-z]{1,9}".prop_map(|name| name.parse().unwrap()));
+    (wires(), option::of(macs()), option::of(MTU), netns).prop_map(|(wire, mac, mtu, netns)| {
+        let netns = netns.filter(|_| !matches!(wire, Wire::Fd(_)));
+        NetConfig { wire, mac, mtu, netns }
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_shown_parses_to_the_same(config in specs()) {
+        prop_assert_eq!(parse(&config.to_string()).unwrap(), config);
+    }
+
+    #[test]
+    fn no_text_panics(text in ".*") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_text_close_to_a_spec_panics_and_what_parses_is_shown_again(text in texts()) {
+        match parse(&text) {
+            Ok(config) => prop_assert_eq!(parse(&config.to_string()).unwrap(), config),
+            Err(error) => prop_assert!(error.is_usage()),
+        }
+    }
+}
