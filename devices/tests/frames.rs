@@ -289,7 +289,9 @@ fn what_the_driver_does_not_accept_is_turned_off() {
 #[test]
 fn only_what_the_backend_can_is_offered() {
     let rig = Rig::new();
-    let always = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF;
+    let control = F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;
+    let always =
+        F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF | control;
     let large = F_GUEST_TSO4 | F_GUEST_TSO6 | F_HOST_TSO4 | F_HOST_TSO6;
     let uso = F_HOST_USO | F_GUEST_USO4 | F_GUEST_USO6;
     assert_eq!(rig.mmio().features(), always | F_CSUM | F_GUEST_CSUM | large | uso);
@@ -488,7 +490,7 @@ fn all_pairs_start_or_none() {
     let (second, peer) = SocketBackend::pair().unwrap();
     let backends: Vec<Box<dyn Backend>> = vec![Box::new(first), Box::new(Refusing(second, true))];
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-    let config = NetDeviceConfig { name: "test".into(), mac: MAC, mtu: None };
+    let config = NetDeviceConfig { name: "test".into(), mac: net::Mac::new(MAC).unwrap(), mtu: None };
     let nic = VirtioNet::new(config, backends);
     let irq = EventFd::new(0).unwrap();
     let device = MmioTransport::new(Box::new(nic), memory.clone(), irq).unwrap();

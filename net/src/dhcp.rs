@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use smoltcp::wire::{DhcpMessageType, EthernetAddress};
 
 use self::message::{IPV4_LEN, REPLY_MAX, REQUEST_MAX, Request, SERVER_PORT};
-use crate::{Backend, HEADER_LEN, HostV4, Iov, Mac, Offloads, Sent};
+use crate::{Backend, HEADER_LEN, HostV4, Iov, Mac, Offloads, RxFilter, Sent};
 
 /// What the guest is told.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +141,13 @@ impl<B: Backend> Backend for Dhcp<B> {
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         self.backend.set_offloads(accepted)
+    }
+
+    fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
+        self.backend.set_filter(filter)?;
+        // The one client is the NIC, whatever its driver calls it.
+        self.lease.client = EthernetAddress(filter.mac.octets());
+        Ok(())
     }
 
     // `vhost_fd` stays none: the kernel would carry the guest's questions past us.

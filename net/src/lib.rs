@@ -19,7 +19,7 @@
 //!   guest's DHCP in front of one.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
 //!   `host/holders.rs`: who holds a tap.
-//! - `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
+//! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
 //! lock, and no copy.
@@ -29,6 +29,7 @@ mod address;
 mod config;
 mod dhcp;
 mod error;
+mod filter;
 mod host;
 mod iov;
 mod socket;
@@ -47,6 +48,7 @@ pub use config::{
 };
 pub use dhcp::{Dhcp, Lease};
 pub use error::Error;
+pub use filter::{Addresses, RxFilter};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::{Step, Wiring};
@@ -82,6 +84,17 @@ pub trait Backend: Send {
     /// Says what the guest accepts in the frames it receives: from now on the host finishes checksums and segments for
     /// all that is not in `accepted`.
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()>;
+
+    /// Says which frames the guest's NIC receives, and under which address: a change that takes effect whole or not at all.
+    /// It is not on the path of a frame, and may allocate.
+    ///
+    /// The default does nothing, which is right for a wire that brings every frame to its other end, as a tap does.
+    ///
+    /// # Errors
+    /// The host refuses, and all is as before: another link has the address, for one.
+    fn set_filter(&mut self, _filter: &RxFilter) -> io::Result<()> {
+        Ok(())
+    }
 
     /// The descriptor that vhost-net can carry frames on in our place, if this kind has one.
     fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {

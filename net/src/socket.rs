@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::{Backend, Iov, Offloads, Sent, sys};
+use crate::{Backend, Iov, Offloads, RxFilter, Sent, sys};
 
 /// One end of a `SOCK_SEQPACKET` pair, as a backend.
 ///
@@ -20,17 +20,21 @@ use crate::{Backend, Iov, Offloads, Sent, sys};
 pub struct SocketBackend {
     socket: OwnedFd,
     offloads: Offloads,
-    accepted: Accepted,
+    told: Arc<Mutex<Told>>,
 }
 
 /// What was last set: shared, for the backend is moved into a thread. No frame passes here.
-type Accepted = Arc<Mutex<Option<Offloads>>>;
+#[derive(Debug, Default)]
+struct Told {
+    offloads: Option<Offloads>,
+    filter: Option<RxFilter>,
+}
 
 /// The other end of a [`SocketBackend`]: the wire.
 #[derive(Debug)]
 pub struct SocketPeer {
     socket: UnixDatagram,
-    accepted: Accepted,
+    told: Arc<Mutex<Told>>,
 }
 
 impl SocketBackend {
@@ -44,9 +48,9 @@ impl SocketBackend {
         let (socket, peer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let peer = UnixDatagram::from(peer);
         peer.set_nonblocking(false)?;
-        let accepted = Accepted::default();
-        let backend = Self { socket, offloads: Offloads::default(), accepted: Arc::clone(&accepted) };
-        Ok((backend, SocketPeer { socket: peer, accepted }))
+        let told = Arc::<Mutex<Told>>::default();
+        let backend = Self { socket, offloads: Offloads::default(), told: Arc::clone(&told) };
+        Ok((backend, SocketPeer { socket: peer, told }))
     }
 
     /// The same, answering that the host end can do `offloads`.
@@ -84,7 +88,12 @@ impl SocketPeer {
 
     /// What [`Backend::set_offloads`] was last called with, if it was.
     pub fn accepted(&self) -> Option<Offloads> {
-        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).offloads
+    }
+
+    /// What [`Backend::set_filter`] was last called with, if it was.
+    pub fn filter(&self) -> Option<RxFilter> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).filter.clone()
     }
 }
 
@@ -115,7 +124,12 @@ impl Backend for SocketBackend {
     }
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
-        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).offloads = Some(accepted);
+        Ok(())
+    }
+
+    fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).filter = Some(filter.clone());
         Ok(())
     }
 }

@@ -49,8 +49,7 @@ impl Nic {
             opened.mac,
             opened.mtu
         );
-        let device =
-            NetDeviceConfig { name: format!("net{index}"), mac: opened.mac.octets(), mtu: Some(opened.mtu) };
+        let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
         let device = VirtioNet::new(device, opened.backends);
         Ok(Self {
             link: opened.link,

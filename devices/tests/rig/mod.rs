@@ -10,7 +10,7 @@ use devices::virtio::mock::{Buffer, MockMmio, MockRing};
 use devices::virtio::net::queue_pair::Counters;
 use devices::virtio::net::{NetDeviceConfig, VirtioNet};
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
-use net::{Backend, HEADER_LEN, Offloads, SocketBackend, SocketPeer};
+use net::{Backend, HEADER_LEN, Mac, Offloads, SocketBackend, SocketPeer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -18,6 +18,7 @@ pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 pub const MTU: u16 = 9000;
 pub const RX: u32 = 0;
 pub const TX: u32 = 1;
+pub const CONTROL: u32 = 2;
 pub const ALL: Offloads = Offloads { csum: true, tso4: true, tso6: true, uso: true };
 
 pub const F_CSUM: u64 = 1 << 0;
@@ -30,6 +31,10 @@ pub const F_HOST_TSO4: u64 = 1 << 11;
 pub const F_HOST_TSO6: u64 = 1 << 12;
 pub const F_MRG_RXBUF: u64 = 1 << 15;
 pub const F_STATUS: u64 = 1 << 16;
+pub const F_CTRL_VQ: u64 = 1 << 17;
+pub const F_CTRL_RX: u64 = 1 << 18;
+pub const F_CTRL_RX_EXTRA: u64 = 1 << 20;
+pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
 pub const F_GUEST_USO4: u64 = 1 << 54;
 pub const F_GUEST_USO6: u64 = 1 << 55;
 pub const F_HOST_USO: u64 = 1 << 56;
@@ -48,9 +53,16 @@ pub const LINUX: u64 = PLAIN
     | F_HOST_TSO4
     | F_HOST_TSO6;
 
+/// With all of the control queue.
+pub const COMMANDS: u64 = LINUX | F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;
+
 pub const MEMORY: usize = 16 << 20;
 const RX_RING: u64 = 0x1_0000;
 const TX_RING: u64 = 0x2_0000;
+const CONTROL_RING: u64 = 0x3_0000;
+/// Where a command is, and its answer.
+pub const COMMAND: u64 = 0x4_0000;
+pub const ANSWER: u64 = 0x5_0000;
 /// Indirect tables: 256 of 2 KiB to receive, then 256 of 1 KiB to send.
 const TABLES: u64 = 0x10_0000;
 /// Receive buffers, 256 places of 4 KiB.
@@ -69,6 +81,8 @@ pub struct Rig {
     pub counters: Arc<Counters>,
     pub rx: MockRing,
     pub tx: MockRing,
+    /// Set up where the driver negotiates it.
+    pub control: MockRing,
     pub features: u64,
     /// Where each receive chain's bytes are, by head.
     posted: Vec<Vec<Buffer>>,
@@ -87,13 +101,14 @@ impl Rig {
     /// A rig around any backend; `peer` is the wire if it is a socket.
     pub fn with(backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let config = NetDeviceConfig { name: "test".into(), mac: MAC, mtu: Some(MTU) };
+        let config = NetDeviceConfig { name: "test".into(), mac: Mac::new(MAC).unwrap(), mtu: Some(MTU) };
         let nic = VirtioNet::new(config, vec![backend]);
         let counters = nic.counters().remove(0);
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let device = MmioTransport::new(Box::new(nic), memory.clone(), irq.try_clone().unwrap()).unwrap();
         let (rx, tx) =
             (MockRing::new(&memory, RX_RING, 256, false), MockRing::new(&memory, TX_RING, 256, false));
+        let control = MockRing::new(&memory, CONTROL_RING, 64, false);
         Self {
             memory,
             device,
@@ -102,6 +117,7 @@ impl Rig {
             counters,
             rx,
             tx,
+            control,
             features: 0,
             posted: vec![Vec::new(); 256],
             places: places(),
@@ -125,11 +141,13 @@ impl Rig {
         self.mmio().reset();
         self.rx = MockRing::new(&self.memory, RX_RING, size, features & F_EVENT_IDX != 0);
         self.tx = MockRing::new(&self.memory, TX_RING, size, features & F_EVENT_IDX != 0);
+        self.control = MockRing::new(&self.memory, CONTROL_RING, 64, features & F_EVENT_IDX != 0);
         self.features = features;
         self.places = places();
         let mmio = self.mmio();
         assert!(mmio.negotiate(features), "the device refuses {features:#x}");
         assert!(mmio.set_queue(RX, self.rx.setup()) && mmio.set_queue(TX, self.tx.setup()));
+        assert!(features & F_CTRL_VQ == 0 || mmio.set_queue(CONTROL, self.control.setup()));
         mmio.start();
         assert!(!mmio.needs_reset(), "the device cannot start");
     }
@@ -185,6 +203,30 @@ impl Rig {
         let head = if indirect { self.tx.add_indirect(table, &buffers) } else { self.tx.add(&buffers) };
         self.kick_tx();
         head.is_some()
+    }
+
+    /// Sends one command on the control queue, in buffers that end at `cuts`, and waits for the answer.
+    pub fn command(&mut self, command: &[u8], cuts: &[usize]) -> u8 {
+        self.memory.write_slice(command, GuestAddress(COMMAND)).unwrap();
+        self.memory.write_obj(0xaau8, GuestAddress(ANSWER)).unwrap();
+        let mut buffers = Vec::new();
+        let mut from = 0;
+        for cut in cuts.iter().copied().chain([command.len()]) {
+            buffers.push(Buffer::readable(COMMAND + from as u64, (cut - from) as u32));
+            from = cut;
+        }
+        buffers.push(Buffer::writable(ANSWER, 1));
+        let head = self.control.add(&buffers).unwrap();
+        if self.control.publish() {
+            self.mmio().kick(CONTROL);
+        }
+        let mut used = None;
+        wait("the answer", || {
+            used = self.control.reap();
+            used.is_some()
+        });
+        assert_eq!(used, Some((head, 1)));
+        self.memory.read_obj(GuestAddress(ANSWER)).unwrap()
     }
 
     /// Takes what the device has sent back.

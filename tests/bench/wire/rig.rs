@@ -140,7 +140,7 @@ impl Rig {
             return Err(io::Error::other("ip cannot set the length of the tap's queue"));
         }
         let sender = LinkSender::new(link_index(&opened.link)?)?;
-        let config = NetDeviceConfig { name: "wire".into(), mac: opened.mac.octets(), mtu: Some(opened.mtu) };
+        let config = NetDeviceConfig { name: "wire".into(), mac: opened.mac, mtu: Some(opened.mtu) };
         let nic = Nic { device: VirtioNet::new(config, opened.backends), _wiring: opened.wiring };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
         let cores = sys::cores()?;

@@ -1,15 +1,17 @@
 //! virtio-net (virtio 1.2 §5.1): what it offers, how it starts, and how a reset gets everything back.
 //!
-//! The frames themselves are in [`queue_pair`].
+//! The frames themselves are in [`queue_pair`], and what the driver says of them in [`control`].
 
+pub mod control;
 pub mod queue_pair;
 
 use std::io;
 use std::sync::Arc;
 
-use net::{Backend, Offloads};
+use net::{Backend, Mac, Offloads, RxFilter};
 use virtio_bindings::virtio_net::*;
 
+use self::control::{Control, SharedMac};
 pub use self::queue_pair::Counters;
 use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
@@ -28,8 +30,8 @@ pub const QUEUE_SIZE: u16 = 256;
 pub struct NetDeviceConfig {
     /// What its threads are called: `net0` makes `net0-0` for the first pair. Linux shows 15 bytes of it.
     pub name: String,
-    /// Its hardware address.
-    pub mac: [u8; 6],
+    /// Its hardware address, until its driver sets another.
+    pub mac: Mac,
     /// The largest packet in bytes, without its Ethernet header; offered as `VIRTIO_NET_F_MTU` where it is given, and at
     /// least 68 then (§5.1.4.1).
     pub mtu: Option<u16>,
@@ -56,6 +58,7 @@ enum Error {
 /// A pair whose driver broke its ring has ended its thread by itself, and is still *running* until the reset joins it.
 pub struct VirtioNet {
     config: NetDeviceConfig,
+    mac: SharedMac,
     features: u64,
     queue_sizes: Vec<u16>,
     slots: Vec<Slot>,
@@ -78,7 +81,11 @@ impl VirtioNet {
             .map(|backend| Slot { backend: Some(backend), thread: None, counters: Arc::default() })
             .collect();
         let features = offer(&config, can);
-        Self { config, features, queue_sizes: vec![QUEUE_SIZE; 2 * slots.len()], slots }
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * slots.len()];
+        // Behind the last pair (§5.1.2).
+        queue_sizes.push(control::QUEUE_SIZE);
+        let mac = SharedMac::new(config.mac);
+        Self { config, mac, features, queue_sizes, slots }
     }
 
     /// The counters of each pair. They go on over resets, and can be read at any time.
@@ -97,6 +104,11 @@ impl VirtioNet {
             }
         }
 
+        let control = by_index.pop().flatten();
+        let control = control.filter(|_| accepted & 1 << VIRTIO_NET_F_CTRL_VQ != 0);
+        let filter = self.fresh_filter();
+        let mut control = control
+            .map(|queue| Control::new(self.config.name.clone(), queue, accepted, self.mac.clone(), filter));
         for (number, slot) in self.slots.iter_mut().enumerate() {
             // Receive queues are the even ones (§5.1.2). Pairs past the first stay unused if the driver wants fewer.
             let (rx, tx) = match (by_index[2 * number].take(), by_index[2 * number + 1].take()) {
@@ -114,6 +126,7 @@ impl VirtioNet {
                 tx,
                 backend: slot.backend.take().ok_or(Error::Lost(number))?,
                 room,
+                control: control.take(),
                 counters: Arc::clone(&slot.counters),
             });
             match PairThread::start(pair) {
@@ -125,6 +138,18 @@ impl VirtioNet {
             }
         }
         Ok(())
+    }
+
+    /// Has the host filter as it should for a driver that has said nothing yet; whatever one before it said.
+    fn fresh_filter(&mut self) -> RxFilter {
+        let filter = RxFilter::new(self.config.mac);
+        self.mac.set(filter.mac);
+        let backend = self.slots.first_mut().and_then(|slot| slot.backend.as_mut());
+        // A NIC that receives too little can still be of use, and its driver will say more.
+        if let Some(Err(error)) = backend.map(|backend| backend.set_filter(&filter)) {
+            log::warn!("{}: cannot set which frames it receives: {error}", self.config.name);
+        }
+        filter
     }
 }
 
@@ -144,7 +169,7 @@ impl VirtioDevice for VirtioNet {
     /// `virtio_net_config` (§5.1.4) up to `mtu`; all of it is read-only with `VIRTIO_F_VERSION_1`.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 12];
-        config[..6].copy_from_slice(&self.config.mac);
+        config[..6].copy_from_slice(&self.mac.octets());
         config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
         config[8..10].copy_from_slice(&(self.slots.len() as u16).to_le_bytes());
         config[10..].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
@@ -170,6 +195,7 @@ impl VirtioDevice for VirtioNet {
                 slot.backend = Some(pair.into_backend());
             }
         }
+        self.mac.set(self.config.mac);
     }
 }
 
@@ -193,6 +219,7 @@ fn offer(config: &NetDeviceConfig, can: Offloads) -> u64 {
         }
     };
     offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
+    offer(true, &control::FEATURES);
     offer(config.mtu.is_some(), &[VIRTIO_NET_F_MTU]);
     offer(can.csum, &[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM]);
     offer(can.csum && can.tso4, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4]);

@@ -22,6 +22,7 @@ use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::control::Control;
 use crate::virtio::queue::{Chain, Error, VirtQueue};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -126,6 +127,8 @@ pub struct PairParts {
     pub backend: Box<dyn Backend>,
     /// How much the driver posts for a frame.
     pub room: Room,
+    /// The NIC's control queue, if this is the pair that it rides with.
+    pub control: Option<Control>,
     /// Where it counts.
     pub counters: Arc<Counters>,
 }
@@ -135,6 +138,8 @@ pub struct QueuePair {
     parts: PairParts,
     transmit: Next,
     receive: Next,
+    /// The control queue may have commands.
+    commanded: bool,
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
@@ -150,6 +155,7 @@ impl QueuePair {
             parts,
             transmit: Next::Work,
             receive: Next::Work,
+            commanded: true,
             iov: IovBuffer::new(),
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
@@ -166,7 +172,7 @@ impl QueuePair {
 
     /// True while [`process`](Self::process) has something to do without a new event.
     pub fn has_work(&self) -> bool {
-        self.transmit == Next::Work || self.receive == Next::Work
+        self.transmit == Next::Work || self.receive == Next::Work || self.commanded
     }
 
     /// True once the driver broke its ring, or the pair was told to stop: nothing happens any more.
@@ -176,7 +182,7 @@ impl QueuePair {
 
     /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
     pub fn wake(&mut self) {
-        (self.transmit, self.receive) = (Next::Work, Next::Work);
+        (self.transmit, self.receive, self.commanded) = (Next::Work, Next::Work, true);
     }
 
     /// Moves frames: one burst of each direction that has work. Nothing blocks.
@@ -185,7 +191,10 @@ impl QueuePair {
             return;
         }
         let mut result = Ok(());
-        if self.transmit == Next::Work {
+        if self.commanded {
+            result = self.command();
+        }
+        if result.is_ok() && self.transmit == Next::Work {
             result = self.transmit();
         }
         if result.is_ok() && self.receive == Next::Work {
@@ -203,6 +212,17 @@ impl QueuePair {
         if let Err(error) = self.parts.interrupt.needs_reset() {
             log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
         }
+    }
+
+    /// What the driver says on the control queue.
+    #[cold]
+    fn command(&mut self) -> Result<(), Error> {
+        let PairParts { memory, interrupt, backend, control, .. } = &mut self.parts;
+        self.commanded = match control {
+            Some(control) => control.process(memory, &**interrupt, &mut **backend)?,
+            None => false,
+        };
+        Ok(())
     }
 
     /// Guest to host. Each frame is done, deferred, or ends the burst.

@@ -14,7 +14,8 @@ use super::{Next, PairParts, QueuePair};
 const RX_KICK: u32 = 0;
 const TX_KICK: u32 = 1;
 const HOST: u32 = 2;
-const STOP: u32 = 3;
+const CONTROL_KICK: u32 = 3;
+const STOP: u32 = 4;
 
 impl MutEventSubscriber for QueuePair {
     /// Notes what an event allows; the frames move in [`QueuePair::process`].
@@ -29,6 +30,7 @@ impl MutEventSubscriber for QueuePair {
         match events.data() {
             RX_KICK => wake(&mut self.receive, Next::Driver),
             TX_KICK => wake(&mut self.transmit, Next::Driver),
+            CONTROL_KICK => self.commanded = true,
             HOST => {
                 if failed || set.contains(EventSet::IN) {
                     wake(&mut self.receive, Next::Host);
@@ -46,11 +48,15 @@ impl MutEventSubscriber for QueuePair {
         // counter would take centuries to fill.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let host = edge | EventSet::OUT;
-        let PairParts { rx, tx, backend, .. } = &self.parts;
+        let PairParts { rx, tx, backend, control, .. } = &self.parts;
         let mut watched = ops
             .add(Events::with_data(&rx.kick, RX_KICK, edge))
             .and_then(|()| ops.add(Events::with_data(&tx.kick, TX_KICK, edge)))
             .and_then(|()| ops.add(Events::with_data(&backend.fd(), HOST, host)));
+        if let Some(control) = control {
+            let kick = Events::with_data(&control.queue().kick, CONTROL_KICK, edge);
+            watched = watched.and_then(|()| ops.add(kick));
+        }
         if let Some(stop) = &self.stop {
             watched = watched.and_then(|()| ops.add(Events::with_data(stop, STOP, EventSet::IN)));
         }

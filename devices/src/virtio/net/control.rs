@@ -1,0 +1,209 @@
+//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, and its address.
+//!
+//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`], the backend takes that, and only then is it
+//! what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
+//!
+//! It rides on the thread of the first queue pair, whose backend it is that filters. A command may allocate, up to two
+//! lists of [`MAX_ADDRESSES`]; frames wait for it as they do for a burst.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use net::{Addresses, Backend, Iov, IovBuffer, Mac, RxFilter};
+use virtio_bindings::virtio_net::*;
+use vm_memory::GuestMemoryMmap;
+
+use crate::virtio::queue::{Chain, Error};
+use crate::virtio::{ActiveQueue, Interrupt};
+
+/// Entries of the control queue. Drivers send one command at a time.
+pub const QUEUE_SIZE: u16 = 64;
+/// Addresses that each list of a MAC table keeps. A longer list stands for all addresses of its sort, as in every NIC.
+pub const MAX_ADDRESSES: usize = 64;
+/// Commands handled before frames get their turn.
+const BURST: usize = 16;
+/// Class and command, before a command's data.
+const HEADER_LEN: usize = 2;
+
+/// The feature bits that this queue carries (§5.1.3).
+pub(super) const FEATURES: [u32; 4] =
+    [VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_MAC_ADDR];
+
+/// The NIC's address: written by its driver's commands, read with the configuration (§5.1.4).
+#[derive(Clone, Debug)]
+pub struct SharedMac(Arc<AtomicU64>);
+
+impl SharedMac {
+    /// A NIC of this address.
+    pub fn new(mac: Mac) -> Self {
+        let this = Self(Arc::default());
+        this.set(mac);
+        this
+    }
+
+    /// The address.
+    pub fn octets(&self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.load(Ordering::Acquire).to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    pub(super) fn set(&self, mac: Mac) {
+        let [a, b, c, d, e, f] = mac.octets();
+        self.0.store(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Release);
+    }
+}
+
+/// The control queue of a NIC whose driver negotiated one.
+pub struct Control {
+    name: String,
+    queue: ActiveQueue,
+    accepted: u64,
+    mac: SharedMac,
+    filter: RxFilter,
+    /// The buffers of the command in hand: those that we read, and those that we write.
+    command: IovBuffer,
+    answer: IovBuffer,
+}
+
+impl Control {
+    /// The control queue of a driver that accepted these feature bits, over a backend that filters as `filter` says.
+    pub fn new(name: String, queue: ActiveQueue, accepted: u64, mac: SharedMac, filter: RxFilter) -> Self {
+        let (command, answer) = (IovBuffer::new(), IovBuffer::new());
+        Self { name, queue, accepted, mac, filter, command, answer }
+    }
+
+    /// What the driver kicks.
+    pub(super) fn queue(&self) -> &ActiveQueue {
+        &self.queue
+    }
+
+    /// Handles commands; false once there are none, and the driver will kick.
+    ///
+    /// # Errors
+    /// The driver broke the ring, or left no place for the answer.
+    pub(super) fn process(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        interrupt: &dyn Interrupt,
+        backend: &mut dyn Backend,
+    ) -> Result<bool, Error> {
+        let mut more = true;
+        for _ in 0..BURST {
+            let Some(chain) = self.queue.ring.pop(memory)? else {
+                more = false;
+                break;
+            };
+            self.handle(memory, chain, backend)?;
+        }
+        if self.queue.ring.publish(memory)?
+            && let Err(error) = interrupt.queue(self.queue.index)
+        {
+            log::warn!("{}: cannot interrupt the guest: {error}", self.name);
+        }
+        Ok(more)
+    }
+
+    fn handle(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chain: Chain,
+        backend: &mut dyn Backend,
+    ) -> Result<(), Error> {
+        let Self { name, queue, accepted, mac, filter, command, answer } = self;
+        let (mut command, mut answer) = (command.start(), answer.start());
+        queue.ring.gather(memory, chain, |buffer, writable| {
+            let into = if writable { &mut answer } else { &mut command };
+            into.push(buffer).then_some(()).ok_or(Error::TooManyBuffers(chain.head))
+        })?;
+        // `ack` is all that these commands write (§5.1.6.5); without it the driver could not know.
+        if answer.is_empty() {
+            return Err(Error::TooShort(chain.head));
+        }
+        let result = understand(&command, *accepted, filter).and_then(|new| {
+            backend.set_filter(&new)?;
+            mac.set(new.mac);
+            *filter = new;
+            Ok(())
+        });
+        let ack = match result {
+            Ok(()) => VIRTIO_NET_OK,
+            Err(error) => {
+                log::debug!("{name}: a control command is refused: {error}");
+                VIRTIO_NET_ERR
+            }
+        };
+        answer.write_at(0, &[ack as u8]);
+        queue.ring.push_used(memory, chain.head, 1)
+    }
+}
+
+/// The filter after `command`, with `filter` before it.
+fn understand(command: &Iov<'_>, accepted: u64, filter: &RxFilter) -> io::Result<RxFilter> {
+    // A command of a feature that was not negotiated is as unknown as any other.
+    let has = |bit: u32| accepted & 1 << bit != 0;
+    let (rx, extra) = (has(VIRTIO_NET_F_CTRL_RX), has(VIRTIO_NET_F_CTRL_RX_EXTRA));
+    let [class, number] = read(command, 0)?;
+    let mut new = filter.clone();
+    match (u32::from(class), u32::from(number)) {
+        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC) if rx => new.promiscuous = switch(command)?,
+        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_ALLMULTI) if rx => new.all_multicast = switch(command)?,
+        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_ALLUNI) if extra => new.all_unicast = switch(command)?,
+        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_NOMULTI) if extra => new.no_multicast = switch(command)?,
+        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_NOUNI) if extra => new.no_unicast = switch(command)?,
+        (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_NOBCAST) if extra => new.no_broadcast = switch(command)?,
+        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) if rx => set_table(command, &mut new)?,
+        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) if has(VIRTIO_NET_F_CTRL_MAC_ADDR) => {
+            exact(command, HEADER_LEN + 6)?;
+            new.mac = Mac::new(read(command, HEADER_LEN)?).map_err(malformed)?;
+        }
+        _ => return Err(malformed("there is no such command")),
+    }
+    Ok(new)
+}
+
+/// `virtio_net_ctrl_mac`, twice (§5.1.6.5.2): the stations, then the groups.
+fn set_table(command: &Iov<'_>, filter: &mut RxFilter) -> io::Result<()> {
+    let mut at = HEADER_LEN;
+    let unicast = addresses(command, &mut at)?;
+    let multicast = addresses(command, &mut at)?;
+    exact(command, at)?;
+    (filter.unicast, filter.multicast) = (unicast, multicast);
+    Ok(())
+}
+
+/// The list at `at`: how many, then so many addresses; `at` is behind it then.
+fn addresses(command: &Iov<'_>, at: &mut usize) -> io::Result<Addresses> {
+    let count = u32::from_le_bytes(read(command, *at)?) as usize;
+    let first = *at + 4;
+    // Before anything is allocated: the driver has really sent so many.
+    let end = count.checked_mul(6).and_then(|len| first.checked_add(len));
+    *at = end.filter(|&end| end <= command.len()).ok_or_else(|| malformed("a list is cut off"))?;
+    if count > MAX_ADDRESSES {
+        return Ok(Addresses::Every);
+    }
+    (0..count).map(|index| read(command, first + 6 * index)).collect::<io::Result<_>>().map(Addresses::Only)
+}
+
+/// The byte of a command that switches something.
+fn switch(command: &Iov<'_>) -> io::Result<bool> {
+    exact(command, HEADER_LEN + 1)?;
+    match read(command, HEADER_LEN)? {
+        [0] => Ok(false),
+        [1] => Ok(true),
+        _ => Err(malformed("a switch is 0 or 1")),
+    }
+}
+
+fn exact(command: &Iov<'_>, len: usize) -> io::Result<()> {
+    if command.len() == len { Ok(()) } else { Err(malformed("the command has another length")) }
+}
+
+fn read<const N: usize>(command: &Iov<'_>, at: usize) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    if command.read_at(at, &mut bytes) == N { Ok(bytes) } else { Err(malformed("the command is cut off")) }
+}
+
+fn malformed(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
