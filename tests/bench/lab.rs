@@ -65,13 +65,25 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     }
 
     let mut figures = vec![vec![Samples::default(); FIGURES.len()]; vmms.len()];
+    let mut failures = Vec::new();
     for round in 0..rounds {
         for at in 0..vmms.len() {
             let at = if round % 2 == 0 { at } else { vmms.len() - 1 - at };
-            eprintln!("bench: round {} of {rounds}: {}", round + 1, vmms[at].name());
-            let measured = measure(vmms[at], &guest, &host)?;
-            for (samples, figure) in figures[at].iter_mut().zip(measured) {
-                samples.push(figure);
+            let name = vmms[at].name();
+            eprintln!("bench: round {} of {rounds}: {name}", round + 1);
+            // One guest that fails is a figure less, and said under the table.
+            match measure(vmms[at], &guest, &host) {
+                Ok(measured) => {
+                    figures[at].iter_mut().zip(measured).for_each(|(samples, figure)| samples.push(figure))
+                }
+                Err(error) => {
+                    eprintln!("bench: {name}: {error}");
+                    failures.push(format!(
+                        "round {} of {name} failed: {}",
+                        round + 1,
+                        error.lines().next().unwrap_or("")
+                    ));
+                }
             }
         }
     }
@@ -93,17 +105,30 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
                 "TCP: iperf3, one stream, {TCP_SECONDS} s; ping: {PINGS} from the host; exits: all that KVM counts"
             ),
             "resident: over the guest's own memory".to_owned(),
-        ],
+        ]
+        .into_iter()
+        .chain(failures)
+        .collect(),
     })
 }
 
 fn measure(vmm: Vmm, guest: &Guest<'_>, host: &Netns) -> Result<[f64; FIGURES.len()], String> {
     let command = vmm.command(guest);
-    let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
     let begin = Instant::now();
+    let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
     let mut vm = Vm::start(inside.args(command.get_args()));
     vm.expect("guest# ", BOOT);
     let boot = begin.elapsed();
+    traffic(&mut vm, guest, host, boot).map_err(|error| format!("{error}\n{}", vm.state()))
+}
+
+/// Measures a guest that is up, which took it `boot`.
+fn traffic(
+    vm: &mut Vm,
+    guest: &Guest<'_>,
+    host: &Netns,
+    boot: Duration,
+) -> Result<[f64; FIGURES.len()], String> {
     vm.sh(&format!("ip addr add {GUEST}/24 dev eth0; (iperf3 -s >/dev/null 2>&1 &)"), SOON);
     // Also what the guest does late in its boot is done then.
     let answers =
@@ -173,7 +198,9 @@ fn exits_during<T>(call: impl FnOnce() -> Result<T, String>) -> Result<(T, f64),
 
 /// Runs a shell command on the host's end of the tap.
 fn shell(host: &Netns, script: &str) -> Result<String, String> {
-    let output = host.command("sh").args(["-c", script]).stdin(Stdio::null()).output();
+    let limit = SOON.as_secs().to_string();
+    let mut command = host.command("timeout");
+    let output = command.args(["-k", "1", &limit, "sh", "-c", script]).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("cannot start a shell: {error}"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.success() {
