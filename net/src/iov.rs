@@ -34,6 +34,34 @@ impl IovBuffer {
         self.entries.clear();
         Iov { entries: &mut self.entries, len: 0, memory: PhantomData }
     }
+
+    /// Starts a frame of `front` and what `frame` has behind its first `skip` bytes. No byte is copied, only where the
+    /// buffers are. The flag is false where the last buffer of [`Self::MAX`] had to stay out.
+    pub(crate) fn start_behind<'a>(
+        &'a mut self,
+        front: VolatileSlice<'a>,
+        frame: &'a Iov<'_>,
+        mut skip: usize,
+    ) -> (Iov<'a>, bool) {
+        let mut view = self.start();
+        let mut whole = view.push(front);
+        for entry in frame.entries.iter() {
+            let skipped = skip.min(entry.iov_len);
+            skip -= skipped;
+            let len = entry.iov_len - skipped;
+            if len == 0 {
+                continue;
+            }
+            whole = view.entries.len() < Self::MAX;
+            if !whole {
+                break;
+            }
+            let base = entry.iov_base.cast::<u8>().wrapping_add(skipped).cast();
+            view.entries.push(libc::iovec { iov_base: base, iov_len: len });
+            view.len += len;
+        }
+        (view, whole)
+    }
 }
 
 /// The buffers of one frame, in order: guest memory that stays mapped for `'m`.
@@ -192,6 +220,40 @@ mod tests {
         assert_eq!(&out, b"de", "the second buffer is the first now");
         iov.consume(9);
         assert!(iov.is_empty());
+    }
+
+    #[test]
+    fn a_view_has_another_front() {
+        let (mut a, mut b) = (*b"abc", *b"defg");
+        let (mut room, mut scratch) = (IovBuffer::new(), IovBuffer::new());
+        for (skip, rest) in [(0, "abcdefg"), (2, "cdefg"), (3, "defg"), (5, "fg"), (7, ""), (9, "")] {
+            let mut front = *b"XY";
+            let mut iov = room.start();
+            for bytes in [&mut a[..], &mut [], &mut b[..]] {
+                assert!(iov.push(VolatileSlice::from(bytes)));
+            }
+            let (view, whole) = scratch.start_behind(VolatileSlice::from(&mut front[..]), &iov, skip);
+            let mut out = [0; 16];
+            let len = view.read_at(0, &mut out);
+            assert_eq!((&out[..len], view.len(), whole), (format!("XY{rest}").as_bytes(), len, true));
+        }
+    }
+
+    #[test]
+    fn a_view_of_a_full_iov_has_its_last_buffer_no_more() {
+        let (mut bytes, mut front) = ([0; 2], [0; 1]);
+        let slice = VolatileSlice::from(&mut bytes[..]);
+        let (mut room, mut scratch) = (IovBuffer::new(), IovBuffer::new());
+        let mut iov = room.start();
+        for _ in 0..IovBuffer::MAX {
+            assert!(iov.push(slice));
+        }
+        let front = VolatileSlice::from(&mut front[..]);
+        let (view, whole) = scratch.start_behind(front, &iov, 1);
+        assert_eq!((view.buffers(), view.len(), whole), (IovBuffer::MAX, 2 * IovBuffer::MAX - 2, false));
+        drop(view);
+        let (view, whole) = scratch.start_behind(front, &iov, 2);
+        assert_eq!((view.buffers(), view.len(), whole), (IovBuffer::MAX, 2 * IovBuffer::MAX - 1, true));
     }
 
     #[test]

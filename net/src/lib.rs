@@ -32,10 +32,12 @@ mod error;
 mod filter;
 mod host;
 mod iov;
+mod neighbour;
 mod socket;
 mod subnet;
 mod sys;
 mod tap;
+mod tun;
 mod tuntap;
 
 use std::io;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::tuntap::TunDevice;
-use crate::{Backend, Error, Iov, LinkName, Offloads, Sent, TunMode, sys};
+use crate::{Backend, Error, Iov, LinkName, Offloads, Sent, TunMode};
 
 /// A tap with one queue. Dropped, it goes, unless it is persistent: then it is as it was before.
 #[derive(Debug)]
@@ -42,12 +42,12 @@ impl Backend for Tap {
 
     #[inline]
     fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        sys::writev(self.device.fd(), frame).map(|_| Sent::Gone)
+        self.device.send(frame)
     }
 
     #[inline]
     fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        sys::readv(self.device.fd(), space)
+        self.device.recv(space)
     }
 
     fn offloads(&self) -> Offloads {

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::host::{Link, Netlink, Tun, holders};
-use crate::{Error, HEADER_LEN, LinkName, Offloads, sys};
+use crate::{Backend, Error, HEADER_LEN, Iov, LinkName, Offloads, Sent, sys};
 
 /// The name for a new link: the kernel puts the least free number.
 const TEMPLATE: &str = "wirevm%d";
@@ -101,12 +101,6 @@ impl TunDevice {
         Ok(this)
     }
 
-    /// The descriptor, which never blocks.
-    #[inline]
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
-    }
-
     /// The link's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -118,20 +112,35 @@ impl TunDevice {
     }
 
     /// The most that the driver takes: an offload that it does not have is `EINVAL`.
-    fn probe(&self) -> Offloads {
+    fn probe(&mut self) -> Offloads {
         let segments = Offloads { csum: true, tso4: true, tso6: true, uso: false };
         let all = Offloads { uso: true, ..segments };
         let found = [all, segments].into_iter().find(|&offloads| self.set_offloads(offloads).is_ok());
         found.unwrap_or_default()
     }
+}
 
-    /// The most that the driver takes, whatever was last set.
-    pub(crate) fn offloads(&self) -> Offloads {
+/// Frames on a tap, and on a tun packets: each behind its header, as the driver gives and takes them.
+impl Backend for TunDevice {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    #[inline]
+    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
+        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
+    }
+
+    #[inline]
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        sys::readv(self.device.as_fd(), space)
+    }
+
+    fn offloads(&self) -> Offloads {
         self.offloads
     }
 
-    /// Says what the reader of frames accepts.
-    pub(crate) fn set_offloads(&self, accepted: Offloads) -> io::Result<()> {
+    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         let mut flags = 0;
         // Without checksums the driver has no segments either.
         if accepted.csum {
@@ -140,7 +149,7 @@ impl TunDevice {
             flags |= if accepted.tso6 { libc::TUN_F_TSO6 } else { 0 };
             flags |= if accepted.uso { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 };
         }
-        sys::tun_set_offload(self.fd(), flags)
+        sys::tun_set_offload(self.device.as_fd(), flags)
     }
 }
 
