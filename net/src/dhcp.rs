@@ -31,9 +31,13 @@ impl Lease {
     /// For the NIC `mac`, the address after `host`, and `host` as its router and server, whose link has the Ethernet
     /// address `host_mac`; `mtu` is in bytes. None where the subnet has no other address.
     pub fn new(mac: Mac, host: HostV4, host_mac: [u8; 6], mtu: u16) -> Option<Self> {
-        let guest = host.guest()?;
+        Some(Self::to(mac, host.guest()?, host, host_mac, mtu))
+    }
+
+    /// The same with the address `guest`.
+    pub(crate) fn to(mac: Mac, guest: Ipv4Addr, host: HostV4, host_mac: [u8; 6], mtu: u16) -> Self {
         let (client, server) = (EthernetAddress(mac.octets()), EthernetAddress(host_mac));
-        Some(Self { client, server, guest, host, mtu })
+        Self { client, server, guest, host, mtu }
     }
 
     /// The guest's address.

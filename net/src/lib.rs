@@ -15,7 +15,8 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
-//! - `tap.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them. `dhcp.rs`: answers the
+//! - `tap.rs`, `tun.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them.
+//!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `dhcp.rs`: answers the
 //!   guest's DHCP in front of one.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
 //!   `host/holders.rs`: who holds a tap.
@@ -42,6 +43,8 @@ mod tuntap;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 pub use address::{LinkName, Mac, NetnsName};
 pub use config::{
@@ -138,6 +141,8 @@ pub struct Opened {
     pub mtu: u16,
     /// The name of the host's link.
     pub link: String,
+    /// Frames of the guest for which this kind of wire has no way, counted on: on a tun, what is not IP.
+    pub ignored: Arc<AtomicU64>,
     /// What was changed on the host; dropped, it is changed back. It and the backends may go in any order.
     pub wiring: Wiring,
 }
@@ -164,6 +169,7 @@ pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, E
     match &config.wire {
         Wire::Tap(tap) if tap.nat => Err(Error::NotBuilt { what: "nat" }),
         Wire::Tap(tap) => open_tap(tap, mac, config.mtu, tell),
+        Wire::Tun(tun) => tun::open(tun, mac, config.mtu, tell),
         wire => Err(Error::NotBuilt { what: wire.kind() }),
     }
 }
@@ -196,5 +202,5 @@ fn open_tap(
         Some(lease) => Box::new(Dhcp::new(tap, lease)),
         None => Box::new(tap),
     };
-    Ok(Opened { backends: vec![backend], mac, mtu, link: name, wiring })
+    Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored: Arc::default(), wiring })
 }

@@ -63,11 +63,6 @@ impl Gateway {
         self.mac.0
     }
 
-    /// Its link-local address, made of its MAC.
-    pub(crate) fn link_local(&self) -> Ipv6Addr {
-        self.link_local
-    }
-
     /// True where it answers for `wanted` when `from` asks.
     fn stands_for(&self, wanted: IpAddr, from: IpAddr) -> bool {
         // Who asks for its own address tells that it has it (RFC 5227 §3), and who has none asks whether it may take it

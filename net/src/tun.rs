@@ -23,7 +23,11 @@ use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
 use crate::neighbour::{self, Gateway, Replies};
-use crate::{Backend, HEADER_LEN, Iov, IovBuffer, Mac, Offloads, Sent};
+use crate::tuntap::TunDevice;
+use crate::{
+    Backend, Dhcp, Error, HEADER_LEN, Iov, IovBuffer, Lease, MTU, Mac, Offloads, Opened, Sent, Step,
+    TunConfig, TunMode, Wiring,
+};
 
 const ETHERNET_LEN: usize = 14;
 /// What precedes the packet in the guest's buffers.
@@ -43,6 +47,45 @@ const NEEDS_CSUM: u8 = 1;
 const HDR_LEN: usize = 2;
 /// Offset of `csum_start` in the header.
 const CSUM_START: usize = 6;
+
+/// Makes the wire of a tun for the NIC `mac`.
+pub(crate) fn open(
+    config: &TunConfig,
+    mac: Mac,
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Opened, Error> {
+    if config.hosts.iter().any(|host| host.guest().is_none()) {
+        return Err(Error::NotBuilt { what: "host= of one address (/32, /128) on a tun" });
+    }
+    // Before the wiring, so that a failure drops the wiring first: an address goes before its link does.
+    let device = TunDevice::open(TunMode::Tun, config.name.as_ref())?;
+    let name = device.name().to_owned();
+    let stays = device.is_persistent();
+    if !stays {
+        let command = format!("ip tuntap add dev {name} mode tun vnet_hdr");
+        tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
+    }
+    let mut wiring = Wiring::new();
+    let link = wiring.netlink().link(&name);
+    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
+    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
+    wiring.set_link(&link, stays, mtu, &config.hosts, tell)?;
+
+    let mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
+    let gateway = Gateway::new(mac, config.hosts.iter().map(|host| host.address()).collect());
+    let lease = config.hosts.iter().filter(|_| config.dhcp).find_map(|&host| {
+        let IpAddr::V4(guest) = config.guest(host)? else { return None };
+        Some(Lease::to(mac, guest, host.v4()?, gateway.mac(), mtu))
+    });
+    let tun = Tun::new(device, mac, gateway);
+    let ignored = tun.not_ip();
+    let backend: Box<dyn Backend> = match lease {
+        Some(lease) => Box::new(Dhcp::new(tun, lease)),
+        None => Box::new(tun),
+    };
+    Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored, wiring })
+}
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its
 /// virtio-net header and its packet.
@@ -74,7 +117,7 @@ impl<B: Backend> Tun<B> {
         Self { packets, guest, gateway, replies, buffers, not_ip }
     }
 
-    /// How many frames of the guest went nowhere, for they were not IP. It counts on while the tun is in use elsewhere.
+    /// How many frames of the guest went nowhere, for they were not IP: counted on, wherever the tun is.
     pub(crate) fn not_ip(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.not_ip)
     }

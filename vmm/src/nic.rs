@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
 use net::{NetConfig, Wiring};
@@ -18,6 +18,8 @@ pub(crate) struct Nic {
     /// Until the machine takes it.
     device: Option<VirtioNet>,
     counters: Vec<Arc<Counters>>,
+    /// Frames of the guest for which the wire has no way.
+    ignored: Arc<AtomicU64>,
     /// Dropped, it changes the host back.
     _wiring: Wiring,
 }
@@ -55,6 +57,7 @@ impl Nic {
             link: opened.link,
             counters: device.counters(),
             device: Some(device),
+            ignored: opened.ignored,
             _wiring: opened.wiring,
         })
     }
@@ -83,6 +86,13 @@ impl Nic {
             log::info!(
                 "{}: sent {sent} frames ({sent_bytes} bytes, {lost} lost), received {received} ({received_bytes} bytes, \
                  {received_lost} lost), {interrupts} interrupts",
+                self.link
+            );
+        }
+        let ignored = self.ignored.load(Ordering::Relaxed);
+        if ignored > 0 {
+            log::info!(
+                "{}: {ignored} of the frames sent were neither IP nor about neighbours, and went nowhere",
                 self.link
             );
         }

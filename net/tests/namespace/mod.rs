@@ -45,6 +45,18 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Runs `work` on a thread of its own in another new network namespace, for a test that needs two.
+pub(crate) fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    thread::spawn(move || {
+        // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "unshare: {}", io::Error::last_os_error());
+        work()
+    })
+}
+
 /// Runs a command of words, which must succeed, and returns what it prints.
 pub(crate) fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
