@@ -25,8 +25,8 @@ use vm_memory::VolatileSlice;
 use crate::neighbour::{self, Gateway, Replies};
 use crate::tuntap::TunDevice;
 use crate::{
-    Backend, Dhcp, Error, HEADER_LEN, Iov, IovBuffer, Lease, MTU, Mac, Offloads, Opened, Sent, Step,
-    TunConfig, TunMode, Wiring,
+    Backend, Dhcp, Error, HEADER_LEN, Iov, IovBuffer, Lease, MTU, Mac, Offloads, Opened, RxFilter, Sent,
+    Step, TunConfig, TunMode, Wiring,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -239,6 +239,14 @@ impl<B: Backend> Backend for Tun<B> {
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         self.packets.set_offloads(accepted)
+    }
+
+    fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
+        if filter.mac.octets() == self.gateway.mac() {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        self.guest = filter.mac;
+        Ok(())
     }
 
     // `vhost_fd` stays none: the kernel would carry frames, and the host's end takes packets.

@@ -191,6 +191,18 @@ fn neighbours_are_answered_here_and_their_messages_go_nowhere() {
 }
 
 #[test]
+fn a_guest_may_have_another_mac_but_not_its_gateways() {
+    let (mut tun, peer) = tun();
+    let other = [2, 0, 0, 0, 0, 9];
+    tun.set_filter(&RxFilter::new(Mac::new(other).unwrap())).unwrap();
+    let error = tun.set_filter(&RxFilter::new(Mac::new(GATEWAY).unwrap())).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    peer.send(&[header(0, 0, 0), packet(60, TO_V4)].concat()).unwrap();
+    let front = [&other[..], &GATEWAY, &IPV4].concat();
+    assert_eq!(recv(&mut tun, 200, &[]).unwrap()[HEADER_LEN..FRONT], front);
+}
+
+#[test]
 fn a_frame_of_too_many_buffers_is_refused_whole() {
     let (mut tun, peer) = tun();
     let mut frame = frame(&header(0, 0, 0), IPV4, &packet(1100, TO_V4));
