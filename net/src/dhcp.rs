@@ -1,31 +1,36 @@
-//! wirevm as the guest's DHCP server (RFC 2131), so that any distribution comes up without configuration.
+//! wirevm as the guest's DHCP server (RFC 2131).
 //!
-//! There is one client, the NIC itself, and one address for it, so there is no table of leases and nothing expires. What
-//! the guest sends is hostile: the frame is copied once, and only the copy is looked at, for the guest may still write the
-//! original.
+//! There is one client, the NIC itself, and one address for it, so there is no table of leases and nothing expires.
+//! Messages to everybody or to the host's address are answered, or end here where the RFC wants silence (`DHCPRELEASE`,
+//! `DHCPDECLINE`). Not ours are what is not valid DHCP, what another client behind the guest asks (a bridge in the guest:
+//! `chaddr` or the source is not this NIC's), what is relayed, and what the guest says to another server.
 
 mod message;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
 
 use smoltcp::wire::{DhcpMessageType, EthernetAddress};
 
-use self::message::{IPV4_LEN, REPLY_MAX, REQUEST_MAX, Request, SERVER_PORT};
-use crate::{Backend, HEADER_LEN, HostV4, Iov, Mac, Offloads, RxFilter, Sent};
+use self::message::{IPV4_LEN, Request, SERVER_PORT};
+use crate::autoconf::{ANSWER_MAX, Verdict};
+use crate::{HostV4, Mac};
 
 /// What the guest is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lease {
     client: EthernetAddress,
     server: EthernetAddress,
     guest: Ipv4Addr,
     host: HostV4,
     mtu: u16,
+    /// The octets of the resolvers' addresses, one after the other.
+    dns: Vec<u8>,
 }
+
+/// So many resolvers have room in a message beside the longest client's identifier.
+const DNS_MAX: usize = 2;
 
 impl Lease {
     /// For the NIC `mac`, the address after `host`, and `host` as its router and server, whose link has the Ethernet
@@ -37,7 +42,18 @@ impl Lease {
     /// The same with the address `guest`.
     pub(crate) fn to(mac: Mac, guest: Ipv4Addr, host: HostV4, host_mac: [u8; 6], mtu: u16) -> Self {
         let (client, server) = (EthernetAddress(mac.octets()), EthernetAddress(host_mac));
-        Self { client, server, guest, host, mtu }
+        Self { client, server, guest, host, mtu, dns: Vec::new() }
+    }
+
+    /// With the first two of these resolvers.
+    #[must_use]
+    pub fn with_dns(self, dns: &[Ipv4Addr]) -> Self {
+        Self { dns: dns.iter().take(DNS_MAX).flat_map(Ipv4Addr::octets).collect(), ..self }
+    }
+
+    /// From now on for the NIC `mac`: the guest has changed its address.
+    pub(crate) fn set_client(&mut self, mac: Mac) {
+        self.client = EthernetAddress(mac.octets());
     }
 
     /// The guest's address.
@@ -46,120 +62,21 @@ impl Lease {
     }
 }
 
-/// A backend with a DHCP server in front of it, for the one NIC at its other end.
-///
-/// The guest's DHCP messages to everybody or to the host's address are answered, or end here where the RFC wants silence
-/// (`DHCPRELEASE`, `DHCPDECLINE`). Every other frame goes through as it is: also what is not valid DHCP, what another
-/// client behind the guest asks (a bridge in the guest: `chaddr` or the source is not this NIC's), what is relayed, and
-/// what the guest says to another server. An answer goes to this guest and nowhere else, for it only ever comes out of
-/// [`recv`](Backend::recv).
-///
-/// One answer waits at most: a client that asks again wants the newest.
-pub struct Dhcp<B> {
-    backend: B,
-    lease: Lease,
-    reply: [u8; REPLY_MAX],
-    /// Bytes of `reply` that wait to be received; 0 for none.
-    reply_len: usize,
-}
-
-/// What to do with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It is not for us.
-    Pass,
-    /// It ends here without an answer.
-    Silent,
-    /// The answer is ready, with this length.
-    Reply(usize),
-}
-
-impl<B: Backend> Dhcp<B> {
-    /// Puts a server that gives `lease` in front of `backend`.
-    pub fn new(backend: B, lease: Lease) -> Self {
-        Self { backend, lease, reply: [0; REPLY_MAX], reply_len: 0 }
-    }
-
-    /// Looks at a frame that may be DHCP. Apart, so that the path of every other frame stays small.
-    #[cold]
-    fn answer(&mut self, frame: &Iov<'_>) -> Verdict {
-        let mut copy = [0; REQUEST_MAX];
-        if frame.len() > copy.len() {
-            return Verdict::Pass;
-        }
-        let len = frame.read_at(0, &mut copy);
-        let verdict = self.lease.answer(&copy[..len], &mut self.reply);
-        if let Verdict::Reply(len) = verdict {
-            self.reply_len = len;
-        }
-        verdict
-    }
-}
-
-/// True where the frame is IPv4 without options, whole, UDP to port 67, by its first bytes: one look at a few of them.
+/// True where `bytes`, a frame's from its Ethernet type on, may be a DHCP request: IPv4 without options, whole, UDP to
+/// port 67.
 #[inline]
-fn may_be_dhcp(frame: &Iov<'_>) -> bool {
+pub(crate) fn may_be_request(bytes: &[u8]) -> bool {
     const SERVER: [u8; 2] = SERVER_PORT.to_be_bytes();
     // The Ethernet type, the IPv4 header, the UDP ports.
-    let mut bytes = [0; 2 + IPV4_LEN + 4];
-    if frame.read_at(HEADER_LEN + 12, &mut bytes) < bytes.len() {
-        return false;
-    }
+    let Some(bytes) = bytes.first_chunk::<{ 2 + IPV4_LEN + 4 }>() else { return false };
     // More fragments, or an offset; "don't fragment" is allowed.
     let fragment = bytes[8] & 0x3f != 0 || bytes[9] != 0;
     bytes[..3] == [0x08, 0x00, 0x45] && bytes[11] == 17 && bytes[24..] == SERVER && !fragment
 }
 
-impl<B: Backend> Backend for Dhcp<B> {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.backend.fd()
-    }
-
-    #[inline]
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        if may_be_dhcp(frame) {
-            match self.answer(frame) {
-                Verdict::Pass => {}
-                Verdict::Silent => return Ok(Sent::Gone),
-                Verdict::Reply(_) => return Ok(Sent::Answered),
-            }
-        }
-        self.backend.send(frame)
-    }
-
-    #[inline]
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        if self.reply_len == 0 {
-            return self.backend.recv(space);
-        }
-        let len = std::mem::take(&mut self.reply_len);
-        if space.len() < len {
-            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
-        }
-        Ok(space.write_at(0, &self.reply[..len]))
-    }
-
-    fn offloads(&self) -> Offloads {
-        self.backend.offloads()
-    }
-
-    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
-        self.backend.set_offloads(accepted)
-    }
-
-    fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
-        self.backend.set_filter(filter)?;
-        // The one client is the NIC, whatever its driver calls it.
-        self.lease.client = EthernetAddress(filter.mac.octets());
-        Ok(())
-    }
-
-    // `vhost_fd` stays none: the kernel would carry the guest's questions past us.
-}
-
 impl Lease {
     /// Answers `frame`, whole and with its header, into `reply`.
-    fn answer(&self, frame: &[u8], reply: &mut [u8; REPLY_MAX]) -> Verdict {
+    pub(crate) fn answer(&self, frame: &[u8], reply: &mut [u8; ANSWER_MAX]) -> Verdict {
         let verdict = message::with_request(frame, self, |request| {
             Some(match self.decide(request)? {
                 Some(kind) => Verdict::Reply(self.emit(request, kind, reply)),

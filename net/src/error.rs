@@ -187,6 +187,12 @@ pub enum Error {
         #[source]
         refusal: Refusal,
     },
+    /// The host routes to every subnet that we would take.
+    #[error("cannot find a subnet for {link}: the host has routes to all private ones that we take from")]
+    NoFreeSubnet {
+        /// The link.
+        link: String,
+    },
     /// Another link of the host has the address, or a part of its subnet.
     #[error("host={address}: {on} has {theirs} already")]
     AddressTaken {
@@ -267,6 +273,7 @@ impl Error {
             Self::Step { command, refusal } if refusal.errno() == Some(libc::EPERM) => {
                 format!("{ROOT}, or do it beforehand: sudo {command}")
             }
+            Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
             Self::AddressTaken { on, theirs, .. } => {
                 format!(
                     "choose a subnet apart from {theirs}, or free it: sudo ip address del {theirs} dev {on}"

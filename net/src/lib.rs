@@ -16,8 +16,9 @@
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
 //! - `tap.rs`, `tun.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them.
-//!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `dhcp.rs`: answers the
-//!   guest's DHCP in front of one.
+//!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
+//!   `router.rs` in front of one, which tell the guest its addresses.
+//! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
 //!   `host/holders.rs`: who holds a tap.
 //! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
@@ -27,6 +28,7 @@
 #![deny(unsafe_code)]
 
 mod address;
+mod autoconf;
 mod config;
 mod dhcp;
 mod error;
@@ -34,6 +36,9 @@ mod filter;
 mod host;
 mod iov;
 mod neighbour;
+mod resolver;
+mod routed;
+mod router;
 mod socket;
 mod subnet;
 mod sys;
@@ -46,18 +51,22 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use routed::Told;
+
 pub use address::{LinkName, Mac, NetnsName};
+pub use autoconf::Autoconf;
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, TapConfig,
     TunConfig, Wire,
 };
-pub use dhcp::{Dhcp, Lease};
+pub use dhcp::Lease;
 pub use error::Error;
 pub use filter::{Addresses, RxFilter};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::{Step, Wiring};
 pub use iov::{Iov, IovBuffer};
+pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
 pub use subnet::{HostAddress, HostV4, HostV6};
 pub use tap::Tap;
@@ -192,15 +201,20 @@ fn open_tap(
     let link = wiring.netlink().link(&name);
     let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
     let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
-    wiring.set_link(&link, stays, mtu, &config.hosts, tell)?;
-
-    let mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
-    let host_mac = link.mac.unwrap_or_default();
-    let host = config.hosts.iter().find_map(|host| host.v4()).filter(|_| config.dhcp);
-    let lease = host.and_then(|host| Lease::new(mac, host, host_mac, mtu));
-    let backend: Box<dyn Backend> = match lease {
-        Some(lease) => Box::new(Dhcp::new(tap, lease)),
-        None => Box::new(tap),
+    let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
+    // Somebody who made the tap has addressed it too, if he wanted to.
+    let hosts = match &config.hosts[..] {
+        [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
+        hosts => hosts.to_vec(),
     };
-    Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored: Arc::default(), wiring })
+    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
+
+    let hosts = if config.dhcp { &hosts[..] } else { &[] };
+    let told = routed::tell_guest(&mut wiring, &link, hosts, mac, guest_mtu, None)?;
+    told.notices.iter().for_each(|notice| log::warn!("{notice}"));
+    let backend: Box<dyn Backend> = match told {
+        Told { lease: None, router: None, .. } => Box::new(tap),
+        Told { lease, router, .. } => Box::new(Autoconf::new(tap, lease, router)),
+    };
+    Ok(Opened { backends: vec![backend], mac, mtu: guest_mtu, link: name, ignored: Arc::default(), wiring })
 }

@@ -25,7 +25,7 @@ use vm_memory::VolatileSlice;
 use crate::neighbour::{self, Gateway, Replies};
 use crate::tuntap::TunDevice;
 use crate::{
-    Backend, Dhcp, Error, HEADER_LEN, Iov, IovBuffer, Lease, MTU, Mac, Offloads, Opened, RxFilter, Sent,
+    Autoconf, Backend, Error, HEADER_LEN, Iov, IovBuffer, Lease, MTU, Mac, Offloads, Opened, RxFilter, Sent,
     Step, TunConfig, TunMode, Wiring,
 };
 
@@ -81,7 +81,7 @@ pub(crate) fn open(
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();
     let backend: Box<dyn Backend> = match lease {
-        Some(lease) => Box::new(Dhcp::new(tun, lease)),
+        Some(lease) => Box::new(Autoconf::new(tun, Some(lease), None)),
         None => Box::new(tun),
     };
     Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored, wiring })

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use namespace::{in_namespace, run, skip};
-use net::{Backend, Dhcp, HostV4, IovBuffer, Lease, Sent, SocketBackend, Tap};
+use net::{Autoconf, Backend, HostV4, IovBuffer, Lease, Sent, SocketBackend, Tap};
 use vm_memory::VolatileSlice;
 
 /// Carries one frame from one backend to another; false where there is none.
@@ -36,7 +36,7 @@ fn udhcpc_gets_its_lease() {
         let mac = "02:00:00:00:00:01".parse().unwrap();
         let host = HostV4::new([172, 31, 0, 1].into(), 24).unwrap();
         let lease = Lease::new(mac, host, [2, 0, 0, 0, 0, 0xff], 1400).unwrap();
-        let mut server = Dhcp::new(backend, lease);
+        let mut server = Autoconf::new(backend, Some(lease), None);
 
         let directory = std::env::temp_dir().join(format!("wirevm-udhcpc-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();

@@ -71,11 +71,11 @@ pub(crate) struct Run {
 
 const NET_HELP: &str = "\
 Network cards:
-  tap                        a tap of wirevm's own, gone when it ends
+  tap                        a tap of wirevm's own, gone when it ends, with a free subnet
   tap=tap0                   attach to tap0, or make it
 Keys:
   host=ADDRESS/LENGTH        give the host this address on the tap, one for IPv4 and one for IPv6
-  dhcp=on|off                answer the guest's DHCP; on where host= is given
+  dhcp=on|off                tell the guest its addresses, by DHCP and router advertisement (on)
   mac=AA:BB:CC:DD:EE:FF      the guest's MAC address
   mtu=BYTES                  the MTU of the tap and the guest";
 

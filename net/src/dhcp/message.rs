@@ -10,6 +10,7 @@ use smoltcp::wire::{
 
 use super::Lease;
 use crate::HEADER_LEN;
+use crate::autoconf::ANSWER_MAX;
 
 /// How long the guest may keep the address, in seconds. It is the only one to have it; a day makes it ask now and then.
 const LEASE_SECONDS: u32 = 24 * 60 * 60;
@@ -18,12 +19,9 @@ const ETHERNET_LEN: usize = 14;
 pub(super) const IPV4_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 /// The largest DHCP message that every client takes: 576 bytes of IP packet (RFC 2131 §2).
-const MESSAGE_MAX: usize = 576 - IPV4_LEN - UDP_LEN;
+const MESSAGE_MAX: usize = ANSWER_MAX - HEADER_LEN - ETHERNET_LEN - IPV4_LEN - UDP_LEN;
 /// The least that a BOOTP relay or client takes (RFC 1542 §2.1).
 const MESSAGE_MIN: usize = 300;
-pub(super) const REPLY_MAX: usize = HEADER_LEN + ETHERNET_LEN + IPV4_LEN + UDP_LEN + MESSAGE_MAX;
-/// A request is one unfragmented Ethernet frame; what is larger is none.
-pub(super) const REQUEST_MAX: usize = HEADER_LEN + ETHERNET_LEN + 1500;
 
 pub(super) const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
@@ -36,6 +34,7 @@ const NEEDS_CSUM: u8 = 1;
 mod option {
     pub(super) const MASK: u8 = 1;
     pub(super) const ROUTER: u8 = 3;
+    pub(super) const DNS: u8 = 6;
     pub(super) const MTU: u8 = 26;
     pub(super) const BROADCAST: u8 = 28;
     pub(super) const REQUESTED_ADDRESS: u8 = 50;
@@ -126,14 +125,14 @@ impl Lease {
         &self,
         request: &Request<'_>,
         kind: DhcpMessageType,
-        reply: &mut [u8; REPLY_MAX],
+        reply: &mut [u8; ANSWER_MAX],
     ) -> usize {
         let (refused, asked_only) = (kind == DhcpMessageType::Nak, request.kind == DhcpMessageType::Inform);
         let (mask, host) = (self.host.mask().octets(), self.host.address());
         let (broadcast, mtu) = (self.host.broadcast().octets(), self.mtu.to_be_bytes());
         // The mask is before the router, as RFC 2132 §3.3 wants; and RFC 6842 wants the client's identifier back.
         let router = host.octets();
-        let mut options = [DhcpOption { kind: 0, data: &[] }; 5];
+        let mut options = [DhcpOption { kind: 0, data: &[] }; 6];
         let mut count = 0;
         let mut add = |kind, data| {
             options[count] = DhcpOption { kind, data };
@@ -146,6 +145,9 @@ impl Lease {
             add(option::MASK, &mask);
             add(option::ROUTER, &router);
             add(option::MTU, &mtu);
+        }
+        if !refused && !self.dns.is_empty() {
+            add(option::DNS, &self.dns);
         }
         if !refused && self.host.prefix() <= 30 {
             add(option::BROADCAST, &broadcast);
@@ -181,7 +183,7 @@ impl Lease {
             None if request.broadcast => Ipv4Addr::BROADCAST,
             None => self.guest,
         };
-        let message_len = answer.buffer_len().max(MESSAGE_MIN);
+        let message_len = answer.buffer_len().clamp(MESSAGE_MIN, MESSAGE_MAX);
         self.emit_frame(&answer, message_len, to, reply)
     }
 
@@ -190,7 +192,7 @@ impl Lease {
         answer: &DhcpRepr<'_>,
         message_len: usize,
         to: Ipv4Addr,
-        reply: &mut [u8; REPLY_MAX],
+        reply: &mut [u8; ANSWER_MAX],
     ) -> usize {
         reply.fill(0);
         let sums = ChecksumCapabilities::default();
@@ -213,7 +215,7 @@ impl Lease {
         ip.emit(&mut packet, &sums);
         let udp = UdpRepr { src_port: SERVER_PORT, dst_port: CLIENT_PORT };
         let emit = |message: &mut [u8]| {
-            // It has room for the options: at most 290 bytes besides a client's identifier of at most 255.
+            // It has room for the options: at most 298 bytes of them with a client's identifier of at most 255.
             let emitted = answer.emit(&mut DhcpPacket::new_unchecked(message));
             debug_assert!(emitted.is_ok());
         };

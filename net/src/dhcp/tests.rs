@@ -1,3 +1,5 @@
+use std::io;
+
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -7,18 +9,19 @@ use smoltcp::wire::{
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::{IovBuffer, SocketBackend, SocketPeer};
+use crate::{Autoconf, Backend, HEADER_LEN, IovBuffer, Sent, SocketBackend, SocketPeer};
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xff];
 const GUEST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+const DNS: [Ipv4Addr; 3] = [HOST, Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(8, 8, 8, 8)];
 const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const ID: u32 = 0x1234_5678;
 
 fn lease() -> Lease {
     let host = HostV4::new(HOST, 24).unwrap();
-    Lease::new(Mac::new(GUEST_MAC).unwrap(), host, HOST_MAC, 1400).unwrap()
+    Lease::new(Mac::new(GUEST_MAC).unwrap(), host, HOST_MAC, 1400).unwrap().with_dns(&DNS)
 }
 
 /// A message of the guest.
@@ -125,11 +128,11 @@ impl Answer {
 }
 
 fn verdict(frame: &[u8]) -> Verdict {
-    lease().answer(frame, &mut [0; REPLY_MAX])
+    lease().answer(frame, &mut [0; ANSWER_MAX])
 }
 
 fn answer(frame: &[u8]) -> Answer {
-    let mut reply = [0; REPLY_MAX];
+    let mut reply = [0; ANSWER_MAX];
     match lease().answer(frame, &mut reply) {
         Verdict::Reply(len) => Answer::parse(&reply[..len]),
         verdict => panic!("{verdict:?}"),
@@ -158,6 +161,7 @@ fn a_discover_is_offered_all_that_the_guest_needs() {
             (1, vec![255, 255, 255, 0]),
             (3, HOST.octets().to_vec()),
             (26, 1400u16.to_be_bytes().to_vec()),
+            (6, vec![172, 31, 0, 1, 9, 9, 9, 9]),
             (28, vec![172, 31, 0, 255]),
         ],
         "the mask before the router, the identifier as it came"
@@ -277,10 +281,10 @@ fn the_longest_identifier_has_room() {
     assert!(offer.options().iter().any(|(kind, _)| *kind == 28), "what comes behind it too");
 }
 
-fn wire() -> (Dhcp<SocketBackend>, SocketPeer) {
+fn wire() -> (Autoconf<SocketBackend>, SocketPeer) {
     let (backend, peer) = SocketBackend::pair().unwrap();
     peer.socket().set_nonblocking(true).unwrap();
-    (Dhcp::new(backend, lease()), peer)
+    (Autoconf::new(backend, Some(lease()), None), peer)
 }
 
 /// Sends a frame in two buffers, cut at `cut`.
@@ -352,7 +356,7 @@ fn other_frames_pass_as_they_are() {
 
 /// What is true of every frame that is answered, by its fixed places, and of every answer.
 fn check(frame: &[u8]) {
-    let mut reply = [0; REPLY_MAX];
+    let mut reply = [0; ANSWER_MAX];
     let Verdict::Reply(len) = lease().answer(frame, &mut reply) else { return };
     let answer = Answer::parse(&reply[..len]);
     let (_, id, address, _) = answer.repr();

@@ -4,6 +4,7 @@
 //! **Invariant: what was there already is neither done nor undone**, and what we change is changed back in reverse order,
 //! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo.
 
+pub(crate) mod free;
 pub(crate) mod holders;
 pub(crate) mod netlink;
 

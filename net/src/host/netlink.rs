@@ -6,10 +6,11 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, Ifinfomsg, IterableLinkAttrs, LinkinfoDataMsg};
+use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
 use crate::{HostAddress, TunMode};
@@ -60,6 +61,14 @@ pub(crate) struct AddressOnLink {
     pub(crate) address: IpAddr,
     /// The other end on a point-to-point link, else the address again.
     pub(crate) subnet: IpAddr,
+    pub(crate) prefix: u8,
+}
+
+/// A route of the host, in whatever table: where to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) to: IpAddr,
+    /// In bits, 0 for everywhere.
     pub(crate) prefix: u8,
 }
 
@@ -166,6 +175,26 @@ impl Netlink {
             addresses.push(AddressOnLink { link: header.ifa_index, address, subnet, prefix });
         }
         Ok(addresses)
+    }
+
+    /// Every IPv4 and IPv6 route of the namespace, in all tables.
+    pub(crate) fn routes(&mut self) -> Result<Vec<Route>, Refusal> {
+        let request = rt_route::Request::new().op_getroute_dump(&Rtmsg::default());
+        let mut replies = self.socket.request(&request)?;
+        let mut routes = Vec::new();
+        while let Some((header, attributes)) = replies.recv().transpose()? {
+            // A way to everywhere has no destination.
+            let to = match (i32::from(header.rtm_family), attributes.get_dst()) {
+                (_, Ok(to)) => to,
+                (libc::AF_INET, _) => Ipv4Addr::UNSPECIFIED.into(),
+                (libc::AF_INET6, _) => Ipv6Addr::UNSPECIFIED.into(),
+                // Multicast routing has families of its own.
+                _ => continue,
+            };
+            let most = if to.is_ipv4() { 32 } else { 128 };
+            routes.push(Route { to, prefix: header.rtm_dst_len.min(most) });
+        }
+        Ok(routes)
     }
 
     /// Gives a link an address; `EEXIST` where it has the same already.

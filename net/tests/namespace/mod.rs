@@ -30,14 +30,7 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
     if std::fs::metadata("/dev/net/tun").is_err() {
         return skip(name, "there is no /dev/net/tun");
     }
-    let result = thread::spawn(move || {
-        // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        test();
-        Ok(())
-    });
+    let result = thread::spawn(move || unshare_network().map(|()| test()));
     match result.join() {
         Ok(Ok(())) => {}
         Ok(Err(error)) => skip(name, &format!("no network namespace: {error}")),
@@ -50,11 +43,18 @@ pub(crate) fn elsewhere<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> thread::JoinHandle<T> {
     thread::spawn(move || {
-        // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
-        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-        assert_eq!(result, 0, "unshare: {}", io::Error::last_os_error());
+        unshare_network().unwrap_or_else(|error| panic!("unshare: {error}"));
         work()
     })
+}
+
+/// Puts the thread, and the processes that it starts, into a new, empty network namespace.
+fn unshare_network() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Runs a command of words, which must succeed, and returns what it prints.

@@ -1,0 +1,106 @@
+//! A wire that the host routes to: the subnet that host and guest share, and what the guest is told of it.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::dhcp::Lease;
+use crate::host::{Link, Wiring, free};
+use crate::resolver;
+use crate::router::Router;
+use crate::{Error, HostAddress, Mac, NetnsName};
+
+/// A subnet for `link` that nothing is routed to: of IPv4, and of IPv6 where the kernel has it for the link.
+///
+/// Nobody else of us picks meanwhile, for the wiring holds the lock.
+pub(crate) fn pick(wiring: &mut Wiring, link: &Link, mtu: u32) -> Result<Vec<HostAddress>, Error> {
+    let asked = |refusal| Error::Ask { what: "the host's routes".to_owned(), refusal };
+    let name = &link.id.name;
+    let v4 = free::ipv4(wiring.netlink()).map_err(asked)?;
+    let ipv6 = mtu >= u32::from(Router::MTU_MIN) && has_ipv6(name);
+    let v6 = if ipv6 { free::ipv6(wiring.netlink()).map_err(asked)? } else { None };
+    let v4 = v4.ok_or_else(|| Error::NoFreeSubnet { link: name.clone() })?;
+    Ok([HostAddress::V4(v4)].into_iter().chain(v6.map(HostAddress::V6)).collect())
+}
+
+/// What a guest is told of its wire.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) lease: Option<Lease>,
+    pub(crate) router: Option<Router>,
+    /// What the user should know of it.
+    pub(crate) notices: Vec<String>,
+}
+
+/// What the guest with `mac` is told where the host has `hosts` on `link`, which is up. `mtu` is the guest's, in bytes.
+pub(crate) fn tell_guest(
+    wiring: &mut Wiring,
+    link: &Link,
+    hosts: &[HostAddress],
+    mac: Mac,
+    mtu: u16,
+    netns: Option<&NetnsName>,
+) -> Result<Told, Error> {
+    let mut told = Told::default();
+    let dns = resolver::servers(netns);
+    let host_mac = link.mac.unwrap_or_default();
+    for host in hosts {
+        match *host {
+            HostAddress::V4(host) => {
+                let dns: Vec<_> = dns.iter().filter_map(v4).collect();
+                told.lease = Lease::new(mac, host, host_mac, mtu).map(|lease| lease.with_dns(&dns));
+            }
+            HostAddress::V6(host) => {
+                let name = &link.id.name;
+                let Some(address) = link_local(wiring, link)? else {
+                    told.notices.push(format!(
+                        "the guest is told nothing of {host}: {name} has no link-local address to tell it from \
+                         (net.ipv6.conf.{name}.addr_gen_mode)"
+                    ));
+                    continue;
+                };
+                let dns: Vec<_> = dns.iter().filter_map(v6).collect();
+                let forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
+                told.router = Router::new(host_mac, address, host, mtu, &dns, forwarding);
+                match &told.router {
+                    None => told.notices.push(format!(
+                        "the guest is told nothing of {host}: an MTU of {mtu} is too small for IPv6, which needs 1280"
+                    )),
+                    Some(router) if !router.has_slaac() => told.notices.push(format!(
+                        "the guest cannot make an address of {host}: that takes a prefix of 64 bits or less; give it one \
+                         by hand"
+                    )),
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+    Ok(told)
+}
+
+/// The link-local address that the kernel gave the link, if it did.
+fn link_local(wiring: &mut Wiring, link: &Link) -> Result<Option<Ipv6Addr>, Error> {
+    let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+    let all = wiring.netlink().addresses().map_err(asked)?;
+    let ours = all.iter().filter(|address| address.link == link.id.index);
+    Ok(ours.filter_map(|ours| v6(&ours.address)).find(Ipv6Addr::is_unicast_link_local))
+}
+
+/// True where the kernel has IPv6, for this link too.
+fn has_ipv6(link: &str) -> bool {
+    let setting = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"));
+    setting.is_ok_and(|setting| setting.trim() == "0")
+}
+
+fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(address: &IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(*address),
+    }
+}
