@@ -1,6 +1,7 @@
 //! What can go wrong, and what a person can do about it.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::HostAddress;
 use crate::config::KINDS;
@@ -193,6 +194,22 @@ pub enum Error {
         /// The link.
         link: String,
     },
+    /// The directory of records is no place for them.
+    #[error("cannot use {} to record what to take back", path.display())]
+    Runtime {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A network namespace cannot be entered or asked for.
+    #[error("cannot enter the network namespace{}", name.iter().map(|name| format!(" {name}")).collect::<String>())]
+    Namespace {
+        /// Its name, where it has one.
+        name: Option<String>,
+        /// The reason.
+        source: io::Error,
+    },
     /// Another link of the host has the address, or a part of its subnet.
     #[error("host={address}: {on} has {theirs} already")]
     AddressTaken {
@@ -274,6 +291,9 @@ impl Error {
                 format!("{ROOT}, or do it beforehand: sudo {command}")
             }
             Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
+            Self::Runtime { .. } => {
+                "set WIREVM_RUNTIME_DIR to a directory that you alone can write to".to_owned()
+            }
             Self::AddressTaken { on, theirs, .. } => {
                 format!(
                     "choose a subnet apart from {theirs}, or free it: sudo ip address del {theirs} dev {on}"

@@ -19,8 +19,9 @@
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
 //!   `router.rs` in front of one, which tell the guest its addresses.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
-//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/netlink.rs`: the only user of the netlink crates.
-//!   `host/holders.rs`: who holds a tap.
+//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/runtime.rs`, `host/clean.rs`:
+//!   the records that outlive us, and undoing those of the dead. `host/namespace.rs`: network namespaces.
+//!   `host/netlink.rs`: the only user of the netlink crates. `host/holders.rs`: who holds a tap.
 //! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
@@ -64,7 +65,7 @@ pub use error::Error;
 pub use filter::{Addresses, RxFilter};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
-pub use host::{Step, Wiring};
+pub use host::{Step, Wiring, clean, left_over};
 pub use iov::{Iov, IovBuffer};
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
@@ -152,6 +153,8 @@ pub struct Opened {
     pub link: String,
     /// Frames of the guest for which this kind of wire has no way, counted on: on a tun, what is not IP.
     pub ignored: Arc<AtomicU64>,
+    /// What the user should know of this wire, though nothing is wrong: each a sentence.
+    pub notices: Vec<String>,
     /// What was changed on the host; dropped, it is changed back. It and the backends may go in any order.
     pub wiring: Wiring,
 }
@@ -189,15 +192,16 @@ fn open_tap(
     mtu: Option<u16>,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
-    // Before the wiring, so that a failure drops the wiring first: an address goes before its link does.
+    let wiring = Wiring::begin()?;
     let tap = Tap::open(config.name.as_ref())?;
+    // Here, so that a failure drops the wiring before the tap: an address goes before its link does.
+    let mut wiring = wiring;
     let name = tap.name().to_owned();
     let stays = tap.is_persistent();
     if !stays {
         let command = format!("ip tuntap add dev {name} mode tap vnet_hdr");
         tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
     }
-    let mut wiring = Wiring::new();
     let link = wiring.netlink().link(&name);
     let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
     let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
@@ -211,10 +215,12 @@ fn open_tap(
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let told = routed::tell_guest(&mut wiring, &link, hosts, mac, guest_mtu, None)?;
-    told.notices.iter().for_each(|notice| log::warn!("{notice}"));
+    let notices = told.notices;
     let backend: Box<dyn Backend> = match told {
         Told { lease: None, router: None, .. } => Box::new(tap),
         Told { lease, router, .. } => Box::new(Autoconf::new(tap, lease, router)),
     };
-    Ok(Opened { backends: vec![backend], mac, mtu: guest_mtu, link: name, ignored: Arc::default(), wiring })
+    wiring.settle();
+    let ignored = Arc::default();
+    Ok(Opened { backends: vec![backend], mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
 }

@@ -58,15 +58,16 @@ pub(crate) fn open(
     if config.hosts.iter().any(|host| host.guest().is_none()) {
         return Err(Error::NotBuilt { what: "host= of one address (/32, /128) on a tun" });
     }
-    // Before the wiring, so that a failure drops the wiring first: an address goes before its link does.
+    let wiring = Wiring::begin()?;
     let device = TunDevice::open(TunMode::Tun, config.name.as_ref())?;
+    // Here, so that a failure drops the wiring before the tun: an address goes before its link does.
+    let mut wiring = wiring;
     let name = device.name().to_owned();
     let stays = device.is_persistent();
     if !stays {
         let command = format!("ip tuntap add dev {name} mode tun vnet_hdr");
         tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
     }
-    let mut wiring = Wiring::new();
     let link = wiring.netlink().link(&name);
     let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
     let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
@@ -84,7 +85,8 @@ pub(crate) fn open(
         Some(lease) => Box::new(Autoconf::new(tun, Some(lease), None)),
         None => Box::new(tun),
     };
-    Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored, wiring })
+    wiring.settle();
+    Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored, notices: Vec::new(), wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its

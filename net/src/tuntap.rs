@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::host::{Link, Netlink, Tun, holders};
+use crate::host::{Link, Namespace, Netlink, Tun, holders};
 use crate::{Backend, Error, HEADER_LEN, Iov, LinkName, Offloads, Sent, sys};
 
 /// The name for a new link: the kernel puts the least free number.
@@ -88,7 +88,9 @@ impl TunDevice {
         // The flag is asked of the kernel after attaching, for the link may have been made since we looked.
         let persistent = attached.flags & libc::IFF_PERSIST != 0;
         let header_len = sys::tun_vnet_hdr_len(device.as_fd()).map_err(set("header length"))?;
+        let namespace = Namespace::here().map_err(set("network namespace"))?;
         let found = persistent.then(|| Found {
+            namespace,
             name: attached.name.clone(),
             index: found.as_ref().map(|link| link.id.index),
             flags: found.and_then(|link| link.tun).map_or(mode.flags(), flags),
@@ -156,6 +158,8 @@ impl Backend for TunDevice {
 /// A persistent link as we found it, put back when dropped: after the descriptor that was attached to it.
 #[derive(Debug)]
 struct Found {
+    /// Where: this may be dropped anywhere.
+    namespace: Namespace,
     name: String,
     /// None where it was made between our look and our attaching: then there is nothing to give back.
     index: Option<u32>,
@@ -179,7 +183,7 @@ impl Found {
 
 impl Drop for Found {
     fn drop(&mut self) {
-        if let Err(error) = self.put_back() {
+        if let Err(error) = self.namespace.run(|| self.put_back()).and_then(|result| result) {
             log::warn!("cannot give {} its settings back: {error}", self.name);
         }
     }

@@ -197,9 +197,8 @@ fn a_prefix_that_is_no_slash_64_is_told_as_it_is() {
         return;
     }
     in_namespace(NAME, || {
-        namespace::warnings();
         let (mut long, _) = open_told("tap,host=fd00::1/112,mac=02:00:00:00:00:01");
-        let told = namespace::warnings();
+        let told = &long.notices;
         assert!(
             told.len() == 1 && told[0].contains("fd00::1/112") && told[0].contains("by hand"),
             "{told:?}"
@@ -217,7 +216,7 @@ fn a_prefix_that_is_no_slash_64_is_told_as_it_is() {
             wait_for(|| run("ip -6 address show dev guest0"), settled) + &run("ip -6 route show dev guest0")
         });
         assert!(said.contains("inet6 fd00::7:0:ff:fe00:1/64") && said.contains("fd00::/48 proto"), "{said}");
-        assert_eq!(namespace::warnings(), [""; 0]);
+        assert_eq!(short.notices, [""; 0]);
     });
 }
 

@@ -8,7 +8,8 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use namespace::{
-    as_user, features, header_len, in_namespace, own_tun_device, run, set_udp_segment, state, warnings,
+    as_user, features, header_len, in_namespace, own_tun_device, records, run, set_udp_segment, state,
+    warnings,
 };
 use net::{Backend, Error, HEADER_LEN, IovBuffer, LinkName, Offloads, Opened, Sent, Tap};
 use vm_memory::VolatileSlice;
@@ -242,6 +243,10 @@ fn a_tap_deleted_meanwhile_is_not_made_again() {
 fn an_undo_that_fails_is_told_and_the_rest_goes_on() {
     in_namespace("an_undo_that_fails_is_told_and_the_rest_goes_on", || {
         run("ip tuntap add dev tap0 mode tap vnet_hdr");
+        // A link has its queue's discipline from the first time that it is up.
+        run("ip link set tap0 up");
+        run("ip link set tap0 down");
+        let before = state();
         let Opened { backends, wiring, .. } = open("tap=tap0,host=172.31.0.1/24,mtu=1400").unwrap();
         warnings();
         as_user(65534, || wiring.undo());
@@ -256,6 +261,12 @@ fn an_undo_that_fails_is_told_and_the_rest_goes_on() {
             assert!(told.contains(undone) && told.contains("Operation not permitted"), "{told}");
         }
         drop(backends);
+
+        // It is kept for somebody who can.
+        let mut cleaned = Vec::new();
+        net::clean(&mut |step| cleaned.push(step.command.clone())).unwrap();
+        assert_eq!(cleaned, undone);
+        assert_eq!((state(), records()), (before, vec![]));
     });
 }
 

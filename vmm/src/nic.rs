@@ -51,6 +51,9 @@ impl Nic {
             opened.mac,
             opened.mtu
         );
+        for notice in &opened.notices {
+            log::warn!("NIC {index}: {notice}");
+        }
         let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
         let device = VirtioNet::new(device, opened.backends);
         Ok(Self {

@@ -2,16 +2,28 @@
 //! its undo.
 //!
 //! **Invariant: what was there already is neither done nor undone**, and what we change is changed back in reverse order,
-//! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo.
+//! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo; every other undo is
+//! in a record before its change is made (`runtime.rs`), so that [`clean`] can do it when we cannot.
 
+#![allow(dead_code, reason = "the wires that share come next")]
+
+mod change;
+mod clean;
 pub(crate) mod free;
 pub(crate) mod holders;
+mod namespace;
 pub(crate) mod netlink;
+mod runtime;
 
 use std::fmt;
 
+pub(crate) use change::Change;
+pub use clean::{clean, left_over};
+pub(crate) use namespace::{Namespace, NamespaceId};
 pub(crate) use netlink::{Link, LinkId, Netlink, Refusal, Tun};
+pub(crate) use runtime::Lock;
 
+use self::runtime::{Line, Record};
 use crate::{Error, HostAddress};
 
 /// One change of the host that was just made, as a person would have typed it.
@@ -30,58 +42,54 @@ impl fmt::Display for Step {
     }
 }
 
-/// A change of one link.
-#[derive(Debug)]
-enum Change {
-    Mtu(u32),
-    AddAddress(HostAddress),
-    RemoveAddress(HostAddress),
-    Up,
-    Down,
-}
-
-impl Change {
-    fn make(&self, netlink: &mut Netlink, link: &LinkId) -> Result<(), Refusal> {
-        match *self {
-            Self::Mtu(mtu) => netlink.set_mtu(link, mtu),
-            Self::AddAddress(address) => netlink.add_address(link, address),
-            Self::RemoveAddress(address) => netlink.remove_address(link, address),
-            Self::Up => netlink.set_up(link, true),
-            Self::Down => netlink.set_up(link, false),
-        }
-    }
-
-    fn command(&self, link: &LinkId) -> String {
-        let name = &link.name;
-        match self {
-            Self::Mtu(mtu) => format!("ip link set dev {name} mtu {mtu}"),
-            Self::AddAddress(address) => format!("ip address add {address} dev {name}{}", nodad(address)),
-            Self::RemoveAddress(address) => format!("ip address del {address} dev {name}"),
-            Self::Up => format!("ip link set dev {name} up"),
-            Self::Down => format!("ip link set dev {name} down"),
-        }
-    }
-}
-
-/// The word that has an IPv6 address used at once, without asking whether somebody has it (RFC 4862 §5.4): on a wire of
-/// ours there is nobody but the guest, and for a second the host would not answer it.
-fn nodad(address: &HostAddress) -> &'static str {
-    if address.v6().is_some() { " nodad" } else { "" }
-}
-
 /// What [`open`](crate::open) changed on the host, to be taken back when this is dropped.
 ///
-/// It and the backends may be dropped in any order, in the network namespace that they were made in.
+/// It and the backends may be dropped in any order and in any network namespace.
 #[must_use = "dropping it takes the host's wiring back at once"]
 pub struct Wiring {
     netlink: Netlink,
-    /// In the order of the changes that they undo.
-    undo: Vec<(LinkId, Change)>,
+    namespace: Namespace,
+    /// In the order of the changes.
+    undo: Vec<Undo>,
+    /// Where the undo of the next change is recorded: a journal of our own, made when it is wanted, or within
+    /// [`share`](Self::share) the shared record.
+    record: Option<Record>,
+    /// Held while the host is changed. None where this user has no place for it, and so none for records.
+    lock: Option<Lock>,
+}
+
+/// What to take back.
+#[derive(Debug)]
+enum Undo {
+    /// A change of our own, recorded after so many bytes of the record.
+    Change(Change, u64),
+    /// Our part in what several share: the last one undoes it.
+    Shared(Record),
 }
 
 impl Wiring {
-    pub(crate) fn new() -> Self {
-        Self { netlink: Netlink::new(), undo: Vec::new() }
+    /// Begins to change the host, in the thread's network namespace: waits for other wirevm that do, and takes back what
+    /// the dead have left. From then on the others wait, until [`settle`](Self::settle).
+    ///
+    /// # Errors
+    /// The namespace cannot be asked for.
+    pub(crate) fn begin() -> Result<Self, Error> {
+        // A user without a place for records may still have a tap, which needs none.
+        let lock = Lock::take().inspect_err(|error| log::debug!("no records: {error}")).ok();
+        if let Some(lock) = &lock {
+            clean::clean_under(lock, &mut |step| log::info!("{step}"));
+        }
+        Self::begin_under(lock)
+    }
+
+    fn begin_under(lock: Option<Lock>) -> Result<Self, Error> {
+        let namespace = Namespace::here().map_err(|source| Error::Namespace { name: None, source })?;
+        Ok(Self { netlink: Netlink::new(), namespace, undo: Vec::new(), record: None, lock })
+    }
+
+    /// Says that the host is as it shall be: others may change it.
+    pub(crate) fn settle(&mut self) {
+        self.lock = None;
     }
 
     pub(crate) fn netlink(&mut self) -> &mut Netlink {
@@ -91,22 +99,100 @@ impl Wiring {
     /// Takes every change back, the last one first, and logs what it cannot. The same as to drop it.
     pub fn undo(self) {}
 
-    /// Makes a change and keeps its undo.
-    fn make(
+    /// Makes a change, and keeps its undo: none where it goes away with a descriptor.
+    ///
+    /// # Errors
+    /// The kernel refuses the change, or its undo cannot be recorded; then it is not made.
+    pub(crate) fn make(
         &mut self,
-        link: &LinkId,
         change: Change,
         undo: Option<Change>,
         why: &'static str,
         tell: &mut dyn FnMut(&Step),
     ) -> Result<(), Error> {
-        let command = change.command(link);
-        if let Err(refusal) = change.make(&mut self.netlink, link) {
+        let recorded = undo.map(|undo| self.write_down(undo)).transpose()?;
+        let command = change.command();
+        if let Err(refusal) = change.make(&mut self.netlink) {
+            if let (Some(record), Some(Undo::Change(_, start))) = (&mut self.record, &recorded) {
+                record.cut(*start);
+            }
             return Err(Error::Step { command, refusal });
         }
-        self.undo.extend(undo.map(|undo| (link.clone(), undo)));
+        self.undo.extend(recorded);
         tell(&Step { command, why });
         Ok(())
+    }
+
+    /// Records the undo of the change that is about to be made.
+    fn write_down(&mut self, undo: Change) -> Result<Undo, Error> {
+        let record = match &mut self.record {
+            Some(record) => record,
+            none => {
+                // Without a lock there was no place; to ask again says why.
+                let lock = match self.lock.take() {
+                    Some(lock) => lock,
+                    None => Lock::take()?,
+                };
+                none.insert(self.lock.insert(lock).new_journal()?)
+            }
+        };
+        let start = record.len();
+        record.write(&Line::new(self.namespace.id(), undo.clone()))?;
+        Ok(Undo::Change(undo, start))
+    }
+
+    /// Takes part in `what`, which several wirevm of this network namespace share: made by `make` where nobody has it, and
+    /// undone when the last one leaves, alive or dead. True where it was made now.
+    ///
+    /// # Errors
+    /// Those of `make`, whose changes are then taken back, or of the record.
+    pub(crate) fn share(
+        &mut self,
+        what: &str,
+        tell: &mut dyn FnMut(&Step),
+        make: impl FnOnce(&mut Self, &mut dyn FnMut(&Step)) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        if self.join(what)? {
+            return Ok(false);
+        }
+        let lock = self.lock.as_ref().expect("joining has taken the lock");
+        let shared = lock.new_shared(self.namespace.id(), what)?;
+        let own_record = self.record.replace(shared);
+        let own_undo = std::mem::take(&mut self.undo);
+        let made = make(self, tell);
+        if made.is_err() {
+            self.take_back();
+        }
+        self.undo = own_undo;
+        let shared = std::mem::replace(&mut self.record, own_record).expect("put there above");
+        match made.and_then(|()| shared.share()) {
+            Ok(()) => self.undo.push(Undo::Shared(shared)),
+            Err(error) => {
+                clean::undo(self.lock.as_ref(), shared);
+                return Err(error);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes part in `what` where somebody has it; true if so.
+    ///
+    /// # Errors
+    /// Those of the record.
+    pub(crate) fn join(&mut self, what: &str) -> Result<bool, Error> {
+        if self.lock.is_none() {
+            self.lock = Some(Lock::take()?);
+        }
+        let lock = self.lock.as_ref().expect("just taken");
+        let joined = lock.join(self.namespace.id(), what)?;
+        let found = joined.is_some();
+        self.undo.extend(joined.map(Undo::Shared));
+        Ok(found)
+    }
+
+    /// The names, after `prefix`, of what is shared in this namespace.
+    pub(crate) fn shared(&self, prefix: &str) -> Vec<String> {
+        self.lock.as_ref().map_or(vec![], |lock| lock.shared(self.namespace.id(), prefix))
     }
 
     /// Gives `link` this MTU and these addresses and sets it up, each where it is not so already. `stays`: the link is there
@@ -124,18 +210,24 @@ impl Wiring {
         let id = &link.id;
         let undo = |change| stays.then_some(change);
         if let Some(mtu) = mtu.map(u32::from).filter(|&mtu| mtu != link.mtu) {
-            let back = undo(Change::Mtu(link.mtu));
-            self.make(id, Change::Mtu(mtu), back, "the guest is offered the same MTU", tell)?;
+            let back = undo(Change::Mtu(id.clone(), link.mtu));
+            self.make(Change::Mtu(id.clone(), mtu), back, "the guest is offered the same MTU", tell)?;
         }
         for &address in addresses {
             if self.has_address(id, address)? {
                 continue;
             }
-            let back = undo(Change::RemoveAddress(address));
-            self.make(id, Change::AddAddress(address), back, "the host's address towards the guest", tell)?;
+            let back = undo(Change::RemoveAddress(id.clone(), address));
+            self.make(
+                Change::AddAddress(id.clone(), address),
+                back,
+                "the host's address towards the guest",
+                tell,
+            )?;
         }
         if !link.up {
-            self.make(id, Change::Up, undo(Change::Down), "a link that is down drops every frame", tell)?;
+            let back = undo(Change::Down(id.clone()));
+            self.make(Change::Up(id.clone()), back, "a link that is down drops every frame", tell)?;
         }
         Ok(())
     }
@@ -159,15 +251,67 @@ impl Wiring {
     }
 }
 
+impl Wiring {
+    /// Undoes what is left to undo, and returns what cannot be undone, in the order of the changes.
+    fn take_back(&mut self) -> Vec<Change> {
+        let mut failed = Vec::new();
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Change(change, start) => {
+                    if !self.take_back_one(&change) {
+                        failed.insert(0, change);
+                    } else if let Some(record) = &mut self.record
+                        && failed.is_empty()
+                    {
+                        record.cut(start);
+                    }
+                }
+                Undo::Shared(record) if record.take_over() => clean::undo(self.lock.as_ref(), record),
+                Undo::Shared(_) => {}
+            }
+        }
+        failed
+    }
+
+    fn take_back_one(&mut self, change: &Change) -> bool {
+        let command = change.command();
+        match change.make(&mut self.netlink) {
+            Ok(()) => log::debug!("undone: {command}"),
+            // Somebody deleted the link or the address: what we wanted to take back is gone.
+            Err(refusal) if change.is_done(&refusal) => {}
+            Err(refusal) => {
+                log::warn!("cannot undo a change of the host ({command}): {refusal}");
+                return false;
+            }
+        }
+        true
+    }
+}
+
 impl Drop for Wiring {
     fn drop(&mut self) {
-        while let Some((link, change)) = self.undo.pop() {
-            let command = change.command(&link);
-            match change.make(&mut self.netlink, &link) {
-                Ok(()) => log::debug!("undone: {command}"),
-                // Somebody deleted the link or the address: what we wanted to take back is gone.
-                Err(refusal) if matches!(refusal.errno(), Some(libc::ENODEV | libc::EADDRNOTAVAIL)) => {}
-                Err(refusal) => log::warn!("cannot undo a change of the host ({command}): {refusal}"),
+        if self.undo.is_empty() && self.record.is_none() {
+            return;
+        }
+        if self.lock.is_none() {
+            self.lock =
+                Lock::take().inspect_err(|error| log::debug!("undone without the lock: {error}")).ok();
+        }
+        // A second handle, for the first is in what the call takes.
+        let failed = self.namespace.again().and_then(|namespace| namespace.run(|| self.take_back()));
+        let Some(mut record) = self.record.take() else { return };
+        match failed {
+            Ok(failed) if failed.is_empty() => record.remove(),
+            // For `clean` by somebody who can.
+            Ok(failed) => {
+                record.cut(0);
+                let mut lines = failed.into_iter().map(|undo| Line::new(self.namespace.id(), undo));
+                if let Err(error) = lines.try_for_each(|line| record.write(&line)) {
+                    log::warn!("{error}");
+                }
+            }
+            Err(error) => {
+                log::warn!("cannot enter the network namespace to take back what was changed there: {error}");
             }
         }
     }
@@ -185,19 +329,6 @@ mod tests {
 
     #[test]
     fn a_step_is_a_line_for_the_shell() {
-        let link = LinkId { index: 7, name: "tap0".to_owned() };
-        let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
-        for (change, line) in [
-            (Change::Mtu(9000), "ip link set dev tap0 mtu 9000"),
-            (Change::AddAddress(address), "ip address add 172.31.0.1/24 dev tap0"),
-            (Change::RemoveAddress(address), "ip address del 172.31.0.1/24 dev tap0"),
-            (Change::AddAddress(v6), "ip address add fd00::1/64 dev tap0 nodad"),
-            (Change::RemoveAddress(v6), "ip address del fd00::1/64 dev tap0"),
-            (Change::Up, "ip link set dev tap0 up"),
-            (Change::Down, "ip link set dev tap0 down"),
-        ] {
-            assert_eq!(change.command(&link), line);
-        }
         let step = Step { command: "ip link set dev tap0 up".to_owned(), why: "so" }.to_string();
         assert!(step.starts_with("ip link set dev tap0 up  ") && step.ends_with(" # so"), "{step}");
     }

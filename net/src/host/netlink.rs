@@ -12,6 +12,7 @@ use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, Ifinfomsg, IterableLinkAttrs, LinkinfoDataMsg};
 use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
+use serde::{Deserialize, Serialize};
 
 use crate::{HostAddress, TunMode};
 
@@ -21,10 +22,17 @@ pub(crate) struct Netlink {
 }
 
 /// Which link: by its index, which never names another one after it is deleted (a name may).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LinkId {
     pub(crate) index: u32,
     pub(crate) name: String,
+}
+
+/// Its name, as on a command line.
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 /// What there is to know of a link.
@@ -158,6 +166,13 @@ impl Netlink {
         let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
         let mut request = rt_link::Request::new().op_setlink_do(&header);
         request.encode().push_mtu(mtu);
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// Deletes a link.
+    pub(crate) fn delete_link(&mut self, link: &LinkId) -> Result<(), Refusal> {
+        let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
+        let request = rt_link::Request::new().op_dellink_do(&header);
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 

@@ -3,10 +3,12 @@
 // Each test file has this module, and uses what it needs of it.
 #![allow(dead_code)]
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;
-use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
 /// Says that a test skips, on a line of its own that the test runner counts.
@@ -30,8 +32,12 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
     if std::fs::metadata("/dev/net/tun").is_err() {
         return skip(name, "there is no /dev/net/tun");
     }
+    own_runtime_dir();
     let result = thread::spawn(move || unshare_network().map(|()| test()));
-    match result.join() {
+    let result = result.join();
+    let _ = std::fs::remove_file(runtime_dir().join("lock"));
+    let _ = std::fs::remove_dir(runtime_dir());
+    match result {
         Ok(Ok(())) => {}
         Ok(Err(error)) => skip(name, &format!("no network namespace: {error}")),
         Err(panic) => std::panic::resume_unwind(panic),
@@ -55,6 +61,31 @@ fn unshare_network() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Keeps the records of these tests apart from those of the machine, in a directory of this process that goes with it.
+fn own_runtime_dir() {
+    static DIRECTORY: Once = Once::new();
+    DIRECTORY.call_once(|| {
+        // A child of a test has its parent's.
+        if std::env::var_os("WIREVM_RUNTIME_DIR").is_none() {
+            // SAFETY: the tests of this file, which alone read the environment, wait for this.
+            unsafe { std::env::set_var("WIREVM_RUNTIME_DIR", runtime_dir()) };
+        }
+    });
+}
+
+/// The directory of records of this process and of those that it starts.
+pub(crate) fn runtime_dir() -> PathBuf {
+    let own = || std::env::temp_dir().join(format!("wirevm-test-{}", std::process::id()));
+    std::env::var_os("WIREVM_RUNTIME_DIR").map_or_else(own, PathBuf::from)
+}
+
+/// The names of the records that there are.
+pub(crate) fn records() -> Vec<String> {
+    let entries = std::fs::read_dir(runtime_dir()).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name != "lock").collect()
 }
 
 /// Runs a command of words, which must succeed, and returns what it prints.
@@ -166,4 +197,70 @@ pub(crate) fn warnings() -> Vec<String> {
         log::set_max_level(log::LevelFilter::Warn);
     }
     std::mem::take(&mut KEPT.0.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Opens `spec` in a process of its own, in the thread's namespace, which is killed as soon as it tells its step number
+/// `step`, from 1. False where it has fewer, and ends as it should.
+///
+/// The file of the test has a test that calls [`child`], named `child`.
+pub(crate) fn killed_at(spec: &str, step: usize) -> bool {
+    let status = start_child(spec, step).wait().expect("wait");
+    assert!(status.signal() == Some(libc::SIGKILL) || status.success(), "{spec}: {status}");
+    !status.success()
+}
+
+/// Opens `spec` in a process of its own and returns when it is open. The process holds it until its standard input is
+/// closed, or it is killed.
+pub(crate) fn holding(spec: &str) -> Child {
+    let mut child = start_child(spec, 0);
+    let mut lines = io::BufReader::new(child.stdout.as_mut().expect("piped")).lines();
+    let ready = lines.any(|line| line.is_ok_and(|line| line.ends_with("open")));
+    assert!(ready, "{spec}: it did not open");
+    child
+}
+
+/// Has a process of [`holding`] end as it should.
+pub(crate) fn leave(mut child: Child) {
+    drop(child.stdin.take());
+    let status = child.wait().expect("wait");
+    assert!(status.success(), "{status}");
+}
+
+/// Kills a process of [`holding`].
+pub(crate) fn kill(mut child: Child) {
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+}
+
+fn start_child(spec: &str, step: usize) -> Child {
+    Command::new(std::env::current_exe().expect("the path of this program"))
+        .args(["--exact", "child", "--nocapture"])
+        .env(CHILD, format!("{step} {spec}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start this program again")
+}
+
+/// Tells a process that it is the child of a test.
+const CHILD: &str = "WIREVM_TEST_CHILD";
+
+/// What the child does; nothing in any other process.
+pub(crate) fn child() {
+    let Ok(what) = std::env::var(CHILD) else { return };
+    let (step, spec) = what.split_once(' ').expect("a step and a spec");
+    let (last, mut steps): (usize, _) = (step.parse().expect("a number"), 0);
+    let opened = net::open(&spec.parse().expect("a spec"), &mut |_| {
+        steps += 1;
+        if steps == last {
+            // SAFETY: it takes two numbers, and this process does not go on.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        }
+    });
+    let opened = opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"));
+    if last == 0 {
+        println!("open");
+        let _ = io::stdin().read_line(&mut String::new());
+    }
+    drop(opened);
 }

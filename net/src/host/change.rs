@@ -1,0 +1,195 @@
+//! One change of the host: made by netlink or through `/proc/sys`, said as a command line, and kept in a record.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{LinkId, Netlink, Refusal};
+use crate::HostAddress;
+
+/// A change of the host. Made a second time, it is refused or changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Change {
+    /// Bytes.
+    Mtu(LinkId, u32),
+    AddAddress(LinkId, #[serde(with = "text")] HostAddress),
+    RemoveAddress(LinkId, #[serde(with = "text")] HostAddress),
+    Up(LinkId),
+    Down(LinkId),
+    DeleteLink(LinkId),
+    Sysctl(Sysctl),
+}
+
+/// A value under `/proc/sys`, of the network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sysctl {
+    /// Below `/proc/sys`: `net/ipv4/ip_forward`.
+    pub(crate) key: String,
+    pub(crate) value: String,
+    /// Only where it has this value: somebody else may have set another one since we did.
+    pub(crate) only_from: Option<String>,
+}
+
+impl Sysctl {
+    fn path(&self) -> PathBuf {
+        PathBuf::from("/proc/sys").join(&self.key)
+    }
+
+    /// The value that `key` has now.
+    pub(crate) fn read(key: &str) -> Result<String, Refusal> {
+        let this = Self { key: key.to_owned(), value: String::new(), only_from: None };
+        Ok(fs::read_to_string(this.path())?.trim_end().to_owned())
+    }
+
+    fn make(&self) -> Result<(), Refusal> {
+        if let Some(value) = &self.only_from
+            && Self::read(&self.key)? != *value
+        {
+            return Ok(());
+        }
+        Ok(fs::write(self.path(), &self.value)?)
+    }
+
+    /// As sysctl(8) takes it: where a link's name has a dot, the slashes stay.
+    fn command(&self) -> String {
+        let key = if self.key.contains('.') { self.key.clone() } else { self.key.replace('/', ".") };
+        format!("sysctl -w {key}={}", self.value)
+    }
+}
+
+impl Change {
+    pub(crate) fn make(&self, netlink: &mut Netlink) -> Result<(), Refusal> {
+        match self {
+            Self::Mtu(link, mtu) => netlink.set_mtu(link, *mtu),
+            Self::AddAddress(link, address) => netlink.add_address(link, *address),
+            Self::RemoveAddress(link, address) => netlink.remove_address(link, *address),
+            Self::Up(link) => netlink.set_up(link, true),
+            Self::Down(link) => netlink.set_up(link, false),
+            Self::DeleteLink(link) => netlink.delete_link(link),
+            Self::Sysctl(sysctl) => sysctl.make(),
+        }
+    }
+
+    /// The line that a person would type for it.
+    pub(crate) fn command(&self) -> String {
+        match self {
+            Self::Mtu(link, mtu) => format!("ip link set dev {link} mtu {mtu}"),
+            Self::AddAddress(link, address) => {
+                format!("ip address add {address} dev {link}{}", nodad(address))
+            }
+            Self::RemoveAddress(link, address) => format!("ip address del {address} dev {link}"),
+            Self::Up(link) => format!("ip link set dev {link} up"),
+            Self::Down(link) => format!("ip link set dev {link} down"),
+            Self::DeleteLink(link) => format!("ip link del dev {link}"),
+            Self::Sysctl(sysctl) => sysctl.command(),
+        }
+    }
+
+    /// The links that it needs.
+    fn links(&self) -> Vec<&LinkId> {
+        match self {
+            Self::Mtu(link, _)
+            | Self::AddAddress(link, _)
+            | Self::RemoveAddress(link, _)
+            | Self::Up(link)
+            | Self::Down(link)
+            | Self::DeleteLink(link) => vec![link],
+            Self::Sysctl(_) => vec![],
+        }
+    }
+
+    /// True where each link that it needs is the same as when it was written: the number is still of that name. Another
+    /// process may have made another link since, with the name or (after very many) with the number.
+    pub(crate) fn is_of_the_same_links(&self, netlink: &mut Netlink) -> Result<bool, Refusal> {
+        for link in self.links() {
+            let found = netlink.link_by_index(link.index)?;
+            if found.is_none_or(|found| found.id.name != link.name) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// True where the refusal says that there is nothing (more) to change: somebody else did it, or deleted the link.
+    pub(crate) fn is_done(&self, refusal: &Refusal) -> bool {
+        matches!(
+            (self, refusal.errno()),
+            (_, Some(libc::ENODEV))
+                | (Self::Sysctl(_), Some(libc::ENOENT))
+                | (Self::RemoveAddress(..), Some(libc::EADDRNOTAVAIL))
+                | (Self::AddAddress(..), Some(libc::EEXIST))
+        )
+    }
+}
+
+/// The word that has an IPv6 address used at once, without asking whether somebody has it (RFC 4862 §5.4): on a wire of
+/// ours there is nobody but the guest, and for a second the host would not answer it.
+fn nodad(address: &HostAddress) -> &'static str {
+    if address.v6().is_some() { " nodad" } else { "" }
+}
+
+/// A value in a record as it is written on the command line.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link() -> LinkId {
+        LinkId { index: 7, name: "tap0".to_owned() }
+    }
+
+    fn sysctl(key: &str) -> Change {
+        Change::Sysctl(Sysctl { key: key.to_owned(), value: "1".to_owned(), only_from: Some("0".to_owned()) })
+    }
+
+    /// Each kind of change, and the line that it is.
+    fn all() -> Vec<(Change, &'static str)> {
+        let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
+        vec![
+            (Change::Mtu(link(), 9000), "ip link set dev tap0 mtu 9000"),
+            (Change::AddAddress(link(), address), "ip address add 172.31.0.1/24 dev tap0"),
+            (Change::RemoveAddress(link(), address), "ip address del 172.31.0.1/24 dev tap0"),
+            (Change::AddAddress(link(), v6), "ip address add fd00::1/64 dev tap0 nodad"),
+            (Change::RemoveAddress(link(), v6), "ip address del fd00::1/64 dev tap0"),
+            (Change::Up(link()), "ip link set dev tap0 up"),
+            (Change::Down(link()), "ip link set dev tap0 down"),
+            (Change::DeleteLink(link()), "ip link del dev tap0"),
+            (sysctl("net/ipv4/ip_forward"), "sysctl -w net.ipv4.ip_forward=1"),
+            (sysctl("net/ipv4/conf/eth0.5/forwarding"), "sysctl -w net/ipv4/conf/eth0.5/forwarding=1"),
+        ]
+    }
+
+    #[test]
+    fn a_change_is_a_line_for_the_shell() {
+        for (change, line) in all() {
+            assert_eq!(change.command(), line);
+        }
+    }
+
+    #[test]
+    fn a_change_is_read_as_it_was_written() {
+        for (change, _) in all() {
+            let text = serde_json::to_string(&change).unwrap();
+            assert!(!text.contains('\n'));
+            assert_eq!(serde_json::from_str::<Change>(&text).unwrap(), change, "{text}");
+        }
+    }
+}
