@@ -214,7 +214,9 @@ fn open_tap(
     wiring.set_link(&link, stays, mtu, &hosts, tell)?;
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let told = routed::tell_guest(&mut wiring, &link, hosts, mac, guest_mtu, None)?;
+    let link_local = routed::link_local(&mut wiring, &link)?;
+    let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
+    let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, None);
     let notices = told.notices;
     let backend: Box<dyn Backend> = match told {
         Told { lease: None, router: None, .. } => Box::new(tap),

@@ -58,6 +58,16 @@ impl Gateway {
         Self { mac: EthernetAddress(octets), link_local: id.into(), hosts }
     }
 
+    /// The same with another link-local address: the host's own on its link, so that a guest reaches the host by it.
+    pub(crate) fn with_link_local(self, address: Ipv6Addr) -> Self {
+        Self { link_local: address, ..self }
+    }
+
+    /// Its link-local address: made of its MAC, unless it was given another one.
+    pub(crate) fn link_local(&self) -> Ipv6Addr {
+        self.link_local
+    }
+
     /// Its MAC.
     pub(crate) fn mac(&self) -> [u8; 6] {
         self.mac.0
@@ -152,7 +162,7 @@ impl Gateway {
         if probe && (lladdr.is_some() || ip.dst_addr != solicited_node(target_addr)) {
             return None;
         }
-        if target_addr.is_multicast() || !self.stands_for(target_addr.into(), ip.src_addr.into()) {
+        if !self.stands_for(target_addr.into(), ip.src_addr.into()) {
             return None;
         }
         // RFC 4861 §7.2.4: who has no address hears it with everybody.

@@ -31,27 +31,38 @@ pub(crate) struct Told {
     pub(crate) notices: Vec<String>,
 }
 
-/// What the guest with `mac` is told where the host has `hosts` on `link`, which is up. `mtu` is the guest's, in bytes.
+/// The host's end of a wire, as its guest sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End<'a> {
+    /// The host's link.
+    pub(crate) link: &'a str,
+    pub(crate) mac: [u8; 6],
+    /// Where a router is advertised from; none where IPv6 is off, or its addresses are made by hand.
+    pub(crate) link_local: Option<Ipv6Addr>,
+}
+
+/// What the guest with `mac` is told where the host has `hosts` at its `end`, which is up, and the guest shall have the
+/// address `guest` beside each. `mtu` is the guest's, in bytes.
 pub(crate) fn tell_guest(
-    wiring: &mut Wiring,
-    link: &Link,
+    end: End<'_>,
     hosts: &[HostAddress],
+    guest: &dyn Fn(HostAddress) -> Option<IpAddr>,
     mac: Mac,
     mtu: u16,
     netns: Option<&NetnsName>,
-) -> Result<Told, Error> {
+) -> Told {
     let mut told = Told::default();
     let dns = resolver::servers(netns);
-    let host_mac = link.mac.unwrap_or_default();
-    for host in hosts {
-        match *host {
+    let name = end.link;
+    for &address in hosts {
+        match address {
             HostAddress::V4(host) => {
                 let dns: Vec<_> = dns.iter().filter_map(v4).collect();
-                told.lease = Lease::new(mac, host, host_mac, mtu).map(|lease| lease.with_dns(&dns));
+                let guest = guest(address).as_ref().and_then(v4);
+                told.lease = guest.map(|guest| Lease::to(mac, guest, host, end.mac, mtu).with_dns(&dns));
             }
             HostAddress::V6(host) => {
-                let name = &link.id.name;
-                let Some(address) = link_local(wiring, link)? else {
+                let Some(address) = end.link_local else {
                     told.notices.push(format!(
                         "the guest is told nothing of {host}: {name} has no link-local address to tell it from \
                          (net.ipv6.conf.{name}.addr_gen_mode)"
@@ -60,7 +71,7 @@ pub(crate) fn tell_guest(
                 };
                 let dns: Vec<_> = dns.iter().filter_map(v6).collect();
                 let forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
-                told.router = Router::new(host_mac, address, host, mtu, &dns, forwarding);
+                told.router = Router::new(end.mac, address, host, mtu, &dns, forwarding);
                 match &told.router {
                     None => told.notices.push(format!(
                         "the guest is told nothing of {host}: an MTU of {mtu} is too small for IPv6, which needs 1280"
@@ -74,11 +85,11 @@ pub(crate) fn tell_guest(
             }
         }
     }
-    Ok(told)
+    told
 }
 
 /// The link-local address that the kernel gave the link, if it did.
-fn link_local(wiring: &mut Wiring, link: &Link) -> Result<Option<Ipv6Addr>, Error> {
+pub(crate) fn link_local(wiring: &mut Wiring, link: &Link) -> Result<Option<Ipv6Addr>, Error> {
     let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
     let all = wiring.netlink().addresses().map_err(asked)?;
     let ours = all.iter().filter(|address| address.link == link.id.index);

@@ -23,10 +23,11 @@ use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
 use crate::neighbour::{self, Gateway, Replies};
+use crate::routed::{self, End, Told};
 use crate::tuntap::TunDevice;
 use crate::{
-    Autoconf, Backend, Error, HEADER_LEN, Iov, IovBuffer, Lease, MTU, Mac, Offloads, Opened, RxFilter, Sent,
-    Step, TunConfig, TunMode, Wiring,
+    Autoconf, Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, Offloads, Opened, RxFilter, Sent, Step,
+    TunConfig, TunMode, Wiring,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -71,22 +72,31 @@ pub(crate) fn open(
     let link = wiring.netlink().link(&name);
     let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
     let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
-    wiring.set_link(&link, stays, mtu, &config.hosts, tell)?;
+    let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
+    // Somebody who made the tun has addressed it too, if he wanted to.
+    let hosts = match &config.hosts[..] {
+        [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
+        hosts => hosts.to_vec(),
+    };
+    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
 
-    let mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
-    let gateway = Gateway::new(mac, config.hosts.iter().map(|host| host.address()).collect());
-    let lease = config.hosts.iter().filter(|_| config.dhcp).find_map(|&host| {
-        let IpAddr::V4(guest) = config.guest(host)? else { return None };
-        Some(Lease::to(mac, guest, host.v4()?, gateway.mac(), mtu))
-    });
+    let mut gateway = Gateway::new(mac, hosts.iter().map(|host| host.address()).collect());
+    // A tun has one from when it is up, unless IPv6 is off there.
+    if let Some(address) = routed::link_local(&mut wiring, &link)? {
+        gateway = gateway.with_link_local(address);
+    }
+    let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
+    let hosts = if config.dhcp { &hosts[..] } else { &[] };
+    let told = routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, None);
+    let notices = told.notices;
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();
-    let backend: Box<dyn Backend> = match lease {
-        Some(lease) => Box::new(Autoconf::new(tun, Some(lease), None)),
-        None => Box::new(tun),
+    let backend: Box<dyn Backend> = match told {
+        Told { lease: None, router: None, .. } => Box::new(tun),
+        Told { lease, router, .. } => Box::new(Autoconf::new(tun, lease, router)),
     };
     wiring.settle();
-    Ok(Opened { backends: vec![backend], mac, mtu, link: name, ignored, notices: Vec::new(), wiring })
+    Ok(Opened { backends: vec![backend], mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its

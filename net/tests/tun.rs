@@ -206,7 +206,7 @@ fn a_tun_is_made_and_goes() {
             assert!(link.contains(word), "{word}: {link}");
         }
         assert!(opened.backends[0].vhost_fd().is_none());
-        let (second, _) = open_told("tun=mine");
+        let (second, _) = open_told("tun=mine,dhcp=off");
         assert_eq!((second.link.as_str(), second.mtu), ("mine", 1500));
         drop((opened, second));
         assert_eq!(state(), before);
@@ -381,42 +381,73 @@ fn what_is_not_ip_is_counted() {
     });
 }
 
+/// Waits until what is printed is as `wanted`, for some seconds, and returns it.
+fn run_until(command: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let printed = run(command);
+        if wanted(&printed) || Instant::now() > end {
+            assert!(wanted(&printed), "{command}: {printed}");
+            return printed;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
-fn ipv6_passes_as_ipv4_does() {
-    const NAME: &str = "ipv6_passes_as_ipv4_does";
+fn a_guest_configures_ipv6_itself_and_tcp_passes_in_segments() {
+    const NAME: &str = "a_guest_configures_ipv6_itself_and_tcp_passes_in_segments";
     in_namespace(NAME, || {
         if !has_ipv6() {
             return skip(NAME, "this kernel has no IPv6; the lab's has");
         }
         // Without it the kernel has no way to an IPv6 address of its own.
         run("ip link set lo up");
-        let opened = open(&format!("tun,host=fd00::1/64,mac={GUEST}")).unwrap();
-        let Opened { backends, wiring, .. } = opened;
+        run("sysctl -qw net.ipv6.conf.default.forwarding=1");
+        let opened = open(&format!("tun,host=fd00::1/64,mtu=1400,mac={GUEST}")).unwrap();
+        let Opened { backends, wiring, link, .. } = opened;
+        let link_local = run(&format!("ip -6 -o address show dev {link} scope link"));
+        let link_local = link_local.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
         let host = TcpListener::bind("[fd00::1]:7").unwrap();
         let host = std::thread::spawn(move || echo(host));
-        let guest = guest(backends.into_iter().next().unwrap(), || {
-            // With duplicate address detection: nobody but us could answer it. Until it is done there is no address.
-            run("ip address add fd00::2/64 dev eth0");
-            let addresses = || run("ip -6 address show dev eth0");
-            let end = Instant::now() + Duration::from_secs(10);
-            while addresses().contains("tentative") && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            assert!(
-                !addresses().contains("tentative") && !addresses().contains("dadfailed"),
-                "{}",
-                addresses()
-            );
+        let guest = guest(backends.into_iter().next().unwrap(), move || {
+            // With duplicate address detection, of two addresses: nobody but us could answer it.
+            let addresses = run_until("ip -6 address show dev eth0", |all| {
+                all.contains(" fd00::ff:fe00:1/64 ") && !all.contains("tentative")
+            });
+            assert!(!addresses.contains("dadfailed"), "{addresses}");
+            let route = run("ip -6 route show default");
+            assert!(route.starts_with(&format!("default via {link_local} dev eth0")), "{route}");
+            // The host answers at the address from which it was told, which is its own.
+            run(&format!("ping -c 1 -W 5 {link_local}%eth0"));
             let sent = bytes(3_000_000);
             assert!(talk("[fd00::1]:7", &sent) == sent, "guest to host and back");
             let neighbours = run("ip neighbour show dev eth0");
-            assert!(neighbours.contains("fd00::1 lladdr 06:00:00:00:00:01 router"), "{neighbours}");
+            for address in ["fd00::1", &link_local] {
+                let line = format!("{address} lladdr 06:00:00:00:00:01 router");
+                assert!(neighbours.contains(&line), "{line}: {neighbours}");
+            }
         });
         let ((), cable) = guest.join().unwrap();
         host.join().unwrap();
         assert!(cable.out.segmented.load(Ordering::Relaxed) > 20);
         assert!(cable.back.segmented.load(Ordering::Relaxed) > 20);
         drop((cable, wiring));
+    });
+}
+
+#[test]
+fn a_tun_without_an_address_for_the_host_gets_a_subnet_and_an_attached_one_does_not() {
+    const NAME: &str = "a_tun_without_an_address_for_the_host_gets_a_subnet_and_an_attached_one_does_not";
+    in_namespace(NAME, || {
+        let (first, told) = open_told("tun");
+        assert!(told.iter().any(|line| line == "ip address add 172.30.0.1/30 dev wirevm0"), "{told:?}");
+        let (off, told) = open_told("tun,dhcp=off");
+        assert!(!told.iter().any(|line| line.contains("address")), "{told:?}");
+        run("ip tuntap add dev tun0 mode tun vnet_hdr");
+        let (his, told) = open_told("tun=tun0");
+        assert_eq!(told, ["ip link set dev tun0 up"]);
+        drop((first, off, his));
     });
 }
 

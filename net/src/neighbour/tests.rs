@@ -199,9 +199,12 @@ fn a_solicitation_is_answered_for_nobody_else() {
             assert_eq!(advertised(&gateway, &solicit(GUEST6, nobody)), None, "{nobody}");
         }
         assert_eq!(advertised(&gateway, &solicit(ALL_NODES, LINK_LOCAL)), None);
-        let solicit = NdiscRepr::NeighborSolicit { target_addr: LINK_LOCAL, lladdr: None };
-        let forwarded = message(&solicit, GUEST6, LINK_LOCAL, 254);
+        let asks = NdiscRepr::NeighborSolicit { target_addr: LINK_LOCAL, lladdr: None };
+        let forwarded = message(&asks, GUEST6, LINK_LOCAL, 254);
         assert_eq!(advertised(&gateway, &forwarded), None, "it comes from further away");
+        let mut udp = solicit(GUEST6, LINK_LOCAL);
+        udp[HEADER_LEN + 14 + 6] = 17;
+        assert_eq!(advertised(&gateway, &udp), None, "it is no ICMPv6");
         let advert = NdiscRepr::RouterSolicit { lladdr: None };
         assert_eq!(advertised(&gateway, &message(&advert, GUEST6, ALL_NODES, 255)), None);
     }
