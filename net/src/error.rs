@@ -287,6 +287,9 @@ impl Error {
             ),
             Self::OtherKind { mode, .. } => format!("use another name, or --net {mode} for a new {mode}"),
             Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
+            Self::Namespace { source, .. } if not_permitted(source) => {
+                "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()
+            }
             Self::Step { command, refusal } if refusal.errno() == Some(libc::EPERM) => {
                 format!("{ROOT}, or do it beforehand: sudo {command}")
             }

@@ -175,9 +175,34 @@ pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, E
         Some(mac) => mac,
         None => Mac::random().map_err(|source| Error::RandomMac { source })?,
     };
-    if config.netns.is_some() {
-        return Err(Error::NotBuilt { what: "netns=" });
+    match &config.netns {
+        None => open_here(config, mac, tell),
+        Some(name) => open_in(name, config, mac, tell),
     }
+}
+
+/// Makes the wire in the network namespace `name`, on a thread in there.
+fn open_in(
+    name: &NetnsName,
+    config: &NetConfig,
+    mac: Mac,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Opened, Error> {
+    let mut outer = Wiring::begin()?;
+    let namespace = host::join_namespace(&mut outer, name, tell)?;
+    outer.settle();
+    let mut tell = |step: &Step| tell(&Step { command: host::line_in(name, &step.command), why: step.why });
+    let opened = namespace.run_telling(&mut tell, |tell| open_here(config, mac, tell));
+    let entered = opened.map_err(|source| Error::Namespace { name: Some(name.to_string()), source })?;
+    let mut opened = entered.map_err(|error| match error {
+        Error::Step { command, refusal } => Error::Step { command: host::line_in(name, &command), refusal },
+        error => error,
+    })?;
+    opened.wiring.within(outer);
+    Ok(opened)
+}
+
+fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
     match &config.wire {
         Wire::Tap(tap) if tap.nat => Err(Error::NotBuilt { what: "nat" }),
         Wire::Tap(tap) => open_tap(tap, mac, config.mtu, tell),

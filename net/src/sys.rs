@@ -129,6 +129,13 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
     Ok(())
 }
 
+/// Puts the thread into a new, empty network namespace (unshare(2)).
+pub(crate) fn unshare_network() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNET) } as isize)?;
+    Ok(())
+}
+
 /// An empty `ifreq`.
 fn ifreq() -> libc::ifreq {
     // SAFETY: all zeroes is an `ifreq` with an empty name; every variant of its union is plain integers or a null pointer.

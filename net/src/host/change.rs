@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinkId, Netlink, Refusal};
+use super::{LinkId, NamespaceId, Netlink, Refusal, namespace};
 use crate::HostAddress;
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
@@ -19,6 +19,10 @@ pub(crate) enum Change {
     Down(LinkId),
     DeleteLink(LinkId),
     Sysctl(Sysctl),
+    DeleteNamespace {
+        name: String,
+        id: NamespaceId,
+    },
 }
 
 /// A value under `/proc/sys`, of the network namespace.
@@ -68,6 +72,7 @@ impl Change {
             Self::Down(link) => netlink.set_up(link, false),
             Self::DeleteLink(link) => netlink.delete_link(link),
             Self::Sysctl(sysctl) => sysctl.make(),
+            Self::DeleteNamespace { name, id } => Ok(namespace::delete(name, *id)?),
         }
     }
 
@@ -83,6 +88,7 @@ impl Change {
             Self::Down(link) => format!("ip link set dev {link} down"),
             Self::DeleteLink(link) => format!("ip link del dev {link}"),
             Self::Sysctl(sysctl) => sysctl.command(),
+            Self::DeleteNamespace { name, .. } => format!("ip netns del {name}"),
         }
     }
 
@@ -95,7 +101,7 @@ impl Change {
             | Self::Up(link)
             | Self::Down(link)
             | Self::DeleteLink(link) => vec![link],
-            Self::Sysctl(_) => vec![],
+            Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
     }
 
@@ -116,7 +122,7 @@ impl Change {
         matches!(
             (self, refusal.errno()),
             (_, Some(libc::ENODEV))
-                | (Self::Sysctl(_), Some(libc::ENOENT))
+                | (Self::Sysctl(_) | Self::DeleteNamespace { .. }, Some(libc::ENOENT))
                 | (Self::RemoveAddress(..), Some(libc::EADDRNOTAVAIL))
                 | (Self::AddAddress(..), Some(libc::EEXIST))
         )
@@ -163,6 +169,8 @@ mod tests {
     /// Each kind of change, and the line that it is.
     fn all() -> Vec<(Change, &'static str)> {
         let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
+        let id = NamespaceId { dev: 4, inode: 4026531840 };
+        let delete_namespace = Change::DeleteNamespace { name: "vpn".to_owned(), id };
         vec![
             (Change::Mtu(link(), 9000), "ip link set dev tap0 mtu 9000"),
             (Change::AddAddress(link(), address), "ip address add 172.31.0.1/24 dev tap0"),
@@ -172,6 +180,7 @@ mod tests {
             (Change::Up(link()), "ip link set dev tap0 up"),
             (Change::Down(link()), "ip link set dev tap0 down"),
             (Change::DeleteLink(link()), "ip link del dev tap0"),
+            (delete_namespace, "ip netns del vpn"),
             (sysctl("net/ipv4/ip_forward"), "sysctl -w net.ipv4.ip_forward=1"),
             (sysctl("net/ipv4/conf/eth0.5/forwarding"), "sysctl -w net/ipv4/conf/eth0.5/forwarding=1"),
         ]

@@ -5,8 +5,6 @@
 //! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo; every other undo is
 //! in a record before its change is made (`runtime.rs`), so that [`clean`] can do it when we cannot.
 
-#![allow(dead_code, reason = "the wires that share come next")]
-
 mod change;
 mod clean;
 pub(crate) mod free;
@@ -19,7 +17,7 @@ use std::fmt;
 
 pub(crate) use change::Change;
 pub use clean::{clean, left_over};
-pub(crate) use namespace::{Namespace, NamespaceId};
+pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
 pub(crate) use netlink::{Link, LinkId, Netlink, Refusal, Tun};
 pub(crate) use runtime::Lock;
 
@@ -56,6 +54,8 @@ pub struct Wiring {
     record: Option<Record>,
     /// Held while the host is changed. None where this user has no place for it, and so none for records.
     lock: Option<Lock>,
+    /// What was changed elsewhere, and is taken back after all this: the namespace itself.
+    outer: Option<Box<Wiring>>,
 }
 
 /// What to take back.
@@ -84,12 +84,17 @@ impl Wiring {
 
     fn begin_under(lock: Option<Lock>) -> Result<Self, Error> {
         let namespace = Namespace::here().map_err(|source| Error::Namespace { name: None, source })?;
-        Ok(Self { netlink: Netlink::new(), namespace, undo: Vec::new(), record: None, lock })
+        Ok(Self { netlink: Netlink::new(), namespace, undo: Vec::new(), record: None, lock, outer: None })
     }
 
     /// Says that the host is as it shall be: others may change it.
     pub(crate) fn settle(&mut self) {
         self.lock = None;
+    }
+
+    /// Has `outer` taken back after all of this.
+    pub(crate) fn within(&mut self, outer: Self) {
+        self.outer = Some(Box::new(outer));
     }
 
     pub(crate) fn netlink(&mut self) -> &mut Netlink {
@@ -110,9 +115,20 @@ impl Wiring {
         why: &'static str,
         tell: &mut dyn FnMut(&Step),
     ) -> Result<(), Error> {
+        self.make_by(|netlink| change.make(netlink), change.command(), undo, why, tell)
+    }
+
+    /// As [`make`](Self::make), for a change that is made by `call` and never an undo itself.
+    pub(crate) fn make_by(
+        &mut self,
+        call: impl FnOnce(&mut Netlink) -> Result<(), Refusal>,
+        command: String,
+        undo: Option<Change>,
+        why: &'static str,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<(), Error> {
         let recorded = undo.map(|undo| self.write_down(undo)).transpose()?;
-        let command = change.command();
-        if let Err(refusal) = change.make(&mut self.netlink) {
+        if let Err(refusal) = call(&mut self.netlink) {
             if let (Some(record), Some(Undo::Change(_, start))) = (&mut self.record, &recorded) {
                 record.cut(*start);
             }

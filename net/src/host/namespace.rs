@@ -1,17 +1,26 @@
 //! Network namespaces (network_namespaces(7)): which one we are in, and how to do something in another one.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
+use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
-use super::Step;
+use super::{Change, Netlink, Step, Wiring};
+use crate::{Error, NetnsName, sys};
+
+/// Where `ip netns` has its names.
+const DIRECTORY: &str = "/run/netns";
+
+fn path_of(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
 
 /// The namespace of the thread that looks.
 const HERE: &str = "/proc/thread-self/ns/net";
@@ -62,6 +71,33 @@ impl Namespace {
         mounted.or_else(|| processes().find_map(|process| at(&process.path().join("ns/net"))))
     }
 
+    /// A new, empty one, which has no name yet.
+    fn new() -> io::Result<Self> {
+        let made = || {
+            sys::unshare_network()?;
+            Self::here()
+        };
+        thread::scope(|scope| scope.spawn(made).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// The one that `ip netns` calls `name`; none where there is none.
+    pub(crate) fn named(name: &NetnsName) -> io::Result<Option<Self>> {
+        let path = path_of(name.as_str());
+        match Self::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // A file that nothing is mounted on is none: setns(2) would refuse it with bare words.
+            Ok(found) if !found.is_namespace()? => {
+                Err(io::Error::other(format!("{} is a file, and no namespace", path.display())))
+            }
+            other => other.map(Some),
+        }
+    }
+
+    fn is_namespace(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstatfs(&self.file)?.f_type == libc::NSFS_MAGIC)
+    }
+
     /// A second handle on the same one.
     pub(crate) fn again(&self) -> io::Result<Self> {
         Ok(Self { file: self.file.try_clone()?, id: self.id })
@@ -86,6 +122,16 @@ impl Namespace {
         };
         thread::scope(|scope| scope.spawn(inside).join())
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Gives it a name, as `ip netns add` does: a file of that name which it is mounted on.
+    fn mount(&self, name: &str) -> io::Result<()> {
+        DirBuilder::new().mode(0o755).recursive(true).create(DIRECTORY)?;
+        let path = path_of(name);
+        OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path)?;
+        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        rustix::mount::mount_bind(own, &path).inspect_err(|_| drop(fs::remove_file(&path)))?;
+        Ok(())
     }
 
     /// Moves this thread, which is about to end, inside.
@@ -117,5 +163,72 @@ impl Namespace {
             }
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+/// The namespace `name`, made where there is none. One that we made goes with the last wirevm that is in it; its links go
+/// with it, once nobody else holds it.
+pub(crate) fn join(
+    wiring: &mut Wiring,
+    name: &NetnsName,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Namespace, Error> {
+    let error = |source| Error::Namespace { name: Some(name.to_string()), source };
+    let what = format!("netns-{name}");
+    let found = Namespace::named(name).map_err(error)?;
+    // Where there is none, a record tells of one that somebody has deleted.
+    if let Some(found) = found {
+        wiring.join(&what)?;
+        return Ok(found);
+    }
+    let made = Namespace::new().map_err(error)?;
+    let mount = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| {
+        let undo = Change::DeleteNamespace { name: name.to_string(), id: made.id };
+        let command = format!("ip netns add {name}");
+        let mount = |_: &mut Netlink| Ok(made.mount(name.as_str())?);
+        wiring.make_by(mount, command, Some(undo), "the host's end is apart from all else in it", tell)
+    };
+    if !wiring.share(&what, tell, mount)? {
+        // Somebody deleted the one that another wirevm made, and is still in: this one is ours alone.
+        mount(wiring, tell)?;
+    }
+    Ok(made)
+}
+
+/// Takes the name away from the namespace `id`, and leaves another one that has the name now.
+pub(super) fn delete(name: &str, id: NamespaceId) -> io::Result<()> {
+    let path = path_of(name);
+    let found = Namespace::open(&path)?;
+    if found.id == id {
+        rustix::mount::unmount(&path, UnmountFlags::DETACH)?;
+    } else if found.is_namespace()? {
+        return Ok(());
+    }
+    // Also where it ended between making the file and mounting on it.
+    fs::remove_file(&path)
+}
+
+/// The line that does in the namespace `name` what `command` does here.
+pub(crate) fn line_in(name: &NetnsName, command: &str) -> String {
+    match command.split_once(' ') {
+        Some((program @ ("ip" | "bridge"), rest)) => format!("{program} -n {name} {rest}"),
+        _ => format!("ip netns exec {name} {command}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_said_for_its_namespace() {
+        let name = "vpn".parse().unwrap();
+        for (here, there) in [
+            ("ip link set dev tap0 up", "ip -n vpn link set dev tap0 up"),
+            ("bridge vlan add dev tap0 vid 5", "bridge -n vpn vlan add dev tap0 vid 5"),
+            ("sysctl -w net.ipv4.ip_forward=1", "ip netns exec vpn sysctl -w net.ipv4.ip_forward=1"),
+        ] {
+            assert_eq!(line_in(&name, here), there);
+        }
     }
 }

@@ -117,6 +117,14 @@ pub(crate) fn as_user<T: Send + 'static>(uid: u32, call: impl FnOnce() -> T + Se
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// In a mount namespace of the thread's own, has `/run` empty: what is named there is not seen by the machine.
+pub(crate) fn own_run_directory() {
+    // SAFETY: CLONE_NEWNS takes no memory and changes this thread only.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", io::Error::last_os_error());
+    run("mount --make-rprivate /");
+    run("mount -t tmpfs tmpfs /run");
+}
+
 /// In a mount namespace of the thread's own, puts `/dev/net/tun` there with these permissions, whatever the machine's has;
 /// none to have no such device.
 pub(crate) fn own_tun_device(mode: Option<u32>) {
