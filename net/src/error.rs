@@ -3,11 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::HostAddress;
 use crate::config::KINDS;
 use crate::host::holders::Holder;
 use crate::host::netlink::Refusal;
+use crate::macvtap::ParentProblem;
 use crate::tuntap::{DEVICE, TunMode};
+use crate::{HostAddress, Mac};
 
 /// What we tried, and on what; where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +165,84 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// There is no link to make a macvtap on.
+    #[error("there is no link {name} to make a macvtap on")]
+    NoParent {
+        /// The name.
+        name: String,
+    },
+    /// The link cannot have a macvtap.
+    #[error("cannot make a macvtap on {parent}: {problem}")]
+    BadParent {
+        /// The link.
+        parent: String,
+        /// Why not.
+        problem: ParentProblem,
+    },
+    /// A link that shares the NIC has the address, or the NIC itself.
+    #[error("mac={mac}: {by} has this address")]
+    MacTaken {
+        /// The address.
+        mac: Mac,
+        /// The link.
+        by: String,
+    },
+    /// A link on the way carries less than is asked for.
+    #[error("mtu={mtu}: {link} carries {limit} bytes at most")]
+    MtuLimit {
+        /// What is asked for, in bytes.
+        mtu: u16,
+        /// The link.
+        link: String,
+        /// Its MTU, in bytes.
+        limit: u32,
+    },
+    /// A key that goes with a new link is given for one that exists.
+    #[error("{key}=: {name} is a macvtap that exists, with a {key} of its own")]
+    Adopted {
+        /// The link.
+        name: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// The NIC itself has all of the subnet, so that the host would go on to seek the guest there.
+    #[error("host={address}: {on} itself has {theirs}, and cannot reach its macvtaps")]
+    WholeSubnet {
+        /// What we would have given our link.
+        address: HostAddress,
+        /// The NIC.
+        on: String,
+        /// Its address.
+        theirs: String,
+    },
+    /// The character device of a macvtap does not open, or is not found.
+    #[error("cannot open the device of the macvtap {name}")]
+    OpenMacvtap {
+        /// The macvtap.
+        name: String,
+        /// The number in the name of its device.
+        index: u32,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Somebody has the device of a macvtap open, and would get a share of the guest's frames.
+    #[error("cannot attach to the macvtap {name}: {} holds it", list(holders))]
+    MacvtapBusy {
+        /// The macvtap.
+        name: String,
+        /// By whom.
+        holders: Vec<Holder>,
+    },
+    /// The macvtap is attached, but does not take a setting.
+    #[error("cannot set or ask the {what} of the macvtap {name}")]
+    MacvtapSetting {
+        /// The macvtap.
+        name: String,
+        /// What is set.
+        what: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
     /// The host does not say what we must know.
     #[error("cannot ask for {what}")]
     Ask {
@@ -286,9 +365,37 @@ impl Error {
                 own(*mode, name)
             ),
             Self::OtherKind { mode, .. } => format!("use another name, or --net {mode} for a new {mode}"),
+            Self::NoParent { .. } => "name a NIC of the host, or a macvtap that exists: ip link".to_owned(),
+            Self::BadParent { problem, .. } => problem.remedy(),
+            Self::MacTaken { .. } => "take another one, or leave mac= away for a random one".to_owned(),
+            Self::MtuLimit { mtu, link, .. } => {
+                format!("take a smaller one, or, if all behind it can: sudo ip link set dev {link} mtu {mtu}")
+            }
+            Self::Adopted { key, .. } => format!("leave {key}= away, or name the NIC for a new one"),
+            Self::WholeSubnet { theirs, .. } => format!(
+                "take the part of {theirs} that the guests' addresses are in, by a longer prefix: the host then reaches \
+                 that part beside them, and the rest as before"
+            ),
+            Self::OpenMacvtap { index, source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    format!(
+                        "{ROOT} and CAP_SYS_ADMIN, or make its device yours: sudo chown $USER /dev/tap{index}"
+                    )
+                }
+                io::ErrorKind::NotFound => {
+                    "mount sysfs, or run it as root: it says which device is the link's".to_owned()
+                }
+                _ => return None,
+            },
+            Self::MacvtapBusy { .. } => "use another one, or macvtap=NIC for a new one".to_owned(),
             Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
             Self::Namespace { source, .. } if not_permitted(source) => {
                 "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()
+            }
+            Self::Step { command, refusal }
+                if refusal.errno() == Some(libc::EOPNOTSUPP) && command.contains(" type mac") =>
+            {
+                "load the driver: sudo modprobe macvtap".to_owned()
             }
             Self::Step { command, refusal } if refusal.errno() == Some(libc::EPERM) => {
                 format!("{ROOT}, or do it beforehand: sudo {command}")

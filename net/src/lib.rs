@@ -15,13 +15,14 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
-//! - `tap.rs`, `tun.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under them.
+//! - `tap.rs`, `tun.rs`, `macvtap.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under two of
+//!   them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
 //!   `router.rs` in front of one, which tell the guest its addresses.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/runtime.rs`, `host/clean.rs`:
 //!   the records that outlive us, and undoing those of the dead. `host/namespace.rs`: network namespaces.
-//!   `host/netlink.rs`: the only user of the netlink crates. `host/holders.rs`: who holds a tap.
+//!   `host/netlink.rs` and `host/netlink/`: the only users of the netlink crates. `host/sysfs.rs`: a link's device. `host/holders.rs`: who holds a tap.
 //! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
@@ -36,6 +37,7 @@ mod error;
 mod filter;
 mod host;
 mod iov;
+mod macvtap;
 mod neighbour;
 mod resolver;
 mod routed;
@@ -67,6 +69,7 @@ pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::{Step, Wiring, clean, left_over};
 pub use iov::{Iov, IovBuffer};
+pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
 pub use subnet::{HostAddress, HostV4, HostV6};
@@ -207,6 +210,7 @@ fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Resul
         Wire::Tap(tap) if tap.nat => Err(Error::NotBuilt { what: "nat" }),
         Wire::Tap(tap) => open_tap(tap, mac, config.mtu, tell),
         Wire::Tun(tun) => tun::open(tun, mac, config.mtu, tell),
+        Wire::Macvtap(macvtap) => macvtap::open(macvtap, config.mac, config.mtu, tell),
         wire => Err(Error::NotBuilt { what: wire.kind() }),
     }
 }

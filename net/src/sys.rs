@@ -136,6 +136,84 @@ pub(crate) fn unshare_network() -> io::Result<()> {
     Ok(())
 }
 
+/// `TUNSETSNDBUF`: how many bytes of frames may be on their way at once.
+pub(crate) fn tun_set_sndbuf(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETSNDBUF reads one int.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETSNDBUF, &bytes) } as isize)?;
+    Ok(())
+}
+
+/// `SIOCGIFHWADDR` on the descriptor of a tap or macvtap: its link's Ethernet address.
+pub(crate) fn hardware_address(fd: BorrowedFd<'_>) -> io::Result<[u8; 6]> {
+    let mut request = ifreq();
+    // SAFETY: SIOCGIFHWADDR writes one `ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request) } as isize)?;
+    // SAFETY: SIOCGIFHWADDR fills the `ifru_hwaddr` of the union, and `ifreq()` has initialised all of it.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+    Ok(std::array::from_fn(|at| data[at] as u8))
+}
+
+/// `SIOCSIFHWADDR` on the descriptor of a tap or macvtap: gives its link another Ethernet address.
+pub(crate) fn set_hardware_address(fd: BorrowedFd<'_>, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = ifreq();
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+    // SAFETY: SIOCSIFHWADDR reads one `ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFHWADDR, &request) } as isize)?;
+    Ok(())
+}
+
+/// What a packet socket can have a link receive (packet(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Membership {
+    /// Everything.
+    Promiscuous,
+    /// Every group.
+    AllMulticast,
+    /// One group.
+    Multicast([u8; 6]),
+}
+
+/// Has the link of that index receive this as long as `socket`, a packet socket, is open.
+pub(crate) fn join(socket: BorrowedFd<'_>, index: u32, membership: Membership) -> io::Result<()> {
+    set_membership(socket, libc::PACKET_ADD_MEMBERSHIP, index, membership)
+}
+
+/// Takes back what [`join`] did.
+pub(crate) fn leave(socket: BorrowedFd<'_>, index: u32, membership: Membership) -> io::Result<()> {
+    set_membership(socket, libc::PACKET_DROP_MEMBERSHIP, index, membership)
+}
+
+fn set_membership(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+    index: u32,
+    membership: Membership,
+) -> io::Result<()> {
+    let (kind, address) = match membership {
+        Membership::Promiscuous => (libc::PACKET_MR_PROMISC, None),
+        Membership::AllMulticast => (libc::PACKET_MR_ALLMULTI, None),
+        Membership::Multicast(address) => (libc::PACKET_MR_MULTICAST, Some(address)),
+    };
+    let mut request = libc::packet_mreq {
+        mr_ifindex: index as libc::c_int,
+        mr_type: kind as libc::c_ushort,
+        mr_alen: address.map_or(0, |address| address.len() as libc::c_ushort),
+        mr_address: [0; 8],
+    };
+    request.mr_address[..6].copy_from_slice(&address.unwrap_or_default());
+    let len = size_of_val(&request) as libc::socklen_t;
+    // SAFETY: both options read one `packet_mreq`, which `request` is, of the length that is given.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const request).cast(), len)
+    };
+    checked(result as isize)?;
+    Ok(())
+}
+
 /// An empty `ifreq`.
 fn ifreq() -> libc::ifreq {
     // SAFETY: all zeroes is an `ifreq` with an empty name; every variant of its union is plain integers or a null pointer.

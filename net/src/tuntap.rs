@@ -98,7 +98,7 @@ impl TunDevice {
         });
         let mut this = Self { device, found, name: attached.name, offloads: Offloads::default() };
         sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(set("header length"))?;
-        this.offloads = this.probe();
+        this.offloads = probe(this.fd());
         this.set_offloads(Offloads::default()).map_err(set("offloads"))?;
         Ok(this)
     }
@@ -111,14 +111,6 @@ impl TunDevice {
     /// True where the link stays when this is dropped: somebody made it persistent.
     pub(crate) fn is_persistent(&self) -> bool {
         self.found.is_some()
-    }
-
-    /// The most that the driver takes: an offload that it does not have is `EINVAL`.
-    fn probe(&mut self) -> Offloads {
-        let segments = Offloads { csum: true, tso4: true, tso6: true, uso: false };
-        let all = Offloads { uso: true, ..segments };
-        let found = [all, segments].into_iter().find(|&offloads| self.set_offloads(offloads).is_ok());
-        found.unwrap_or_default()
     }
 }
 
@@ -143,16 +135,29 @@ impl Backend for TunDevice {
     }
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
-        let mut flags = 0;
-        // Without checksums the driver has no segments either.
-        if accepted.csum {
-            flags |= libc::TUN_F_CSUM;
-            flags |= if accepted.tso4 { libc::TUN_F_TSO4 } else { 0 };
-            flags |= if accepted.tso6 { libc::TUN_F_TSO6 } else { 0 };
-            flags |= if accepted.uso { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 };
-        }
-        sys::tun_set_offload(self.device.as_fd(), flags)
+        set_offloads(self.device.as_fd(), accepted)
     }
+}
+
+/// The most that the driver of a tap, tun or macvtap takes: an offload that it does not have is `EINVAL`. It is on then.
+pub(crate) fn probe(fd: BorrowedFd<'_>) -> Offloads {
+    let segments = Offloads { csum: true, tso4: true, tso6: true, uso: false };
+    let all = Offloads { uso: true, ..segments };
+    let found = [all, segments].into_iter().find(|&offloads| set_offloads(fd, offloads).is_ok());
+    found.unwrap_or_default()
+}
+
+/// Says what the reader of a tap, tun or macvtap accepts.
+pub(crate) fn set_offloads(fd: BorrowedFd<'_>, accepted: Offloads) -> io::Result<()> {
+    let mut flags = 0;
+    // Without checksums the driver has no segments either.
+    if accepted.csum {
+        flags |= libc::TUN_F_CSUM;
+        flags |= if accepted.tso4 { libc::TUN_F_TSO4 } else { 0 };
+        flags |= if accepted.tso6 { libc::TUN_F_TSO6 } else { 0 };
+        flags |= if accepted.uso { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 };
+    }
+    sys::tun_set_offload(fd, flags)
 }
 
 /// A persistent link as we found it, put back when dropped: after the descriptor that was attached to it.

@@ -1,18 +1,19 @@
 //! Real taps, each test in a network namespace of its own.
 
+mod frames;
 mod namespace;
 
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use frames::{drain, recv, recv_where, send};
 use namespace::{
     as_user, features, header_len, in_namespace, own_tun_device, records, run, set_udp_segment, state,
     warnings,
 };
-use net::{Backend, Error, HEADER_LEN, IovBuffer, LinkName, Offloads, Opened, Sent, Tap};
-use vm_memory::VolatileSlice;
+use net::{Backend, Error, HEADER_LEN, LinkName, Offloads, Opened, Sent, Tap};
 
 fn name(name: &str) -> Option<LinkName> {
     Some(name.parse().unwrap())
@@ -27,48 +28,6 @@ fn open_told(spec: &str) -> (Opened, Vec<String>) {
     let mut lines = Vec::new();
     let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
     (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
-}
-
-fn send(backend: &mut dyn Backend, frame: &[u8]) -> io::Result<Sent> {
-    let mut copy = frame.to_vec();
-    let (first, second) = copy.split_at_mut(frame.len() / 2);
-    let mut room = IovBuffer::new();
-    let mut iov = room.start();
-    assert!(iov.push(VolatileSlice::from(first)) && iov.push(VolatileSlice::from(second)));
-    backend.send(&iov)
-}
-
-fn recv(backend: &mut dyn Backend, space: usize) -> io::Result<Vec<u8>> {
-    let mut frame = vec![0xaa; space];
-    let (first, second) = frame.split_at_mut(space / 2);
-    let mut room = IovBuffer::new();
-    let mut iov = room.start();
-    assert!(iov.push(VolatileSlice::from(first)) && iov.push(VolatileSlice::from(second)));
-    let len = backend.recv(&mut iov)?;
-    drop(iov);
-    frame.truncate(len);
-    Ok(frame)
-}
-
-/// Receives until a frame is as `wanted`; the kernel sends frames of its own too (IPv6).
-fn recv_where(backend: &mut dyn Backend, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-    let end = Instant::now() + Duration::from_secs(5);
-    loop {
-        match recv(backend, 70_000) {
-            Ok(frame) if wanted(&frame) => return frame,
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                assert!(Instant::now() < end, "no such frame came");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => panic!("recv: {error}"),
-        }
-    }
-}
-
-/// Receives until there is nothing.
-fn drain(backend: &mut dyn Backend) {
-    while recv(backend, 70_000).is_ok() {}
 }
 
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinkId, NamespaceId, Netlink, Refusal, namespace};
+use super::{LinkId, NamespaceId, Netlink, NewMacvlan, Refusal, namespace};
 use crate::HostAddress;
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
@@ -18,6 +18,11 @@ pub(crate) enum Change {
     Up(LinkId),
     Down(LinkId),
     DeleteLink(LinkId),
+    /// Its undo is `DeleteLink`, so it is never in a record.
+    #[serde(skip)]
+    AddMacvlan(NewMacvlan),
+    /// An Ethernet address.
+    Mac(LinkId, [u8; 6]),
     Sysctl(Sysctl),
     DeleteNamespace {
         name: String,
@@ -71,6 +76,8 @@ impl Change {
             Self::Up(link) => netlink.set_up(link, true),
             Self::Down(link) => netlink.set_up(link, false),
             Self::DeleteLink(link) => netlink.delete_link(link),
+            Self::AddMacvlan(new) => netlink.add_macvlan(new),
+            Self::Mac(link, mac) => netlink.set_mac(link, *mac),
             Self::Sysctl(sysctl) => sysctl.make(),
             Self::DeleteNamespace { name, id } => Ok(namespace::delete(name, *id)?),
         }
@@ -87,6 +94,10 @@ impl Change {
             Self::Up(link) => format!("ip link set dev {link} up"),
             Self::Down(link) => format!("ip link set dev {link} down"),
             Self::DeleteLink(link) => format!("ip link del dev {link}"),
+            Self::AddMacvlan(new) => new.command(),
+            Self::Mac(link, [a, b, c, d, e, f]) => {
+                format!("ip link set dev {link} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+            }
             Self::Sysctl(sysctl) => sysctl.command(),
             Self::DeleteNamespace { name, .. } => format!("ip netns del {name}"),
         }
@@ -100,8 +111,9 @@ impl Change {
             | Self::RemoveAddress(link, _)
             | Self::Up(link)
             | Self::Down(link)
+            | Self::Mac(link, _)
             | Self::DeleteLink(link) => vec![link],
-            Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
+            Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
     }
 
@@ -181,6 +193,7 @@ mod tests {
             (Change::Down(link()), "ip link set dev tap0 down"),
             (Change::DeleteLink(link()), "ip link del dev tap0"),
             (delete_namespace, "ip netns del vpn"),
+            (Change::Mac(link(), [2, 0, 0, 0, 0, 1]), "ip link set dev tap0 address 02:00:00:00:00:01"),
             (sysctl("net/ipv4/ip_forward"), "sysctl -w net.ipv4.ip_forward=1"),
             (sysctl("net/ipv4/conf/eth0.5/forwarding"), "sysctl -w net/ipv4/conf/eth0.5/forwarding=1"),
         ]

@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+
+use rustix::fs::Dev;
 
 /// A process that has a tap open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +29,28 @@ impl fmt::Display for Holder {
 /// The processes with a descriptor attached to the tap or tun `name`, as far as we may look: those of our network
 /// namespace, or, where none is, those of others (a tap may be held from outside of its namespace).
 pub(crate) fn of(name: &str) -> Vec<Holder> {
+    find(|process| holds(process, name))
+}
+
+/// The processes that have the character device of that number open, as far as we may look.
+pub(crate) fn of_device(number: Dev) -> Vec<Holder> {
+    find(|process| {
+        let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+        descriptors.flatten().any(|descriptor| {
+            let found = fs::metadata(descriptor.path());
+            found.is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == number)
+        })
+    })
+}
+
+/// The processes that `holds` says it of: those of our network namespace, or, where none is, others.
+fn find(holds: impl Fn(&Path) -> bool) -> Vec<Holder> {
     let here = fs::read_link("/proc/thread-self/ns/net").ok();
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let (mut ours, mut others) = (Vec::new(), Vec::new());
     for process in processes.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|pid| pid.parse().ok()) else { continue };
-        if !holds(&process.path(), name) {
+        if !holds(&process.path()) {
             continue;
         }
         let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();

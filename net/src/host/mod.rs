@@ -12,13 +12,14 @@ pub(crate) mod holders;
 mod namespace;
 pub(crate) mod netlink;
 mod runtime;
+pub(crate) mod sysfs;
 
 use std::fmt;
 
 pub(crate) use change::Change;
 pub use clean::{clean, left_over};
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
-pub(crate) use netlink::{Link, LinkId, Netlink, Refusal, Tun};
+pub(crate) use netlink::{Link, LinkId, Netlink, NewMacvlan, Refusal, Tun};
 pub(crate) use runtime::Lock;
 
 use self::runtime::{Line, Record};

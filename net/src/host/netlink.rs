@@ -3,6 +3,8 @@
 //! **Only this module knows the netlink crates**, so that they can be replaced here and nowhere else. They are
 //! synchronous: a call returns when the kernel has answered.
 
+mod macvlan;
+
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
@@ -14,7 +16,8 @@ use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use serde::{Deserialize, Serialize};
 
-use crate::{HostAddress, TunMode};
+pub(crate) use self::macvlan::NewMacvlan;
+use crate::{HostAddress, MacvtapMode, TunMode};
 
 /// A socket to the kernel, in the network namespace that the thread was in at the first request.
 pub(crate) struct Netlink {
@@ -48,6 +51,14 @@ pub(crate) struct Link {
     pub(crate) kind: String,
     /// What the tun driver adds, for a link of kind `tun`.
     pub(crate) tun: Option<Tun>,
+    /// The mode, for a link of kind `macvlan` or `macvtap`.
+    pub(crate) macvlan: Option<MacvtapMode>,
+    /// An Ethernet, by its hardware type; the loopback is none.
+    pub(crate) ethernet: bool,
+    /// The index of the link that this one is a port of: a bridge, a bond.
+    pub(crate) master: Option<u32>,
+    /// The index of the link that this one is on: a macvtap's parent; none where that is in another namespace.
+    pub(crate) lower: Option<u32>,
 }
 
 /// What the tun driver says of its link.
@@ -146,6 +157,17 @@ impl Netlink {
             Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Every link of the namespace.
+    pub(crate) fn links(&mut self) -> Result<Vec<Link>, Refusal> {
+        let request = rt_link::Request::new().op_getlink_dump(&Ifinfomsg::default());
+        let mut replies = self.socket.request(&request)?;
+        let mut links = Vec::new();
+        while let Some((header, attributes)) = replies.recv().transpose()? {
+            links.push(link(&header, &attributes));
+        }
+        Ok(links)
     }
 
     /// Sets a link up or down.
@@ -268,5 +290,9 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         mac: attributes.get_address().ok().and_then(|mac| mac.try_into().ok()),
         kind: info.get_kind().map(lossy).unwrap_or_default(),
         tun,
+        macvlan: macvlan::mode(attributes),
+        ethernet: header.ifi_type == libc::ARPHRD_ETHER,
+        master: attributes.get_master().ok(),
+        lower: attributes.get_link().ok().filter(|_| attributes.get_link_netnsid().is_err()),
     }
 }

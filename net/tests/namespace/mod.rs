@@ -138,6 +138,14 @@ pub(crate) fn own_tun_device(mode: Option<u32>) {
     }
 }
 
+/// In a mount namespace of the thread's own, has a `/dev` without any device.
+pub(crate) fn own_devices() {
+    // SAFETY: CLONE_NEWNS takes no memory and changes this thread only.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", io::Error::last_os_error());
+    run("mount --make-rprivate /");
+    run("mount -t tmpfs tmpfs /dev");
+}
+
 /// The features of a link that are on, as the bits of the kernel's `netdev_features.h`, by `ETHTOOL_GFEATURES`.
 pub(crate) fn features(link: &str) -> u64 {
     const ETHTOOL_GFEATURES: u32 = 0x3a;

@@ -1,0 +1,338 @@
+//! Making a macvtap on a NIC, or adopting one that is there, and giving the host a place beside it.
+
+use std::fmt;
+
+use super::Macvtap;
+use crate::host::netlink::AddressOnLink;
+use crate::host::sysfs::Sysfs;
+use crate::host::{Change, Link, LinkId, NewMacvlan, Refusal};
+use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, Opened, Step, Wiring};
+
+/// Why a link cannot have a macvtap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParentProblem {
+    /// It is no Ethernet.
+    NotEthernet,
+    /// It is Wi-Fi: an access point takes frames from the one address that it knows.
+    Wireless,
+    /// It is a port of another link, which takes all frames from it.
+    Port {
+        /// The name of that link.
+        of: String,
+        /// Its kind: `bridge`, `bond`...
+        kind: String,
+    },
+    /// It has a link in mode `passthru`, which has all of it.
+    Taken {
+        /// The name of that link.
+        by: String,
+    },
+    /// It has another macvlan or macvtap, and mode `passthru` needs all of it.
+    Shared {
+        /// The name of that link.
+        with: String,
+    },
+}
+
+impl fmt::Display for ParentProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotEthernet => f.write_str("it is no Ethernet"),
+            Self::Wireless => {
+                f.write_str("it is Wi-Fi, and an access point takes no frames from a second address")
+            }
+            Self::Port { of, kind } => {
+                write!(f, "it is a port of the {kind} {of}, which takes all its frames")
+            }
+            Self::Taken { by } => write!(f, "{by} has all of it (mode passthru)"),
+            Self::Shared { with } => write!(f, "mode passthru takes all of it, and {with} is on it already"),
+        }
+    }
+}
+
+impl ParentProblem {
+    pub(crate) fn remedy(&self) -> String {
+        match self {
+            Self::NotEthernet => "use a wired NIC, a bond, a VLAN or a bridge".to_owned(),
+            Self::Wireless => {
+                "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
+            }
+            Self::Port { of, kind } if kind == "bridge" => format!("use the bridge: --net bridge={of}"),
+            Self::Port { of, .. } => format!("use all of it: --net macvtap={of}"),
+            Self::Taken { by } | Self::Shared { with: by } => {
+                format!("use another NIC, or remove it: sudo ip link del dev {by}")
+            }
+        }
+    }
+}
+
+/// Makes the macvtap that `config` asks for and attaches to it.
+pub(crate) fn open(
+    config: &MacvtapConfig,
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Opened, Error> {
+    let mut wiring = Wiring::begin()?;
+    let name = config.parent.as_str();
+    let link = wiring.netlink().link(name).map_err(asking(format!("the link {name}")))?;
+    let link = link.ok_or_else(|| Error::NoParent { name: name.to_owned() })?;
+    let adopt = link.kind == "macvtap";
+    let parent = match link.lower.filter(|_| adopt) {
+        Some(lower) => {
+            wiring.netlink().link_by_index(lower).map_err(asking(format!("the parent of {name}")))?
+        }
+        None => Some(&link).filter(|_| !adopt).cloned(),
+    };
+    check_mtu(mtu, parent.as_ref().unwrap_or(&link))?;
+    let mode = if adopt { link.macvlan.unwrap_or_default() } else { config.mode };
+    if !config.hosts.is_empty() {
+        check_hosts(&mut wiring, config, mode, parent.as_ref())?;
+    }
+    let made = if adopt {
+        adopt_link(&mut wiring, config, &link, mac, mtu, tell)?
+    } else {
+        make_link(&mut wiring, config, &link, mac, mtu, tell)?
+    };
+    if let Some(parent) = parent.filter(|_| !config.hosts.is_empty()) {
+        make_place(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?;
+    }
+    let made = again(&mut wiring, &made)?;
+    let macvtap = Macvtap::attach(&made, adopt)?;
+    wiring.settle();
+    let mut notices: Vec<_> = trap(config, mode).into_iter().collect();
+    if !macvtap.follows_groups() {
+        notices.push(format!(
+            "without CAP_NET_RAW the guest receives only the groups that the host has joined: for its IPv6 and mDNS, \
+             sudo ip link set dev {} allmulticast on",
+            made.id
+        ));
+    }
+    let mac = Mac::new(macvtap.mac()).map_err(|why| Error::value("mac", made.id.to_string(), why))?;
+    let mtu = u16::try_from(made.mtu).unwrap_or(*crate::MTU.end());
+    let backends: Vec<Box<dyn Backend>> = vec![Box::new(macvtap)];
+    Ok(Opened { backends, mac, mtu, link: made.id.name, notices, ignored: Default::default(), wiring })
+}
+
+/// The well-known trap of each mode, in words, unless the user has seen to it.
+fn trap(config: &MacvtapConfig, mode: MacvtapMode) -> Option<String> {
+    const CUT_OFF: &str = "the host itself cannot reach this guest, nor the guest the host";
+    Some(match (mode, config.hosts.is_empty()) {
+        (MacvtapMode::Bridge, true) => {
+            format!("{CUT_OFF}: host=ADDRESS/LENGTH gives the host a place beside it")
+        }
+        (MacvtapMode::Vepa, _) => {
+            format!(
+                "{CUT_OFF} or another one on the NIC, but by a switch that sends frames back (reflective relay)"
+            )
+        }
+        (MacvtapMode::Private | MacvtapMode::Source, _) => format!("{CUT_OFF} or another one on the NIC"),
+        (MacvtapMode::Passthru, _) => format!(
+            "the guest has all of {}: what the host had by it, it has no more until the guest ends",
+            config.parent
+        ),
+        (MacvtapMode::Bridge, false) => return None,
+    })
+}
+
+fn asking(what: String) -> impl FnOnce(Refusal) -> Error {
+    move |refusal| Error::Ask { what, refusal }
+}
+
+/// The link as it is now.
+fn again(wiring: &mut Wiring, link: &LinkId) -> Result<Link, Error> {
+    let found = wiring.netlink().link_by_index(link.index).map_err(asking(format!("the link {link}")))?;
+    found.ok_or_else(|| Error::LinkGone { name: link.name.clone() })
+}
+
+fn check_mtu(mtu: Option<u16>, parent: &Link) -> Result<(), Error> {
+    match mtu {
+        Some(mtu) if u32::from(mtu) > parent.mtu => {
+            Err(Error::MtuLimit { mtu, link: parent.id.name.clone(), limit: parent.mtu })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What can be told before the kernel refuses it with a bare number.
+fn check_parent(
+    wiring: &mut Wiring,
+    parent: &Link,
+    mode: MacvtapMode,
+    mac: Option<Mac>,
+) -> Result<(), Error> {
+    let problem = |problem| Err(Error::BadParent { parent: parent.id.name.clone(), problem });
+    if !parent.ethernet {
+        return problem(ParentProblem::NotEthernet);
+    }
+    if Sysfs::open().is_ok_and(|sysfs| sysfs.is_wireless(&parent.id)) {
+        return problem(ParentProblem::Wireless);
+    }
+    let links = wiring.netlink().links().map_err(asking("the host's links".to_owned()))?;
+    let master = links.iter().find(|link| Some(link.id.index) == parent.master);
+    // A port of a VRF is free for a macvtap; of these it is not.
+    if let Some(master) =
+        master.filter(|link| ["bridge", "bond", "team", "openvswitch"].contains(&&*link.kind))
+    {
+        let (of, kind) = (master.id.name.clone(), master.kind.clone());
+        return problem(ParentProblem::Port { of, kind });
+    }
+    let on_it = || links.iter().filter(|link| link.macvlan.is_some() && link.lower == Some(parent.id.index));
+    if let Some(other) = on_it().find(|link| link.macvlan == Some(MacvtapMode::Passthru)) {
+        return problem(ParentProblem::Taken { by: other.id.name.clone() });
+    }
+    if let Some(other) = on_it().next().filter(|_| mode == MacvtapMode::Passthru) {
+        return problem(ParentProblem::Shared { with: other.id.name.clone() });
+    }
+    if let Some(mac) = mac.filter(|_| mode != MacvtapMode::Passthru)
+        && let Some(other) = on_it().chain([parent]).find(|link| link.mac == Some(mac.octets()))
+    {
+        return Err(Error::MacTaken { mac, by: other.id.name.clone() });
+    }
+    Ok(())
+}
+
+/// The host's addresses on a link of its own. A subnet of the parent's may be cut up: the longer prefix wins, so a part of it,
+/// in which the guests' addresses are, is reached beside them, and the rest as before.
+fn check_hosts(
+    wiring: &mut Wiring,
+    config: &MacvtapConfig,
+    mode: MacvtapMode,
+    parent: Option<&Link>,
+) -> Result<(), Error> {
+    let refused = |why| {
+        let host = config.hosts.first().map(HostAddress::to_string).unwrap_or_default();
+        Err(Error::value("host", host, why))
+    };
+    if !matches!(mode, MacvtapMode::Bridge | MacvtapMode::Vepa) {
+        return refused("the macvtap's mode keeps the host's macvlan and the guest apart");
+    }
+    let Some(parent) = parent else {
+        return refused("the macvtap's parent is in another network namespace");
+    };
+    let all = wiring.netlink().addresses().map_err(asking("the host's addresses".to_owned()))?;
+    for &address in &config.hosts {
+        let cuts = |other: &AddressOnLink| other.link == parent.id.index && address.prefix() > other.prefix;
+        let same = all.iter().find(|other| other.address == address.address());
+        let overlaps = |other: &&AddressOnLink| address.overlaps(other.subnet, other.prefix) && !cuts(other);
+        let Some(other) = same.or_else(|| all.iter().find(overlaps)) else { continue };
+        let on = wiring.netlink().link_by_index(other.link).map_err(asking("a link".to_owned()))?;
+        let (on, theirs) =
+            (on.map_or(String::new(), |on| on.id.name), format!("{}/{}", other.address, other.prefix));
+        let parents = other.link == parent.id.index && other.address != address.address();
+        return Err(match parents {
+            true => Error::WholeSubnet { address, on, theirs },
+            false => Error::AddressTaken { address, on, theirs },
+        });
+    }
+    Ok(())
+}
+
+fn make_link(
+    wiring: &mut Wiring,
+    config: &MacvtapConfig,
+    parent: &Link,
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<LinkId, Error> {
+    check_parent(wiring, parent, config.mode, mac)?;
+    let passthru = config.mode == MacvtapMode::Passthru;
+    let random = || Mac::random().map_err(|source| Error::RandomMac { source });
+    let asked = match mac {
+        None if !passthru => Some(random()?),
+        mac => mac,
+    };
+    // First, so that it goes down last, without a link that it carries: else it forgets to be no longer promiscuous. Several
+    // wirevm may be on a NIC that one of them set up.
+    let up = format!("up-{}", parent.id.index);
+    if !wiring.join(&up)? && !parent.up {
+        wiring.share(&up, tell, |wiring, tell| {
+            let (up, down) = (Change::Up(parent.id.clone()), Change::Down(parent.id.clone()));
+            wiring.make(up, Some(down), "its NIC carries nothing while it is down", tell)
+        })?;
+    }
+    let new = NewMacvlan {
+        link: unused(wiring)?,
+        parent: parent.id.clone(),
+        tap: true,
+        mode: config.mode,
+        mac: asked.filter(|_| !passthru),
+        mtu: mtu.map(u32::from).filter(|&mtu| mtu != parent.mtu),
+        sources: config.sources.clone(),
+    };
+    let link = new.link.clone();
+    let undo = Some(Change::DeleteLink(link.clone()));
+    wiring.make(Change::AddMacvlan(new), undo, "the guest's link on the NIC", tell)?;
+    if let Some(mac) = asked.filter(|_| passthru) {
+        // The kernel gives the NIC its own address back with the link's end.
+        let change = Change::Mac(link.clone(), mac.octets());
+        wiring.make(change, None, "with passthru, the NIC has the guest's address", tell)?;
+    }
+    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
+    Ok(link)
+}
+
+fn adopt_link(
+    wiring: &mut Wiring,
+    config: &MacvtapConfig,
+    link: &Link,
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<LinkId, Error> {
+    let adopted = |key| Err(Error::Adopted { name: link.id.name.clone(), key });
+    if config.mode != MacvtapMode::default() && Some(config.mode) != link.macvlan {
+        return adopted("mode");
+    }
+    if !config.sources.is_empty() {
+        return adopted("source");
+    }
+    if let Some(before) = link.mac {
+        let mac = mac.map_or(before, Mac::octets);
+        let change = |mac| Change::Mac(link.id.clone(), mac);
+        let why = "the guest has the same address";
+        if mac == before {
+            // Recorded all the same, for the guest may change it.
+            wiring.make(change(mac), Some(change(before)), why, &mut |_| {})?;
+        } else {
+            wiring.make(change(mac), Some(change(before)), why, tell)?;
+        }
+    }
+    wiring.set_link(link, true, mtu, &[], tell)?;
+    Ok(link.id.clone())
+}
+
+/// Gives the host a macvlan of its own on the guest's NIC: two links on one NIC reach each other, the NIC itself and a link on
+/// it do not.
+fn make_place(
+    wiring: &mut Wiring,
+    parent: &Link,
+    mode: MacvtapMode,
+    hosts: &[HostAddress],
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<(), Error> {
+    let link = unused(wiring)?;
+    let new = NewMacvlan {
+        link: link.clone(),
+        parent: parent.id.clone(),
+        tap: false,
+        mode,
+        mac: None,
+        mtu: mtu.map(u32::from).filter(|&mtu| mtu != parent.mtu),
+        sources: Vec::new(),
+    };
+    let undo = Some(Change::DeleteLink(link.clone()));
+    wiring.make(Change::AddMacvlan(new), undo, "the host's place beside the guest", tell)?;
+    for &address in hosts {
+        let change = Change::AddAddress(link.clone(), address);
+        wiring.make(change, None, "the host's address towards the guest", tell)?;
+    }
+    wiring.make(Change::Up(link), None, "a link that is down drops every frame", tell)
+}
+
+/// A name and an index that no link has: both are recorded before the link is made.
+fn unused(wiring: &mut Wiring) -> Result<LinkId, Error> {
+    wiring.netlink().unused_link().map_err(asking("the host's links".to_owned()))
+}
