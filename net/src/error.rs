@@ -1,9 +1,11 @@
 //! What can go wrong, and what a person can do about it.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::config::KINDS;
+use crate::fd::FdProblem;
 use crate::host::holders::Holder;
 use crate::host::netlink::Refusal;
 use crate::macvtap::ParentProblem;
@@ -186,6 +188,16 @@ pub enum Error {
         mac: Mac,
         /// The link.
         by: String,
+    },
+    /// An inherited descriptor that is no use.
+    #[error("cannot use the descriptor {fd}: {problem}")]
+    Fd {
+        /// Its number.
+        fd: RawFd,
+        /// Why not.
+        problem: FdProblem,
+        /// The kernel's reason, where it gave one.
+        source: Option<io::Error>,
     },
     /// A link on the way carries less than is asked for.
     #[error("mtu={mtu}: {link} carries {limit} bytes at most")]
@@ -388,6 +400,7 @@ impl Error {
                 _ => return None,
             },
             Self::MacvtapBusy { .. } => "use another one, or macvtap=NIC for a new one".to_owned(),
+            Self::Fd { fd, problem, .. } => return problem.remedy(*fd),
             Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
             Self::Namespace { source, .. } if not_permitted(source) => {
                 "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()

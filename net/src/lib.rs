@@ -15,8 +15,8 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
-//! - `tap.rs`, `tun.rs`, `macvtap.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under two of
-//!   them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
+//! - `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under
+//!   two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
 //!   `router.rs` in front of one, which tell the guest its addresses.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
@@ -34,6 +34,7 @@ mod autoconf;
 mod config;
 mod dhcp;
 mod error;
+mod fd;
 mod filter;
 mod host;
 mod iov;
@@ -64,6 +65,7 @@ pub use config::{
 };
 pub use dhcp::Lease;
 pub use error::Error;
+pub use fd::FdProblem;
 pub use filter::{Addresses, RxFilter};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
@@ -208,9 +210,10 @@ fn open_in(
 fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
     match &config.wire {
         Wire::Tap(tap) if tap.nat => Err(Error::NotBuilt { what: "nat" }),
-        Wire::Tap(tap) => open_tap(tap, mac, config.mtu, tell),
-        Wire::Tun(tun) => tun::open(tun, mac, config.mtu, tell),
+        Wire::Tap(tap) => open_tap(tap, mac, config, tell),
+        Wire::Tun(tun) => tun::open(tun, mac, config, tell),
         Wire::Macvtap(macvtap) => macvtap::open(macvtap, config.mac, config.mtu, tell),
+        Wire::Fd(inherited) => fd::open(inherited, config.mac, config.mtu),
         wire => Err(Error::NotBuilt { what: wire.kind() }),
     }
 }
@@ -218,9 +221,10 @@ fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Resul
 fn open_tap(
     config: &TapConfig,
     mac: Mac,
-    mtu: Option<u16>,
+    all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
+    let mtu = all.mtu;
     let wiring = Wiring::begin()?;
     let tap = Tap::open(config.name.as_ref())?;
     // Here, so that a failure drops the wiring before the tap: an address goes before its link does.
@@ -245,7 +249,7 @@ fn open_tap(
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, None);
+    let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
     let notices = told.notices;
     let backend: Box<dyn Backend> = match told {
         Told { lease: None, router: None, .. } => Box::new(tap),

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::Iov;
 
@@ -212,6 +212,32 @@ fn set_membership(
     };
     checked(result as isize)?;
     Ok(())
+}
+
+/// Takes over a descriptor of a tap, tun or macvtap that the process was started with, and says what it is attached to: from
+/// now on it is ours, and closed when we start another one.
+///
+/// None where it is close-on-exec, and so was opened since. `EBADF` where there is none of that number; any other error is
+/// that of [`tun_get_iff`], and nothing is taken over.
+pub(crate) fn take_inherited(fd: RawFd) -> io::Result<Option<(OwnedFd, Attached)>> {
+    // SAFETY: F_GETFD takes no memory.
+    let flags = checked(unsafe { libc::fcntl(fd, libc::F_GETFD) } as isize)? as libc::c_int;
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Ok(None);
+    }
+    // SAFETY: it is open, and for the length of the call nobody closes what nobody owns (see below).
+    let attached = tun_get_iff(unsafe { BorrowedFd::borrow_raw(fd) })?;
+    // SAFETY: F_SETFD takes no memory.
+    checked(unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } as isize)?;
+    // SAFETY: nobody in this process owns it: it is of the tun or macvtap driver, and those that we opened ourselves, and
+    // those that were taken over before, are close-on-exec.
+    Ok(Some((unsafe { OwnedFd::from_raw_fd(fd) }, attached)))
+}
+
+/// Has no call on `fd` wait.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)
 }
 
 /// An empty `ifreq`.

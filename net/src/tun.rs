@@ -26,8 +26,8 @@ use crate::neighbour::{self, Gateway, Replies};
 use crate::routed::{self, End, Told};
 use crate::tuntap::TunDevice;
 use crate::{
-    Autoconf, Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, Offloads, Opened, RxFilter, Sent, Step,
-    TunConfig, TunMode, Wiring,
+    Autoconf, Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, Opened, RxFilter,
+    Sent, Step, TunConfig, TunMode, Wiring,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -53,9 +53,10 @@ const CSUM_START: usize = 6;
 pub(crate) fn open(
     config: &TunConfig,
     mac: Mac,
-    mtu: Option<u16>,
+    all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
+    let mtu = all.mtu;
     if config.hosts.iter().any(|host| host.guest().is_none()) {
         return Err(Error::NotBuilt { what: "host= of one address (/32, /128) on a tun" });
     }
@@ -87,7 +88,7 @@ pub(crate) fn open(
     }
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let told = routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, None);
+    let told = routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, all.netns.as_ref());
     let notices = told.notices;
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();

@@ -73,6 +73,7 @@ const NET_HELP: &str = "\
 Network cards:
   tap                        a tap of wirevm's own, gone when it ends, with a free subnet
   tap=tap0                   attach to tap0, or make it
+  fd=5                       a tap or macvtap that somebody else opened, inherited
 Keys:
   host=ADDRESS/LENGTH        give the host this address on the tap, one for IPv4 and one for IPv6
   dhcp=on|off                tell the guest its addresses, by DHCP and router advertisement (on)

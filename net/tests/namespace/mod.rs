@@ -3,6 +3,7 @@
 // Each test file has this module, and uses what it needs of it.
 #![allow(dead_code)]
 
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -117,20 +118,84 @@ pub(crate) fn as_user<T: Send + 'static>(uid: u32, call: impl FnOnce() -> T + Se
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// In a mount namespace of the thread's own, has `/run` empty: what is named there is not seen by the machine.
-pub(crate) fn own_run_directory() {
+/// Puts the thread into a mount namespace of its own.
+fn unshare_mounts() {
     // SAFETY: CLONE_NEWNS takes no memory and changes this thread only.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", io::Error::last_os_error());
     run("mount --make-rprivate /");
+}
+
+/// In a mount namespace of the thread's own, has `/run` empty: what is named there is not seen by the machine.
+pub(crate) fn own_run_directory() {
+    unshare_mounts();
     run("mount -t tmpfs tmpfs /run");
+}
+
+/// Runs `test` in a mount namespace of the thread's own.
+pub(crate) fn run_in_own_mounts(test: impl FnOnce()) {
+    unshare_mounts();
+    test();
+}
+
+/// Opens the device of the macvtap `link` of the thread's network namespace, in its own mount namespace.
+pub(crate) fn macvtap_device(link: &str) -> File {
+    // Of sysfs, what was mounted in another network namespace shows that one's links.
+    run("mount -t sysfs sysfs /sys");
+    let directory = format!("/sys/class/net/{link}/macvtap");
+    let tap = std::fs::read_dir(&directory).unwrap().next().expect("a device").unwrap();
+    let number = std::fs::read_to_string(tap.path().join("dev")).unwrap();
+    run("mount -t tmpfs tmpfs /dev/net");
+    run(&format!("mknod /dev/net/tap c {}", number.trim().replace(':', " ")));
+    File::options().read(true).write(true).open("/dev/net/tap").unwrap()
+}
+
+/// Has the processes that we start inherit the descriptor.
+pub(crate) fn inheritable(file: &File) {
+    // SAFETY: F_SETFD takes no memory.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
+    assert_eq!(result, 0, "F_SETFD: {}", io::Error::last_os_error());
+}
+
+/// Makes a tap or tun, or attaches to it, with these `IFF_*` flags.
+pub(crate) fn tun_attached(name: &str, flags: libc::c_int) -> File {
+    let device = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all zeroes is an ifreq, which TUNSETIFF reads and writes.
+    let result = unsafe {
+        let mut ifreq: libc::ifreq = std::mem::zeroed();
+        for (to, from) in ifreq.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        ifreq.ifr_ifru.ifru_flags = flags as i16;
+        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut ifreq)
+    };
+    assert_eq!(result, 0, "attach to {name}: {}", io::Error::last_os_error());
+    device
+}
+
+/// The `IFF_*` flags that a descriptor is attached with.
+pub(crate) fn tun_flags(device: &File) -> i16 {
+    // SAFETY: all zeroes is an ifreq, which TUNGETIFF writes, the flags too.
+    let (result, flags) = unsafe {
+        let mut ifreq: libc::ifreq = std::mem::zeroed();
+        (libc::ioctl(device.as_raw_fd(), libc::TUNGETIFF, &mut ifreq), ifreq.ifr_ifru.ifru_flags)
+    };
+    assert_eq!(result, 0, "TUNGETIFF: {}", io::Error::last_os_error());
+    flags
+}
+
+/// The length of the header before each frame of a descriptor.
+pub(crate) fn tun_header_len(device: &File) -> libc::c_int {
+    let mut len = 0;
+    // SAFETY: TUNGETVNETHDRSZ writes one int.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNGETVNETHDRSZ, &mut len) };
+    assert_eq!(result, 0, "TUNGETVNETHDRSZ: {}", io::Error::last_os_error());
+    len
 }
 
 /// In a mount namespace of the thread's own, puts `/dev/net/tun` there with these permissions, whatever the machine's has;
 /// none to have no such device.
 pub(crate) fn own_tun_device(mode: Option<u32>) {
-    // SAFETY: CLONE_NEWNS takes no memory and changes this thread only.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", io::Error::last_os_error());
-    run("mount --make-rprivate /");
+    unshare_mounts();
     run("mount -t tmpfs tmpfs /dev/net");
     if let Some(mode) = mode {
         run("mknod /dev/net/tun c 10 200");
@@ -178,20 +243,7 @@ pub(crate) fn set_udp_segment(socket: &std::net::UdpSocket, bytes: libc::c_int) 
 
 /// The header length that a persistent tap of one queue is left with, by attaching to it.
 pub(crate) fn header_len(tap: &str) -> libc::c_int {
-    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
-    let mut len = 0;
-    // SAFETY: all zeroes is an ifreq; TUNSETIFF takes one, and TUNGETVNETHDRSZ writes one int.
-    let result = unsafe {
-        let mut ifreq: libc::ifreq = std::mem::zeroed();
-        for (to, from) in ifreq.ifr_name.iter_mut().zip(tap.bytes()) {
-            *to = from as libc::c_char;
-        }
-        ifreq.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut ifreq)
-            | libc::ioctl(device.as_raw_fd(), libc::TUNGETVNETHDRSZ, &mut len)
-    };
-    assert_eq!(result, 0, "attach to {tap}: {}", io::Error::last_os_error());
-    len
+    tun_header_len(&tun_attached(tap, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR))
 }
 
 /// What was logged as a warning since the last call. Tests run one at a time.

@@ -1,0 +1,272 @@
+//! A descriptor of a tap or macvtap that somebody else opened and we inherited: systemd, a jailer, libvirt. It takes no
+//! right at all, and its link may be in another network namespace, out of our sight.
+//!
+//! What is not written in the kernel's documentation, measured on Linux 6.18:
+//! - A descriptor that is attached to a tap keeps the flags that it was attached with; that of a macvtap takes others.
+//! - `TUNGETIFF` answers `IFF_NO_PI` whether there is packet information before each frame or not; netlink says it right,
+//!   where we see the link.
+//! - Both tell and set their link's Ethernet address without any right, in whatever namespace that is.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::fs::{fstat, major, minor};
+
+use crate::host::{Link, Netlink};
+use crate::{
+    Backend, Error, FdConfig, HEADER_LEN, Iov, MTU, Mac, Offloads, Opened, RxFilter, Sent, Wiring, sys,
+    tuntap,
+};
+
+/// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
+const TUN: (u32, u32) = (10, 200);
+
+/// What a link has that we do not see.
+const MTU_UNSEEN: u16 = 1500;
+
+/// Why a descriptor is none that we can use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FdProblem {
+    /// There is none of that number.
+    Closed,
+    /// It is one that wirevm itself opened.
+    Ours,
+    /// It is something else: what `/proc/self/fd` says of it.
+    Other(String),
+    /// It is `/dev/net/tun`, and no link.
+    Unattached,
+    /// It is a tun, with this name.
+    Layer3(String),
+    /// It was attached to the tap of this name without the header that we speak, or with packet information before it.
+    Flags(String),
+    /// It does not take a setting.
+    Setting(&'static str),
+}
+
+impl fmt::Display for FdProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("it is not open"),
+            Self::Ours => f.write_str("it is wirevm's own, and was not inherited"),
+            Self::Other(what) => write!(f, "it is {what}, not a tap or macvtap"),
+            Self::Unattached => f.write_str("it is /dev/net/tun, attached to no link"),
+            Self::Layer3(link) => write!(f, "it is the tun {link} (layer 3), not a tap"),
+            Self::Flags(link) => {
+                write!(f, "the tap {link} was opened without IFF_VNET_HDR or without IFF_NO_PI")
+            }
+            Self::Setting(what) => write!(f, "it does not take or tell its {what}"),
+        }
+    }
+}
+
+impl FdProblem {
+    /// What a person can do about it.
+    pub(crate) fn remedy(&self, fd: RawFd) -> Option<String> {
+        Some(match self {
+            Self::Closed | Self::Ours | Self::Other(_) => format!(
+                "have who starts wirevm open it, and leave it open: sh -c 'wirevm run ... --net fd={fd} {fd}<>/dev/tapN'"
+            ),
+            Self::Unattached | Self::Flags(_) => {
+                "attach it with TUNSETIFF and IFF_TAP | IFF_NO_PI | IFF_VNET_HDR before".to_owned()
+            }
+            Self::Layer3(link) => format!("open a tap instead, or let wirevm open the tun: --net tun={link}"),
+            Self::Setting(_) => return None,
+        })
+    }
+}
+
+/// Takes over the descriptor, and asks of its link what we can see of it.
+pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Result<Opened, Error> {
+    let mut backend = Inherited::take(config.fds[0])?;
+    let link = backend.link();
+    let name = backend.name.clone();
+    if link.as_ref().and_then(|link| link.tun).is_some_and(|tun| tun.packet_info) {
+        return Err(Error::Fd { fd: backend.number, problem: FdProblem::Flags(name), source: None });
+    }
+    let limit = link.as_ref().map(|link| link.mtu);
+    if let (Some(mtu), Some(limit)) = (mtu, limit)
+        && u32::from(mtu) > limit
+    {
+        return Err(Error::MtuLimit { mtu, link: name, limit });
+    }
+    let down = link.filter(|link| !link.up).map(|_| {
+        format!("{name} is down and drops every frame until somebody sets it up: ip link set dev {name} up")
+    });
+    let own = limit.map_or(MTU_UNSEEN, |limit| u16::try_from(limit).unwrap_or(*MTU.end()));
+    let mac = match (mac, backend.is_macvtap) {
+        (Some(mac), false) => mac,
+        (None, false) => Mac::random().map_err(|source| Error::RandomMac { source })?,
+        // The link brings the frames to its own address, and no others.
+        (Some(mac), true) => {
+            backend.set_mac(mac.octets()).map_err(backend.refusal("Ethernet address"))?;
+            mac
+        }
+        (None, true) => Mac::new(backend.mac).map_err(|_| backend.problem("Ethernet address"))?,
+    };
+    // There is nothing to change, and so nothing to undo.
+    let mut wiring = Wiring::begin()?;
+    wiring.settle();
+    let notices = down.into_iter().collect();
+    let (backends, ignored): (Vec<Box<dyn Backend>>, _) = (vec![Box::new(backend)], Arc::default());
+    Ok(Opened { backends, mac, mtu: mtu.unwrap_or(own), link: name, ignored, notices, wiring })
+}
+
+/// One queue of a tap or macvtap that somebody else opened. Dropped, it is as we got it, and closed.
+#[derive(Debug)]
+struct Inherited {
+    device: OwnedFd,
+    number: RawFd,
+    name: String,
+    is_macvtap: bool,
+    offloads: Offloads,
+    /// The link's, which for a macvtap is the guest's.
+    mac: [u8; 6],
+    /// What to give back.
+    found: Found,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    flags: i32,
+    header_len: usize,
+    mac: [u8; 6],
+}
+
+impl Inherited {
+    fn take(number: RawFd) -> Result<Self, Error> {
+        let problem = |problem, source| Error::Fd { fd: number, problem, source };
+        let setting = |what| move |source| problem(FdProblem::Setting(what), Some(source));
+        let other = || {
+            let what = std::fs::read_link(format!("/proc/self/fd/{number}"));
+            what.map_or_else(|_| "something else".to_owned(), |what| what.display().to_string())
+        };
+        let (device, attached) = match sys::take_inherited(number) {
+            Ok(Some(taken)) => taken,
+            Ok(None) => return Err(problem(FdProblem::Ours, None)),
+            Err(source) => {
+                let what = match source.raw_os_error() {
+                    Some(libc::EBADF) => FdProblem::Closed,
+                    Some(libc::EBADFD) => FdProblem::Unattached,
+                    _ => FdProblem::Other(other()),
+                };
+                return Err(problem(what, Some(source)));
+            }
+        };
+        let fd = device.as_fd();
+        let name = attached.name;
+        if attached.flags & libc::IFF_TAP == 0 {
+            return Err(problem(FdProblem::Layer3(name), None));
+        }
+        let stat = fstat(fd).map_err(|error| setting("number")(error.into()))?;
+        let is_macvtap = (major(stat.st_rdev), minor(stat.st_rdev)) != TUN;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let is_ours = attached.flags & flags == flags;
+        if !is_macvtap && !is_ours {
+            return Err(problem(FdProblem::Flags(name), None));
+        }
+        let header_len = sys::tun_vnet_hdr_len(fd).map_err(setting("header length"))?;
+        let mac = sys::hardware_address(fd).map_err(setting("Ethernet address"))?;
+        let found = Found { flags: attached.flags, header_len, mac };
+        // From here on, what is dropped is given back.
+        let offloads = Offloads::default();
+        let mut this = Self { device, number, name, is_macvtap, offloads, mac, found };
+        if is_macvtap {
+            sys::tun_set_iff(this.fd(), &this.name, flags).map_err(setting("flags"))?;
+            // Its bound wakes nobody who waits for it to have room again.
+            sys::tun_set_sndbuf(this.fd(), libc::c_int::MAX).map_err(setting("socket buffer"))?;
+        }
+        sys::set_nonblocking(this.fd()).map_err(setting("blocking mode"))?;
+        sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(setting("header length"))?;
+        this.offloads = tuntap::probe(this.fd());
+        tuntap::set_offloads(this.fd(), Offloads::default()).map_err(setting("offloads"))?;
+        Ok(this)
+    }
+
+    /// The link, if it is in our network namespace: the one of that name that has the address and is of the kind.
+    fn link(&self) -> Option<Link> {
+        let link = Netlink::new().link(&self.name).ok().flatten()?;
+        let same_kind = self.is_macvtap != link.tun.is_some();
+        (same_kind && link.mac == Some(self.mac)).then_some(link)
+    }
+
+    fn problem(&self, what: &'static str) -> Error {
+        Error::Fd { fd: self.number, problem: FdProblem::Setting(what), source: None }
+    }
+
+    fn refusal(&self, what: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+        let fd = self.number;
+        move |source| Error::Fd { fd, problem: FdProblem::Setting(what), source: Some(source) }
+    }
+
+    /// Gives a macvtap's link another address.
+    fn set_mac(&mut self, mac: [u8; 6]) -> io::Result<()> {
+        if mac != self.mac {
+            sys::set_hardware_address(self.fd(), mac)?;
+            self.mac = mac;
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self) -> io::Result<()> {
+        // A macvtap that nobody has opened yet accepts all, a tap nothing.
+        let fresh = if self.is_macvtap { self.offloads } else { Offloads::default() };
+        tuntap::set_offloads(self.fd(), fresh)?;
+        sys::tun_set_vnet_hdr_len(self.fd(), self.found.header_len)?;
+        if self.is_macvtap {
+            sys::tun_set_iff(self.fd(), &self.name, self.found.flags)?;
+            self.set_mac(self.found.mac)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        match self.give_back() {
+            // The link is deleted.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENOLINK)) => {}
+            Err(error) => log::warn!("cannot give {} its settings back: {error}", self.name),
+            Ok(()) => {}
+        }
+    }
+}
+
+impl Backend for Inherited {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    #[inline]
+    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
+        match sys::writev(self.device.as_fd(), frame) {
+            Ok(_) => Ok(Sent::Gone),
+            // A deleted macvtap.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Err(sys::wire_is_gone()),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[inline]
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        sys::readv(self.device.as_fd(), space)
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
+        tuntap::set_offloads(self.fd(), accepted)
+    }
+
+    /// A macvtap's link gets the guest's address, without which it would bring it nothing. Groups are for its owner to join.
+    fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
+        if self.is_macvtap { self.set_mac(filter.mac.octets()) } else { Ok(()) }
+    }
+
+    fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+}
