@@ -301,6 +301,14 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// The guest's address is in use on another link of the host, or by it.
+    #[error("guest={guest}: {on} has it at one of its ends already")]
+    GuestTaken {
+        /// The guest's address.
+        guest: std::net::IpAddr,
+        /// The other link.
+        on: String,
+    },
     /// Another link of the host has the address, or a part of its subnet.
     #[error("host={address}: {on} has {theirs} already")]
     AddressTaken {
@@ -417,6 +425,7 @@ impl Error {
             Self::Runtime { .. } => {
                 "set WIREVM_RUNTIME_DIR to a directory that you alone can write to".to_owned()
             }
+            Self::GuestTaken { on, .. } => format!("choose another one; ip address show dev {on} tells why"),
             Self::AddressTaken { on, theirs, .. } => {
                 format!(
                     "choose a subnet apart from {theirs}, or free it: sudo ip address del {theirs} dev {on}"

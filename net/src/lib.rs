@@ -247,7 +247,7 @@ fn open_tap(
     wiring.set_link(&link, stays, mtu, &hosts, tell)?;
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let link_local = routed::link_local(&mut wiring, &link)?;
+    let link_local = routed::link_local(&mut wiring, &link, hosts)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
     let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
     let notices = told.notices;

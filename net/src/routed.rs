@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::dhcp::Lease;
 use crate::host::{Link, Wiring, free};
@@ -88,12 +90,32 @@ pub(crate) fn tell_guest(
     told
 }
 
-/// The link-local address that the kernel gave the link, if it did.
-pub(crate) fn link_local(wiring: &mut Wiring, link: &Link) -> Result<Option<Ipv6Addr>, Error> {
+/// The link-local address that the kernel gave the link, if it did. It is not asked for where none of `hosts` needs it.
+///
+/// A link that had no carrier until we attached gets it a moment after it is up, for the kernel hears of the carrier by a
+/// work queue. So this waits for it, a second at most, where it is to come.
+pub(crate) fn link_local(
+    wiring: &mut Wiring,
+    link: &Link,
+    hosts: &[HostAddress],
+) -> Result<Option<Ipv6Addr>, Error> {
     let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
-    let all = wiring.netlink().addresses().map_err(asked)?;
-    let ours = all.iter().filter(|address| address.link == link.id.index);
-    Ok(ours.filter_map(|ours| v6(&ours.address)).find(Ipv6Addr::is_unicast_link_local))
+    if !hosts.iter().any(|host| host.v6().is_some()) {
+        return Ok(None);
+    }
+    // IN6_ADDR_GEN_MODE_NONE (linux/if_link.h) is 1.
+    let mode = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", link.id.name));
+    let comes = has_ipv6(&link.id.name) && mode.is_ok_and(|mode| mode.trim() != "1");
+    let end = Instant::now() + Duration::from_secs(1);
+    loop {
+        let all = wiring.netlink().addresses().map_err(asked)?;
+        let ours = all.iter().filter(|address| address.link == link.id.index);
+        let found = ours.filter_map(|ours| v6(&ours.address)).find(Ipv6Addr::is_unicast_link_local);
+        if found.is_some() || !comes || Instant::now() >= end {
+            return Ok(found);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// True where the kernel has IPv6, for this link too.

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
+use crate::host::Peer;
 use crate::neighbour::{self, Gateway, Replies};
 use crate::routed::{self, End, Told};
 use crate::tuntap::TunDevice;
@@ -57,9 +58,6 @@ pub(crate) fn open(
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
     let mtu = all.mtu;
-    if config.hosts.iter().any(|host| host.guest().is_none()) {
-        return Err(Error::NotBuilt { what: "host= of one address (/32, /128) on a tun" });
-    }
     let wiring = Wiring::begin()?;
     let device = TunDevice::open(TunMode::Tun, config.name.as_ref())?;
     // Here, so that a failure drops the wiring before the tun: an address goes before its link does.
@@ -79,17 +77,27 @@ pub(crate) fn open(
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
-    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
+    let accepts_routers = if stays { Ok(()) } else { wiring.refuse_routers(&link, tell) };
+    let (alone, in_subnets): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| host.guest().is_none());
+    wiring.set_link(&link, stays, mtu, &in_subnets, tell)?;
+    for host in alone {
+        if let Some(guest) = config.guest(host) {
+            wiring.set_peer(&link, stays, Peer { host, guest }, tell)?;
+        }
+    }
 
     let mut gateway = Gateway::new(mac, hosts.iter().map(|host| host.address()).collect());
-    // A tun has one from when it is up, unless IPv6 is off there.
-    if let Some(address) = routed::link_local(&mut wiring, &link)? {
+    // The host's own, so that the guest reaches it there; but any will do for a router.
+    if let Some(address) = routed::link_local(&mut wiring, &link, &hosts)? {
         gateway = gateway.with_link_local(address);
     }
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let told = routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, all.netns.as_ref());
-    let notices = told.notices;
+    let mut notices = told.notices;
+    if let Err(error) = accepts_routers {
+        notices.push(format!("{name} takes what the guest says as a router: {error}"));
+    }
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();
     let backend: Box<dyn Backend> = match told {

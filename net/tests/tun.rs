@@ -22,9 +22,12 @@ fn open(spec: &str) -> Result<Opened, Error> {
 }
 
 /// Opens and returns the lines told, without why.
+///
+/// And without the one that only a kernel with IPv6 gets.
 fn open_told(spec: &str) -> (Opened, Vec<String>) {
     let mut lines = Vec::new();
     let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
+    lines.retain(|line| !line.contains("accept_ra"));
     (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
 }
 
@@ -213,19 +216,115 @@ fn a_tun_is_made_and_goes() {
     });
 }
 
+/// Somebody's tun0, up once: the kernel gives a link its queueing discipline then and does not take it back.
+fn his_tun(flags: &str) {
+    run(&format!("ip tuntap add dev tun0 mode tun {flags}"));
+    run("ip link set tun0 up");
+    run("ip link set tun0 down");
+}
+
+/// The state, but for how link-local addresses are made: a kernel changes that when a tun first has somebody attached.
+fn settled() -> String {
+    state().replace("addrgenmode random", "addrgenmode eui64")
+}
+
 #[test]
 fn a_persistent_tun_is_used_and_given_back() {
     in_namespace("a_persistent_tun_is_used_and_given_back", || {
-        run("ip tuntap add dev tun0 mode tun pi");
-        run("ip link set tun0 up");
-        run("ip link set tun0 down");
-        // The kernel changes how it makes link-local addresses when a tun is first up with somebody attached.
-        let state = || state().replace("addrgenmode random", "addrgenmode eui64");
-        let before = state();
+        his_tun("pi");
+        let before = settled();
         let (opened, told) = open_told("tun=tun0,host=10.0.0.1/30");
         assert_eq!(told, ["ip address add 10.0.0.1/30 dev tun0", "ip link set dev tun0 up"]);
         drop(opened);
-        assert_eq!(state(), before);
+        assert_eq!(settled(), before);
+    });
+}
+
+#[test]
+fn a_host_alone_has_its_guest_for_a_peer() {
+    in_namespace("a_host_alone_has_its_guest_for_a_peer", || {
+        his_tun("vnet_hdr");
+        let before = settled();
+        let (first, told) = open_told("tun=tun0,host=10.0.0.1/32,guest=192.168.7.2");
+        assert_eq!(told, ["ip link set dev tun0 up", "ip address add 10.0.0.1 peer 192.168.7.2 dev tun0"]);
+        let route = run("ip route get 192.168.7.2");
+        assert!(route.starts_with("192.168.7.2 dev tun0 src 10.0.0.1"), "{route}");
+        // Another guest of the same host, whose address is in no subnet of it.
+        let (second, told) = open_told("tun,host=10.0.0.1/32,guest=192.168.7.3");
+        let lines = [
+            "ip tuntap add dev wirevm0 mode tun vnet_hdr",
+            "ip link set dev wirevm0 up",
+            "ip address add 10.0.0.1 peer 192.168.7.3 dev wirevm0",
+        ];
+        assert_eq!(told, lines);
+        assert!(run("ip route get 192.168.7.3").starts_with("192.168.7.3 dev wirevm0 src 10.0.0.1"));
+        for (guest, on) in [("192.168.7.3", "wirevm0"), ("192.168.7.2", "tun0")] {
+            let error = open(&format!("tun,host=10.0.0.9/32,guest={guest}")).unwrap_err();
+            assert_eq!(error.to_string(), format!("guest={guest}: {on} has it at one of its ends already"));
+            assert!(error.remedy().unwrap().contains(on));
+        }
+        let error = open("tun,host=10.0.0.9/32,guest=10.0.0.1").unwrap_err();
+        assert!(error.to_string().contains("guest=10.0.0.1: "), "{error}");
+        drop((first, second));
+        assert_eq!(settled(), before);
+
+        // What is there is neither done nor undone.
+        run("ip address add 10.0.0.1 peer 192.168.7.2 dev tun0");
+        let before = settled();
+        let (first, told) = open_told("tun=tun0,host=10.0.0.1/32,guest=192.168.7.2");
+        assert_eq!(told, ["ip link set dev tun0 up"]);
+        drop(first);
+        assert_eq!(settled(), before);
+    });
+}
+
+#[test]
+fn ipv6_has_peers_too() {
+    const NAME: &str = "ipv6_has_peers_too";
+    in_namespace(NAME, || {
+        if !has_ipv6() {
+            return skip(NAME, "this kernel has no IPv6; the lab's has");
+        }
+        run("ip link set lo up");
+        his_tun("vnet_hdr");
+        let before = settled();
+        let (opened, told) = open_told("tun=tun0,host=fd00::1/128,guest=fd00:7::2");
+        assert_eq!(told, ["ip link set dev tun0 up", "ip address add fd00::1 peer fd00:7::2 dev tun0 nodad"]);
+        assert!(opened.notices.iter().any(|notice| notice.contains("cannot make an address")), "by hand");
+        // The kernel hears of the carrier a moment later.
+        run_until("ip -6 route show dev tun0", |all| all.contains("fd00:7::2 ") && !all.contains("linkdown"));
+        let route = run("ip route get fd00:7::2");
+        assert!(route.starts_with("fd00:7::2 from :: dev tun0") && route.contains("src fd00::1"), "{route}");
+        drop(opened);
+        assert_eq!(settled(), before);
+
+        // One that is attached to has its link-local address a moment later, too, and then the guest knows it.
+        let mut opened = open(&format!("tun=tun0,host=fd00::1/64,mac={GUEST}")).unwrap();
+        let link_local = run("ip -6 -o address show dev tun0 scope link");
+        let link_local: std::net::Ipv6Addr =
+            link_local.split_whitespace().nth(3).unwrap().split('/').next().unwrap().parse().unwrap();
+        let mut solicit = vec![0; HEADER_LEN];
+        solicit.extend([0x33, 0x33, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 58, 255]);
+        solicit.extend([0; 16].into_iter().chain("ff02::2".parse::<std::net::Ipv6Addr>().unwrap().octets()));
+        solicit.extend([133, 0, 0x7b, 0xb8, 0, 0, 0, 0]);
+        assert_eq!(send(&mut *opened.backends[0], &solicit).unwrap(), Sent::Answered);
+        let advert = recv(&mut *opened.backends[0], 2000).unwrap();
+        assert_eq!(advert[HEADER_LEN + 14 + 8..][..16], link_local.octets());
+    });
+}
+
+#[test]
+fn the_guest_is_no_router_of_the_host() {
+    const NAME: &str = "the_guest_is_no_router_of_the_host";
+    in_namespace(NAME, || {
+        if !has_ipv6() {
+            return skip(NAME, "this kernel has no IPv6; the lab's has");
+        }
+        let setting = |link: &str| run(&format!("cat /proc/sys/net/ipv6/conf/{link}/accept_ra"));
+        run("ip tuntap add dev tun0 mode tun");
+        let (opened, his) = (open("tun").unwrap(), open("tun=tun0").unwrap());
+        assert_eq!(setting(&opened.link), "0\n");
+        assert_eq!(setting(&his.link), "1\n", "who made it knows what he wants");
     });
 }
 

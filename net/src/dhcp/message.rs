@@ -41,6 +41,7 @@ mod option {
     pub(super) const MESSAGE_TYPE: u8 = 53;
     pub(super) const SERVER: u8 = 54;
     pub(super) const CLIENT_ID: u8 = 61;
+    pub(super) const ROUTES: u8 = 121;
 }
 
 /// What a request says, as far as it matters here. Of an option that is there twice the first counts.
@@ -151,6 +152,14 @@ impl Lease {
         }
         if !refused && self.host.prefix() <= 30 {
             add(option::BROADCAST, &broadcast);
+        }
+        // Alone in its subnet, the guest must be told that its router is on the link (RFC 3442): the way to the router, and
+        // by it to everywhere. Beside the longest identifiers there is no room; most clients find out themselves.
+        let [a, b, c, d] = router;
+        let routes = [32, a, b, c, d, 0, 0, 0, 0, 0, a, b, c, d];
+        let has_room = request.client_id.is_none_or(|id| id.len() < 240);
+        if !refused && self.host.prefix() == 32 && has_room {
+            add(option::ROUTES, &routes);
         }
         let leases = !refused && !asked_only;
         let answer = DhcpRepr {

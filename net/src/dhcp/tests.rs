@@ -281,6 +281,28 @@ fn the_longest_identifier_has_room() {
     assert!(offer.options().iter().any(|(kind, _)| *kind == 28), "what comes behind it too");
 }
 
+#[test]
+fn a_guest_alone_in_its_subnet_is_told_the_way_to_its_router() {
+    let (host, mac) =
+        ("10.0.0.1/32".parse::<crate::HostAddress>().unwrap().v4().unwrap(), Mac::new(GUEST_MAC).unwrap());
+    let lease = Lease::to(mac, Ipv4Addr::new(192, 168, 7, 2), host, HOST_MAC, 1400).with_dns(&DNS);
+    for (len, told) in [(3, true), (239, true), (240, false), (255, false)] {
+        let options = [DhcpOption { kind: 61, data: &[0xab; 255][..len] }];
+        let discover = DhcpRepr { additional_options: &options, ..message(DhcpMessageType::Discover) };
+        let mut reply = [0; ANSWER_MAX];
+        let Verdict::Reply(reply_len) = lease.answer(&frame(&discover), &mut reply) else {
+            panic!("no reply")
+        };
+        let message = &reply[HEADER_LEN + 14 + 20 + 8..reply_len];
+        let packet = DhcpPacket::new_checked(message).unwrap();
+        assert_eq!(packet.your_ip(), Ipv4Addr::new(192, 168, 7, 2));
+        let option = |kind| packet.options().find(|option| option.kind == kind).map(|option| option.data);
+        assert_eq!((option(1), option(3)), (Some(&[255; 4][..]), Some(&[10, 0, 0, 1][..])));
+        let routes = [32, 10, 0, 0, 1, 0, 0, 0, 0, 0, 10, 0, 0, 1];
+        assert_eq!(option(121), told.then_some(&routes[..]), "an identifier of {len} bytes");
+    }
+}
+
 fn wire() -> (Autoconf<SocketBackend>, SocketPeer) {
     let (backend, peer) = SocketBackend::pair().unwrap();
     peer.socket().set_nonblocking(true).unwrap();

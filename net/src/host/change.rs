@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinkId, NamespaceId, Netlink, NewMacvlan, Refusal, namespace};
+use super::{LinkId, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, namespace};
 use crate::HostAddress;
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
@@ -15,6 +15,8 @@ pub(crate) enum Change {
     Mtu(LinkId, u32),
     AddAddress(LinkId, #[serde(with = "text")] HostAddress),
     RemoveAddress(LinkId, #[serde(with = "text")] HostAddress),
+    AddPeer(LinkId, #[serde(with = "text")] Peer),
+    RemovePeer(LinkId, #[serde(with = "text")] Peer),
     Up(LinkId),
     Down(LinkId),
     DeleteLink(LinkId),
@@ -71,8 +73,10 @@ impl Change {
     pub(crate) fn make(&self, netlink: &mut Netlink) -> Result<(), Refusal> {
         match self {
             Self::Mtu(link, mtu) => netlink.set_mtu(link, *mtu),
-            Self::AddAddress(link, address) => netlink.add_address(link, *address),
-            Self::RemoveAddress(link, address) => netlink.remove_address(link, *address),
+            Self::AddAddress(link, address) => netlink.add_address(link, *address, address.address()),
+            Self::RemoveAddress(link, address) => netlink.remove_address(link, *address, address.address()),
+            Self::AddPeer(link, peer) => netlink.add_address(link, peer.host, peer.guest),
+            Self::RemovePeer(link, peer) => netlink.remove_address(link, peer.host, peer.guest),
             Self::Up(link) => netlink.set_up(link, true),
             Self::Down(link) => netlink.set_up(link, false),
             Self::DeleteLink(link) => netlink.delete_link(link),
@@ -91,6 +95,8 @@ impl Change {
                 format!("ip address add {address} dev {link}{}", nodad(address))
             }
             Self::RemoveAddress(link, address) => format!("ip address del {address} dev {link}"),
+            Self::AddPeer(link, peer) => format!("ip address add {peer} dev {link}{}", nodad(&peer.host)),
+            Self::RemovePeer(link, peer) => format!("ip address del {peer} dev {link}"),
             Self::Up(link) => format!("ip link set dev {link} up"),
             Self::Down(link) => format!("ip link set dev {link} down"),
             Self::DeleteLink(link) => format!("ip link del dev {link}"),
@@ -109,6 +115,8 @@ impl Change {
             Self::Mtu(link, _)
             | Self::AddAddress(link, _)
             | Self::RemoveAddress(link, _)
+            | Self::AddPeer(link, _)
+            | Self::RemovePeer(link, _)
             | Self::Up(link)
             | Self::Down(link)
             | Self::Mac(link, _)
@@ -135,8 +143,8 @@ impl Change {
             (self, refusal.errno()),
             (_, Some(libc::ENODEV))
                 | (Self::Sysctl(_) | Self::DeleteNamespace { .. }, Some(libc::ENOENT))
-                | (Self::RemoveAddress(..), Some(libc::EADDRNOTAVAIL))
-                | (Self::AddAddress(..), Some(libc::EEXIST))
+                | (Self::RemoveAddress(..) | Self::RemovePeer(..), Some(libc::EADDRNOTAVAIL))
+                | (Self::AddAddress(..) | Self::AddPeer(..), Some(libc::EEXIST))
         )
     }
 }
@@ -180,6 +188,8 @@ mod tests {
 
     /// Each kind of change, and the line that it is.
     fn all() -> Vec<(Change, &'static str)> {
+        let [peer, peer6] =
+            ["10.0.0.1 peer 10.0.0.2", "fd00::1 peer fd00::2"].map(|text| text.parse().unwrap());
         let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
         let id = NamespaceId { dev: 4, inode: 4026531840 };
         let delete_namespace = Change::DeleteNamespace { name: "vpn".to_owned(), id };
@@ -189,6 +199,9 @@ mod tests {
             (Change::RemoveAddress(link(), address), "ip address del 172.31.0.1/24 dev tap0"),
             (Change::AddAddress(link(), v6), "ip address add fd00::1/64 dev tap0 nodad"),
             (Change::RemoveAddress(link(), v6), "ip address del fd00::1/64 dev tap0"),
+            (Change::AddPeer(link(), peer), "ip address add 10.0.0.1 peer 10.0.0.2 dev tap0"),
+            (Change::RemovePeer(link(), peer), "ip address del 10.0.0.1 peer 10.0.0.2 dev tap0"),
+            (Change::AddPeer(link(), peer6), "ip address add fd00::1 peer fd00::2 dev tap0 nodad"),
             (Change::Up(link()), "ip link set dev tap0 up"),
             (Change::Down(link()), "ip link set dev tap0 down"),
             (Change::DeleteLink(link()), "ip link del dev tap0"),

@@ -11,6 +11,7 @@ pub(crate) mod free;
 pub(crate) mod holders;
 mod namespace;
 pub(crate) mod netlink;
+mod peer;
 mod runtime;
 pub(crate) mod sysfs;
 
@@ -20,6 +21,7 @@ pub(crate) use change::Change;
 pub use clean::{clean, left_over};
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
 pub(crate) use netlink::{Link, LinkId, Netlink, NewMacvlan, Refusal, Tun};
+pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
 
 use self::runtime::{Line, Record};

@@ -234,18 +234,29 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Gives a link an address; `EEXIST` where it has the same already.
-    pub(crate) fn add_address(&mut self, link: &LinkId, address: HostAddress) -> Result<(), Refusal> {
+    /// Gives a link an address, and a route to `other`: itself in a subnet, on a point-to-point link the address at its
+    /// other end. `EEXIST` where it has the same already.
+    pub(crate) fn add_address(
+        &mut self,
+        link: &LinkId,
+        address: HostAddress,
+        other: IpAddr,
+    ) -> Result<(), Refusal> {
         let request = rt_addr::Request::new().set_create().set_excl();
         let mut request = request.op_newaddr_do(&ifaddrmsg(link, address));
-        request.encode().push_local(address.address()).push_address(address.address());
+        request.encode().push_local(address.address()).push_address(other);
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
-    /// Takes a link's address away; `EADDRNOTAVAIL` where it has none such.
-    pub(crate) fn remove_address(&mut self, link: &LinkId, address: HostAddress) -> Result<(), Refusal> {
+    /// Takes such an address away; `EADDRNOTAVAIL` where the link has none such.
+    pub(crate) fn remove_address(
+        &mut self,
+        link: &LinkId,
+        address: HostAddress,
+        other: IpAddr,
+    ) -> Result<(), Refusal> {
         let mut request = rt_addr::Request::new().op_deladdr_do(&ifaddrmsg(link, address));
-        request.encode().push_local(address.address());
+        request.encode().push_local(address.address()).push_address(other);
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 }

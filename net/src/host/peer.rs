@@ -1,0 +1,108 @@
+//! Point-to-point addresses: the host's own alone at its end of a link, and the guest's alone at the other, in no subnet.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use super::change::Sysctl;
+use super::{Change, Link, Step, Wiring};
+use crate::{Error, HostAddress};
+
+/// The two ends of a link, written `10.0.0.1 peer 10.0.0.2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// A /32 or /128.
+    pub(crate) host: HostAddress,
+    /// Of the same family.
+    pub(crate) guest: IpAddr,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} peer {}", self.host.address(), self.guest)
+    }
+}
+
+impl FromStr for Peer {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "two addresses of a family are wanted, 10.0.0.1 peer 10.0.0.2";
+        let (host, guest) = text.split_once(" peer ").ok_or(FORM)?;
+        let (host, guest): (IpAddr, IpAddr) =
+            (host.parse().map_err(|_| FORM)?, guest.parse().map_err(|_| FORM)?);
+        if host.is_ipv4() != guest.is_ipv4() {
+            return Err(FORM);
+        }
+        let host = HostAddress::new(host, if host.is_ipv4() { 32 } else { 128 })?;
+        Ok(Self { host, guest })
+    }
+}
+
+impl Wiring {
+    /// Gives `link` the host's address of `peer`, and so the host a route to the guest's, unless it has it already. `stays`
+    /// is as in [`set_link`](Self::set_link).
+    ///
+    /// Another link may have the host's address as well, for an address alone is in nobody's way: so one address of the
+    /// host serves any number of guests. The guest's must be its own.
+    ///
+    /// # Errors
+    /// Another link has the guest's address, at either end.
+    pub(crate) fn set_peer(
+        &mut self,
+        link: &Link,
+        stays: bool,
+        peer: Peer,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<(), Error> {
+        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let all = self.netlink().addresses().map_err(asked)?;
+        let is_guest = |other: &&super::netlink::AddressOnLink| {
+            other.address == peer.guest || other.subnet == peer.guest && other.prefix == peer.host.prefix()
+        };
+        match all.iter().find(is_guest) {
+            Some(ours) if ours.link == link.id.index && ours.address == peer.host.address() => return Ok(()),
+            Some(other) => {
+                let name = self.netlink().link_by_index(other.link).map_err(asked)?.map(|link| link.id.name);
+                return Err(Error::GuestTaken { guest: peer.guest, on: name.unwrap_or_default() });
+            }
+            None => {}
+        }
+        let back = stays.then(|| Change::RemovePeer(link.id.clone(), peer));
+        let change = Change::AddPeer(link.id.clone(), peer);
+        self.make(change, back, "the host's address, and a route to the guest's", tell)
+    }
+}
+
+impl Wiring {
+    /// Has the host's kernel take no router advertisement from `link`, which goes with its backend: else whoever is at its
+    /// other end could make himself the host's router and resolver. Where IPv6 is absent or careful already, nothing is done.
+    ///
+    /// # Errors
+    /// The setting is refused: `/proc/sys` is read-only in many containers.
+    pub(crate) fn refuse_routers(&mut self, link: &Link, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+        let key = format!("net/ipv6/conf/{}/accept_ra", link.id.name);
+        match Sysctl::read(&key) {
+            Ok(value) if value != "0" => {
+                let refuse = Change::Sysctl(Sysctl { key, value: "0".to_owned(), only_from: None });
+                self.make(refuse, None, "the guest shall not make itself the host's router", tell)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_read_as_it_is_written() {
+        for text in ["10.0.0.1 peer 192.168.7.2", "fd00::1 peer fd01::2"] {
+            assert_eq!(text.parse::<Peer>().unwrap().to_string(), text);
+        }
+        for bad in ["10.0.0.1", "10.0.0.1 peer fd00::1", "10.0.0.1 peer ", "127.0.0.1 peer 10.0.0.2", ""] {
+            assert!(bad.parse::<Peer>().is_err(), "{bad:?}");
+        }
+    }
+}
