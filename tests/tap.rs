@@ -375,6 +375,40 @@ mod stock {
     }
 
     #[test]
+    fn a_guest_knows_its_addresses_its_router_and_its_resolvers() {
+        let kernel = need!(stock::fastest());
+        let netns = netns!();
+        netns.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        let before = netns.state();
+        let mut vm = boot(&kernel, &netns, "tap,host=172.31.0.1/24,host=fd00::1/64,mac=02:00:00:00:00:2a");
+        let addresses = "until ip -6 addr show dev eth0 | grep -v tentative | grep fd00:; do sleep 0.2; done";
+        let address = vm.sh(addresses, COMMAND);
+        assert!(address.contains("fd00::ff:fe00:2a/64"), "{address}");
+        let routes = vm.sh("ip -6 route", COMMAND);
+        let router = routes.lines().find(|line| line.starts_with("default via fe80::"));
+        assert!(router.is_some_and(|route| route.contains("dev eth0")), "{routes}");
+        vm.sh("ping -c 2 -W 10 fd00::1", COMMAND);
+        netns.sh("ping -c 2 -i 0.2 -W 10 fd00::ff:fe00:2a");
+        let resolvers = vm.sh("cat /etc/resolv.conf", COMMAND);
+        let of_host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let reachable =
+            |line: &&str| line.starts_with("nameserver ") && !line.contains(" 127.") && !line.contains(':');
+        for line in of_host.lines().filter(reachable).take(2) {
+            assert!(resolvers.contains(line.trim()), "{line}: {resolvers}");
+        }
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+        netns.is_as(&before);
+
+        // Without a word of addresses: both ends have one, and meet.
+        let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["--net", "tap"]);
+        let gateway = vm.sh("ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'", COMMAND);
+        assert_eq!(gateway.trim(), "172.30.0.1", "{}", vm.state());
+        vm.sh("ping -c 2 -W 10 172.30.0.1", COMMAND);
+        netns.sh("ping -c 2 -i 0.2 -W 10 172.30.0.2");
+    }
+
+    #[test]
     fn jumbo_frames_pass_whole() {
         let kernel = need!(stock::fastest());
         let netns = netns!();
