@@ -22,7 +22,9 @@
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/runtime.rs`, `host/clean.rs`:
 //!   the records that outlive us, and undoing those of the dead. `host/namespace.rs`: network namespaces.
-//!   `host/netlink.rs` and `host/netlink/`: the only users of the netlink crates. `host/sysfs.rs`: a link's device. `host/holders.rs`: who holds a tap.
+//!   `host/netlink.rs` and `host/netlink/`, `host/nft.rs`: the only users of the netlink crates. `host/sysfs.rs`: a link's
+//!   device. `host/holders.rs`: who holds a tap.
+//! - `host/nat.rs`: NAT. `host/forwarding.rs`: that the kernel passes packets on. `host/firewall.rs`: what others' rules drop.
 //! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
@@ -67,6 +69,7 @@ pub use dhcp::Lease;
 pub use error::Error;
 pub use fd::FdProblem;
 pub use filter::{Addresses, RxFilter};
+pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::{Step, Wiring, clean, left_over};
@@ -209,7 +212,6 @@ fn open_in(
 
 fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
     match &config.wire {
-        Wire::Tap(tap) if tap.nat => Err(Error::NotBuilt { what: "nat" }),
         Wire::Tap(tap) => open_tap(tap, mac, config, tell),
         Wire::Tun(tun) => tun::open(tun, mac, config, tell),
         Wire::Macvtap(macvtap) => macvtap::open(macvtap, config.mac, config.mtu, tell),
@@ -245,12 +247,16 @@ fn open_tap(
         hosts => hosts.to_vec(),
     };
     wiring.set_link(&link, stays, mtu, &hosts, tell)?;
+    let mut notices = Vec::new();
+    if config.nat {
+        notices = wiring.set_nat(&link, stays, &hosts, mac, &config.forwards, tell)?;
+    }
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link, hosts)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
     let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
-    let notices = told.notices;
+    notices.extend(told.notices);
     let backend: Box<dyn Backend> = match told {
         Told { lease: None, router: None, .. } => Box::new(tap),
         Told { lease, router, .. } => Box::new(Autoconf::new(tap, lease, router)),

@@ -41,6 +41,14 @@ impl HostAddress {
         }
     }
 
+    /// The subnet's first address.
+    pub fn network(self) -> IpAddr {
+        match self {
+            Self::V4(host) => host.network().into(),
+            Self::V6(host) => host.network().into(),
+        }
+    }
+
     /// The IPv4 one, if it is.
     pub fn v4(self) -> Option<HostV4> {
         match self {

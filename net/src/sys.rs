@@ -246,6 +246,12 @@ fn ifreq() -> libc::ifreq {
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
+/// Moves the calling thread into a new, empty network namespace.
+pub(crate) fn leave_network() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNET) } as isize).map(drop)
+}
+
 /// Fills `bytes` from the kernel's random number generator, `getrandom(2)`.
 pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     // SAFETY: the kernel writes at most `bytes.len()` bytes to `bytes`.
@@ -253,4 +259,29 @@ pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     // Up to 256 bytes come whole or not at all (getrandom(2)); we ask for a handful.
     debug_assert_eq!(filled, bytes.len());
     Ok(())
+}
+
+/// What iptables reads of its table `filter`, for IPv4 or IPv6 (`linux/netfilter_ipv4/ip_tables.h`): `IPT_SO_GET_INFO`, and
+/// then `IPT_SO_GET_ENTRIES`.
+pub(crate) fn iptables_filter(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    const GET_INFO: libc::c_int = 64;
+    const GET_ENTRIES: libc::c_int = 65;
+    let level = if ipv6 { libc::SOL_IPV6 } else { libc::SOL_IP };
+    let get = |what, buffer: &mut [u8]| {
+        let mut len = buffer.len() as libc::socklen_t;
+        let (to, len) = (buffer.as_mut_ptr().cast(), &raw mut len);
+        // SAFETY: the kernel reads and writes at most `len` bytes at `to`, which is the length of the buffer.
+        checked(unsafe { libc::getsockopt(fd.as_raw_fd(), level, what, to, len) } as isize)
+    };
+    // Both begin with the table's name in 32 bytes. `ipt_getinfo` is 84 bytes long and ends with the entries' size in bytes.
+    let mut info = vec![0; 84];
+    info[..6].copy_from_slice(b"filter");
+    get(GET_INFO, &mut info)?;
+    let size: [u8; 4] = info[80..84].try_into().expect("four bytes");
+    // `ipt_get_entries`: the name, the size, four bytes of padding, the entries.
+    let mut entries = vec![0; 40 + u32::from_ne_bytes(size) as usize];
+    entries[..6].copy_from_slice(b"filter");
+    entries[32..36].copy_from_slice(&size);
+    get(GET_ENTRIES, &mut entries)?;
+    Ok((info, entries.split_off(40)))
 }

@@ -38,28 +38,38 @@ pub(crate) struct Sysctl {
     /// Below `/proc/sys`: `net/ipv4/ip_forward`.
     pub(crate) key: String,
     pub(crate) value: String,
-    /// Only where it has this value: somebody else may have set another one since we did.
-    pub(crate) only_from: Option<String>,
+    /// Only where each of these keys has this value: somebody else may have set another one since we did.
+    pub(crate) only_where: Vec<(String, String)>,
 }
 
 impl Sysctl {
-    fn path(&self) -> PathBuf {
-        PathBuf::from("/proc/sys").join(&self.key)
+    /// A change of `key` to `value`.
+    pub(crate) fn new(key: &str, value: &str) -> Self {
+        Self { key: key.to_owned(), value: value.to_owned(), only_where: Vec::new() }
+    }
+
+    /// The same, only where `key` has `value`.
+    pub(crate) fn only_where(mut self, key: &str, value: &str) -> Self {
+        self.only_where.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn path(key: &str) -> PathBuf {
+        PathBuf::from("/proc/sys").join(key)
     }
 
     /// The value that `key` has now.
     pub(crate) fn read(key: &str) -> Result<String, Refusal> {
-        let this = Self { key: key.to_owned(), value: String::new(), only_from: None };
-        Ok(fs::read_to_string(this.path())?.trim_end().to_owned())
+        Ok(fs::read_to_string(Self::path(key))?.trim_end().to_owned())
     }
 
     fn make(&self) -> Result<(), Refusal> {
-        if let Some(value) = &self.only_from
-            && Self::read(&self.key)? != *value
-        {
-            return Ok(());
+        for (key, value) in &self.only_where {
+            if Self::read(key)? != *value {
+                return Ok(());
+            }
         }
-        Ok(fs::write(self.path(), &self.value)?)
+        Ok(fs::write(Self::path(&self.key), &self.value)?)
     }
 
     /// As sysctl(8) takes it: where a link's name has a dot, the slashes stay.
@@ -183,7 +193,7 @@ mod tests {
     }
 
     fn sysctl(key: &str) -> Change {
-        Change::Sysctl(Sysctl { key: key.to_owned(), value: "1".to_owned(), only_from: Some("0".to_owned()) })
+        Change::Sysctl(Sysctl::new(key, "1").only_where(key, "0"))
     }
 
     /// Each kind of change, and the line that it is.

@@ -7,10 +7,14 @@
 
 mod change;
 mod clean;
+pub(crate) mod firewall;
+mod forwarding;
 pub(crate) mod free;
 pub(crate) mod holders;
 mod namespace;
+mod nat;
 pub(crate) mod netlink;
+mod nft;
 mod peer;
 mod runtime;
 pub(crate) mod sysfs;
@@ -57,6 +61,8 @@ pub struct Wiring {
     record: Option<Record>,
     /// Held while the host is changed. None where this user has no place for it, and so none for records.
     lock: Option<Lock>,
+    /// Goes with its descriptors.
+    nat: Option<nat::Nat>,
     /// What was changed elsewhere, and is taken back after all this: the namespace itself.
     outer: Option<Box<Wiring>>,
 }
@@ -87,7 +93,15 @@ impl Wiring {
 
     fn begin_under(lock: Option<Lock>) -> Result<Self, Error> {
         let namespace = Namespace::here().map_err(|source| Error::Namespace { name: None, source })?;
-        Ok(Self { netlink: Netlink::new(), namespace, undo: Vec::new(), record: None, lock, outer: None })
+        Ok(Self {
+            netlink: Netlink::new(),
+            namespace,
+            undo: Vec::new(),
+            record: None,
+            lock,
+            nat: None,
+            outer: None,
+        })
     }
 
     /// Says that the host is as it shall be: others may change it.
@@ -158,6 +172,16 @@ impl Wiring {
         let start = record.len();
         record.write(&Line::new(self.namespace.id(), undo.clone()))?;
         Ok(Undo::Change(undo, start))
+    }
+
+    /// Keeps the undo of what a change to come will do besides.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub(crate) fn keep(&mut self, undo: Change) -> Result<(), Error> {
+        let undo = self.write_down(undo)?;
+        self.undo.push(undo);
+        Ok(())
     }
 
     /// Takes part in `what`, which several wirevm of this network namespace share: made by `make` where nobody has it, and

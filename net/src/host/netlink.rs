@@ -1,6 +1,6 @@
 //! The host's links and addresses, asked and told by rtnetlink (rtnetlink(7)).
 //!
-//! **Only this module knows the netlink crates**, so that they can be replaced here and nowhere else. They are
+//! **Only this module and `nft.rs` know the netlink crates**, so that they can be replaced there and nowhere else. They are
 //! synchronous: a call returns when the kernel has answered.
 
 mod macvlan;
@@ -43,6 +43,7 @@ impl fmt::Display for LinkId {
 pub(crate) struct Link {
     pub(crate) id: LinkId,
     pub(crate) up: bool,
+    pub(crate) loopback: bool,
     /// Bytes.
     pub(crate) mtu: u32,
     /// Its Ethernet address, where it has one.
@@ -89,6 +90,15 @@ pub(crate) struct Route {
     pub(crate) to: IpAddr,
     /// In bits, 0 for everywhere.
     pub(crate) prefix: u8,
+}
+
+/// A link that a route leads over, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) link: u32,
+    pub(crate) ipv6: bool,
+    /// To a router, or to everywhere; else to what is on the link itself.
+    pub(crate) to_router: bool,
 }
 
 /// The kernel's refusal of a request: its error, and its own words where it gives any (`NLMSGERR_ATTR_MSG`).
@@ -259,6 +269,44 @@ impl Netlink {
         request.encode().push_local(address.address()).push_address(other);
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
+
+    /// The links that the namespace's routes lead over, of every table; those to multicast and of a link's own scope are
+    /// left out.
+    pub(crate) fn ways(&mut self) -> Result<Vec<Way>, Refusal> {
+        let mut ways = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let header = Rtmsg { rtm_family: family as u8, ..Rtmsg::default() };
+            let request = rt_route::Request::new().op_getroute_dump(&header);
+            let mut replies = self.socket.request(&request)?;
+            while let Some((header, route)) = replies.recv().transpose()? {
+                let link_scope = matches!(route.get_dst(), Ok(IpAddr::V6(to)) if to.is_unicast_link_local());
+                if header.rtm_type != libc::RTN_UNICAST || link_scope {
+                    continue;
+                }
+                let ipv6 = family == libc::AF_INET6;
+                // Two halves of all addresses are everywhere too: so do VPNs.
+                let everywhere = header.rtm_dst_len <= 1;
+                let to_router = everywhere || route.get_gateway().is_ok() || route.get_via().is_ok();
+                let several = route.get_multipath().map(next_hops).unwrap_or_default();
+                let one = route.get_oif().ok().map(|link| (link, to_router));
+                let hops = one.into_iter().chain(several.into_iter().map(|link| (link, true)));
+                ways.extend(hops.map(|(link, to_router)| Way { link, ipv6, to_router }));
+            }
+        }
+        Ok(ways)
+    }
+}
+
+/// The links of `RTA_MULTIPATH`: each hop begins with its length, two bytes, and its link's index, at the fifth
+/// (`struct rtnexthop`, rtnetlink(7)).
+fn next_hops(mut hops: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    while let [a, b, _, _, c, d, e, f, ..] = *hops {
+        links.push(u32::from_ne_bytes([c, d, e, f]));
+        let len = usize::from(u16::from_ne_bytes([a, b])).next_multiple_of(4).max(8);
+        hops = hops.get(len..).unwrap_or_default();
+    }
+    links
 }
 
 fn ifaddrmsg(link: &LinkId, address: HostAddress) -> Ifaddrmsg {
@@ -297,6 +345,7 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
             name: attributes.get_ifname().map(lossy).unwrap_or_default(),
         },
         up: header.ifi_flags & libc::IFF_UP as u32 != 0,
+        loopback: header.ifi_flags & libc::IFF_LOOPBACK as u32 != 0,
         mtu: attributes.get_mtu().unwrap_or_default(),
         mac: attributes.get_address().ok().and_then(|mac| mac.try_into().ok()),
         kind: info.get_kind().map(lossy).unwrap_or_default(),

@@ -84,7 +84,7 @@ impl Wiring {
         let key = format!("net/ipv6/conf/{}/accept_ra", link.id.name);
         match Sysctl::read(&key) {
             Ok(value) if value != "0" => {
-                let refuse = Change::Sysctl(Sysctl { key, value: "0".to_owned(), only_from: None });
+                let refuse = Change::Sysctl(Sysctl::new(&key, "0"));
                 self.make(refuse, None, "the guest shall not make itself the host's router", tell)
             }
             _ => Ok(()),

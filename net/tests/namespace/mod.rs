@@ -3,6 +3,8 @@
 // Each test file has this module, and uses what it needs of it.
 #![allow(dead_code)]
 
+pub(crate) mod machine;
+
 use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;

@@ -1,0 +1,296 @@
+//! What other rules of the host will still drop: a packet passes only where no table drops it, so what ours lets through a
+//! firewall's may stop. Those rules are somebody's decision: they are read, told, and left alone.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::nat::Nat;
+use super::nft::{ForwardChain, Nft};
+use super::{Refusal, forwarding};
+use crate::sys;
+
+/// A chain that drops packets on their way between links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Barrier {
+    /// Of the packets that pass it: `ip`, `ip6`, or `inet` for both.
+    family: &'static str,
+    /// `the table ip filter, in its chain FORWARD`.
+    place: String,
+    /// The line that lets a link's packets pass.
+    command: String,
+}
+
+/// What a host's settings mean for NAT and for bridges: one line of `wirevm doctor`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// False where something that wirevm can do will not work, or not without the command.
+    pub good: bool,
+    /// How it is.
+    pub state: String,
+    /// What to do about it, where there is something.
+    pub remedy: Option<String>,
+}
+
+/// What the rules of others will do with the packets between `link` and other links: a sentence for each that drops them.
+pub(crate) fn routed_notices(link: &str) -> Vec<String> {
+    let told = |barrier: Barrier| {
+        let Barrier { place, command, .. } = barrier;
+        format!(
+            "{place}, drops what it does not know, and so what the guest sends and gets; let it through: {command}"
+        )
+    };
+    match barriers(Passing::Routed(link)) {
+        Ok(barriers) => barriers.into_iter().map(told).collect(),
+        Err(refusal) => vec![format!("cannot look whether a firewall stops the guest: {refusal}")],
+    }
+}
+
+/// What the rules for routed packets will do with the frames between the ports of `bridge`: a sentence for each that drops
+/// them. Only where the kernel is told to have bridged frames pass those rules too (`bridge-nf-call-iptables`), as Docker does.
+pub fn bridged_notices(bridge: &str) -> Vec<String> {
+    let told = |Barrier { place, command, .. }| {
+        format!("{BRIDGED}, and {place}, drops what it does not know; let them through: {command}")
+    };
+    bridged_barriers(bridge).into_iter().map(told).collect()
+}
+
+const BRIDGED: &str = "bridged frames pass the rules for routed packets here (bridge-nf-call-iptables)";
+
+/// The chains that drop what passes between the ports of `bridge`.
+fn bridged_barriers(bridge: &str) -> Vec<Barrier> {
+    let (ipv4, ipv6) = (bridge_calls("ip"), bridge_calls("ip6"));
+    if !ipv4 && !ipv6 {
+        return Vec::new();
+    }
+    let mut found = barriers(Passing::Bridged(bridge)).unwrap_or_default();
+    found.retain(|barrier| match barrier.family {
+        "ip" => ipv4,
+        "ip6" => ipv6,
+        _ => true,
+    });
+    found
+}
+
+/// Which packets are asked about.
+#[derive(Clone, Copy)]
+enum Passing<'a> {
+    /// Between this link and others.
+    Routed(&'a str),
+    /// Between the ports of this bridge.
+    Bridged(&'a str),
+}
+
+impl Passing<'_> {
+    fn link(&self) -> &str {
+        match self {
+            Self::Routed(link) | Self::Bridged(link) => link,
+        }
+    }
+}
+
+/// The chains that drop what they do not know, and know nothing of the link.
+fn barriers(passing: Passing<'_>) -> Result<Vec<Barrier>, Refusal> {
+    let mut found = Vec::new();
+    for chain in Nft::new().forward_chains(passing.link())? {
+        if chain.drops && !chain.knows_link {
+            let place =
+                format!("the nftables table {} {}, in its chain {}", chain.family, chain.table, chain.name);
+            found.push(Barrier { family: chain.family, place, command: command(&chain, passing) });
+        }
+    }
+    for (family, program) in [("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy")] {
+        if legacy_drops(family == "ip6", passing.link()) {
+            let place = format!("{program}'s table filter, in its chain FORWARD");
+            found.push(Barrier { family, place, command: iptables(program, "FORWARD", passing) });
+        }
+    }
+    Ok(found)
+}
+
+/// The line that lets packets pass the chain, by the program that keeps it.
+fn command(chain: &ForwardChain, passing: Passing<'_>) -> String {
+    let ForwardChain { family, table, name, others, .. } = chain;
+    let link = passing.link();
+    let program = if *family == "ip6" { "ip6tables" } else { "iptables" };
+    match (table.as_str(), name.as_str()) {
+        ("firewalld", _) => format!("sudo firewall-cmd --zone=trusted --add-interface={link}"),
+        // Docker's chain for the rules of others, which it keeps.
+        ("filter", "FORWARD") if others.iter().any(|other| other == "DOCKER-USER") => {
+            iptables(program, "DOCKER-USER", passing)
+        }
+        ("filter", "FORWARD") => iptables(program, name, passing),
+        _ => {
+            let insert =
+                |rule: String| format!("sudo nft 'insert rule {family} {table} {name} {rule} accept'");
+            let one = |way| insert(format!("{way} \"{link}\""));
+            match passing {
+                Passing::Routed(_) => {
+                    let answers = insert(format!("oifname \"{link}\" ct state established,related"));
+                    let forwarded = insert(format!("oifname \"{link}\" ct status dnat"));
+                    format!("{}; {answers}; {forwarded}", one("iifname"))
+                }
+                Passing::Bridged(_) => one("iifname"),
+            }
+        }
+    }
+}
+
+fn iptables(program: &str, chain: &str, passing: Passing<'_>) -> String {
+    let link = passing.link();
+    let insert = format!("sudo {program} -I {chain}");
+    match passing {
+        Passing::Routed(_) => format!(
+            "{insert} -i {link} -j ACCEPT; {insert} -o {link} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
+        ),
+        Passing::Bridged(_) => format!("{insert} -i {link} -o {link} -j ACCEPT"),
+    }
+}
+
+/// True where a table of the old iptables is loaded and drops what it does not know, and knows nothing of the link. A table
+/// that is not loaded is not asked for: that would load it.
+fn legacy_drops(ipv6: bool, link: &str) -> bool {
+    let names = if ipv6 { "ip6_tables_names" } else { "ip_tables_names" };
+    // Of the thread's network namespace, which may be another one than the process's.
+    let loaded = fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+    if !loaded.lines().any(|name| name == "filter") {
+        return false;
+    }
+    let family = if ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let asked = socket(family, SocketType::DGRAM, None).map_err(io::Error::from);
+    match asked.and_then(|socket| sys::iptables_filter(socket.as_fd(), ipv6)) {
+        Ok((info, entries)) => {
+            let table = Legacy { info: &info, entries: &entries, ipv6 };
+            table.forward_drops().unwrap_or(false) && !table.speaks_of(link)
+        }
+        Err(error) => {
+            log::debug!("cannot ask for the old iptables' table filter: {error}");
+            false
+        }
+    }
+}
+
+/// A table of the old iptables as its socket option gives it (`linux/netfilter_ipv4/ip_tables.h`, `ip6_tables.h`).
+struct Legacy<'a> {
+    /// `struct ipt_getinfo`.
+    info: &'a [u8],
+    /// Many `struct ipt_entry`, each with its matches and its target.
+    entries: &'a [u8],
+    ipv6: bool,
+}
+
+impl Legacy<'_> {
+    /// True where the policy of FORWARD is to drop; none where the bytes make no sense.
+    fn forward_drops(&self) -> Option<bool> {
+        // After the name and the valid hooks come, of five hooks each, where a chain begins and where its policy is.
+        const POLICIES: usize = 32 + 4 + 5 * 4;
+        const FORWARD: usize = 2;
+        // The length of `xt_entry_target`, after which a standard target has its verdict: -NF_DROP - 1.
+        const TARGET: usize = 32;
+        const DROP: i32 = -1;
+        let policy = number(self.info, POLICIES + 4 * FORWARD)? as usize;
+        let target = usize::from(self.short(policy, self.target_offset())?);
+        let at = policy.checked_add(target)?.checked_add(TARGET)?;
+        Some(number(self.entries, at)? as i32 == DROP)
+    }
+
+    /// True where an entry names the link.
+    fn speaks_of(&self, link: &str) -> bool {
+        // The addresses and their masks are first, then the two names and their masks.
+        let names = if self.ipv6 { 64 } else { 16 };
+        let mut entry = 0;
+        loop {
+            for at in [entry + names, entry + names + 16] {
+                let name = self.entries.get(at..at + 16).unwrap_or_default();
+                let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+                if name == link.as_bytes() && !name.is_empty() {
+                    return true;
+                }
+            }
+            match self.short(entry, self.target_offset() + 2) {
+                Some(len) if len != 0 => entry += usize::from(len),
+                _ => return false,
+            }
+        }
+    }
+
+    /// Where an entry says where its target is; where the next entry is follows.
+    fn target_offset(&self) -> usize {
+        if self.ipv6 { 136 + 4 } else { 84 + 4 }
+    }
+
+    fn short(&self, entry: usize, offset: usize) -> Option<u16> {
+        let at = entry.checked_add(offset)?;
+        let bytes = self.entries.get(at..at.checked_add(2)?)?;
+        Some(u16::from_ne_bytes(bytes.try_into().ok()?))
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// True where bridged frames pass the rules for routed packets of a family: `ip` or `ip6`.
+fn bridge_calls(family: &str) -> bool {
+    let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+    fs::read_to_string(switch).is_ok_and(|value| value.trim() == "1")
+}
+
+/// What this host's settings mean for NAT and for bridges, for a tap of wirevm's own: `wirevm doctor` prints it.
+pub fn findings() -> Vec<Finding> {
+    let finding = |what: &str, good, state: &str, remedy: Option<String>| Finding {
+        what: what.to_owned(),
+        good,
+        state: state.to_owned(),
+        remedy,
+    };
+    let mut findings = Vec::new();
+    findings.push(match Nat::try_out() {
+        Ok(()) => finding("nftables", true, "does NAT", None),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            finding("nftables", false, &format!("{error}: {cause}"), error.remedy())
+        }
+    });
+    for (family, what) in [("ipv4", "IPv4 forwarding"), ("ipv6", "IPv6 forwarding")] {
+        let state = match forwarding::read(family, "all", "forwarding") {
+            Ok(Some(value)) if value == "1" => "is on for the whole host",
+            Ok(Some(_)) => "is off; nat switches it on for as long and for the links that it needs it for",
+            Ok(None) => "is not in this kernel",
+            Err(_) => "cannot be read",
+        };
+        findings.push(finding(what, true, state, None));
+    }
+    // Docker's and other firewalls' rules, as they are for a link that they do not know.
+    let link = "wirevm0";
+    match barriers(Passing::Routed(link)) {
+        Ok(barriers) if barriers.is_empty() => {
+            findings.push(finding("firewall", true, "lets routed packets pass", None));
+        }
+        Ok(barriers) => findings.extend(barriers.into_iter().map(|Barrier { place, command, .. }| {
+            let state =
+                format!("{place}, drops routed packets of links that it does not know: nat will not work");
+            finding("firewall", false, &state, Some(command))
+        })),
+        Err(refusal) => {
+            findings.push(finding("firewall", true, &format!("cannot be looked at: {refusal}"), None))
+        }
+    }
+    let bridged = bridged_barriers("br0");
+    if bridged.is_empty() {
+        findings.push(finding("bridge-nf-call", true, "lets bridged frames pass", None));
+    }
+    findings.extend(bridged.into_iter().map(|Barrier { place, command, .. }| {
+        let state = format!("{}, and {place}, drops them", BRIDGED);
+        finding("bridge-nf-call", false, &state, Some(command))
+    }));
+    findings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! Has the kernel pass a guest's packets on between links (kernel `Documentation/networking/ip-sysctl.rst`).
+//!
+//! IPv4 has a switch for each link, asked where a packet comes in: at the guest's link, and at those where the answers come
+//! in. IPv6 has such switches (`force_forwarding`) since Linux 6.17; before, one for the whole host, with which the host
+//! stops to listen to the routers on its links, unless it is told to go on (`accept_ra=2`).
+//!
+//! **A link that leads to other guests is not switched on**, or they would reach what nobody let them reach.
+
+use std::fs;
+use std::io;
+
+use super::change::{Change, Sysctl};
+use super::{Link, Refusal, Step, Wiring, netlink::Way};
+use crate::Error;
+
+const GUEST: &str = "pass the guest's packets on";
+const ANSWERS: &str = "pass the answers on, which come in here";
+const ROUTERS: &str = "go on listening to this link's routers";
+const LOOPBACK: &str = "let connections from 127.0.0.1 out to the guest";
+
+/// What is to be passed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Traffic {
+    pub(crate) ipv4: bool,
+    pub(crate) ipv6: bool,
+    /// Connections of the host itself from 127.0.0.1 too.
+    pub(crate) from_loopback: bool,
+}
+
+impl Wiring {
+    /// Has the guest's traffic passed on between `link` and the links that lead elsewhere. `stays`: the link is there after
+    /// its backend. True where there is a link that leads elsewhere, or each one that comes will pass it on.
+    ///
+    /// What other guests need too is switched off when the last one leaves.
+    pub(crate) fn set_forwarding(
+        &mut self,
+        link: &Link,
+        stays: bool,
+        traffic: Traffic,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<bool, Error> {
+        let ways = self.netlink.ways().map_err(asked)?;
+        let own = &link.id.name;
+        let mut way_out = false;
+        if traffic.ipv4 {
+            self.set_own(&key("ipv4", own, "forwarding"), stays, GUEST, tell)?;
+            if traffic.from_loopback {
+                self.set_own(&key("ipv4", own, "route_localnet"), stays, LOOPBACK, tell)?;
+            }
+            let whole = key("ipv4", "all", "forwarding");
+            way_out |= is(&whole, "1")?;
+            for name in self.outward(&ways, link, false)? {
+                way_out = true;
+                self.set_shared(&key("ipv4", &name, "forwarding"), &whole, tell)?;
+            }
+        }
+        let outward = if traffic.ipv6 { self.outward(&ways, link, true)? } else { Vec::new() };
+        // Where IPv6 leads nowhere, nothing is changed for it.
+        if !outward.is_empty() {
+            way_out = true;
+            // It also has the host answer the guest as a router does, RFC 4861 §7.2.5.
+            self.set_own(&key("ipv6", own, "forwarding"), stays, GUEST, tell)?;
+            let whole = key("ipv6", "all", "forwarding");
+            let force = key("ipv6", own, "force_forwarding");
+            if value(&force)?.is_none() {
+                self.set_whole_ipv6(&whole, own, tell)?;
+            } else if !is(&whole, "1")? {
+                self.set_own(&force, stays, GUEST, tell)?;
+                for name in outward {
+                    self.set_shared(&key("ipv6", &name, "force_forwarding"), &whole, tell)?;
+                }
+            }
+        }
+        Ok(way_out)
+    }
+
+    /// Sets a switch of the guest's own link.
+    fn set_own(
+        &mut self,
+        key: &str,
+        stays: bool,
+        why: &'static str,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<(), Error> {
+        match value(key)? {
+            Some(before) if before != "1" => {
+                let undo = stays.then(|| restore(key, "1", &before));
+                self.make(set(key, "1"), undo, why, tell)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets a switch of another link, which several guests may need. Where somebody has switched on `whole`, the host's,
+    /// since, it stays: it is no longer ours alone.
+    fn set_shared(&mut self, key: &str, whole: &str, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+        let what = key.replace('/', "-");
+        if !is(key, "0")? {
+            // By somebody, or by another one of us that is still there.
+            return self.join(&what).map(drop);
+        }
+        let undo = Change::Sysctl(Sysctl::new(key, "0").only_where(key, "1").only_where(whole, "0"));
+        let made =
+            self.share(&what, tell, |wiring, tell| wiring.make(set(key, "1"), Some(undo), ANSWERS, tell))?;
+        // Somebody switched off what another one of us had switched on; that one's undo is ours too.
+        if made { Ok(()) } else { self.make(set(key, "1"), None, ANSWERS, tell) }
+    }
+
+    /// Has the host pass on IPv6 as a whole, where the kernel has no other way.
+    fn set_whole_ipv6(&mut self, whole: &str, own: &str, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+        let what = whole.replace('/', "-");
+        if !is(whole, "0")? {
+            return self.join(&what).map(drop);
+        }
+        let links = links().map_err(|error| asked(error.into()))?;
+        let made = self.share(&what, tell, |wiring, tell| {
+            for name in links.iter().filter(|&name| name != own && name != "default") {
+                let accepts = key("ipv6", name, "accept_ra");
+                if is(&accepts, "1")? {
+                    wiring.make(set(&accepts, "2"), Some(restore(&accepts, "2", "1")), ROUTERS, tell)?;
+                }
+            }
+            // The whole host's switch sets each link's, and so does its undo.
+            for name in &links {
+                let forwards = key("ipv6", name, "forwarding");
+                if is(&forwards, "1")? {
+                    wiring.keep(restore(&forwards, "0", "1"))?;
+                }
+            }
+            wiring.make(set(whole, "1"), Some(restore(whole, "1", "0")), GUEST, tell)
+        })?;
+        if made { Ok(()) } else { self.make(set(whole, "1"), None, GUEST, tell) }
+    }
+
+    /// The links that the guest's traffic leaves by: those that lead to a router, and those of a network of their own,
+    /// hardware for example; not a bridge or a tap with guests behind it and no router.
+    fn outward(&mut self, ways: &[Way], own: &Link, ipv6: bool) -> Result<Vec<String>, Error> {
+        let mut names: Vec<String> = Vec::new();
+        for way in ways.iter().filter(|way| way.ipv6 == ipv6 && way.link != own.id.index) {
+            let Some(link) = self.netlink.link_by_index(way.link).map_err(asked)? else { continue };
+            let inward = ["tun", "bridge", "dummy"].contains(&link.kind.as_str());
+            if (way.to_router || !inward) && !link.loopback && !names.contains(&link.id.name) {
+                names.push(link.id.name);
+            }
+        }
+        Ok(names)
+    }
+}
+
+fn set(key: &str, to: &str) -> Change {
+    Change::Sysctl(Sysctl::new(key, to))
+}
+
+/// The undo of a switch that was set from `before` to `to`.
+fn restore(key: &str, to: &str, before: &str) -> Change {
+    Change::Sysctl(Sysctl::new(key, before).only_where(key, to))
+}
+
+fn asked(refusal: Refusal) -> Error {
+    Error::Ask { what: "the host's routes and forwarding".to_owned(), refusal }
+}
+
+fn is(key: &str, wanted: &str) -> Result<bool, Error> {
+    Ok(value(key)?.as_deref() == Some(wanted))
+}
+
+fn value(key: &str) -> Result<Option<String>, Error> {
+    read_key(key).map_err(asked)
+}
+
+fn key(family: &str, link: &str, switch: &str) -> String {
+    format!("net/{family}/conf/{link}/{switch}")
+}
+
+/// A switch of the thread's network namespace; none where the kernel does not have it.
+pub(crate) fn read(family: &str, link: &str, switch: &str) -> Result<Option<String>, Refusal> {
+    read_key(&key(family, link, switch))
+}
+
+fn read_key(key: &str) -> Result<Option<String>, Refusal> {
+    match Sysctl::read(key) {
+        Ok(value) => Ok(Some(value)),
+        Err(refusal) if refusal.errno() == Some(libc::ENOENT) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// Every link with IPv6 switches, and the one for links to come.
+fn links() -> io::Result<Vec<String>> {
+    let entries = fs::read_dir("/proc/sys/net/ipv6/conf")?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name != "all").collect();
+    names.sort();
+    Ok(names)
+}

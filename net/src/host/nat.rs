@@ -1,0 +1,256 @@
+//! NAT for the guest of one link: its connections leave the host by other links under the host's own addresses
+//! (masquerade), and connections to some ports of the host are taken to the guest (`forward=`).
+//!
+//! All of it is one nftables table of the link's own, and what other tables say still holds: see `firewall.rs`. That the
+//! host passes packets on at all is a matter of `forwarding.rs`.
+
+use std::io;
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+
+use super::forwarding::Traffic;
+use super::nft::{Chain, Hook, Kind, Match, Nft, Rule, Table, Verdict};
+use super::{Link, Refusal, Step, Wiring, firewall};
+use crate::{Error, Forward, HostAddress, Mac, Protocol, sys};
+
+/// Before any other chain sees the packet (`NF_IP_PRI_RAW`).
+const PRIORITY_RAW: i32 = -300;
+/// Where destinations are translated (`NF_IP_PRI_NAT_DST`).
+const PRIORITY_DESTINATION: i32 = -100;
+/// Where sources are translated (`NF_IP_PRI_NAT_SRC`).
+const PRIORITY_SOURCE: i32 = 100;
+
+/// The table's name for a link: unique, and one that nft(8) takes without quotes.
+fn table_name(link: &str) -> String {
+    let mut name = String::from("wirevm-");
+    for byte in link.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' => name.push(byte.into()),
+            other => name.push_str(&format!("_{other:02x}")),
+        }
+    }
+    name
+}
+
+/// The table for a guest at `guests` behind `link`, in the subnets of `hosts`, the host's addresses there.
+fn table(link: &str, hosts: &[HostAddress], guests: &[IpAddr], forwards: &[Forward]) -> Table {
+    let leaves = Match::OutLink(link.to_owned());
+    let from_guest = |host: &HostAddress| Match::Source(host.network(), host.prefix());
+
+    let away = |host| {
+        let matches = vec![from_guest(host), Match::OutOtherLink(link.to_owned())];
+        let why = "the guest's connections leave under the host's address";
+        Rule { matches, verdict: Verdict::Masquerade, why }
+    };
+    let mut sources = Chain {
+        name: "postrouting",
+        kind: Kind::Nat,
+        hook: Hook::Postrouting,
+        priority: PRIORITY_SOURCE,
+        why: "where sources are translated",
+        rules: hosts.iter().map(away).collect(),
+    };
+    if forwards.is_empty() {
+        return Table { name: table_name(link), chains: vec![sources] };
+    }
+
+    // What the host itself asked of its port goes to the guest under the host's address on the link: the guest cannot
+    // answer 127.0.0.1. What the guest asked of it comes back to the guest, which would not know an answer of its own.
+    for (matched, why) in iter::once((Match::SourceIsLocal, "the guest answers the host at its address here"))
+        .chain(hosts.iter().map(|host| (from_guest(host), "the guest reaches itself by the host's port too")))
+    {
+        let matches = vec![leaves.clone(), Match::DestinationTranslated, matched];
+        sources.rules.push(Rule { matches, verdict: Verdict::Masquerade, why });
+    }
+    let to_guest = |name, hook, why| {
+        let pairs = forwards.iter().flat_map(|forward| guests.iter().map(move |&guest| (forward, guest)));
+        let rules = pairs.map(|(forward, guest)| {
+            let mut matches =
+                vec![Match::DestinationIsLocal, Match::Port(forward.protocol, forward.host_port)];
+            // A packet from ::1 leaves the host by no link.
+            if hook == Hook::Output && guest.is_ipv6() {
+                matches.insert(0, Match::OtherDestination(Ipv6Addr::LOCALHOST.into()));
+            }
+            let verdict = Verdict::DestinationNat(SocketAddr::new(guest, forward.guest_port));
+            Rule { matches, verdict, why: "this port of the host leads into the guest" }
+        });
+        Chain { name, kind: Kind::Nat, hook, priority: PRIORITY_DESTINATION, why, rules: rules.collect() }
+    };
+    // With route_localnet on the link, which connections from 127.0.0.1 need, the guest could send to what listens on the
+    // host's loopback only. Answers to those are for another address still when this chain sees them.
+    let loopback = Match::Destination(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
+    let why = "keep the guest from what listens on 127.0.0.1";
+    let rules =
+        vec![Rule { matches: vec![Match::InLink(link.to_owned()), loopback], verdict: Verdict::Drop, why }];
+    let guard = Chain {
+        name: "guard",
+        kind: Kind::Filter,
+        hook: Hook::Prerouting,
+        priority: PRIORITY_RAW,
+        why: "what comes in, before all else",
+        rules,
+    };
+    let destinations = to_guest("prerouting", Hook::Prerouting, "where destinations are translated");
+    let own = to_guest("output", Hook::Output, "and those of the host's own connections");
+    Table { name: table_name(link), chains: vec![guard, destinations, own, sources] }
+}
+
+/// The addresses at which the host's ports reach the guest: one family's, IPv4 where there is it, for of the other it is not
+/// sure. In a /64 the guest makes itself an IPv6 address, by its MAC as a rule (RFC 4291 appendix A).
+fn guests(hosts: &[HostAddress], mac: Mac) -> Vec<IpAddr> {
+    let ipv4 = hosts.iter().filter_map(|host| host.v4()).find_map(|host| host.guest());
+    let ipv6 = hosts.iter().filter_map(|host| host.v6()).find_map(|host| match host.prefix() {
+        64 => Some(by_mac(host.network(), mac)),
+        _ => host.guest(),
+    });
+    ipv4.map(IpAddr::V4).or(ipv6.map(IpAddr::V6)).into_iter().collect()
+}
+
+/// The address that a MAC makes in a subnet of 64 bits.
+fn by_mac(network: Ipv6Addr, mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.octets();
+    let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from(u128::from(network) | u128::from(interface))
+}
+
+impl Wiring {
+    /// NAT for the guest behind `link`, in the subnets of `hosts`, the host's addresses there (none for those that it has), and
+    /// the host's ports that lead to it. `stays`: the link is there after its backend. Returns what the user should know.
+    pub(crate) fn set_nat(
+        &mut self,
+        link: &Link,
+        stays: bool,
+        hosts: &[HostAddress],
+        mac: Mac,
+        forwards: &[Forward],
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<Vec<String>, Error> {
+        let name = &link.id.name;
+        let hosts = if hosts.is_empty() { &self.addresses_of(link)?[..] } else { hosts };
+        if hosts.is_empty() {
+            return Err(Error::NothingToMasquerade { link: name.clone() });
+        }
+        // The rules are first: nothing leaves unmasked.
+        let nat = Nat::new(name, hosts, mac, forwards, tell)?;
+        let (ipv4, ipv6) =
+            (hosts.iter().any(|host| host.v4().is_some()), hosts.iter().any(|host| host.v6().is_some()));
+        self.nat = Some(nat);
+        let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && !forwards.is_empty() };
+        let way_out = self.set_forwarding(link, stays, traffic, tell)?;
+
+        let mut notices = firewall::routed_notices(name);
+        if !way_out {
+            notices.push(
+                "no link of the host leads anywhere else yet, so the guest reaches the host only: start again when one does, or \
+                 have all links pass on: sudo sysctl -w net.ipv4.ip_forward=1"
+                    .to_owned(),
+            );
+        }
+        Ok(notices)
+    }
+
+    /// The addresses that somebody gave the host on the link.
+    fn addresses_of(&mut self, link: &Link) -> Result<Vec<HostAddress>, Error> {
+        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let all = self.netlink.addresses().map_err(asked)?;
+        let of_link = all.into_iter().filter(|address| address.link == link.id.index);
+        Ok(of_link.filter_map(|address| HostAddress::new(address.address, address.prefix).ok()).collect())
+    }
+}
+
+/// A table in force, and the host's ports that it takes. Dropped, both go; they go with the process too.
+pub(crate) struct Nat {
+    nft: Nft,
+    table: String,
+    /// Bound, so that no program of the host begins to wait at a port that leads to the guest, nor another wirevm takes it.
+    _ports: Vec<OwnedFd>,
+}
+
+impl Nat {
+    /// Puts the table for `link` in force.
+    ///
+    /// # Errors
+    /// A port of the host is in use, or the kernel refuses the table.
+    pub(crate) fn new(
+        link: &str,
+        hosts: &[HostAddress],
+        mac: Mac,
+        forwards: &[Forward],
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<Self, Error> {
+        let guests = guests(hosts, mac);
+        let mut ports = Vec::new();
+        for (forward, guest) in
+            forwards.iter().flat_map(|forward| guests.iter().map(move |guest| (forward, guest)))
+        {
+            let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
+            ports.push(port.map_err(|source| Error::PortTaken { forward: *forward, source })?);
+        }
+        let table = table(link, hosts, &guests, forwards);
+        let this = Self::make(&table, ports)?;
+        table.steps().iter().for_each(tell);
+        Ok(this)
+    }
+
+    fn make(table: &Table, ports: Vec<OwnedFd>) -> Result<Self, Error> {
+        let mut nft = Nft::new();
+        let made = nft.make(table);
+        made.map_err(|refusal| Error::Nft { table: table.name.clone(), refusal })?;
+        Ok(Self { nft, table: table.name.clone(), _ports: ports })
+    }
+
+    /// Tries whether the kernel takes all that a table may have, in a network namespace of its own for the moment.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn try_out() -> Result<(), Error> {
+        let hosts =
+            ["172.31.0.1/24", "172.31.0.1/30", "fd00::1/64"].map(|host| host.parse().expect("a host's"));
+        let guests: Vec<IpAddr> = hosts.iter().filter_map(|host: &HostAddress| host.guest()).collect();
+        let forward = Forward { protocol: Protocol::Tcp, host_port: 8080, guest_port: 80 };
+        let table = table("wirevm0", &hosts, &guests, &[forward]);
+        let there = || {
+            let refused = |source| Error::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
+            sys::leave_network().map_err(refused)?;
+            Self::make(&table, Vec::new()).map(drop)
+        };
+        thread::scope(|scope| scope.spawn(there).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Nat {
+    fn drop(&mut self) {
+        let command = Table::removal(&self.table);
+        match self.nft.remove(&self.table) {
+            Ok(()) => log::debug!("undone: {command}"),
+            Err(refusal) if refusal.errno() == Some(libc::ENOENT) => {}
+            Err(refusal) => log::warn!("cannot undo a change of the host ({command}): {refusal}"),
+        }
+    }
+}
+
+/// A socket on a port of every address of the host. It does not listen: a connection that reaches it is refused.
+fn bind(protocol: Protocol, ipv4: bool, port: u16) -> io::Result<OwnedFd> {
+    let kind = match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    };
+    let (family, any): (_, IpAddr) = match ipv4 {
+        true => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
+        false => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if !ipv4 {
+        net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    net::bind(&socket, &SocketAddr::new(any, port))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+use super::*;
+
+fn lines(link: &str, hosts: &[&str], forwards: &[&str]) -> Vec<String> {
+    let hosts: Vec<HostAddress> = hosts.iter().map(|host| host.parse().unwrap()).collect();
+    let forwards: Vec<Forward> = forwards.iter().map(|forward| forward.parse().unwrap()).collect();
+    let guests = guests(&hosts, "02:00:00:00:00:01".parse().unwrap());
+    table(link, &hosts, &guests, &forwards).steps().into_iter().map(|step| step.command).collect()
+}
+
+#[test]
+fn masquerade_is_one_chain_with_a_rule_for_each_subnet() {
+    assert_eq!(
+        lines("tap0", &["172.31.0.1/24", "fd00::1/64"], &[]),
+        [
+            "nft add table inet wirevm-tap0",
+            "nft 'add chain inet wirevm-tap0 postrouting { type nat hook postrouting priority 100; }'",
+            "nft 'add rule inet wirevm-tap0 postrouting ip saddr 172.31.0.0/24 oifname != \"tap0\" masquerade'",
+            "nft 'add rule inet wirevm-tap0 postrouting ip6 saddr fd00::/64 oifname != \"tap0\" masquerade'",
+        ]
+    );
+}
+
+#[test]
+fn a_port_leads_to_ipv4_where_there_is_ipv4() {
+    let both = lines("tap0", &["fd00::1/64", "172.31.0.1/30"], &["udp:53:5353"]).join("\n");
+    assert!(both.contains("fib daddr type local udp dport 53 dnat ip to 172.31.0.2:5353"), "{both}");
+    assert!(!both.contains("dnat ip6 to"), "{both}");
+}
+
+#[test]
+fn a_port_leads_to_the_ipv6_address_that_the_guest_makes() {
+    let slaac = lines("tap0", &["fd00::1/64"], &["tcp:8080:80"]).join("\n");
+    assert!(
+        slaac.contains("prerouting fib daddr type local tcp dport 8080 dnat ip6 to [fd00::ff:fe00:1]:80"),
+        "{slaac}"
+    );
+    assert!(slaac.contains("output ip6 daddr != ::1 fib daddr type local"), "{slaac}");
+    let other = lines("tap0", &["fd00::1/112"], &["tcp:8080:80"]).join("\n");
+    assert!(other.contains("dnat ip6 to [fd00::2]:80"), "{other}");
+}
+
+#[test]
+fn each_link_has_a_table_name_that_nft_takes() {
+    assert_eq!(table_name("eth0.5"), "wirevm-eth0.5");
+    assert_eq!(table_name("a=b"), "wirevm-a_3db");
+    assert_eq!(table_name("a_3db"), "wirevm-a_5f3db", "another link's");
+}
