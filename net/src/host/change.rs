@@ -66,11 +66,6 @@ impl Sysctl {
         PathBuf::from("/proc/sys").join(key)
     }
 
-    /// `key` with another value.
-    pub(crate) fn new(key: String, value: impl Into<String>) -> Self {
-        Self { key, value: value.into(), only_from: None }
-    }
-
     /// The value that `key` has now.
     pub(crate) fn read(key: &str) -> Result<String, Refusal> {
         Ok(fs::read_to_string(Self::path(key))?.trim_end().to_owned())

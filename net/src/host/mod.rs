@@ -145,7 +145,7 @@ impl Wiring {
     ) -> Result<(), Error> {
         match Sysctl::read(&key) {
             Ok(found) if found != value => {
-                self.make(Change::Sysctl(Sysctl::new(key, value)), None, why, tell)
+                self.make(Change::Sysctl(Sysctl::new(&key, value)), None, why, tell)
             }
             _ => Ok(()),
         }
