@@ -7,8 +7,9 @@
 //! What a virtio-net header says is counted from the frame's start, so it moves with it: `csum_start`, and `hdr_len` where
 //! it is given, are less by 14 on the host's side (virtio 1.2 §5.1.6.2).
 //!
-//! **Invariant: Ethernet ends here.** ARP and neighbour discovery are answered or dropped, and never reach the host; what
-//! is neither they nor IP is counted and dropped.
+//! **Invariant: Ethernet ends here.** ARP and neighbour discovery are answered or dropped; what is neither they nor IP is
+//! counted and dropped. This is no guard: a guest may hide a message behind an extension header, or write while we look. But
+//! the host has no neighbours on a tun, and takes no router from one of ours (`Wiring::refuse_routers`).
 
 #[cfg(test)]
 mod tests;
@@ -97,6 +98,13 @@ pub(crate) fn open(
     let mut notices = told.notices;
     if let Err(error) = accepts_routers {
         notices.push(format!("{name} takes what the guest says as a router: {error}"));
+    }
+    if let (Some(router), Some(guest)) = (&told.router, config.guests.iter().find(|guest| guest.is_ipv6()))
+        && router.has_slaac()
+    {
+        notices.push(format!(
+            "the guest makes an IPv6 address itself; {guest} is its only if it is set there by hand"
+        ));
     }
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();

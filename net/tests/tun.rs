@@ -298,6 +298,10 @@ fn ipv6_has_peers_too() {
         drop(opened);
         assert_eq!(settled(), before);
 
+        let opened = open("tun,host=fd00::1/64,guest=fd00::7").unwrap();
+        assert!(opened.notices.iter().any(|notice| notice.contains("fd00::7")), "{:?}", opened.notices);
+        drop(opened);
+
         // One that is attached to has its link-local address a moment later, too, and then the guest knows it.
         let mut opened = open(&format!("tun=tun0,host=fd00::1/64,mac={GUEST}")).unwrap();
         let link_local = run("ip -6 -o address show dev tun0 scope link");
