@@ -289,11 +289,8 @@ fn an_unprivileged_user_may_use_a_tap_made_for_him() {
 /// Stock Linux guests.
 mod stock {
     use super::*;
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::sync::mpsc;
-
     use harness::stock::{self, Stock};
+    use harness::traffic::Noise;
 
     const COMMAND: Duration = Duration::from_secs(60);
     /// For 64 MiB at the slowest.
@@ -320,21 +317,9 @@ mod stock {
     /// Sends `mib` MiB of noise to the guest over TCP, has it sent back, and compares.
     #[track_caller]
     fn tcp_both_ways(vm: &mut Vm, netns: &Netns, mib: usize) {
-        let mut noise = vec![0; mib << 20];
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
-        let (listening, ready) = mpsc::channel();
-        let host = netns.spawn(move || {
-            let listener = TcpListener::bind("172.31.0.1:5001").unwrap();
-            listening.send(()).unwrap();
-            listener.accept().unwrap().0.write_all(&noise).unwrap();
-            let mut back = Vec::new();
-            listener.accept().unwrap().0.read_to_end(&mut back).unwrap();
-            (back.len(), back == noise)
-        });
-        ready.recv().unwrap();
-        vm.sh("nc 172.31.0.1 5001 </dev/null >/dev/shm/noise", TRANSFER);
-        vm.sh("nc 172.31.0.1 5001 </dev/shm/noise; rm /dev/shm/noise", TRANSFER);
-        assert_eq!(host.join().unwrap(), (mib << 20, true), "{}", vm.state());
+        let noise = Noise::serve(netns, [172, 31, 0, 1].into(), mib << 20);
+        vm.sh(&noise.guest_commands(), TRANSFER);
+        noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
     }
 
     /// True where a tap of this kernel segments UDP.

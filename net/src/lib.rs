@@ -25,6 +25,7 @@
 //!   `host/netlink.rs` and `host/netlink/`, `host/nft.rs`: the only users of the netlink crates. `host/sysfs.rs`: a link's
 //!   device. `host/holders.rs`: who holds a tap.
 //! - `host/nat.rs`: NAT. `host/forwarding.rs`: that the kernel passes packets on. `host/firewall.rs`: what others' rules drop.
+//!   `host/probe.rs`: which kinds of link this kernel makes.
 //! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
@@ -73,6 +74,7 @@ pub use filter::{Addresses, RxFilter};
 pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
+pub use host::probe::link_kinds;
 pub use host::{Step, Wiring, clean, left_over};
 pub use iov::{Iov, IovBuffer};
 pub use macvtap::{Macvtap, ParentProblem};

@@ -9,6 +9,7 @@
 pub mod handmade;
 pub mod netns;
 pub mod stock;
+pub mod traffic;
 mod vm;
 
 pub use vm::{Output, Terminal, Vm};

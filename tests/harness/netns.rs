@@ -62,12 +62,24 @@ impl Netns {
     /// Runs a shell command in it that must succeed, and returns what it printed.
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {
-        let output =
-            self.command("sh").args(["-c", script]).stdin(Stdio::null()).output().expect("nsenter runs");
+        self.try_sh(script).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Runs a shell command in it, and returns what it printed, or how it failed.
+    pub fn try_sh(&self, script: &str) -> Result<String, String> {
+        let mut command = self.command("sh");
+        let output = command.args(["-c", script]).stdin(Stdio::null()).output().expect("nsenter runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{script:?} failed with {}\n{text}{errors}", output.status);
-        text
+        match output.status.success() {
+            true => Ok(text),
+            false => Err(format!("{script:?} failed with {}\n{text}{errors}", output.status)),
+        }
+    }
+
+    /// The process that holds it, as `ip link` takes a namespace.
+    pub fn pid(&self) -> u32 {
+        self.0.0.id()
     }
 
     /// Fails unless links, addresses and routes are as [`Self::state`] told before, or become so at once: the kernel tells a

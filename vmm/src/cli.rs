@@ -30,6 +30,7 @@ Exit status of run:
 pub(crate) enum Command {
     Run(Run),
     Doctor(Doctor),
+    Explain(Explain),
 }
 
 /// Boot a guest, and stay until it ends. The guest's serial port is this terminal (Ctrl-A h tells its keys).
@@ -94,9 +95,33 @@ Keys:
 /// Say what this host can do, and how to mend what it cannot. Exits 0 where a guest can run.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Print nothing; the exit status tells
-    #[arg(short, long)]
+    /// Print nothing, and look at KVM alone; the exit status tells
+    #[arg(short, long, conflicts_with_all = ["json", "clean"])]
     pub(crate) quiet: bool,
+
+    /// Print what was found as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// First take back what wirevm processes have left that were killed
+    #[arg(long)]
+    pub(crate) clean: bool,
+}
+
+/// Draw how a wire is wired, what can reach what over it, and when to choose it; alone, compare them all.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The wire
+    pub(crate) wire: Option<Wire>,
+}
+
+/// The wires that can be explained, by the words of --net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Wire {
+    Tap,
+    Bridge,
+    Macvtap,
+    Tun,
 }
 
 /// A number of bytes of guest memory, at least [`boot::layout::MIN_MEMORY`] and whole pages.

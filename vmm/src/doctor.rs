@@ -1,13 +1,19 @@
 //! What this host can do, found out by trying.
 
+use std::error::Error as _;
+use std::fmt::Write;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use kvm_bindings::kvm_segment;
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress};
 
+use net::Finding;
+
+use crate::cli::Doctor;
 use crate::error::Error;
-use crate::memory;
+use crate::{memory, report};
 
 /// A processor runs more of a guest's kernel than this in a second, an emulator far less.
 const NATIVE: f64 = 20e6;
@@ -78,34 +84,189 @@ pub(crate) fn measure() -> Result<Speed, Error> {
     Ok(if speed >= NATIVE { Speed::Native(speed) } else { Speed::Emulated(speed) })
 }
 
-/// Prints what was found, unless `quiet`; true where a guest can run.
-pub(crate) fn run(quiet: bool) -> bool {
-    let (good, text) = match measure() {
-        Ok(Speed::Native(speed)) => (
-            true,
-            format!(
-                "runs a guest's kernel on the processor ({:.0} million instructions a second)",
-                speed / 1e6
-            ),
-        ),
-        Ok(Speed::Emulated(speed)) => (
-            false,
-            format!(
-                "emulates a guest's kernel ({:.1} million instructions a second): Linux does not run\n         \
-                 use a host with VT-x or AMD-V, in a virtual machine one with nested virtualization on; or the lab",
-                speed / 1e6
-            ),
-        ),
-        Ok(Speed::Broken(why)) => (false, format!("cannot run a guest's kernel: {why}")),
-        Err(error) => {
-            if !quiet {
-                crate::report::error(&error, error.remedy().as_deref());
-            }
-            return false;
+/// What KVM here is, as a line. Only a good one runs guests.
+fn kvm() -> Finding {
+    let finding =
+        |good, state: String, remedy: Option<String>| Finding { what: "KVM".into(), good, state, remedy };
+    match measure() {
+        Ok(Speed::Native(speed)) => {
+            let speed = format!("{:.0} million instructions a second", speed / 1e6);
+            finding(true, format!("runs a guest's kernel on the processor ({speed})"), None)
         }
-    };
-    if !quiet {
-        println!("{}  /dev/kvm {text}", if good { "good" } else { "bad " });
+        Ok(Speed::Emulated(speed)) => finding(
+            false,
+            format!("emulates a guest's kernel ({:.1} million instructions a second): no Linux runs", speed / 1e6),
+            Some("a host with VT-x or AMD-V; in a virtual machine, one with nested virtualization; or make lab".into()),
+        ),
+        Ok(Speed::Broken(why)) => finding(false, format!("cannot run a guest's kernel: {why}"), None),
+        Err(error) => {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            finding(false, format!("{error}{cause}"), error.remedy())
+        }
     }
-    good
+}
+
+/// The rights that making links takes.
+fn rights() -> Finding {
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    let good = effective & 1 << CAP_NET_ADMIN != 0;
+    let state = if good { "may make and change links" } else { "may not make or change links" };
+    let remedy = "run as root; or take a tap made for you (sudo ip tuntap add tap0 mode tap user $USER vnet_hdr), or an fd";
+    Finding {
+        what: "CAP_NET_ADMIN".into(),
+        good,
+        state: state.into(),
+        remedy: (!good).then(|| remedy.into()),
+    }
+}
+
+/// A device node that something needs.
+fn device(path: &str, what: &str, module: &str, needed: bool) -> Finding {
+    let opened = fs::OpenOptions::new().read(true).write(true).open(path);
+    let (good, state, remedy) = match opened {
+        Ok(_) => (true, format!("can be opened: {what}"), None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let remedy = Some(format!("modprobe {module}; in a container, --device {path}"));
+            (!needed, format!("is not there: no {what}"), remedy)
+        }
+        Err(e) => (
+            !needed,
+            format!("cannot be opened: {e}"),
+            Some("run as root, or be given the right to it".into()),
+        ),
+    };
+    Finding { what: path.into(), good, state, remedy }
+}
+
+/// Links that can be no bridge's port and no macvtap's parent.
+fn wireless() -> Vec<Finding> {
+    let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let wireless =
+        links.filter(|link| link.path().join("phy80211").exists() || link.path().join("wireless").exists());
+    wireless
+        .map(|link| Finding {
+            what: link.file_name().to_string_lossy().into_owned(),
+            good: true,
+            state:
+                "is Wi-Fi, which carries one MAC address: no bridge and no macvtap on it; take tap,nat or tun"
+                    .into(),
+            remedy: None,
+        })
+        .collect()
+}
+
+/// Whether replies that come by another link than the one they would be answered on are dropped.
+fn reverse_path() -> Finding {
+    let strict = |link: &str| {
+        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{link}/rp_filter"))
+            .is_ok_and(|value| value.trim() == "1")
+    };
+    let strict = strict("all") || strict("default");
+    let state = match strict {
+        true => "is strict: a guest's packets that come back by another link than they went are dropped",
+        false => "does not keep a guest's packets from coming back by another link",
+    };
+    let remedy =
+        strict.then(|| "sysctl -w net.ipv4.conf.all.rp_filter=2, where guests have several ways out".into());
+    Finding { what: "rp_filter".into(), good: true, state: state.into(), remedy }
+}
+
+/// What wirevm processes that are gone have left behind.
+fn left_over() -> Vec<Finding> {
+    let finding = |good, state: String, remedy| Finding { what: "left-overs".into(), good, state, remedy };
+    let clean = || Some("wirevm doctor --clean".to_owned());
+    match net::left_over() {
+        Ok(steps) if steps.is_empty() => vec![finding(true, "none".into(), None)],
+        Ok(steps) => steps
+            .iter()
+            .map(|step| finding(false, format!("a dead wirevm's; undone by: {}", step.command), clean()))
+            .collect(),
+        Err(error) => vec![finding(true, format!("cannot be looked for: {error}"), None)],
+    }
+}
+
+/// Everything that is looked at, KVM first.
+fn examine() -> Vec<Finding> {
+    let mut findings = vec![kvm(), rights(), device("/dev/net/tun", "taps and tuns", "tun", true)];
+    findings.extend(net::link_kinds());
+    findings.push(device("/dev/vhost-net", "vhost-net, which is not used yet", "vhost_net", false));
+    findings.extend(net::findings());
+    findings.push(reverse_path());
+    findings.extend(wireless());
+    findings.extend(left_over());
+    findings
+}
+
+/// Says what was found, as the options ask; true where a guest can run.
+pub(crate) fn run(args: &Doctor) -> bool {
+    if args.quiet {
+        return kvm().good;
+    }
+    if args.clean
+        && let Err(error) = net::clean(&mut |step| report::answer(&format!("{step}\n")))
+    {
+        report::error(&error, error.remedy().as_deref());
+        return false;
+    }
+    let findings = examine();
+    report::answer(&if args.json { json(&findings) + "\n" } else { lines(&findings) });
+    findings[0].good
+}
+
+fn json(findings: &[Finding]) -> String {
+    let findings: Vec<_> = findings
+        .iter()
+        .map(|Finding { what, good, state, remedy }| {
+            serde_json::json!({ "what": what, "good": good, "state": state, "try": remedy })
+        })
+        .collect();
+    serde_json::json!({ "findings": findings }).to_string()
+}
+
+fn lines(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { what, good, state, remedy } in findings {
+        let _ = writeln!(text, "{}  {what:<16} {state}", if *good { "good" } else { "BAD " });
+        if let Some(remedy) = remedy {
+            let _ = writeln!(text, "      {:<16} try: {remedy}", "");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_lines_for_a_person_and_json_for_a_program() {
+        let findings = [
+            Finding { what: "KVM".into(), good: true, state: "runs".into(), remedy: None },
+            Finding {
+                what: "tun".into(),
+                good: false,
+                state: "is \"gone\"".into(),
+                remedy: Some("modprobe tun".into()),
+            },
+        ];
+        assert_eq!(
+            lines(&findings),
+            "good  KVM              runs\nBAD   tun              is \"gone\"\n                       try: modprobe tun\n"
+        );
+        assert_eq!(
+            json(&findings),
+            r#"{"findings":[{"good":true,"state":"runs","try":null,"what":"KVM"},{"good":false,"state":"is \"gone\"","try":"modprobe tun","what":"tun"}]}"#
+        );
+    }
+
+    #[test]
+    fn a_device_that_is_absent_is_bad_only_where_it_is_needed() {
+        let needed = device("/dev/no-such-device", "nothing", "nothing", true);
+        assert!(!needed.good && needed.remedy.unwrap().contains("modprobe nothing"));
+        assert!(device("/dev/no-such-device", "nothing", "nothing", false).good);
+        assert!(device("/dev/null", "nothing", "nothing", true).good);
+    }
 }

@@ -7,7 +7,7 @@
 //! - `main.rs`, `cli.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
 //! - `machine.rs`: builds, runs, takes apart. `memory.rs`, `bus.rs`, `cpuid.rs`, `vcpu.rs`, `nic.rs`: its parts.
 //! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
-//! - `doctor.rs`: what this host can do.
+//! - `doctor.rs`: what this host can do. `explain.rs`: what each wire is.
 //!
 //! Threads: the main thread, one for each vCPU, and one for each queue pair of a NIC (in `devices`). A frame never meets the
 //! main thread or a vCPU's.
@@ -23,6 +23,7 @@ mod cpuid;
 mod doctor;
 mod ending;
 mod error;
+mod explain;
 mod fd;
 mod machine;
 mod memory;
@@ -55,7 +56,11 @@ fn main() -> ExitCode {
     }));
     match cli.command {
         Command::Run(args) => run(&args),
-        Command::Doctor(args) => match doctor::run(args.quiet) {
+        Command::Explain(args) => {
+            report::answer(&explain::text(args.wire));
+            ExitCode::SUCCESS
+        }
+        Command::Doctor(args) => match doctor::run(&args) {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,
         },

@@ -18,6 +18,11 @@ pub(crate) fn print(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
+/// Prints what was asked for on standard output. A reader that leaves early, as a pager may, is no failure.
+pub(crate) fn answer(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 fn render(error: &dyn Error, remedy: Option<&str>) -> String {
     let mut text = format!("error: {error}\n");
     let mut cause = error.source();

@@ -16,6 +16,7 @@ mod nat;
 pub(crate) mod netlink;
 mod nft;
 mod peer;
+pub(crate) mod probe;
 mod runtime;
 pub(crate) mod sysfs;
 
