@@ -15,6 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{fstat, major, minor};
 
 use crate::host::{Link, Netlink};
+use crate::macvtap::Groups;
 use crate::{
     Backend, Error, FdConfig, HEADER_LEN, Iov, MTU, Mac, Offloads, Opened, RxFilter, Sent, Wiring, sys,
     tuntap,
@@ -85,6 +86,9 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     if link.as_ref().and_then(|link| link.tun).is_some_and(|tun| tun.packet_info) {
         return Err(Error::Fd { fd: backend.number, problem: FdProblem::Flags(name), source: None });
     }
+    if let Some(link) = link.as_ref().filter(|_| backend.is_macvtap) {
+        backend.groups = Groups::new(link.id.index).ok();
+    }
     let limit = link.as_ref().map(|link| link.mtu);
     if let (Some(mtu), Some(limit)) = (mtu, limit)
         && u32::from(mtu) > limit
@@ -123,6 +127,8 @@ struct Inherited {
     offloads: Offloads,
     /// The link's, which for a macvtap is the guest's.
     mac: [u8; 6],
+    /// For a macvtap that we see.
+    groups: Option<Groups>,
     /// What to give back.
     found: Found,
 }
@@ -171,7 +177,7 @@ impl Inherited {
         let found = Found { flags: attached.flags, header_len, mac };
         // From here on, what is dropped is given back.
         let offloads = Offloads::default();
-        let mut this = Self { device, number, name, is_macvtap, offloads, mac, found };
+        let mut this = Self { device, number, name, is_macvtap, offloads, mac, groups: None, found };
         if is_macvtap {
             sys::tun_set_iff(this.fd(), &this.name, flags).map_err(setting("flags"))?;
             // Its bound wakes nobody who waits for it to have room again.
@@ -240,12 +246,7 @@ impl Backend for Inherited {
 
     #[inline]
     fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        match sys::writev(self.device.as_fd(), frame) {
-            Ok(_) => Ok(Sent::Gone),
-            // A deleted macvtap.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Err(sys::wire_is_gone()),
-            Err(error) => Err(error),
-        }
+        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
     }
 
     #[inline]
@@ -261,9 +262,20 @@ impl Backend for Inherited {
         tuntap::set_offloads(self.fd(), accepted)
     }
 
-    /// A macvtap's link gets the guest's address, without which it would bring it nothing. Groups are for its owner to join.
+    /// A macvtap's link gets the guest's address, without which it would bring it nothing, and, where we see it and have
+    /// `CAP_NET_RAW`, its groups; else those are for its owner to join.
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
-        if self.is_macvtap { self.set_mac(filter.mac.octets()) } else { Ok(()) }
+        if !self.is_macvtap {
+            return Ok(());
+        }
+        let before = self.mac;
+        self.set_mac(filter.mac.octets())?;
+        let Some(groups) = &mut self.groups else { return Ok(()) };
+        groups.follow(filter).inspect_err(|_| {
+            if let Err(error) = self.set_mac(before) {
+                log::warn!("cannot give {} its address back: {error}", self.name);
+            }
+        })
     }
 
     fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -150,7 +150,7 @@ impl Backend for Macvtap {
         let before = self.mac;
         self.set_mac(filter.mac.octets())?;
         let Some(groups) = &mut self.groups else { return Ok(()) };
-        groups.set(wanted(filter)).inspect_err(|_| {
+        groups.follow(filter).inspect_err(|_| {
             if let Err(error) = self.set_mac(before) {
                 log::warn!("cannot give {} its address back: {error}", self.name);
             }
@@ -196,17 +196,23 @@ fn wanted(filter: &RxFilter) -> Vec<Membership> {
 /// What is joined on a link on behalf of the guest: by a packet socket that receives nothing (packet(7)), so that all of it
 /// goes with the descriptor, and what others have joined stays.
 #[derive(Debug)]
-struct Groups {
+pub(crate) struct Groups {
     socket: OwnedFd,
     index: u32,
     joined: Vec<Membership>,
 }
 
 impl Groups {
-    fn new(index: u32) -> io::Result<Self> {
+    /// Nothing, on the link of that index in the thread's namespace. Needs `CAP_NET_RAW`.
+    pub(crate) fn new(index: u32) -> io::Result<Self> {
         // Protocol 0 receives no frame.
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Self { socket, index, joined: Vec::new() })
+    }
+
+    /// Has the link receive what `filter` wants, and no more, or, on an error, what it did.
+    pub(crate) fn follow(&mut self, filter: &RxFilter) -> io::Result<()> {
+        self.set(wanted(filter))
     }
 
     /// Joins what is new in `wanted` and leaves what is not in it any more, or, on an error, neither.

@@ -10,7 +10,7 @@ use namespace::{
     as_user, elsewhere, in_namespace, inheritable, macvtap_device, run, run_in_own_mounts, tun_attached,
     tun_flags, tun_header_len, warnings,
 };
-use net::{Backend, Error, FdProblem, IovBuffer, Opened};
+use net::{Addresses, Backend, Error, FdProblem, IovBuffer, Mac, Opened, RxFilter};
 use vm_memory::VolatileSlice;
 
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -206,6 +206,16 @@ fn an_inherited_macvtap_lends_the_guest_its_address() {
             let socket = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();
             socket.send_to(b"hello", "10.9.0.2:9").unwrap();
             assert!(recv_to(opened.backends[0].as_mut(), OWN).ends_with(b"hello"));
+
+            // And what comes to its groups, which go with the descriptor.
+            let groups = || run("ip maddress show dev mv0");
+            let before = groups();
+            let mut filter = RxFilter::new(Mac::new(OWN).unwrap());
+            filter.multicast = Addresses::Only(vec![[0x33, 0x33, 0, 0, 0, 0x77]]);
+            opened.backends[0].set_filter(&filter).unwrap();
+            assert!(groups().contains("33:33:00:00:00:77"), "{}", groups());
+            drop(opened);
+            assert_eq!(groups(), before);
             assert_eq!(warnings(), [""; 0]);
         });
     });

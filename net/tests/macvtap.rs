@@ -4,8 +4,8 @@ mod frames;
 mod namespace;
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use frames::{recv, recv_where, send};
@@ -276,6 +276,7 @@ fn passthru_takes_the_whole_nic() {
             [
                 "ip link add link nic name wirevm0 type macvtap mode passthru",
                 "ip link set dev wirevm0 address 02:00:00:00:00:0a",
+                "ip link set dev wirevm0 addrgenmode none",
                 "ip link set dev wirevm0 up"
             ]
         );
@@ -297,6 +298,7 @@ fn a_macvtap_is_made_and_goes() {
         let lines = [
             "ip link set dev nic up",
             "ip link add link nic name wirevm0 address 02:00:00:00:00:0a mtu 1400 type macvtap mode vepa",
+            "ip link set dev wirevm0 addrgenmode none",
             "ip link set dev wirevm0 up",
         ];
         assert_eq!(told, lines);
@@ -308,7 +310,8 @@ fn a_macvtap_is_made_and_goes() {
         assert_eq!(ours(), [true; 5]);
         // The second one finds the NIC up, and keeps it so when the first one leaves.
         let (second, told) = open_told("macvtap=nic");
-        assert_eq!((told.len(), second.mtu), (2, 1500), "{told:?}");
+        assert_eq!((told.len(), second.mtu), (3, 1500), "{told:?}");
+        assert!(!run("ip address show wirevm1").contains("inet6"), "the guest's address is its own");
         drop(guest);
         assert!(run("ip link show nic").contains(",UP"));
         drop(second);
@@ -345,7 +348,7 @@ fn what_a_killed_one_leaves_is_cleaned() {
             assert_eq!((state(), records()), (before.clone(), vec![]), "step {step}");
             step += 1;
         }
-        assert_eq!(step, 7, "it has six steps");
+        assert_eq!(step, 8, "it has seven steps");
         // One that is alive is left alone, and so is the NIC that both need.
         let living = holding("macvtap=nic");
         kill(holding("macvtap=nic"));
@@ -486,7 +489,7 @@ fn the_host_is_cut_off_unless_it_has_a_place() {
             "ip address add 172.31.0.5/29 dev wirevm1",
             "ip link set dev wirevm1 up",
         ];
-        assert_eq!(told[2..], lines);
+        assert_eq!(told[3..], lines);
         send(&mut *guest.backends[0], &arp_request([172, 31, 0, 5])).unwrap();
         recv_where(&mut *guest.backends[0], |frame| {
             frame.get(HEADER_LEN + 12..HEADER_LEN + 22) == Some(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2])
@@ -597,6 +600,43 @@ fn offloads_are_the_guests() {
             guests.end("guest").set_offloads(accepted).unwrap();
             send(&mut guests.lan.machine, &unfinished()).unwrap();
             assert_eq!(recv_where(guests.end("guest"), is_ours)[0], flags, "{accepted:?}");
+        }
+    });
+}
+
+#[test]
+fn an_adopted_one_gives_its_next_holder_what_it_gave_the_last() {
+    in_namespace("an_adopted_one_gives_its_next_holder_what_it_gave_the_last", || {
+        let mut lan = Lan::new(false);
+        run("ip link add link nic name mine address 02:00:00:00:00:0a type macvtap");
+        run("ip link set mine up");
+        drop(opened("macvtap=mine"));
+        let index = run("ip -o link show mine").split(':').next().unwrap().to_owned();
+        let mut options = fs::OpenOptions::new();
+        let device = options.read(true).custom_flags(libc::O_NONBLOCK).open(format!("/dev/tap{index}"));
+        let (mut device, mut frame) = (device.unwrap(), [0; 2000]);
+        let end = Instant::now() + Duration::from_secs(5);
+        // Whoever does not say otherwise takes what is not finished, behind a header of ten bytes.
+        while frame[10 + 34..][..2] != [0x12, 0x34] {
+            assert!(Instant::now() < end, "nothing came");
+            send(&mut lan.machine, &unfinished()).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+            let _ = device.read(&mut frame);
+        }
+        assert_eq!(frame[0], 1);
+    });
+}
+
+#[test]
+fn a_nic_that_is_slow_never_says_not_now() {
+    in_namespace("a_nic_that_is_slow_never_says_not_now", || {
+        let mut guests = Guests::new(false, "bridge");
+        run("tc qdisc add dev nic root tbf rate 20mbit burst 3000 limit 10000000");
+        let mut large = frame(MACHINE, GUEST, 1);
+        large.resize(HEADER_LEN + 1514, 0);
+        // No event would say when there is room again.
+        for number in 0..500 {
+            assert_eq!(send(guests.end("guest"), &large).unwrap(), Sent::Gone, "frame {number}");
         }
     });
 }

@@ -1,6 +1,7 @@
 //! Making a macvtap on a NIC, or adopting one that is there, and giving the host a place beside it.
 
 use std::fmt;
+use std::path::Path;
 
 use super::Macvtap;
 use crate::host::netlink::AddressOnLink;
@@ -268,6 +269,11 @@ fn make_link(
         // The kernel gives the NIC its own address back with the link's end.
         let change = Change::Mac(link.clone(), mac.octets());
         wiring.make(change, None, "with passthru, the NIC has the guest's address", tell)?;
+    }
+    // Where the host has no IPv6 on the link, there is nothing to keep from it.
+    if Path::new("/proc/sys/net/ipv6/conf").join(&link.name).exists() {
+        let change = Change::NoIpv6Address(link.clone());
+        wiring.make(change, None, "else the host solicits under the guest's own address", tell)?;
     }
     wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
     Ok(link)

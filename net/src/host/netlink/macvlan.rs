@@ -9,6 +9,10 @@ use crate::{Mac, MacvtapMode, sys};
 
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+/// `IN6_ADDR_GEN_MODE_NONE`.
+const ADDR_GEN_NONE: u8 = 1;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_MACVLAN_MACADDR_MODE: u16 = 3;
 const IFLA_MACVLAN_MACADDR: u16 = 4;
@@ -106,6 +110,21 @@ impl Netlink {
                 return Ok(LinkId { index, name });
             }
         }
+    }
+
+    /// Has the host give a link no IPv6 address of its own, if it is not up yet.
+    pub(crate) fn set_no_ipv6_address(&mut self, link: &LinkId) -> Result<(), Refusal> {
+        let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
+        let mut request = rt_link::Request::new().op_setlink_do(&header);
+        let mut attributes = request.encode();
+        let buffer = attributes.as_vec_mut();
+        let families = push_nested_header(buffer, IFLA_AF_SPEC);
+        let family = push_nested_header(buffer, libc::AF_INET6 as u16);
+        push(buffer, IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_NONE]);
+        finalize_nested_header(buffer, family);
+        finalize_nested_header(buffer, families);
+        drop(attributes);
+        Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
     /// Gives a link an Ethernet address.
