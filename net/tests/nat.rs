@@ -184,7 +184,32 @@ fn ipv6_leaves_under_the_hosts_address() {
             guest.talk(at).unwrap_or_else(|error| panic!("{at}: {error}"));
             assert_eq!(server.visitor(), "2001:db8::1", "{at}");
         }
+        // Else the guest would forget its default router (RFC 4861 §7.2.5).
+        let neighbour = guest.run(|| run("ip -6 neighbour show fd00::1"));
+        assert!(neighbour.contains(" router "), "{neighbour}");
         drop(guest);
+        drop(opened);
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn the_host_goes_on_listening_to_its_ipv6_routers() {
+    in_namespace("the_host_goes_on_listening_to_its_ipv6_routers", || {
+        let _world = world();
+        // One that was told to forward by itself, and one that listens to nobody.
+        for (link, switch) in [("on", "forwarding=1"), ("deaf", "accept_ra=0")] {
+            run(&format!("ip link add {link} type veth peer name {link}-far"));
+            run(&format!("sysctl -qw net.ipv6.conf.{link}.{switch}"));
+        }
+        let before = everything();
+        let (opened, _) = open("tap,host=fd00::1/64,nat");
+        let value = |key: &str| run(&format!("sysctl -n net.ipv6.conf.{key}")).trim().to_owned();
+        // From Linux 6.17 on only the links that it takes pass on; before, the whole host, which would be deaf to routers.
+        let whole = !std::path::Path::new("/proc/sys/net/ipv6/conf/all/force_forwarding").exists();
+        let (forwards, accepts) = if whole { ("1", "2") } else { ("0", "1") };
+        assert_eq!((value("all.forwarding").as_str(), value("eth0.accept_ra").as_str()), (forwards, accepts));
+        assert_eq!(value("deaf.accept_ra"), "0");
         drop(opened);
         assert_eq!(everything(), before);
     });

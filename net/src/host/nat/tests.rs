@@ -45,3 +45,12 @@ fn each_link_has_a_table_name_that_nft_takes() {
     assert_eq!(table_name("a=b"), "wirevm-a_3db");
     assert_eq!(table_name("a_3db"), "wirevm-a_5f3db", "another link's");
 }
+
+#[test]
+fn a_kernel_without_nftables_is_said_with_what_helps() {
+    for errno in [libc::EPROTONOSUPPORT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::ENOENT] {
+        let refusal = Refusal::from(io::Error::from_raw_os_error(errno));
+        let error = Error::Nft { table: "wirevm-tap0".to_owned(), refusal };
+        assert!(error.remedy().unwrap().contains("modprobe -a nf_tables"), "{error:?}");
+    }
+}

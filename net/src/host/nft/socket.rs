@@ -1,0 +1,231 @@
+//! nftables in the kernel: tables of ours, and what the chains of others do.
+
+use std::ffi::CStr;
+use std::io;
+
+use netlink_bindings::nftables::{
+    self, Chained, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, TableFlags, VerdictCode,
+};
+use netlink_bindings::traits::NetlinkChained;
+use netlink_socket2::NetlinkSocket;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
+
+use super::{Hook, Table};
+use crate::host::Refusal;
+
+/// A socket to nftables, in the network namespace that the thread was in at the first request.
+///
+/// **A table that it makes is its own** (`NFT_TABLE_F_OWNER`): nobody else changes it, not even `nft flush ruleset`, and it
+/// goes when the socket is closed, also after `kill -9`.
+pub(crate) struct Nft {
+    socket: NetlinkSocket,
+}
+
+/// A chain of anybody's on the forward hook, which routed packets pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ForwardChain {
+    /// `ip`, `ip6` or `inet`.
+    pub(crate) family: &'static str,
+    pub(crate) table: String,
+    pub(crate) name: String,
+    /// What no rule of it decides is dropped: by its policy, or by its last rule, which matches everything.
+    pub(crate) drops: bool,
+    /// The other chains of its table.
+    pub(crate) others: Vec<String>,
+    /// A rule of its table speaks of the link.
+    pub(crate) knows_link: bool,
+}
+
+impl Nft {
+    pub(crate) fn new() -> Self {
+        Self { socket: NetlinkSocket::new() }
+    }
+
+    /// Makes a table with all in it, or nothing: `EEXIST` where there is a table of that name.
+    pub(crate) fn make(&mut self, table: &Table) -> Result<(), Refusal> {
+        let inet = header(libc::NFPROTO_INET as u8);
+        let name = table.name.as_bytes();
+        self.batch(|batch| {
+            let mut request = batch.request().set_create().set_excl().op_newtable_do(&inet);
+            request.encode().push_name_bytes(name).push_flags(TableFlags::Owner as u32);
+            for chain in &table.chains {
+                let mut request = batch.request().set_create().op_newchain_do(&inet);
+                let attributes =
+                    request.encode().push_table_bytes(name).push_name_bytes(chain.name.as_bytes());
+                let hook = attributes.nested_hook().push_num(chain.hook as u32).push_priority(chain.priority);
+                hook.end_nested().push_type_bytes(chain.kind.word().as_bytes());
+            }
+            for (chain, rule) in table.rules() {
+                let mut request = batch.request().set_create().set_append().op_newrule_do(&inet);
+                let attributes =
+                    request.encode().push_table_bytes(name).push_chain_bytes(chain.name.as_bytes());
+                let mut list = attributes.nested_expressions();
+                for one in &rule.matches {
+                    list = one.encode(list);
+                }
+                rule.verdict.encode(list).end_nested();
+            }
+        })
+    }
+
+    /// Removes a table with all in it; `ENOENT` where there is none such.
+    pub(crate) fn remove(&mut self, name: &str) -> Result<(), Refusal> {
+        let inet = header(libc::NFPROTO_INET as u8);
+        self.batch(|batch| {
+            batch.request().op_deltable_do(&inet).encode().push_name_bytes(name.as_bytes());
+        })
+    }
+
+    /// The chains of every table on the forward hook, and what they do with what `link` sends and gets. `EPERM` without
+    /// `CAP_NET_ADMIN`.
+    pub(crate) fn forward_chains(&mut self, link: &str) -> Result<Vec<ForwardChain>, Refusal> {
+        usable()?;
+        let request = nftables::Request::new().op_getchain_dump(&header(libc::NFPROTO_UNSPEC as u8));
+        let mut replies = self.socket.request(&request)?;
+        let (mut forward, mut all) = (Vec::new(), Vec::new());
+        while let Some((header, chain)) = replies.recv().transpose()? {
+            let Some(family) = routed_family(header.nfgen_family) else { continue };
+            let (table, name) = (text(chain.get_table().ok()), text(chain.get_name().ok()));
+            all.push((family, table.clone(), name.clone()));
+            if chain.get_hook().and_then(|hook| hook.get_num()).is_ok_and(|hook| hook == Hook::Forward as u32)
+            {
+                let drops = chain.get_policy().is_ok_and(|policy| policy == libc::NF_DROP as u32);
+                forward.push(ForwardChain { family, table, name, drops, others: vec![], knows_link: false });
+            }
+        }
+        for chain in &mut forward {
+            let others =
+                all.iter().filter(|(family, table, _)| (*family, table) == (chain.family, &chain.table));
+            chain.others = others.map(|(_, _, name)| name.clone()).collect();
+            self.read_rules(chain, link)?;
+        }
+        Ok(forward)
+    }
+
+    /// Looks at the rules of the chain's table.
+    fn read_rules(&mut self, chain: &mut ForwardChain, link: &str) -> Result<(), Refusal> {
+        let family = [libc::NFPROTO_IPV4, libc::NFPROTO_IPV6, libc::NFPROTO_INET].map(|family| family as u8);
+        let family = family.into_iter().find(|&family| routed_family(family) == Some(chain.family));
+        let mut request = nftables::Request::new().op_getrule_dump(&header(family.unwrap_or_default()));
+        request.encode().push_table_bytes(chain.table.as_bytes());
+        let mut replies = self.socket.request(&request)?;
+        let mut last_drops = false;
+        while let Some((_, rule)) = replies.recv().transpose()? {
+            let expressions: Vec<_> = rule.get_expressions().into_iter().flatten().flatten().collect();
+            let expressions: Vec<IterableExprAttrs<'_>> =
+                expressions.into_iter().map(|nftables::ExprListAttrs::Elem(one)| one).collect();
+            chain.knows_link |= speaks_of(&expressions, link);
+            if text(rule.get_chain().ok()) == chain.name {
+                last_drops = drops_all(&expressions);
+            }
+        }
+        chain.drops |= last_drops;
+        Ok(())
+    }
+
+    /// Sends what `fill` says as one transaction, which is done whole or not at all.
+    fn batch(&mut self, fill: impl FnOnce(&mut Chained<'_>)) -> Result<(), Refusal> {
+        usable()?;
+        let mut subsystem = header(libc::AF_UNSPEC as u8);
+        subsystem.set_res_id(libc::NFNL_SUBSYS_NFTABLES as u16);
+        // As many as any batch here has requests: the numbers only tell the answers apart.
+        let first = self.socket.reserve_seq(1 << 10);
+        let mut batch = Chained::new(first);
+        batch.request().op_batch_begin_do(&subsystem);
+        fill(&mut batch);
+        batch.request().op_batch_end_do(&subsystem);
+        let batch = Batch(batch.finalize());
+        Ok(self.socket.request_chained(&batch)?.recv_all()?)
+    }
+}
+
+/// The requests of a transaction. The crate's own type finds begin and end, which old kernels do not acknowledge, by
+/// comparing the addresses of functions, and a compiler may give one function two and two functions one.
+struct Batch(nftables::ChainedFinal<'static>);
+
+impl NetlinkChained for Batch {
+    fn protonum(&self) -> u16 {
+        self.0.protonum()
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.0.payload()
+    }
+
+    /// One more where it is a multiple of 64: the socket takes such a chain for answered before the first answer.
+    fn chain_len(&self) -> usize {
+        let len = self.0.chain_len();
+        len + usize::from(len.is_multiple_of(64))
+    }
+
+    fn get_index(&self, seq: u32) -> Option<usize> {
+        NetlinkChained::get_index(&self.0, seq)
+    }
+
+    fn name(&self, index: usize) -> &'static str {
+        self.0.name(index)
+    }
+
+    fn supports_ack(&self, index: usize) -> Option<bool> {
+        (index < self.chain_len()).then(|| (1..self.0.chain_len() - 1).contains(&index))
+    }
+}
+
+/// The kernel's answer where it has no nftables at all, which the crate's socket would call `EPERM`.
+pub(crate) fn usable() -> Result<(), Refusal> {
+    let made =
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER));
+    made.map(drop).map_err(|errno| Refusal::from(io::Error::from(errno)))
+}
+
+/// The family's word, for those whose chains routed packets pass.
+fn routed_family(number: u8) -> Option<&'static str> {
+    match i32::from(number) {
+        libc::NFPROTO_IPV4 => Some("ip"),
+        libc::NFPROTO_IPV6 => Some("ip6"),
+        libc::NFPROTO_INET => Some("inet"),
+        _ => None,
+    }
+}
+
+/// True where a rule compares the name of a packet's link with `link`, or with a beginning of it (`tap*`).
+fn speaks_of(expressions: &[IterableExprAttrs<'_>], link: &str) -> bool {
+    let names = [MetaKeys::Iifname as u32, MetaKeys::Oifname as u32];
+    expressions.windows(2).any(|pair| match (pair[0].get_data(), pair[1].get_data()) {
+        (Ok(ExprOps::Meta(meta)), Ok(ExprOps::Cmp(compare))) => {
+            let value = compare.get_data().and_then(|data| data.get_value()).unwrap_or_default();
+            let is_name = meta.get_key().is_ok_and(|key| names.contains(&key));
+            // A whole name is compared with its end.
+            is_name
+                && match value.iter().position(|&byte| byte == 0) {
+                    Some(end) => value[..end] == *link.as_bytes(),
+                    None => link.as_bytes().starts_with(value),
+                }
+        }
+        _ => false,
+    })
+}
+
+/// True where a rule drops or rejects every packet: nothing but counting and noting goes before.
+fn drops_all(expressions: &[IterableExprAttrs<'_>]) -> bool {
+    let Some((last, before)) = expressions.split_last() else { return false };
+    let name = |one: &IterableExprAttrs<'_>| text(one.get_name().ok());
+    let drops = match last.get_data() {
+        Ok(ExprOps::Immediate(immediate)) => {
+            let verdict = immediate.get_data().and_then(|data| data.get_verdict());
+            verdict.and_then(|verdict| verdict.get_code()).is_ok_and(|code| code == VerdictCode::Drop as u32)
+        }
+        // The targets of iptables, inside a table of its.
+        Ok(ExprOps::Target(target)) => ["DROP", "REJECT"].contains(&text(target.get_name().ok()).as_str()),
+        _ => name(last) == "reject",
+    };
+    drops && before.iter().all(|one| ["counter", "log"].contains(&name(one).as_str()))
+}
+
+fn header(family: u8) -> Nfgenmsg {
+    Nfgenmsg { nfgen_family: family, ..Nfgenmsg::default() }
+}
+
+fn text(text: Option<&CStr>) -> String {
+    text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+}
