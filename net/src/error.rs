@@ -332,6 +332,22 @@ pub enum Error {
         #[source]
         refusal: Refusal,
     },
+    /// There is a link of the bridge's name, of another kind.
+    #[error("cannot join a tap to {name}: it is {}, not a bridge", kind_of(kind))]
+    NotABridge {
+        /// The link.
+        name: String,
+        /// Its kind as `ip -d link` says it; empty for hardware.
+        kind: String,
+    },
+    /// The bridge has no VLANs.
+    #[error("vlan={vlan}: {bridge} does not filter VLANs")]
+    NoVlans {
+        /// The VLAN.
+        vlan: u16,
+        /// The bridge.
+        bridge: String,
+    },
     /// Another link of the host has the address, or a part of its subnet.
     #[error("host={address}: {on} has {theirs} already")]
     AddressTaken {
@@ -445,6 +461,14 @@ impl Error {
                 format!("{ROOT}, or do it beforehand: sudo {command}")
             }
             Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
+            Self::NotABridge { name, .. } => {
+                format!(
+                    "name a bridge or none that exists; to have {name} in a bridge: bridge=br0,uplink={name}"
+                )
+            }
+            Self::NoVlans { bridge, .. } => {
+                format!("let it filter: sudo ip link set dev {bridge} type bridge vlan_filtering 1")
+            }
             Self::Runtime { .. } => {
                 "set WIREVM_RUNTIME_DIR to a directory that you alone can write to".to_owned()
             }

@@ -15,8 +15,8 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
-//! - `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `tuntap.rs`: the links of the tun driver under
-//!   two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
+//! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `tuntap.rs`: the
+//!   links of the tun driver under two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
 //!   `router.rs` in front of one, which tell the guest its addresses.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
@@ -34,6 +34,7 @@
 
 mod address;
 mod autoconf;
+mod bridge;
 mod config;
 mod dhcp;
 mod error;
@@ -215,10 +216,10 @@ fn open_in(
 fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
     match &config.wire {
         Wire::Tap(tap) => open_tap(tap, mac, config, tell),
+        Wire::Bridge(bridge) => bridge::open(bridge, mac, config.mtu, tell),
         Wire::Tun(tun) => tun::open(tun, mac, config, tell),
         Wire::Macvtap(macvtap) => macvtap::open(macvtap, config.mac, config.mtu, tell),
         Wire::Fd(inherited) => fd::open(inherited, config.mac, config.mtu),
-        wire => Err(Error::NotBuilt { what: wire.kind() }),
     }
 }
 

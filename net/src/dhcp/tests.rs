@@ -114,12 +114,14 @@ impl Answer {
     }
 
     fn repr(&self) -> (DhcpMessageType, u32, Ipv4Addr, Option<u32>) {
-        let packet = self.packet();
-        let repr = DhcpPacket::new_checked(&self.message[..]).unwrap();
-        let repr = DhcpRepr::parse(&repr).unwrap();
+        // Not smoltcp's own reading of it, which takes no client's identifier of seven bytes but an Ethernet address.
+        let (packet, options) = (self.packet(), self.options());
         assert_eq!(packet.client_hardware_address(), EthernetAddress(GUEST_MAC));
-        assert_eq!(repr.server_identifier, Some(HOST));
-        (repr.message_type, repr.transaction_id, repr.your_ip, repr.lease_duration)
+        let find = |kind| options.iter().find(|option| option.0 == kind).map(|option| &option.1[..]);
+        assert_eq!(find(54), Some(&HOST.octets()[..]), "the server's identifier");
+        let seconds = find(51).map(|data| u32::from_be_bytes(data.try_into().unwrap()));
+        let &[kind] = find(53).unwrap() else { panic!("{options:?}") };
+        (kind.into(), packet.transaction_id(), packet.your_ip(), seconds)
     }
 
     fn options(&self) -> Vec<(u8, Vec<u8>)> {
@@ -270,6 +272,16 @@ fn a_checksum_left_to_us_is_not_looked_at() {
     assert_eq!(verdict(&frame), Verdict::Pass);
     frame[0] = 1;
     assert!(matches!(verdict(&frame), Verdict::Reply(_)));
+}
+
+#[test]
+fn an_identifier_of_another_kind_of_hardware_comes_back_as_it_is() {
+    let id = [2, 0, 0, 0, 0, 0, 0];
+    let options = [DhcpOption { kind: 61, data: &id }];
+    let offer =
+        answer(&frame(&DhcpRepr { additional_options: &options, ..message(DhcpMessageType::Discover) }));
+    assert_eq!(offer.repr(), (DhcpMessageType::Offer, ID, GUEST, DAY));
+    assert!(offer.options().contains(&(61, id.to_vec())));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinkId, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, namespace};
+use super::{LinkId, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, VlanMember, namespace};
 use crate::HostAddress;
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
@@ -20,13 +20,21 @@ pub(crate) enum Change {
     Up(LinkId),
     Down(LinkId),
     DeleteLink(LinkId),
+    /// The host makes itself no IPv6 address on the link.
+    NoIpv6Address(LinkId),
     /// Its undo is `DeleteLink`, so it is never in a record.
     #[serde(skip)]
     AddMacvlan(NewMacvlan),
     /// An Ethernet address.
     Mac(LinkId, [u8; 6]),
-    /// The host makes itself no IPv6 address on the link.
-    NoIpv6Address(LinkId),
+    /// The link leaves its bridge.
+    Leave(LinkId),
+    /// The first link joins the second, a bridge.
+    Join(LinkId, LinkId),
+    /// The bridge keeps the VLANs of its ports apart.
+    FilterVlans(LinkId),
+    AddVlan(LinkId, u16, VlanMember),
+    RemoveVlan(LinkId, u16),
     Sysctl(Sysctl),
     DeleteNamespace {
         name: String,
@@ -92,9 +100,14 @@ impl Change {
             Self::Up(link) => netlink.set_up(link, true),
             Self::Down(link) => netlink.set_up(link, false),
             Self::DeleteLink(link) => netlink.delete_link(link),
+            Self::NoIpv6Address(link) => netlink.set_no_ipv6_address(link),
             Self::AddMacvlan(new) => netlink.add_macvlan(new),
             Self::Mac(link, mac) => netlink.set_mac(link, *mac),
-            Self::NoIpv6Address(link) => netlink.set_no_ipv6_address(link),
+            Self::Leave(port) => netlink.set_master(port, None),
+            Self::Join(port, bridge) => netlink.set_master(port, Some(bridge)),
+            Self::FilterVlans(bridge) => netlink.filter_vlans(bridge),
+            Self::AddVlan(port, vlan, member) => netlink.add_vlan(port, *vlan, *member),
+            Self::RemoveVlan(port, vlan) => netlink.remove_vlan(port, *vlan),
             Self::Sysctl(sysctl) => sysctl.make(),
             Self::DeleteNamespace { name, id } => Ok(namespace::delete(name, *id)?),
         }
@@ -113,11 +126,19 @@ impl Change {
             Self::Up(link) => format!("ip link set dev {link} up"),
             Self::Down(link) => format!("ip link set dev {link} down"),
             Self::DeleteLink(link) => format!("ip link del dev {link}"),
-            Self::AddMacvlan(new) => new.command(),
             Self::NoIpv6Address(link) => format!("ip link set dev {link} addrgenmode none"),
+            Self::AddMacvlan(new) => new.command(),
             Self::Mac(link, [a, b, c, d, e, f]) => {
                 format!("ip link set dev {link} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
             }
+            Self::Leave(port) => format!("ip link set dev {port} nomaster"),
+            Self::Join(port, bridge) => format!("ip link set dev {port} master {bridge}"),
+            Self::FilterVlans(bridge) => format!("ip link set dev {bridge} type bridge vlan_filtering 1"),
+            Self::AddVlan(port, vlan, VlanMember::Untagged) => {
+                format!("bridge vlan add dev {port} vid {vlan} pvid untagged")
+            }
+            Self::AddVlan(port, vlan, VlanMember::Tagged) => format!("bridge vlan add dev {port} vid {vlan}"),
+            Self::RemoveVlan(port, vlan) => format!("bridge vlan del dev {port} vid {vlan}"),
             Self::Sysctl(sysctl) => sysctl.command(),
             Self::DeleteNamespace { name, .. } => format!("ip netns del {name}"),
         }
@@ -135,7 +156,12 @@ impl Change {
             | Self::Down(link)
             | Self::Mac(link, _)
             | Self::NoIpv6Address(link)
-            | Self::DeleteLink(link) => vec![link],
+            | Self::DeleteLink(link)
+            | Self::Leave(link)
+            | Self::FilterVlans(link)
+            | Self::AddVlan(link, ..)
+            | Self::RemoveVlan(link, _) => vec![link],
+            Self::Join(port, bridge) => vec![port, bridge],
             Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
     }
@@ -206,6 +232,7 @@ mod tests {
         let [peer, peer6] =
             ["10.0.0.1 peer 10.0.0.2", "fd00::1 peer fd00::2"].map(|text| text.parse().unwrap());
         let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
+        let bridge = LinkId { index: 8, name: "br0".to_owned() };
         let id = NamespaceId { dev: 4, inode: 4026531840 };
         let delete_namespace = Change::DeleteNamespace { name: "vpn".to_owned(), id };
         vec![
@@ -220,8 +247,17 @@ mod tests {
             (Change::Up(link()), "ip link set dev tap0 up"),
             (Change::Down(link()), "ip link set dev tap0 down"),
             (Change::DeleteLink(link()), "ip link del dev tap0"),
-            (delete_namespace, "ip netns del vpn"),
             (Change::NoIpv6Address(link()), "ip link set dev tap0 addrgenmode none"),
+            (Change::Leave(link()), "ip link set dev tap0 nomaster"),
+            (Change::Join(link(), bridge), "ip link set dev tap0 master br0"),
+            (Change::FilterVlans(link()), "ip link set dev tap0 type bridge vlan_filtering 1"),
+            (
+                Change::AddVlan(link(), 5, VlanMember::Untagged),
+                "bridge vlan add dev tap0 vid 5 pvid untagged",
+            ),
+            (Change::AddVlan(link(), 5, VlanMember::Tagged), "bridge vlan add dev tap0 vid 5"),
+            (Change::RemoveVlan(link(), 1), "bridge vlan del dev tap0 vid 1"),
+            (delete_namespace, "ip netns del vpn"),
             (Change::Mac(link(), [2, 0, 0, 0, 0, 1]), "ip link set dev tap0 address 02:00:00:00:00:01"),
             (sysctl("net/ipv4/ip_forward"), "sysctl -w net.ipv4.ip_forward=1"),
             (sysctl("net/ipv4/conf/eth0.5/forwarding"), "sysctl -w net/ipv4/conf/eth0.5/forwarding=1"),

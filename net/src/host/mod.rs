@@ -22,10 +22,10 @@ pub(crate) mod sysfs;
 
 use std::fmt;
 
-pub(crate) use change::Change;
+pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
-pub(crate) use netlink::{Link, LinkId, Netlink, NewMacvlan, Refusal, Tun};
+pub(crate) use netlink::{Link, LinkId, Netlink, NewMacvlan, Refusal, Tun, VlanMember};
 pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
 
@@ -117,6 +117,39 @@ impl Wiring {
 
     pub(crate) fn netlink(&mut self) -> &mut Netlink {
         &mut self.netlink
+    }
+
+    /// The link of that name; an error where there is none (any more).
+    pub(crate) fn link(&mut self, name: &str) -> Result<Link, Error> {
+        self.find_link(name)?.ok_or_else(|| Error::LinkGone { name: name.to_owned() })
+    }
+
+    /// The link of that name, where there is one.
+    pub(crate) fn find_link(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        let asked = |refusal| Error::Ask { what: format!("the link {name}"), refusal };
+        self.netlink.link(name).map_err(asked)
+    }
+
+    /// Every link of the namespace.
+    pub(crate) fn links(&mut self) -> Result<Vec<Link>, Error> {
+        self.netlink.links().map_err(|refusal| Error::Ask { what: "the host's links".to_owned(), refusal })
+    }
+
+    /// Sets a value of a link that goes away with its backend or has an undo of its own, where it is not so already; a kernel
+    /// without IPv6 has no such values of it.
+    pub(crate) fn set_value(
+        &mut self,
+        key: String,
+        value: &str,
+        why: &'static str,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<(), Error> {
+        match Sysctl::read(&key) {
+            Ok(found) if found != value => {
+                self.make(Change::Sysctl(Sysctl::new(&key, value)), None, why, tell)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes every change back, the last one first, and logs what it cannot. The same as to drop it.
@@ -232,6 +265,11 @@ impl Wiring {
         let found = joined.is_some();
         self.undo.extend(joined.map(Undo::Shared));
         Ok(found)
+    }
+
+    /// True where we take part in `what`.
+    pub(crate) fn has_shared(&self, what: &str) -> bool {
+        self.undo.iter().any(|undo| matches!(undo, Undo::Shared(record) if record.is_of(what)))
     }
 
     /// The names, after `prefix`, of what is shared in this namespace.

@@ -3,6 +3,7 @@
 //! **Only this module and `nft.rs` know the netlink crates**, so that they can be replaced there and nowhere else. They are
 //! synchronous: a call returns when the kernel has answered.
 
+mod bridge;
 mod macvlan;
 
 use std::ffi::CStr;
@@ -16,6 +17,7 @@ use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::bridge::{Bridge, VlanMember};
 pub(crate) use self::macvlan::NewMacvlan;
 use crate::{HostAddress, MacvtapMode, TunMode};
 
@@ -60,6 +62,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     /// The index of the link that this one is on: a macvtap's parent; none where that is in another namespace.
     pub(crate) lower: Option<u32>,
+    /// What the bridge driver adds, for a link of kind `bridge`.
+    pub(crate) bridge: Option<Bridge>,
 }
 
 /// What the tun driver says of its link.
@@ -339,6 +343,13 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         }),
         _ => None,
     };
+    let bridge = match info.get_data() {
+        Ok(LinkinfoDataMsg::Bridge(data)) => Some(Bridge {
+            vlan_filtering: data.get_vlan_filtering().is_ok_and(|on| on != 0),
+            default_pvid: data.get_vlan_default_pvid().unwrap_or_default(),
+        }),
+        _ => None,
+    };
     Link {
         id: LinkId {
             index: header.ifi_index as u32,
@@ -354,5 +365,6 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         ethernet: header.ifi_type == libc::ARPHRD_ETHER,
         master: attributes.get_master().ok(),
         lower: attributes.get_link().ok().filter(|_| attributes.get_link_netnsid().is_err()),
+        bridge,
     }
 }

@@ -199,6 +199,12 @@ impl Record {
         }
     }
 
+    /// True where it is that of the shared `what`.
+    pub(crate) fn is_of(&self, what: &str) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.strip_prefix("shared-").and_then(|name| name.split_once('-')).is_some_and(|(_, own)| own == what)
+    }
+
     /// From now on others may hold it with us.
     pub(crate) fn share(&self) -> Result<(), Error> {
         flock(&self.file, FlockOperation::LockShared).map_err(|error| self.error(error))

@@ -1,0 +1,162 @@
+//! The bridge: a tap of our own as a port of a bridge of the host, so that the guest is on the same wire as the other ports.
+//!
+//! A bridge that is not there is made: without spanning tree, so that a port forwards at once, and with an Ethernet address
+//! that stays, while the kernel's own choice is that of a port, which changes when the port leaves. All wirevm that are on it
+//! share it (the records `bridge:NAME` and `uplink:NAME:NIC`), and it goes with the last one. A bridge that was there stays.
+
+use std::sync::Arc;
+
+use crate::host::{Change, Link, LinkId, VlanMember, Wiring};
+use crate::{BridgeConfig, Error, LinkName, MTU, Mac, Opened, Step, Tap};
+
+/// Makes a tap for the NIC `mac` and joins it to the bridge.
+pub(crate) fn open(
+    config: &BridgeConfig,
+    mac: Mac,
+    mtu: Option<u16>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Opened, Error> {
+    if config.uplink.is_some() {
+        return Err(Error::NotBuilt { what: "uplink=" });
+    }
+    let mut wiring = Wiring::begin()?;
+    let bridge = join(&mut wiring, config, tell)?;
+    let has_ports = wiring.links()?.iter().any(|link| link.master == Some(bridge.id.index));
+
+    let tap = Tap::open(None)?;
+    // Here, so that a failure drops the wiring before the tap.
+    let mut wiring = wiring;
+    let name = tap.name().to_owned();
+    let command = format!("ip tuntap add dev {name} mode tap vnet_hdr");
+    tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
+    let link = wiring.link(&name)?;
+
+    // A port with a smaller MTU would make that of the whole bridge smaller, and one that is the first says what it is.
+    let wanted = if has_ports { bridge.mtu } else { mtu.map_or(bridge.mtu, u32::from) };
+    let wanted = wanted.min((*MTU.end()).into());
+    if wanted != link.mtu {
+        let why = "as the bridge, which would take the least of its ports";
+        wiring.make(Change::Mtu(link.id.clone(), wanted), None, why, tell)?;
+    }
+    let key = format!("net/ipv6/conf/{name}/disable_ipv6");
+    wiring.set_value(key, "1", "the host is on the bridge, not on this port", tell)?;
+    let why = "what comes in here goes out at the other ports";
+    wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why, tell)?;
+    if let Some(vlan) = config.vlan {
+        put_into_vlan(&mut wiring, &bridge, &link.id, vlan, tell)?;
+    }
+    wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame", tell)?;
+
+    let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
+    wiring.settle();
+    Ok(Opened {
+        backends: vec![Box::new(tap)],
+        mac,
+        mtu,
+        link: name,
+        ignored: Arc::default(),
+        notices: Vec::new(),
+        wiring,
+    })
+}
+
+/// The record of a bridge that wirevm made.
+fn record_of(bridge: &LinkName) -> String {
+    format!("bridge:{bridge}")
+}
+
+/// The record of a NIC that wirevm joined to a bridge.
+fn uplink_record_of(bridge: &LinkName, nic: &str) -> String {
+    format!("uplink:{bridge}:{nic}")
+}
+
+/// The bridge, made where it is absent; what other wirevm have made of it is ours too from now on.
+fn join(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step)) -> Result<Link, Error> {
+    let name = config.name.as_str();
+    let record = record_of(&config.name);
+    match wiring.find_link(name)? {
+        Some(link) if link.bridge.is_none() => {
+            return Err(Error::NotABridge { name: name.to_owned(), kind: link.kind });
+        }
+        Some(_) => drop(wiring.join(&record)?),
+        None => {
+            let make = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| make(wiring, config, tell);
+            if !wiring.share(&record, tell, make)? {
+                // Somebody deleted the one that another wirevm made: this one is ours alone.
+                make(wiring, tell)?;
+            }
+        }
+    }
+    let link = wiring.link(name)?;
+    for nic in wiring.shared(&uplink_record_of(&config.name, "")) {
+        wiring.join(&uplink_record_of(&config.name, &nic))?;
+    }
+    if let Some(vlan) = config.vlan
+        && link.bridge.is_none_or(|bridge| !bridge.vlan_filtering)
+    {
+        // Every port is in the default VLAN, so that nothing changes for the others.
+        if !wiring.has_shared(&record) {
+            return Err(Error::NoVlans { vlan, bridge: name.to_owned() });
+        }
+        let why = "each port in its VLAN";
+        wiring.make(Change::FilterVlans(link.id), None, why, tell)?;
+    }
+    wiring.link(name)
+}
+
+fn make(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+    let name = config.name.as_str();
+    let asked = |refusal| Error::Ask { what: "the host's links".to_owned(), refusal };
+    let id = LinkId { name: name.to_owned(), ..wiring.netlink().unused_link().map_err(asked)? };
+    let mac = Mac::random().map_err(|source| Error::RandomMac { source })?;
+    let filter = config.vlan.is_some();
+    let word = if filter { " vlan_filtering 1" } else { "" };
+    let command =
+        format!("ip link add name {name} address {mac} type bridge stp_state 0 forward_delay 0{word}");
+    let undo = Some(Change::DeleteLink(id.clone()));
+    let why = "the switch that its ports share; it goes with the last wirevm on it";
+    let made = id.clone();
+    wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), command, undo, why, tell)?;
+    for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
+        let key = format!("net/ipv6/conf/{name}/{key}");
+        wiring.set_value(key, value, "no IPv6 address for the host that nobody asked for", tell)?;
+    }
+    wiring.make(Change::Up(id), None, "a link that is down drops every frame", tell)
+}
+
+/// Has what comes from `port` without a tag be in `vlan`, and nothing else go out there.
+fn put_into_vlan(
+    wiring: &mut Wiring,
+    bridge: &Link,
+    port: &LinkId,
+    vlan: u16,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<(), Error> {
+    let default = bridge.bridge.map_or(0, |bridge| bridge.default_pvid);
+    if vlan == default {
+        return Ok(());
+    }
+    let why = "the guest's VLAN, which it sees without a tag";
+    wiring.make(Change::AddVlan(port.clone(), vlan, VlanMember::Untagged), None, why, tell)?;
+    if default != 0 {
+        let why = "where a port is by default";
+        wiring.make(Change::RemoveVlan(port.clone(), default), None, why, tell)?;
+    }
+    Ok(())
+}
+
+/// The MTU for the guest: what was wanted, or as much as all on the way carry.
+fn check_mtu(wiring: &mut Wiring, bridge: &LinkId, tap: &LinkId, wanted: Option<u16>) -> Result<u16, Error> {
+    let links = wiring.links()?;
+    let on_the_way = links.iter().filter(|link| {
+        link.id.index == bridge.index || link.master == Some(bridge.index) && link.id.index != tap.index
+    });
+    // A port before the bridge: its MTU is the reason for that of the bridge.
+    let least = on_the_way.min_by_key(|link| (link.mtu, link.id.index == bridge.index));
+    let (link, limit) = least.map_or((bridge.name.clone(), 0), |link| (link.id.name.clone(), link.mtu));
+    match wanted {
+        Some(mtu) if limit < mtu.into() => Err(Error::MtuLimit { mtu, link, limit }),
+        Some(mtu) => Ok(mtu),
+        None => Ok(u16::try_from(limit).unwrap_or(*MTU.end()).min(*MTU.end())),
+    }
+}

@@ -1,0 +1,301 @@
+//! Taps on real bridges, each test in a network namespace of its own. A guest is a backend that the test sends frames into.
+
+mod namespace;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use namespace::{child as be_child, holding, in_namespace, kill, killed_at, leave, records, run, state};
+use net::{Error, HEADER_LEN, IovBuffer, Opened};
+use vm_memory::VolatileSlice;
+
+#[test]
+fn child() {
+    be_child();
+}
+
+fn open(spec: &str) -> Result<Opened, Error> {
+    net::open(&spec.parse().unwrap(), &mut |_| {})
+}
+
+fn open_told(spec: &str) -> (Opened, Vec<String>) {
+    let mut lines = Vec::new();
+    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
+    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
+}
+
+fn clean() {
+    net::clean(&mut |_| {}).unwrap();
+}
+
+/// Sends a frame, without its header, as the guest would.
+fn send(guest: &mut Opened, frame: &[u8]) {
+    let mut copy = vec![0; HEADER_LEN];
+    copy.extend(frame);
+    let mut room = IovBuffer::new();
+    let mut iov = room.start();
+    assert!(iov.push(VolatileSlice::from(&mut copy[..])));
+    guest.backends[0].send(&iov).unwrap();
+}
+
+/// Receives frames until one is as `wanted`, and returns it without its header; none after so long.
+fn recv(guest: &mut Opened, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    let end = Instant::now() + patience;
+    loop {
+        let mut frame = vec![0; 70_000];
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        assert!(iov.push(VolatileSlice::from(&mut frame[..])));
+        let received = guest.backends[0].recv(&mut iov);
+        drop(iov);
+        match received {
+            Ok(len) if wanted(&frame[HEADER_LEN..len]) => return Some(frame[HEADER_LEN..len].to_vec()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() > end {
+                    return None;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("recv: {error}"),
+        }
+    }
+}
+
+/// The state of the namespace without what changes by itself: timers.
+fn timeless() -> String {
+    let mut timer = false;
+    let state = state();
+    let words = state.split_inclusive([' ', '\n']).filter(|word| {
+        let keep = !timer || word.trim().is_empty();
+        timer = word.contains("_timer") || timer && word.trim().is_empty();
+        keep
+    });
+    words.collect()
+}
+
+/// The state of the namespace once it stays as it is: the kernel is slow to say that a link has a carrier.
+fn settled() -> String {
+    let mut last = timeless();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = timeless();
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// Fails with the lines that differ.
+#[track_caller]
+fn assert_as(before: &str, when: &str) {
+    let now = settled();
+    let missing =
+        before.lines().filter(|line| !now.lines().any(|l| l == *line)).map(|line| format!("- {line}\n"));
+    let new =
+        now.lines().filter(|line| !before.lines().any(|l| l == *line)).map(|line| format!("+ {line}\n"));
+    let differ: String = missing.chain(new).collect();
+    assert!(now == before, "{when}: the host is not as before:\n{differ}");
+    assert_eq!(records(), [""; 0], "{when}");
+}
+
+/// Has IPv6 addresses there at once, without asking whether somebody has them.
+fn without_dad() {
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+}
+
+const SOON: Duration = Duration::from_secs(5);
+const NEVER: Duration = Duration::from_millis(100);
+
+/// A broadcast frame of an experimental kind (IEEE 802) that says `word`.
+fn broadcast(from: [u8; 6], word: &str) -> Vec<u8> {
+    [&[0xff; 6][..], &from, &[0x88, 0xb5], word.as_bytes(), &[0; 46]].concat()
+}
+
+#[test]
+fn a_bridge_is_made_and_goes_with_the_last() {
+    in_namespace("a_bridge_is_made_and_goes_with_the_last", || {
+        let before = settled();
+        let (mut first, told) = open_told("bridge=br0,mac=02:00:00:00:00:01");
+        let made = told[0].split(' ').nth(6).unwrap().to_owned();
+        let expected = [
+            &format!("ip link add name br0 address {made} type bridge stp_state 0 forward_delay 0")[..],
+            "sysctl -w net.ipv6.conf.br0.addr_gen_mode=1",
+            "sysctl -w net.ipv6.conf.br0.accept_ra=0",
+            "ip link set dev br0 up",
+            "ip tuntap add dev wirevm0 mode tap vnet_hdr",
+            "sysctl -w net.ipv6.conf.wirevm0.disable_ipv6=1",
+            "ip link set dev wirevm0 master br0",
+            "ip link set dev wirevm0 up",
+        ];
+        let without_ipv6: Vec<_> = expected.iter().filter(|line| !line.contains("ipv6")).collect();
+        assert!(told == expected || told.iter().eq(without_ipv6), "{told:?}");
+        assert_eq!((first.link.as_str(), first.mtu), ("wirevm0", 1500));
+        let is = run("ip -d link show br0");
+        for word in ["stp_state 0", "forward_delay 0", ",UP", &made] {
+            assert!(is.contains(word), "{word}: {is}");
+        }
+        assert!(!run("ip address show br0").contains("inet"), "no address by itself");
+
+        let (mut second, told) = open_told("bridge=br0,mac=02:00:00:00:00:02");
+        assert_eq!(told[0], "ip tuntap add dev wirevm1 mode tap vnet_hdr");
+        assert!(run("ip link show br0").contains(&made), "the address stays when ports come");
+        send(&mut first, &broadcast([2, 0, 0, 0, 0, 1], "hello"));
+        let is_hello = |frame: &[u8]| frame.get(14..19) == Some(b"hello");
+        let hello = recv(&mut second, SOON, is_hello).expect("the other guest has the frame");
+        assert_eq!(hello, broadcast([2, 0, 0, 0, 0, 1], "hello"));
+        assert!(recv(&mut first, NEVER, is_hello).is_none(), "it does not come back");
+
+        drop(first);
+        assert!(run("ip link show br0").contains(&made), "and when they go");
+        drop(second);
+        assert_as(&before, "after it");
+    });
+}
+
+#[test]
+fn what_is_told_does_the_same_by_hand() {
+    in_namespace("what_is_told_does_the_same_by_hand", || {
+        let (opened, told) = open_told("bridge=br0,mtu=9000");
+        let of = |link: &str| {
+            let text = run(&format!("ip -d address show {link}"));
+            let words = [
+                "mtu 9000",
+                "master br0",
+                "type tap",
+                "vnet_hdr on",
+                ",UP",
+                "stp_state 0",
+                "forward_delay 0",
+            ];
+            (
+                text.lines().nth(1).map(str::to_owned).filter(|_| link == "br0"),
+                words.map(|w| text.contains(w)),
+            )
+        };
+        let made = (of("br0"), of("wirevm0"));
+        drop(opened);
+        told.iter().for_each(|line| drop(run(line)));
+        assert_eq!((of("br0"), of("wirevm0")), made);
+        assert!(made.0.1[0], "a bridge with no other port takes the MTU");
+    });
+}
+
+#[test]
+fn a_bridge_that_was_there_stays() {
+    in_namespace("a_bridge_that_was_there_stays", || {
+        without_dad();
+        run("ip link add br0 type bridge");
+        run("ip address add 172.31.0.1/24 dev br0");
+        run("ip link add veth0 type veth peer name veth1");
+        run("ip link set veth0 master br0");
+        for link in ["br0", "veth0", "veth1"] {
+            run(&format!("ip link set {link} up"));
+        }
+        let before = settled();
+        let (opened, told) = open_told("bridge=br0");
+        assert_eq!(told[0], "ip tuntap add dev wirevm0 mode tap vnet_hdr");
+        assert!(run("ip link show wirevm0").contains("master br0"));
+        drop(opened);
+        assert_as(&before, "after it");
+        kill(holding("bridge=br0"));
+        clean();
+        assert_as(&before, "after it");
+    });
+}
+
+#[test]
+fn the_bridge_of_killed_ones_goes_with_the_last() {
+    in_namespace("the_bridge_of_killed_ones_goes_with_the_last", || {
+        let before = settled();
+        let mut steps = 0;
+        while killed_at("bridge=br0", steps + 1) {
+            steps += 1;
+            assert!(run("ip link show br0").contains("br0"), "step {steps}");
+            clean();
+            assert_as(&before, "after it");
+        }
+        assert!(steps >= 5, "{steps}");
+
+        let first = holding("bridge=br0");
+        let second = holding("bridge=br0");
+        kill(first);
+        clean();
+        assert!(run("ip link show br0").contains("br0"), "the second one is on it");
+        kill(second);
+        let third = holding("bridge=br0");
+        leave(third);
+        assert_as(&before, "after it");
+    });
+}
+
+#[test]
+fn somebody_elses_bridge_of_the_same_name_is_not_deleted() {
+    in_namespace("somebody_elses_bridge_of_the_same_name_is_not_deleted", || {
+        for how in [leave, kill] {
+            let wirevm = holding("bridge=br0");
+            run("ip link del br0");
+            run("ip link add br0 type bridge");
+            let before = run("ip -d link show br0");
+            how(wirevm);
+            clean();
+            assert_eq!((run("ip -d link show br0"), records()), (before, vec![]));
+            run("ip link del br0");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_bridge_is_refused() {
+    in_namespace("what_is_no_bridge_is_refused", || {
+        run("ip link add veth0 type veth peer name veth1");
+        let before = settled();
+        for (spec, words) in
+            [("bridge=lo", "a network interface, not a bridge"), ("bridge=veth0", "a veth, not")]
+        {
+            let error = open(spec).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert!(error.remedy().unwrap().contains("uplink="), "{error}");
+        }
+        assert_as(&before, "after it");
+    });
+}
+
+#[test]
+fn the_mtu_is_that_of_the_way() {
+    in_namespace("the_mtu_is_that_of_the_way", || {
+        let mtu = |link: &str| {
+            let text = run(&format!("ip link show {link}"));
+            text.split(" mtu ").nth(1).unwrap().split(' ').next().unwrap().parse::<u32>().unwrap()
+        };
+        without_dad();
+        run("ip link add br0 type bridge");
+        run("ip link add veth0 mtu 4000 type veth peer name veth1 mtu 4000");
+        run("ip link set veth0 master br0");
+        for link in ["br0", "veth0", "veth1"] {
+            run(&format!("ip link set {link} up"));
+        }
+        let before = settled();
+        let opened = open("bridge=br0").unwrap();
+        assert_eq!((opened.mtu, mtu("wirevm0"), mtu("br0")), (4000, 4000, 4000));
+        drop(opened);
+        // The guest may have less, and the others keep what they have.
+        let opened = open("bridge=br0,mtu=1400").unwrap();
+        assert_eq!((opened.mtu, mtu("wirevm0"), mtu("br0")), (1400, 4000, 4000));
+        drop(opened);
+        let error = open("bridge=br0,mtu=9000").unwrap_err();
+        assert_eq!(error.to_string(), "mtu=9000: veth0 carries 4000 bytes at most");
+        assert!(error.remedy().unwrap().contains("ip link set dev veth0 mtu 9000"));
+        assert_as(&before, "after it");
+
+        let first = open("bridge=br1").unwrap();
+        let error = open("bridge=br1,mtu=9000").unwrap_err();
+        assert_eq!(error.to_string(), "mtu=9000: wirevm0 carries 1500 bytes at most");
+        drop(first);
+        let jumbo = open("bridge=br1,mtu=9000").unwrap();
+        assert_eq!((jumbo.mtu, mtu("br1")), (9000, 9000));
+        let second = open("bridge=br1").unwrap();
+        assert_eq!(second.mtu, 9000, "as the others on it");
+    });
+}
