@@ -7,8 +7,9 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 
-use boot::layout;
+use boot::{Entry, layout};
 use devices::pci::HostBridge;
 use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
 use devices::serial::Serial;
@@ -55,7 +56,6 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
     let mut nics = Nic::open_all(&args.net, args.explain)?;
     let memory = memory::map(args.memory.0)?;
     let vm = new_vm(&kvm)?;
-    memory::register(&vm, &memory)?;
 
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
     let sink: EventSink = {
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
         cmdline: &args.cmdline,
         acpi: boot::AcpiConfig { cpus: args.cpus, virtio_mmio: &places },
     };
-    let entry = boot::load(&memory, &config)?;
+    let entry = fill(&vm, &memory, &config)?;
 
     let stop = AtomicBool::new(false);
     let shared = Arc::new(Shared { ports, mmio, memory, ending: ending.clone(), stop });
@@ -131,6 +131,37 @@ fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(kvm_error("create the timer"))?;
     Ok(vm)
+}
+
+/// Gives `memory` to the VM and loads the kernel into it, side by side: KVM waits for milliseconds until no reader of what
+/// it had before is left (SRCU), which is as long as the kernel takes to load, and neither needs the other.
+///
+/// # Errors
+/// Of the two, KVM's first.
+fn fill(vm: &VmFd, memory: &GuestMemoryMmap, config: &boot::Config<'_>) -> Result<Entry, Error> {
+    let (registered, entry) = beside("load", || boot::load(memory, config), || memory::register(vm, memory))?;
+    registered?;
+    Ok(entry?)
+}
+
+/// Runs `here` on this thread and `there` on one called `name`, and gives what both say once both are done.
+///
+/// # Errors
+/// There is no thread to be had, and then neither ran; or `there` panicked.
+fn beside<H, T: Send>(
+    name: &str,
+    there: impl FnOnce() -> T + Send,
+    here: impl FnOnce() -> H,
+) -> Result<(H, T), Error> {
+    // However it ends, a panic of `here` included, the scope waits for its thread: none is left with what it borrowed.
+    std::thread::scope(|scope| {
+        let thread = Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, there)
+            .map_err(host("start a thread"))?;
+        let here = here();
+        Ok((here, thread.join().map_err(|_| Error::Bug(format!("the thread {name}")))?))
+    })
 }
 
 /// An eventfd that raises interrupt line `gsi` without an exit.
@@ -219,4 +250,20 @@ fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
 
 fn host(what: &'static str) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::Host { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_panics_beside_is_an_error() {
+        let (here, there) =
+            beside("other", || std::thread::current().name().map(str::to_owned), || 1).unwrap();
+        assert_eq!((here, there.as_deref()), (1, Some("other")));
+        let mut ran = false;
+        let error = beside("other", || panic!("as a bug would"), || ran = true).unwrap_err();
+        assert_eq!(error.to_string(), "the thread other panicked; this is a bug in wirevm");
+        assert!(ran);
+    }
 }
