@@ -17,8 +17,8 @@ use virtio_bindings::virtio_ring::{
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileMemory,
-    VolatileSlice,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, VolatileMemory, VolatileSlice,
 };
 
 /// `VIRTIO_F_VERSION_1`: a driver that knows more than the legacy interface (virtio 1.2 §6).
@@ -29,9 +29,9 @@ pub const F_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 pub const F_INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Bytes of one descriptor (§2.7.5).
-const DESCRIPTOR_LEN: u32 = 16;
+const DESCRIPTOR_LEN: usize = 16;
 /// Descriptors that a table can hold with each of them reachable: `next` has 16 bits.
-const MAX_TABLE: u32 = 1 << 16;
+const MAX_TABLE: usize = 1 << 16;
 
 /// How the driver broke the rules of its ring. The queue is of no use after it, until it is set up anew.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +104,33 @@ pub struct Chain {
     pub head: u16,
 }
 
+/// A queue's rings, and guest memory for its buffers, looked up once for a burst of frames: to find an address anew for each
+/// word of a ring costs more than all else that a small frame takes here. Guest memory stays as it is while a device is active.
+#[derive(Clone, Copy)]
+pub struct Mapped<'m> {
+    memory: &'m GuestMemoryMmap,
+    /// The first and the last region, by their starts: all that a machine with one hole has.
+    regions: [(u64, VolatileSlice<'m>); 2],
+    desc_table: VolatileSlice<'m>,
+    avail_ring: VolatileSlice<'m>,
+    used_ring: VolatileSlice<'m>,
+}
+
+impl<'m> Mapped<'m> {
+    /// `len` bytes at `addr`, if they are in one region.
+    #[inline]
+    fn slice(&self, addr: u64, len: usize) -> Result<VolatileSlice<'m>, GuestMemoryError> {
+        for (start, region) in &self.regions {
+            if let Some(offset) = addr.checked_sub(*start)
+                && offset < region.len() as u64
+            {
+                return Ok(region.subslice(offset as usize, len)?);
+            }
+        }
+        self.memory.get_slice(GuestAddress(addr), len)
+    }
+}
+
 /// One split virtqueue, and how far the device is in it.
 #[derive(Debug)]
 pub struct VirtQueue {
@@ -140,7 +167,10 @@ impl VirtQueue {
             return Err(address);
         }
         let indirect = accepted & F_INDIRECT_DESC != 0;
-        Ok(Self { queue, avail: 0, shown: 0, kicks_wanted: true, indirect })
+        let queue = Self { queue, avail: 0, shown: 0, kicks_wanted: true, indirect };
+        // A ring over two regions would be in memory as well, but there is no reason to place one so.
+        queue.map(memory).map(drop).map_err(|_| address)?;
+        Ok(queue)
     }
 
     /// Entries in each ring.
@@ -160,21 +190,41 @@ impl VirtQueue {
         (self.avail, self.shown) = (next_avail, next_used);
     }
 
+    /// Looks the rings up for a burst. All that takes a [`Mapped`] takes that of the same queue.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn map<'m>(&self, memory: &'m GuestMemoryMmap) -> Result<Mapped<'m>, Error> {
+        let region = |region: Option<&'m GuestRegionMmap>| {
+            let region = region.ok_or(GuestMemoryError::InvalidGuestAddress(GuestAddress(0)))?;
+            Ok::<_, GuestMemoryError>((region.start_addr().0, region.as_volatile_slice()?))
+        };
+        let size = usize::from(self.size());
+        let slice = |at, len| memory.get_slice(GuestAddress(at), len);
+        Ok(Mapped {
+            memory,
+            regions: [region(memory.iter().next())?, region(memory.iter().last())?],
+            desc_table: slice(self.queue.desc_table(), DESCRIPTOR_LEN * size)?,
+            avail_ring: slice(self.queue.avail_ring(), 6 + 2 * size)?,
+            used_ring: slice(self.queue.used_ring(), 6 + 8 * size)?,
+        })
+    }
+
     /// Takes the next chain. `None` means that the ring is empty *and* that the driver will kick when it is not any more.
     ///
     /// # Errors
     /// [`Error::AvailIndex`] and [`Error::DescriptorIndex`]. The chain itself is checked when it is gathered.
-    pub fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<Option<Chain>, Error> {
+    pub fn pop(&mut self, rings: &Mapped<'_>) -> Result<Option<Chain>, Error> {
         let next = self.queue.next_avail();
-        if next == self.avail && !self.look(memory, next)? {
+        if next == self.avail && !self.look(rings, next)? {
             return Ok(None);
         }
         if self.kicks_wanted && !self.queue.event_idx_enabled() {
-            self.queue.disable_notification(memory)?;
+            self.queue.disable_notification(rings.memory)?;
             self.kicks_wanted = false;
         }
-        let entry = 4 + 2 * u64::from(next % self.size());
-        let head = u16::from_le(load(memory, self.queue.avail_ring() + entry, Ordering::Relaxed)?);
+        let entry = 4 + 2 * usize::from(next % self.size());
+        let head = load(&rings.avail_ring, entry, Ordering::Relaxed)?;
         if head >= self.size() {
             return Err(Error::DescriptorIndex(head.into()));
         }
@@ -183,16 +233,16 @@ impl VirtQueue {
     }
 
     /// Reads how far the driver is; false once there is nothing and the driver was asked to kick.
-    fn look(&mut self, memory: &GuestMemoryMmap, next: u16) -> Result<bool, Error> {
+    fn look(&mut self, rings: &Mapped<'_>, next: u16) -> Result<bool, Error> {
         // Acquire: the entries and descriptors that the index covers are read after it.
-        let mut to = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+        let mut to = load(&rings.avail_ring, 2, Ordering::Acquire)?;
         if to == next {
             self.kicks_wanted = true;
             // The driver may have added a buffer just before it could see that a kick is wanted, so this looks again.
-            if !self.queue.enable_notification(memory)? {
+            if !self.queue.enable_notification(rings.memory)? {
                 return Ok(false);
             }
-            to = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+            to = load(&rings.avail_ring, 2, Ordering::Acquire)?;
         }
         let (used, size) = (self.shown, self.size());
         // To be here with nothing new, the index must have gone back; looking until it moves could take for ever.
@@ -213,13 +263,8 @@ impl VirtQueue {
     ///
     /// # Errors
     /// All that can be wrong with a chain; [`Error::Direction`] where the device could write a buffer.
-    pub fn readable<'m>(
-        &self,
-        memory: &'m GuestMemoryMmap,
-        chain: Chain,
-        into: &mut Iov<'m>,
-    ) -> Result<u16, Error> {
-        self.gather(memory, chain, |buffer, writable| match writable {
+    pub fn readable<'m>(&self, rings: &Mapped<'m>, chain: Chain, into: &mut Iov<'m>) -> Result<u16, Error> {
+        self.gather(rings, chain, |buffer, writable| match writable {
             true => Err(Error::Direction(chain.head)),
             false => into.push(buffer).then_some(()).ok_or(Error::TooManyBuffers(chain.head)),
         })
@@ -231,13 +276,8 @@ impl VirtQueue {
     /// # Errors
     /// All that can be wrong with a chain; [`Error::Direction`] where the device could not write a buffer;
     /// [`Error::TooManyBuffers`] once `into` is full, and then some of the chain's buffers are in it.
-    pub fn writable<'m>(
-        &self,
-        memory: &'m GuestMemoryMmap,
-        chain: Chain,
-        into: &mut Iov<'m>,
-    ) -> Result<u16, Error> {
-        self.gather(memory, chain, |buffer, writable| match writable {
+    pub fn writable<'m>(&self, rings: &Mapped<'m>, chain: Chain, into: &mut Iov<'m>) -> Result<u16, Error> {
+        self.gather(rings, chain, |buffer, writable| match writable {
             false => Err(Error::Direction(chain.head)),
             true => into.push(buffer).then_some(()).ok_or(Error::TooManyBuffers(chain.head)),
         })
@@ -251,30 +291,28 @@ impl VirtQueue {
     /// All that can be wrong with a chain, and what `each` says. Buffers before the error were handed out.
     pub fn gather<'m>(
         &self,
-        memory: &'m GuestMemoryMmap,
+        rings: &Mapped<'m>,
         chain: Chain,
         mut each: impl FnMut(VolatileSlice<'m>, bool) -> Result<(), Error>,
     ) -> Result<u16, Error> {
         let head = chain.head;
-        let (mut table, mut entries) = (GuestAddress(self.queue.desc_table()), u32::from(self.size()));
-        let (mut index, mut walked, mut own, mut seen_writable) = (u32::from(head), 0, 0, false);
+        let (mut table, mut entries) = (rings.desc_table, usize::from(self.size()));
+        let (mut index, mut walked, mut own, mut seen_writable) = (usize::from(head), 0, 0, false);
         loop {
             if index >= entries {
-                return Err(Error::DescriptorIndex(index));
+                return Err(Error::DescriptorIndex(index as u32));
             }
-            if walked == entries.min(IovBuffer::MAX as u32) {
+            if walked == entries.min(IovBuffer::MAX) {
                 return Err(Error::ChainLength(head));
             }
             walked += 1;
             let descriptor: Descriptor = table
-                .checked_add(u64::from(index * DESCRIPTOR_LEN))
-                .ok_or(GuestMemoryError::GuestAddressOverflow)
-                .and_then(|at| memory.get_slice(at, DESCRIPTOR_LEN as usize))
-                .and_then(|bytes| Ok(bytes.get_ref(0)?.load()))
-                .map_err(|error| Error::Buffer(head, error))?;
+                .get_ref(index * DESCRIPTOR_LEN)
+                .map_err(|error| Error::Buffer(head, error.into()))?
+                .load();
 
             if descriptor.refers_to_indirect_table() {
-                let len = descriptor.len();
+                let len = descriptor.len() as usize;
                 let nested = own != 0;
                 if !self.indirect || nested || descriptor.has_next() {
                     return Err(Error::Indirect(head));
@@ -283,7 +321,9 @@ impl VirtQueue {
                     return Err(Error::Indirect(head));
                 }
                 // The write-only flag of this descriptor means nothing (§2.7.5.3.2).
-                (table, entries, index) = (descriptor.addr(), len / DESCRIPTOR_LEN, 0);
+                let at = descriptor.addr().0;
+                table = rings.slice(at, len).map_err(|error| Error::Buffer(head, error))?;
+                (entries, index) = (len / DESCRIPTOR_LEN, 0);
                 (own, walked) = (walked, 0);
                 continue;
             }
@@ -294,11 +334,11 @@ impl VirtQueue {
             }
             seen_writable = writable;
             let (addr, len) = (descriptor.addr(), descriptor.len() as usize);
-            match memory.get_slice(addr, len) {
+            match rings.slice(addr.0, len) {
                 Ok(buffer) if len > 0 => each(buffer, writable)?,
                 // Two regions, none, or nothing at all.
                 _ => {
-                    for buffer in memory.get_slices(addr, len) {
+                    for buffer in rings.memory.get_slices(addr, len) {
                         each(buffer.map_err(|error| Error::Buffer(head, error))?, writable)?;
                     }
                 }
@@ -316,13 +356,12 @@ impl VirtQueue {
     ///
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
-    pub fn push_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), Error> {
+    pub fn push_used(&mut self, rings: &Mapped<'_>, head: u16, len: u32) -> Result<(), Error> {
         let next = self.queue.next_used();
-        let entry = 4 + 8 * u64::from(next % self.size());
+        let entry = 4 + 8 * usize::from(next % self.size());
         // `virtq_used_elem`: the chain's id, then its length, 32 bits each (§2.7.8).
         let used = u64::from(head) | u64::from(len) << 32;
-        let at = GuestAddress(self.queue.used_ring() + entry);
-        memory.get_slice(at, 8)?.get_ref(0).map_err(GuestMemoryError::from)?.store(used.to_le());
+        rings.used_ring.get_ref(entry).map_err(GuestMemoryError::from)?.store(used.to_le());
         self.queue.set_next_used(next.wrapping_add(1));
         Ok(())
     }
@@ -331,32 +370,30 @@ impl VirtQueue {
     ///
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
-    pub fn publish(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+    pub fn publish(&mut self, rings: &Mapped<'_>) -> Result<bool, Error> {
         let (old, new) = (self.shown, self.queue.next_used());
         if old == new {
             return Ok(false);
         }
         // Release: the driver that sees the index sees the entries and the bytes in the buffers.
-        let at = GuestAddress(self.queue.used_ring() + 2);
-        memory.get_slice(at, 2)?.store(new.to_le(), 0, Ordering::Release).map_err(GuestMemoryError::from)?;
+        rings.used_ring.store(new.to_le(), 2, Ordering::Release).map_err(GuestMemoryError::from)?;
         self.shown = new;
         // The driver sets its wish, then looks at the index once more; here it is the index, then the wish. With a full
         // fence on both sides, one of the two sees the other (§2.7.7.2).
         fence(Ordering::SeqCst);
         if self.queue.event_idx_enabled() {
-            let used_event = self.queue.avail_ring() + 4 + 2 * u64::from(self.size());
-            let event = u16::from_le(load(memory, used_event, Ordering::Relaxed)?);
+            let used_event = 4 + 2 * usize::from(self.size());
+            let event = load(&rings.avail_ring, used_event, Ordering::Relaxed)?;
             return Ok(need_event(event, new, old));
         }
-        let flags = u16::from_le(load(memory, self.queue.avail_ring(), Ordering::Relaxed)?);
+        let flags = load(&rings.avail_ring, 0, Ordering::Relaxed)?;
         Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }
 
-/// Loads a word of a ring. `get_slice` is the short way through vm-memory, three times as fast as its `Bytes`, which is
-/// ready for buffers that span regions.
-fn load(memory: &GuestMemoryMmap, at: u64, order: Ordering) -> Result<u16, GuestMemoryError> {
-    Ok(memory.get_slice(GuestAddress(at), 2)?.load(0, order)?)
+/// Loads the word at `offset` of a ring.
+fn load(ring: &VolatileSlice<'_>, offset: usize, order: Ordering) -> Result<u16, GuestMemoryError> {
+    Ok(u16::from_le(ring.load(offset, order)?))
 }
 
 /// Whether going from index `old` to `new` passes `event` (§2.7.7.2, §2.7.10.1). All three run over all 65536 values.
@@ -397,11 +434,11 @@ mod tests {
         let (memory, mut driver, mut queue) = ring(features);
         lie(&mut driver);
         driver.publish();
-        let chain = match queue.pop(&memory) {
+        let chain = match queue.pop(&queue.map(&memory).unwrap()) {
             Ok(chain) => chain.unwrap(),
             Err(error) => return error,
         };
-        queue.gather(&memory, chain, |_, _| Ok(())).unwrap_err()
+        queue.gather(&queue.map(&memory).unwrap(), chain, |_, _| Ok(())).unwrap_err()
     }
 
     proptest! {
@@ -420,23 +457,23 @@ mod tests {
             let (memory, mut driver, mut queue) = ring(features);
             driver.start_at(65530);
             queue.set_position(65530, 65530);
-            assert!(queue.pop(&memory).unwrap().is_none());
+            assert!(queue.pop(&queue.map(&memory).unwrap()).unwrap().is_none());
             for round in 0..20u32 {
                 let head = driver.add(&[Buffer::readable(DATA, 4), Buffer::readable(DATA + 8, 8)]).unwrap();
                 assert!(driver.publish(), "the ring was empty");
-                let chain = queue.pop(&memory).unwrap().unwrap();
+                let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
                 assert_eq!(chain.head, head);
                 let mut room = IovBuffer::new();
                 let mut iov = room.start();
-                assert_eq!(queue.readable(&memory, chain, &mut iov).unwrap(), 2);
+                assert_eq!(queue.readable(&queue.map(&memory).unwrap(), chain, &mut iov).unwrap(), 2);
                 assert_eq!((iov.len(), iov.buffers()), (12, 2));
-                queue.push_used(&memory, head, round).unwrap();
+                queue.push_used(&queue.map(&memory).unwrap(), head, round).unwrap();
                 assert_eq!(driver.pending(), 0, "written, not shown");
                 driver.want_interrupts(true);
-                assert!(queue.publish(&memory).unwrap());
-                assert!(!queue.publish(&memory).unwrap(), "nothing new");
+                assert!(queue.publish(&queue.map(&memory).unwrap()).unwrap());
+                assert!(!queue.publish(&queue.map(&memory).unwrap()).unwrap(), "nothing new");
                 assert_eq!(driver.reap(), Some((head, round)));
-                assert!(queue.pop(&memory).unwrap().is_none());
+                assert!(queue.pop(&queue.map(&memory).unwrap()).unwrap().is_none());
             }
             assert_eq!(queue.position(), (14, 14));
         }
@@ -446,19 +483,23 @@ mod tests {
     fn empty_means_that_the_driver_kicks_and_busy_that_it_need_not() {
         for features in [0, F_EVENT_IDX] {
             let (memory, mut driver, mut queue) = ring(features);
-            assert!(queue.pop(&memory).unwrap().is_none());
+            assert!(queue.pop(&queue.map(&memory).unwrap()).unwrap().is_none());
             driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
             assert!(driver.publish(), "the queue said that it is empty");
-            queue.pop(&memory).unwrap().unwrap();
+            queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
             driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
             assert!(!driver.publish(), "the queue is being worked on");
-            queue.pop(&memory).unwrap().unwrap();
+            queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
             queue.undo_pop();
             driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
             assert!(!driver.publish(), "there is a chain that waits for the host");
-            assert_eq!(queue.pop(&memory).unwrap().unwrap().head, 1, "what was put back comes first");
-            queue.pop(&memory).unwrap().unwrap();
-            assert!(queue.pop(&memory).unwrap().is_none());
+            assert_eq!(
+                queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap().head,
+                1,
+                "what was put back comes first"
+            );
+            queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
+            assert!(queue.pop(&queue.map(&memory).unwrap()).unwrap().is_none());
             driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
             assert!(driver.publish(), "empty once more");
         }
@@ -472,9 +513,9 @@ mod tests {
                 let head = driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
                 driver.publish();
                 driver.want_interrupts(wanted);
-                queue.pop(&memory).unwrap().unwrap();
-                queue.push_used(&memory, head, 0).unwrap();
-                assert_eq!(queue.publish(&memory).unwrap(), wanted);
+                queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
+                queue.push_used(&queue.map(&memory).unwrap(), head, 0).unwrap();
+                assert_eq!(queue.publish(&queue.map(&memory).unwrap()).unwrap(), wanted);
                 driver.reap().unwrap();
             }
         }
@@ -488,10 +529,13 @@ mod tests {
             driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
         }
         driver.publish();
-        while let Some(chain) = queue.pop(&memory).unwrap() {
-            queue.push_used(&memory, chain.head, 0).unwrap();
+        while let Some(chain) = queue.pop(&queue.map(&memory).unwrap()).unwrap() {
+            queue.push_used(&queue.map(&memory).unwrap(), chain.head, 0).unwrap();
         }
-        assert!(queue.publish(&memory).unwrap(), "the first of three was the one asked for");
+        assert!(
+            queue.publish(&queue.map(&memory).unwrap()).unwrap(),
+            "the first of three was the one asked for"
+        );
         assert_eq!(driver.pending(), 3);
     }
 
@@ -504,19 +548,19 @@ mod tests {
         driver.lie_descriptor(2, Buffer::readable(TABLE, 32), INDIRECT | WRITE, 0);
         driver.publish();
         let mut room = IovBuffer::new();
-        let chain = queue.pop(&memory).unwrap().unwrap();
+        let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
         let mut iov = room.start();
         assert_eq!(
-            queue.writable(&memory, chain, &mut iov).unwrap(),
+            queue.writable(&queue.map(&memory).unwrap(), chain, &mut iov).unwrap(),
             1,
             "longer than the queue, and one descriptor"
         );
         assert_eq!((iov.len(), iov.buffers()), (320, 20));
         drop(iov);
 
-        let chain = queue.pop(&memory).unwrap().unwrap();
+        let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
         let mut seen = Vec::new();
-        let walk = queue.gather(&memory, chain, |buffer, writable| {
+        let walk = queue.gather(&queue.map(&memory).unwrap(), chain, |buffer, writable| {
             seen.push((buffer.len(), writable));
             Ok(())
         });
@@ -534,10 +578,10 @@ mod tests {
         let mut queue = VirtQueue::new(driver.setup(), 0, &memory).unwrap();
         driver.add(&[Buffer::readable(0x7ff0, 32), Buffer::readable(u64::MAX, 0)]).unwrap();
         driver.publish();
-        let chain = queue.pop(&memory).unwrap().unwrap();
+        let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
         let mut room = IovBuffer::new();
         let mut iov = room.start();
-        queue.readable(&memory, chain, &mut iov).unwrap();
+        queue.readable(&queue.map(&memory).unwrap(), chain, &mut iov).unwrap();
         assert_eq!((iov.len(), iov.buffers()), (32, 2));
     }
 
@@ -551,10 +595,10 @@ mod tests {
         driver.add_indirect(0x20000, &many(IovBuffer::MAX + 1)).unwrap();
         driver.publish();
         let mut room = IovBuffer::new();
-        let chain = queue.pop(&memory).unwrap().unwrap();
-        queue.readable(&memory, chain, &mut room.start()).unwrap();
-        let chain = queue.pop(&memory).unwrap().unwrap();
-        let refused = queue.readable(&memory, chain, &mut room.start());
+        let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
+        queue.readable(&queue.map(&memory).unwrap(), chain, &mut room.start()).unwrap();
+        let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
+        let refused = queue.readable(&queue.map(&memory).unwrap(), chain, &mut room.start());
         assert!(matches!(refused, Err(Error::ChainLength(1) | Error::TooManyBuffers(1))), "{refused:?}");
     }
 
@@ -601,32 +645,41 @@ mod tests {
 
     #[test]
     fn a_loop_in_an_indirect_table_ends() {
-        let (memory, mut driver, mut queue) = ring(F_INDIRECT_DESC);
+        // The longest table, all in memory, so that nothing but the loop is wrong.
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        let mut driver = MockRing::new(&memory, RING, SIZE, false);
+        let mut queue = VirtQueue::new(driver.setup(), F_INDIRECT_DESC, &memory).unwrap();
         driver.add_indirect(TABLE, &[Buffer::readable(DATA, 0)]).unwrap();
         memory.write_obj(Descriptor::new(DATA, 0, NEXT, 0), GuestAddress(TABLE)).unwrap();
-        driver.lie_descriptor(0, Buffer::readable(TABLE, 16 * MAX_TABLE), INDIRECT, 0);
+        driver.lie_descriptor(0, Buffer::readable(TABLE, 16 * MAX_TABLE as u32), INDIRECT, 0);
         driver.publish();
-        let chain = queue.pop(&memory).unwrap().unwrap();
-        assert!(matches!(queue.gather(&memory, chain, |_, _| Ok(())), Err(Error::ChainLength(0))));
+        let chain = queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
+        assert!(matches!(
+            queue.gather(&queue.map(&memory).unwrap(), chain, |_, _| Ok(())),
+            Err(Error::ChainLength(0))
+        ));
     }
 
     #[test]
     fn an_available_ring_that_lies_is_an_error() {
         let (memory, mut driver, mut queue) = ring(0);
         driver.lie_avail_idx(SIZE + 1);
-        assert!(matches!(queue.pop(&memory), Err(Error::AvailIndex { to: 9, used: 0, size: SIZE })));
+        assert!(matches!(
+            queue.pop(&queue.map(&memory).unwrap()),
+            Err(Error::AvailIndex { to: 9, used: 0, size: SIZE })
+        ));
 
         let (memory, mut driver, mut queue) = ring(0);
         driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
         driver.publish();
-        queue.pop(&memory).unwrap().unwrap();
+        queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
         driver.lie_avail_idx(0);
-        assert!(matches!(queue.pop(&memory), Err(Error::AvailIndex { to: 0, .. })));
+        assert!(matches!(queue.pop(&queue.map(&memory).unwrap()), Err(Error::AvailIndex { to: 0, .. })));
 
         let (memory, mut driver, mut queue) = ring(0);
         driver.lie_available(SIZE);
         driver.publish();
-        let error = queue.pop(&memory);
+        let error = queue.pop(&queue.map(&memory).unwrap());
         assert!(matches!(error, Err(Error::DescriptorIndex(8))), "no chain has this head: {error:?}");
 
         let (memory, mut driver, mut queue) = ring(0);
@@ -634,10 +687,10 @@ mod tests {
             driver.lie_available(0);
         }
         driver.publish();
-        while queue.pop(&memory).unwrap().is_some() {}
+        while queue.pop(&queue.map(&memory).unwrap()).unwrap().is_some() {}
         driver.lie_available(0);
         driver.publish();
-        let error = queue.pop(&memory);
+        let error = queue.pop(&queue.map(&memory).unwrap());
         assert!(matches!(error, Err(Error::AvailIndex { .. })), "nothing was given back: {error:?}");
     }
 

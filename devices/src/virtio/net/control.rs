@@ -14,7 +14,7 @@ use net::{Addresses, Backend, Iov, IovBuffer, Mac, RxFilter};
 use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
-use crate::virtio::queue::{Chain, Error};
+use crate::virtio::queue::{Chain, Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
 
 /// Entries of the control queue. Drivers send one command at a time.
@@ -88,15 +88,16 @@ impl Control {
         interrupt: &dyn Interrupt,
         backend: &mut dyn Backend,
     ) -> Result<bool, Error> {
+        let rings = self.queue.ring.map(memory)?;
         let mut more = true;
         for _ in 0..BURST {
-            let Some(chain) = self.queue.ring.pop(memory)? else {
+            let Some(chain) = self.queue.ring.pop(&rings)? else {
                 more = false;
                 break;
             };
-            self.handle(memory, chain, backend)?;
+            self.handle(&rings, chain, backend)?;
         }
-        if self.queue.ring.publish(memory)?
+        if self.queue.ring.publish(&rings)?
             && let Err(error) = interrupt.queue(self.queue.index)
         {
             log::warn!("{}: cannot interrupt the guest: {error}", self.name);
@@ -104,15 +105,10 @@ impl Control {
         Ok(more)
     }
 
-    fn handle(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        chain: Chain,
-        backend: &mut dyn Backend,
-    ) -> Result<(), Error> {
+    fn handle(&mut self, rings: &Mapped<'_>, chain: Chain, backend: &mut dyn Backend) -> Result<(), Error> {
         let Self { name, queue, accepted, mac, filter, command, answer } = self;
         let (mut command, mut answer) = (command.start(), answer.start());
-        queue.ring.gather(memory, chain, |buffer, writable| {
+        queue.ring.gather(rings, chain, |buffer, writable| {
             let into = if writable { &mut answer } else { &mut command };
             into.push(buffer).then_some(()).ok_or(Error::TooManyBuffers(chain.head))
         })?;
@@ -134,7 +130,7 @@ impl Control {
             }
         };
         answer.write_at(0, &[ack as u8]);
-        queue.ring.push_used(memory, chain.head, 1)
+        queue.ring.push_used(rings, chain.head, 1)
     }
 }
 

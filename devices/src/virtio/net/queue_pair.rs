@@ -23,7 +23,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
-use crate::virtio::queue::{Chain, Error, VirtQueue};
+use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 use crate::virtio::{ActiveQueue, Interrupt};
 
 /// Chains that one direction uses before the other, and a stop, get their turn; they are shown to the driver together. A
@@ -228,16 +228,17 @@ impl QueuePair {
     /// Guest to host. Each frame is done, deferred, or ends the burst.
     fn transmit(&mut self) -> Result<(), Error> {
         let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
+        let rings = tx.ring.map(memory)?;
         let ring = &mut tx.ring;
         let (mut frames, mut bytes, mut dropped) = (0, 0, 0);
         let mut next = Next::Work;
         for _ in 0..BURST {
-            let Some(chain) = ring.pop(memory)? else {
+            let Some(chain) = ring.pop(&rings)? else {
                 next = Next::Driver;
                 break;
             };
             let mut frame = self.iov.start();
-            ring.readable(memory, chain, &mut frame)?;
+            ring.readable(&rings, chain, &mut frame)?;
             // A frame without a whole header is none (§5.1.6.2.1 says that the driver sets its fields).
             if frame.len() < HEADER_LEN {
                 return Err(Error::TooShort(chain.head));
@@ -264,32 +265,33 @@ impl QueuePair {
                 }
                 Err(_) => dropped += 1,
             }
-            ring.push_used(memory, chain.head, 0)?;
+            ring.push_used(&rings, chain.head, 0)?;
         }
         self.transmit = next;
         count(&counters.tx_frames, frames);
         count(&counters.tx_bytes, bytes);
         count(&counters.tx_dropped, dropped);
-        show(tx, memory, &**interrupt, counters)
+        show(tx, &rings, &**interrupt, counters)
     }
 
     /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
     /// and what is left at the end goes back on the ring.
     fn receive(&mut self) -> Result<(), Error> {
         let PairParts { memory, rx, backend, counters, interrupt, room, .. } = &mut self.parts;
-        let (memory, ring, posted) = (&*memory, &mut rx.ring, &mut self.posted);
+        let rings = rx.ring.map(memory)?;
+        let (ring, posted) = (&mut rx.ring, &mut self.posted);
         let (mut used, mut frames, mut bytes, mut dropped) = (0, 0, 0, 0);
         let mut next = Next::Work;
         posted.clear();
         let mut space = self.iov.start();
         while used < BURST {
-            if !gather(ring, memory, *room, &mut space, posted)? {
+            if !gather(ring, &rings, *room, &mut space, posted)? {
                 next = Next::Driver;
                 break;
             }
             match backend.recv(&mut space) {
                 Ok(len) if len >= HEADER_LEN && len <= space.len() => {
-                    used += u32::from(fill(ring, memory, len, &mut space, posted)?);
+                    used += u32::from(fill(ring, &rings, len, &mut space, posted)?);
                     frames += 1;
                     bytes += (len - HEADER_LEN) as u64;
                 }
@@ -316,27 +318,27 @@ impl QueuePair {
         count(&counters.rx_frames, frames);
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
-        show(rx, memory, &**interrupt, counters)
+        show(rx, &rings, &**interrupt, counters)
     }
 }
 
 /// Tops `space` up with chains until the largest frame fits; false if the driver has to post more first.
 fn gather<'m>(
     ring: &mut VirtQueue,
-    memory: &'m GuestMemoryMmap,
+    rings: &Mapped<'m>,
     room: Room,
     space: &mut Iov<'m>,
     posted: &mut VecDeque<Posted>,
 ) -> Result<bool, Error> {
     while posted.is_empty() || room.mergeable && space.len() < LARGE_ROOM {
-        let Some(chain) = ring.pop(memory)? else {
+        let Some(chain) = ring.pop(rings)? else {
             // With every descriptor of the ring in hand there is nothing to wait for: a small ring takes small frames.
             let descriptors: u32 = posted.iter().map(|posted| u32::from(posted.descriptors)).sum();
             let all = descriptors >= u32::from(ring.size());
             return Ok(!posted.is_empty() && (all || space.len() >= room.need));
         };
         let (len, buffers) = (space.len(), space.buffers());
-        let descriptors = match ring.writable(memory, chain, space) {
+        let descriptors = match ring.writable(rings, chain, space) {
             Ok(descriptors) => descriptors,
             // A frame has no more buffers than this, so it has to do with those before.
             Err(Error::TooManyBuffers(_)) if !posted.is_empty() => {
@@ -360,7 +362,7 @@ fn gather<'m>(
 /// at least one. Returns how many.
 fn fill(
     ring: &mut VirtQueue,
-    memory: &GuestMemoryMmap,
+    rings: &Mapped<'_>,
     len: usize,
     space: &mut Iov<'_>,
     posted: &mut VecDeque<Posted>,
@@ -370,7 +372,7 @@ fn fill(
         && let Some(first) = posted.pop_front()
     {
         let part = left.min(first.len);
-        ring.push_used(memory, first.chain.head, part as u32)?;
+        ring.push_used(rings, first.chain.head, part as u32)?;
         left -= part;
         chains += 1;
         buffers += first.buffers;
@@ -384,11 +386,11 @@ fn fill(
 /// Shows the driver what the burst used, and interrupts it if it wants that.
 fn show(
     queue: &mut ActiveQueue,
-    memory: &GuestMemoryMmap,
+    rings: &Mapped<'_>,
     interrupt: &dyn Interrupt,
     counters: &Counters,
 ) -> Result<(), Error> {
-    if queue.ring.publish(memory)? {
+    if queue.ring.publish(rings)? {
         count(&counters.interrupts, 1);
         if let Err(error) = interrupt.queue(queue.index) {
             log::warn!("cannot interrupt the guest: {error}");
