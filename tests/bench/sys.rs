@@ -102,10 +102,10 @@ impl Iovecs<'_> {
         self.0.len()
     }
 
-    /// Writes one frame: all the buffers.
+    /// Writes one frame: all the buffers. By the bare system call, as the NIC, without the C library's points of cancellation.
     pub(crate) fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         // SAFETY: the buffers are guest memory, mapped for as long as `self` lives, and the kernel only reads them.
-        checked(unsafe { libc::writev(fd.as_raw_fd(), self.0.as_ptr(), self.0.len() as i32) })?;
+        checked(unsafe { libc::syscall(libc::SYS_writev, fd.as_raw_fd(), self.0.as_ptr(), self.0.len()) })?;
         Ok(())
     }
 
@@ -113,7 +113,9 @@ impl Iovecs<'_> {
     pub(crate) fn readv(&self, range: Range<usize>, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let buffers = &self.0[range];
         // SAFETY: as in `writev`; guest memory, which the kernel writes, is nowhere a reference.
-        let len = checked(unsafe { libc::readv(fd.as_raw_fd(), buffers.as_ptr(), buffers.len() as i32) })?;
+        let len = checked(unsafe {
+            libc::syscall(libc::SYS_readv, fd.as_raw_fd(), buffers.as_ptr(), buffers.len())
+        })?;
         Ok(len as usize)
     }
 }

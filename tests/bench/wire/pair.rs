@@ -99,6 +99,7 @@ pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration)
     let mut driver = start(rig, nic)?;
     let counters = nic.counters().remove(0);
     let dropped = counters.tx_dropped.load(Ordering::Relaxed);
+    let headers = Rig::headers(shape);
     let frames: Vec<_> = (0..RING).map(|place| Rig::frame_buffers(shape, place)).collect();
     let mut places: Vec<u16> = (0..RING).collect();
     let mut place_of = [0; RING as usize];
@@ -112,6 +113,7 @@ pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration)
         if begin.elapsed() < time {
             let more = !places.is_empty();
             for place in places.drain(..) {
+                rig.write_headers(shape, &headers, place)?;
                 let buffers = &frames[usize::from(place)];
                 // As Linux does: a table only where it saves descriptors.
                 let head = match buffers.len() {

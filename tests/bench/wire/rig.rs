@@ -21,6 +21,8 @@ pub(super) const TX_RING: u64 = 0x2_0000;
 /// An indirect table for each frame to send, and how far they are apart.
 pub(super) const TABLES: u64 = 0x10_0000;
 pub(super) const TABLE: u64 = 18 * 16 + 32;
+/// What a guest's stack writes of each frame that it sends, whatever becomes of the payload: up to the end of TCP's header.
+const HEADERS: usize = HEADER_LEN + 54;
 /// Receive buffers, 4 KiB apart.
 const RX_DATA: u64 = 0x20_0000;
 /// Frames to send.
@@ -158,6 +160,18 @@ impl Rig {
         // Each page of the receive buffers is there, too.
         let pages = vec![0; usize::from(RING) * 4096 + ROOM];
         self.memory.write_slice(&pages, GuestAddress(RX_DATA)).map_err(io::Error::other)
+    }
+
+    /// What [`Self::write_headers`] writes.
+    pub(super) fn headers(shape: Shape) -> Vec<u8> {
+        let mut content = shape.content(HEADER_LEN);
+        content.truncate(HEADERS);
+        content
+    }
+
+    /// Writes the headers of the frame at `place`, as the driver's core does before it gives a frame away.
+    pub(super) fn write_headers(&self, shape: Shape, headers: &[u8], place: u16) -> io::Result<()> {
+        self.memory.write_slice(headers, GuestAddress(shape.place(place))).map_err(io::Error::other)
     }
 
     /// The buffers of the frame at `place`.
