@@ -23,12 +23,22 @@ fn checked(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
+/// Makes the system call `readv` or `writev`. The C library's functions of the name are points where a thread can be cancelled,
+/// and to say so they make two locked exchanges for each frame.
+///
+/// # Safety
+/// As for the system call: the buffers are mapped, and nobody has a reference to those that it writes.
+unsafe fn vectored(call: libc::c_long, fd: BorrowedFd<'_>, iovecs: &[libc::iovec]) -> isize {
+    // SAFETY: the caller's.
+    unsafe { libc::syscall(call, fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len()) as isize }
+}
+
 /// Writes one frame, as `writev(2)` on a tap takes it.
 pub(crate) fn writev(fd: BorrowedFd<'_>, frame: &Iov<'_>) -> io::Result<usize> {
     let iovecs = frame.as_iovecs();
     // SAFETY: the iovecs point to mapped guest memory that outlives `frame` (see `Iov::push`), there are at most IOV_MAX,
     // and the kernel only reads them. That the guest writes the bytes meanwhile can change the frame and nothing else.
-    checked(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) })
+    checked(unsafe { vectored(libc::SYS_writev, fd, iovecs) })
 }
 
 /// Reads one frame, as `readv(2)` on a tap gives it.
@@ -43,7 +53,7 @@ pub(crate) fn readv(fd: BorrowedFd<'_>, space: &mut Iov<'_>) -> io::Result<usize
     let (read, spilled) = space.with_spill(&mut spill, |iovecs, has_spill| {
         // SAFETY: as in `writev`, and `spill` outlives the call. The kernel writes guest memory, which Rust never sees as
         // a reference.
-        let read = unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) };
+        let read = unsafe { vectored(libc::SYS_readv, fd, iovecs) };
         (read, if has_spill { len + 1 } else { len })
     });
     match checked(read)? {
