@@ -8,6 +8,25 @@ use std::marker::PhantomData;
 
 use vm_memory::VolatileSlice;
 
+/// Asks the processor for the cache lines of `memory`, without waiting for them: the guest wrote them on another core, and to
+/// meet each only when it is needed costs as much as a third of what a small frame does.
+#[inline]
+pub fn prefetch(memory: &VolatileSlice<'_>) {
+    const LINE: usize = 64;
+    let (start, len) = (memory.ptr_guard().as_ptr(), memory.len());
+    // From the start of the first line: each line that the bytes touch has one step.
+    for offset in (0..start.addr() % LINE + len).step_by(LINE) {
+        let line = start.wrapping_sub(start.addr() % LINE).wrapping_add(offset);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch reads nothing that the program sees and cannot fault, whatever the address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast())
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 /// Room for the buffers of one frame, allocated once and used again for each.
 #[derive(Debug)]
 pub struct IovBuffer {

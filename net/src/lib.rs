@@ -76,7 +76,7 @@ pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
 pub use host::{Step, Wiring, clean, left_over};
-pub use iov::{Iov, IovBuffer};
+pub use iov::{Iov, IovBuffer, prefetch};
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};

@@ -1,15 +1,15 @@
 //! The device's side of a split virtqueue (virtio 1.2 §2.7), thin over [`virtio_queue::Queue`].
 //!
 //! **Invariant: the driver's memory is read once.** An index, a ring entry or a descriptor is copied out, checked, and used
-//! from the copy, for the driver can change it at any moment. What does not hold is an [`Error`], never a panic, and no
-//! walk is longer than the table it walks.
+//! from the copy, for the driver can change it at any moment. (To fetch ahead is to read more, and to use none of it.) What
+//! does not hold is an [`Error`], never a panic, and no walk is longer than the table it walks.
 //!
 //! Used buffers are written by [`push_used`](VirtQueue::push_used) and shown by [`publish`](VirtQueue::publish), not one by
 //! one: all buffers of a mergeable frame must appear together (§5.1.6.4), and each showing costs a fence.
 
 use std::sync::atomic::{Ordering, fence};
 
-use net::{Iov, IovBuffer};
+use net::{Iov, IovBuffer, prefetch};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
@@ -32,6 +32,11 @@ pub const F_INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 const DESCRIPTOR_LEN: usize = 16;
 /// Descriptors that a table can hold with each of them reachable: `next` has 16 bits.
 const MAX_TABLE: usize = 1 << 16;
+
+/// How many chains ahead of the one in hand [`VirtQueue::fetch`] is.
+const AHEAD: u16 = 8;
+/// How much it asks for of a table or buffer: a frame's headers, or the table of a frame in as many pages.
+const FETCH: usize = 256;
 
 /// How the driver broke the rules of its ring. The queue is of no use after it, until it is set up anew.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +142,8 @@ pub struct VirtQueue {
     queue: Queue,
     /// The available index as last read: up to here the ring is known without another look.
     avail: u16,
+    /// Up to here the tables were fetched, where that is ahead.
+    fetched: u16,
     /// The used index as last shown to the driver.
     shown: u16,
     /// Without EVENT_IDX: whether the driver is being asked to kick.
@@ -167,7 +174,7 @@ impl VirtQueue {
             return Err(address);
         }
         let indirect = accepted & F_INDIRECT_DESC != 0;
-        let queue = Self { queue, avail: 0, shown: 0, kicks_wanted: true, indirect };
+        let queue = Self { queue, avail: 0, fetched: 0, shown: 0, kicks_wanted: true, indirect };
         // A ring over two regions would be in memory as well, but there is no reason to place one so.
         queue.map(memory).map(drop).map_err(|_| address)?;
         Ok(queue)
@@ -187,7 +194,7 @@ impl VirtQueue {
     pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used);
-        (self.avail, self.shown) = (next_avail, next_used);
+        (self.avail, self.fetched, self.shown) = (next_avail, next_avail, next_used);
     }
 
     /// Looks the rings up for a burst. All that takes a [`Mapped`] takes that of the same queue.
@@ -223,13 +230,52 @@ impl VirtQueue {
             self.queue.disable_notification(rings.memory)?;
             self.kicks_wanted = false;
         }
-        let entry = 4 + 2 * usize::from(next % self.size());
-        let head = load(&rings.avail_ring, entry, Ordering::Relaxed)?;
+        self.fetch(rings, next);
+        let head = self.available(rings, next)?;
         if head >= self.size() {
             return Err(Error::DescriptorIndex(head.into()));
         }
         self.queue.set_next_avail(next.wrapping_add(1));
         Ok(Some(Chain { head }))
+    }
+
+    /// The head at place `at` of the available ring.
+    fn available(&self, rings: &Mapped<'_>, at: u16) -> Result<u16, GuestMemoryError> {
+        load(&rings.avail_ring, 4 + 2 * usize::from(at % self.size()), Ordering::Relaxed)
+    }
+
+    /// Asks for what the chains after `next` are made of, so that the processor waits for the driver's lines while the kernel
+    /// has the frames before them. Each is asked for when what names it has come: descriptors, then tables, then the
+    /// headers of frames. It asks only; what is wrong with a chain is found when it is gathered.
+    fn fetch(&mut self, rings: &Mapped<'_>, next: u16) {
+        let known = self.avail.wrapping_sub(next);
+        // After `undo_pop`, it may be further ahead than this.
+        for ahead in self.fetched.wrapping_sub(next)..known.min(AHEAD) {
+            let at = next.wrapping_add(ahead);
+            if ahead + AHEAD < known
+                && let Some(bytes) = self.first(rings, at.wrapping_add(AHEAD))
+            {
+                prefetch(&bytes);
+            }
+            if let Some(bytes) = self.first(rings, at) {
+                fetch_named(rings, bytes);
+            }
+            self.fetched = at.wrapping_add(1);
+        }
+        if self.indirect
+            && AHEAD / 2 < known
+            && let Some(descriptor) = self.first(rings, next.wrapping_add(AHEAD / 2)).and_then(read)
+            && descriptor.refers_to_indirect_table()
+            && let Ok(first) = rings.slice(descriptor.addr().0, DESCRIPTOR_LEN)
+        {
+            fetch_named(rings, first);
+        }
+    }
+
+    /// The first descriptor of the chain at place `at` of the available ring.
+    fn first<'m>(&self, rings: &Mapped<'m>, at: u16) -> Option<VolatileSlice<'m>> {
+        let head = self.available(rings, at).ok()?;
+        rings.desc_table.subslice(DESCRIPTOR_LEN * usize::from(head), DESCRIPTOR_LEN).ok()
     }
 
     /// Reads how far the driver is; false once there is nothing and the driver was asked to kick.
@@ -389,6 +435,21 @@ impl VirtQueue {
         let flags = load(&rings.avail_ring, 0, Ordering::Relaxed)?;
         Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
+}
+
+/// Asks for what a descriptor names, if the device is to read it.
+fn fetch_named(rings: &Mapped<'_>, descriptor: VolatileSlice<'_>) {
+    if let Some(descriptor) = read(descriptor)
+        && !descriptor.is_write_only()
+        && let Ok(named) = rings.slice(descriptor.addr().0, FETCH.min(descriptor.len() as usize))
+    {
+        prefetch(&named);
+    }
+}
+
+/// A descriptor out of the driver's memory.
+fn read(bytes: VolatileSlice<'_>) -> Option<Descriptor> {
+    Some(bytes.get_ref(0).ok()?.load())
 }
 
 /// Loads the word at `offset` of a ring.
