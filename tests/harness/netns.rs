@@ -82,11 +82,6 @@ impl Netns {
         }
     }
 
-    /// The process that holds it, as `ip link` takes a namespace.
-    pub fn pid(&self) -> u32 {
-        self.0.0.id()
-    }
-
     /// Fails unless links, addresses and routes are as [`Self::state`] told before, or become so at once: the kernel tells a
     /// lost carrier a moment late.
     #[track_caller]
