@@ -134,8 +134,8 @@ mod stock {
         let kernel = need!(stock::fastest());
         let mut nat = Row::routed("tap,nat", 11, "tap,nat");
         nat.a += ",forward=8011:80";
-        let mut bridged = Row::flat("macvtap=eth0", 15, "macvtap=u15,host=10.15.0.100/24", "macvtap=u15");
-        bridged.host = "10.15.0.100".into();
+        let mut bridged = Row::flat("macvtap=eth0", 15, "macvtap=u15,host=10.15.0.5/29", "macvtap=u15");
+        bridged.host = "10.15.0.5".into();
         let rows = [
             nat,
             Row::routed("tap", 12, "tap"),

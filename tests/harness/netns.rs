@@ -43,11 +43,6 @@ impl Netns {
         Ok(netns)
     }
 
-    /// A process in it, by which `ip link` names the namespace.
-    pub fn pid(&self) -> u32 {
-        self.0.0.id()
-    }
-
     /// A command that runs in it.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

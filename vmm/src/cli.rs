@@ -72,14 +72,25 @@ pub(crate) struct Run {
 
 const NET_HELP: &str = "\
 Network cards:
-  tap                        a tap of wirevm's own, gone when it ends, with a free subnet
-  tap=tap0                   attach to tap0, or make it
+  tap[=tap0]                 a tap, routed: wirevm's own with a free subnet, or tap0, made where it is absent
+  bridge=br0                 a tap on br0, which is made where it is absent
+  macvtap=eth0               a macvtap on the NIC eth0, or eth0 itself where it is one
+  tun[=tun0]                 a tun: IP packets on the host, Ethernet for the guest
   fd=5                       a tap or macvtap that somebody else opened, inherited
 Keys:
-  host=ADDRESS/LENGTH        give the host this address on the tap, one for IPv4 and one for IPv6
-  dhcp=on|off                tell the guest its addresses, by DHCP and router advertisement (on)
   mac=AA:BB:CC:DD:EE:FF      the guest's MAC address
-  mtu=BYTES                  the MTU of the tap and the guest";
+  mtu=BYTES                  the MTU of the link and the guest
+  netns=NAME                 the network namespace of the host's end, made where it is absent (not for fd)
+  host=ADDRESS/LENGTH        the host's address, one for IPv4 and one for IPv6 (tap, tun; macvtap: on a macvlan beside it)
+  dhcp=on|off                tell the guest its addresses, by DHCP and router advertisement (on; tap, tun)
+  guest=ADDRESS              the guest's address, one for each host= (tun)
+  nat                        what the guest sends further goes out under the host's address (tap)
+  forward=[tcp:|udp:]HOSTPORT:GUESTPORT
+                             a port of the host that reaches into the guest, with nat; once for each (tap)
+  vlan=ID                    the guest's VLAN (bridge)
+  mode=bridge|vepa|private|passthru|source
+                             whom the guest's frames reach (macvtap)
+  source=MAC                 who may send to the guest, with mode=source; once for each (macvtap)";
 
 /// Say what this host can do, and how to mend what it cannot. Exits 0 where a guest can run.
 #[derive(Debug, Args)]
