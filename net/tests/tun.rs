@@ -4,7 +4,7 @@
 mod namespace;
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -303,17 +303,76 @@ fn ipv6_has_peers_too() {
         drop(opened);
 
         // One that is attached to has its link-local address a moment later, too, and then the guest knows it.
-        let mut opened = open(&format!("tun=tun0,host=fd00::1/64,mac={GUEST}")).unwrap();
-        let link_local = run("ip -6 -o address show dev tun0 scope link");
-        let link_local: std::net::Ipv6Addr =
-            link_local.split_whitespace().nth(3).unwrap().split('/').next().unwrap().parse().unwrap();
-        let mut solicit = vec![0; HEADER_LEN];
-        solicit.extend([0x33, 0x33, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 58, 255]);
-        solicit.extend([0; 16].into_iter().chain("ff02::2".parse::<std::net::Ipv6Addr>().unwrap().octets()));
-        solicit.extend([133, 0, 0x7b, 0xb8, 0, 0, 0, 0]);
-        assert_eq!(send(&mut *opened.backends[0], &solicit).unwrap(), Sent::Answered);
-        let advert = recv(&mut *opened.backends[0], 2000).unwrap();
-        assert_eq!(advert[HEADER_LEN + 14 + 8..][..16], link_local.octets());
+        for _ in 0..5 {
+            run("ip link del tun0");
+            run("ip tuntap add dev tun0 mode tun");
+            run("ip link set tun0 up");
+            let mut opened = open(&format!("tun=tun0,host=fd00::1/64,mac={GUEST}")).unwrap();
+            let link_local = run("ip -6 -o address show dev tun0 scope link");
+            let link_local = link_local.split_whitespace().nth(3).and_then(|local| local.split('/').next());
+            let link_local: Ipv6Addr = link_local.unwrap().parse().unwrap();
+            assert_eq!(send(&mut *opened.backends[0], &router_solicitation()).unwrap(), Sent::Answered);
+            let advert = recv(&mut *opened.backends[0], 2000).unwrap();
+            assert_eq!(advert[HEADER_LEN + 14 + 8..][..16], link_local.octets());
+        }
+    });
+}
+
+/// A router solicitation of a guest without an address, to all routers.
+fn router_solicitation() -> Vec<u8> {
+    let mut frame = vec![0; HEADER_LEN];
+    frame.extend([0x33, 0x33, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 58, 255]);
+    frame.extend(Ipv6Addr::UNSPECIFIED.octets());
+    frame.extend(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2).octets());
+    frame.extend([133, 0, 0x7b, 0xb8, 0, 0, 0, 0]);
+    frame
+}
+
+/// A DHCPDISCOVER of the guest.
+fn discover() -> Vec<u8> {
+    let mut frame = vec![0; HEADER_LEN];
+    frame.extend([0xff; 6].into_iter().chain([2, 0, 0, 0, 0, 1, 8, 0]));
+    // 20 bytes of IPv4, 8 of UDP without a checksum, 240 of BOOTP, 4 of options.
+    frame.extend([0x45, 0, 1, 16, 0, 0, 0, 0, 64, 17, 0x79, 0xde, 0, 0, 0, 0, 255, 255, 255, 255]);
+    frame.extend([0, 68, 0, 67, 0, 252, 0, 0]);
+    let mut message = [0; 244];
+    message[..3].copy_from_slice(&[1, 1, 6]);
+    message[28..34].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    message[236..].copy_from_slice(&[0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
+    frame.extend(message);
+    frame
+}
+
+/// An ARP request of the guest.
+fn who_has(address: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0; HEADER_LEN];
+    frame.extend([0xff; 6].into_iter().chain([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]));
+    frame.extend([2, 0, 0, 0, 0, 1, 10, 0, 0, 77, 0, 0, 0, 0, 0, 0].into_iter().chain(address));
+    frame
+}
+
+#[test]
+fn the_guest_is_told_its_address_and_finds_who_is_there() {
+    in_namespace("the_guest_is_told_its_address_and_finds_who_is_there", || {
+        let mut opened = open(&format!("tun,host=10.0.0.1/24,guest=10.0.0.77,mac={GUEST}")).unwrap();
+        let backend = opened.backends[0].as_mut();
+        assert_eq!(send(backend, &discover()).unwrap(), Sent::Answered);
+        let offer = recv(backend, 2000).unwrap();
+        assert_eq!(offer[HEADER_LEN + 14 + 20 + 8 + 16..][..4], [10, 0, 0, 77], "the address given");
+        assert_eq!(offer[HEADER_LEN + 6..][..6], [6, 0, 0, 0, 0, 1], "from the gateway");
+        assert_eq!(send(backend, &who_has([10, 0, 0, 1])).unwrap(), Sent::Answered);
+        assert_eq!(send(backend, &who_has([10, 0, 0, 2])).unwrap(), Sent::Gone, "nobody is there");
+
+        let mut opened = open(&format!("tun,host=10.1.0.1/30,dhcp=off,mac={GUEST}")).unwrap();
+        let backend = opened.backends[0].as_mut();
+        assert_eq!(send(backend, &discover()).unwrap(), Sent::Gone);
+        assert_eq!(send(backend, &router_solicitation()).unwrap(), Sent::Gone);
+        assert_eq!(send(backend, &who_has([10, 1, 0, 1])).unwrap(), Sent::Answered, "whatever is told");
+
+        run("ip tuntap add dev tun0 mode tun");
+        let mut opened = open(&format!("tun=tun0,mac={GUEST}")).unwrap();
+        let backend = opened.backends[0].as_mut();
+        assert_eq!(send(backend, &who_has([10, 0, 0, 2])).unwrap(), Sent::Answered, "who knows who is there");
     });
 }
 
