@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::host::firewall::bridged_notices;
 use crate::host::{Change, Link, LinkId, VlanMember, Wiring};
 use crate::{BridgeConfig, Error, LinkName, MTU, Mac, Opened, Step, Tap};
 
@@ -55,7 +56,7 @@ pub(crate) fn open(
         mtu,
         link: name,
         ignored: Arc::default(),
-        notices: Vec::new(),
+        notices: bridged_notices(config.name.as_str()),
         wiring,
     })
 }

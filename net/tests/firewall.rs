@@ -201,6 +201,31 @@ fn bridged_frames_that_pass_a_firewall_are_told() {
 }
 
 #[test]
+fn the_command_that_is_told_lets_bridged_guests_talk() {
+    const NAME: &str = "the_command_that_is_told_lets_bridged_guests_talk";
+    in_namespace(NAME, || {
+        if std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1").is_err() {
+            return skip(NAME, "the kernel has no br_netfilter");
+        }
+        nft("add table ip filter");
+        nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        let open = || net::open(&"bridge=br0".parse().unwrap(), &mut |_| {}).unwrap();
+        let mut opened = [open(), open()];
+        let guests = opened.each_mut().map(Guest::on);
+        guests[0].commands(&["ip address add 172.31.0.2/24 dev eth0"]);
+        guests[1].commands(&["ip address add 172.31.0.3/24 dev eth0"]);
+        let server = guests[1].serve("0.0.0.0:80");
+        assert!(guests[0].talk("172.31.0.3:80").is_err());
+        let notices = opened[1].notices.concat();
+        let (_, command) = notices.split_once("let them through: ").unwrap();
+        // No sudo here, and `iptables` may stand for the old one.
+        run(&command.replace("sudo iptables ", "iptables-nft "));
+        guests[0].talk("172.31.0.3:80").unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert_eq!(server.visitor(), "172.31.0.2");
+    });
+}
+
+#[test]
 fn without_rights_it_is_said_that_it_cannot_be_looked_at() {
     in_namespace("without_rights_it_is_said_that_it_cannot_be_looked_at", || {
         let found = as_user(65534, findings);
