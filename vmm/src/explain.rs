@@ -15,8 +15,8 @@ enum Reach {
     Host,
     /// Once the host has an address on the bridge.
     Address,
-    /// Once the bridge has an `uplink=`.
-    Uplink,
+    /// Once a NIC of the host is a port of the bridge.
+    Port,
     /// Where the switch sends a frame back out of the port that it came by.
     Hairpin,
     /// From and to MAC addresses that `source=` names.
@@ -34,7 +34,7 @@ impl Reach {
             Self::Forward => "forward=",
             Self::Host => "host=",
             Self::Address => "address",
-            Self::Uplink => "uplink=",
+            Self::Port => "port",
             Self::Hairpin => "hairpin",
             Self::Source => "source=",
             Self::Alone => "alone",
@@ -51,7 +51,7 @@ impl Reach {
             Self::Forward => "only the ports that forward= names",
             Self::Host => "only with host=, which gives the host a link of its own beside the guest's",
             Self::Address => "once the host has an address on the bridge",
-            Self::Uplink => "once uplink= joins a NIC to the bridge",
+            Self::Port => "once a NIC of the host is a port of the bridge (ip link set eth1 master br0)",
             Self::Hairpin => "only through a switch that sends frames back out of the port they came by",
             Self::Source => "only with the MAC addresses that source= names",
             Self::Alone => "the guest has the NIC to itself: there is no other guest on it",
@@ -71,7 +71,7 @@ struct Row {
 }
 
 /// The rows, in the order in which to consider them.
-const ROWS: [Row; 10] = {
+const ROWS: [Row; 9] = {
     use Reach::*;
     const fn row(wire: Wire, spec: &'static str, layer: u8, [host, guest, lan, from_lan]: [Reach; 4]) -> Row {
         Row {
@@ -87,8 +87,7 @@ const ROWS: [Row; 10] = {
     [
         row(Wire::Tap, "tap,nat", 2, [Yes, Routed, Yes, Forward]),
         row(Wire::Tap, "tap", 2, [Yes, Routed, Routed, Routed]),
-        row(Wire::Bridge, "bridge=br0", 2, [Address, Yes, Uplink, Uplink]),
-        row(Wire::Bridge, "bridge=br0,uplink=eth1", 2, [Yes, Yes, Yes, Yes]),
+        row(Wire::Bridge, "bridge=br0", 2, [Address, Yes, Port, Port]),
         row(Wire::Macvtap, "macvtap=eth0", 2, [Host, Yes, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0,mode=vepa", 2, [No, Hairpin, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0,mode=private", 2, [No, No, Yes, Yes]),
@@ -144,8 +143,7 @@ How a guest's network card can be wired. wirevm explain tap, bridge, macvtap or 
 const CHOICE: &str = "\
 Which one?
   The guest is to reach out, and nothing else is to change     tap,nat
-  The guest is to be a machine of the LAN, host included       bridge=br0,uplink=eth1
-  The same without touching the host's NIC, host excluded      macvtap=eth0
+  The guest is to be a machine of the LAN                      macvtap=eth0, or bridge=br0 with a NIC on it
   Guests among themselves                                      bridge=br0
   A subnet of its own that the host routes                     tap
   IP only: a route, a VPN's tables, no Ethernet to care for    tun
@@ -182,17 +180,16 @@ bridge: a switch inside the host; each guest's tap is a port of it.
   guests              wirevm, each its own   host
   ┌──────────────┐    ┌────────────────┐     ┌────────────────────────────────────────┐
   │ virtio-net  ◀┼────┼▶ no copy      ◀┼─fd──┼▶ tap ──┐                               │
-  └──────────────┘    └────────────────┘     │        ├── br0 ─── with uplink=: eth1 ◀─┼──▶ LAN
+  └──────────────┘    └────────────────┘     │        ├── br0 ──── a NIC as a port    ◀┼──▶ LAN
   ┌──────────────┐    ┌────────────────┐     │        │    and the host's addresses    │
   │ virtio-net  ◀┼────┼▶ no copy      ◀┼─fd──┼▶ tap ──┘                               │
   └──────────────┘    └────────────────┘     └────────────────────────────────────────┘
 ",
             "\
-Frames go by MAC address from port to port, so that guests reach each other and, with an uplink, the LAN knows each by its own
-MAC address. The uplink's addresses and routes move onto the bridge and back again at the end. A Wi-Fi NIC cannot be an uplink.
+Frames go by MAC address from port to port, so that guests reach each other; where a NIC of the host is a port too, the LAN
+knows each guest by its own MAC address. A Wi-Fi NIC cannot be a port.
 
   wirevm run ... --net bridge=br0                         made where it is absent, gone with its last guest
-  wirevm run ... --net bridge=br0,uplink=eth1             joined to the LAN
   wirevm run ... --net bridge=br0,vlan=20                 a port of VLAN 20
 ",
         ),
@@ -280,7 +277,7 @@ mod tests {
     #[test]
     fn each_word_of_the_table_is_explained_below_it() {
         let text = table(ROWS.iter());
-        for word in ["routed", "forward=", "host=", "address", "uplink=", "hairpin", "source=", "alone"] {
+        for word in ["routed", "forward=", "host=", "address", "port", "hairpin", "source=", "alone"] {
             assert!(text.lines().any(|line| line.trim_start().starts_with(word)), "{word} in\n{text}");
         }
     }
