@@ -43,6 +43,11 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The process that holds it, as `ip link` takes a namespace.
+    pub fn pid(&self) -> u32 {
+        self.0.0.id()
+    }
+
     /// A command that runs in it.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

@@ -207,8 +207,8 @@ macvtap: a second MAC address on a NIC of the host, handed straight to the guest
 ",
             "\
 The guest is a machine of the LAN, and nothing of the host changes. The trap: the host itself never sees a macvtap guest, nor
-the guest the host, for the NIC does not send frames back up. host= cures it with a link of the host's own beside the guest's: of a
-subnet that the NIC has itself, it takes the part that the guests are in, by a longer prefix.
+the guest the host, for the NIC does not send frames back up. host= cures it with a link of the host's own beside the guest's.
+Of a subnet that the NIC has itself, host= takes the part that the guests are in, by a longer prefix.
 
   mode=bridge    guests on one NIC reach each other directly (the default)
   mode=vepa      all goes out to the switch, which may send it back (hairpin)
