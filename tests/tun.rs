@@ -2,13 +2,11 @@
 
 /// Stock Linux guests.
 mod stock {
-    use std::io::{Read, Write};
-    use std::net::{IpAddr, TcpListener};
-    use std::sync::mpsc;
     use std::time::Duration;
 
     use harness::netns::Netns;
     use harness::stock;
+    use harness::traffic::Noise;
     use harness::{Vm, skip};
 
     const COMMAND: Duration = Duration::from_secs(60);
@@ -27,22 +25,9 @@ mod stock {
     /// Sends `mib` MiB of noise from `host` to the guest over TCP, has it sent back, and compares.
     #[track_caller]
     fn tcp_both_ways(vm: &mut Vm, netns: &Netns, host: &str, mib: usize) {
-        let mut noise = vec![0; mib << 20];
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
-        let (listening, ready) = mpsc::channel();
-        let address: IpAddr = host.parse().unwrap();
-        let server = netns.spawn(move || {
-            let listener = TcpListener::bind((address, 5001)).unwrap();
-            listening.send(()).unwrap();
-            listener.accept().unwrap().0.write_all(&noise).unwrap();
-            let mut back = Vec::new();
-            listener.accept().unwrap().0.read_to_end(&mut back).unwrap();
-            (back.len(), back == noise)
-        });
-        ready.recv().unwrap();
-        vm.sh(&format!("nc {host} 5001 </dev/null >/dev/shm/noise"), TRANSFER);
-        vm.sh(&format!("nc {host} 5001 </dev/shm/noise; rm /dev/shm/noise"), TRANSFER);
-        assert_eq!(server.join().unwrap(), (mib << 20, true), "{host}\n{}", vm.state());
+        let noise = Noise::serve(netns, host.parse().expect("an address"), mib << 20);
+        vm.sh(&noise.guest_commands(), TRANSFER);
+        noise.check().unwrap_or_else(|why| panic!("{host}: {why}\n{}", vm.state()));
     }
 
     /// Frames and bytes that a NIC sent and received, as `-v` tells at the end.
