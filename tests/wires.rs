@@ -156,7 +156,7 @@ mod stock {
             host.sh(&format!("sysctl -qw net.ipv4.conf.u{n}.forwarding=1"));
             lan.sh(&format!("ip route add 10.{n}.0.0/16 via 10.{n}.0.1"));
         }
-        host.sh("ip route add default via 10.11.0.9");
+        host.sh("ip route add default via 10.11.0.9 && ip addr flush dev u13");
         let before = host.state();
         let mut guests: Vec<Vm> = Vec::new();
         for guest in 0..2 {
