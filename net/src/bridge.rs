@@ -4,10 +4,12 @@
 //! that stays, while the kernel's own choice is that of a port, which changes when the port leaves. All wirevm that are on it
 //! share it (the records `bridge:NAME` and `uplink:NAME:NIC`), and it goes with the last one. A bridge that was there stays.
 
+pub(crate) mod uplink;
+
 use std::sync::Arc;
 
 use crate::host::firewall::bridged_notices;
-use crate::host::{Change, Link, LinkId, VlanMember, Wiring};
+use crate::host::{Change, Link, LinkId, Sysctl, VlanMember, Wiring};
 use crate::{BridgeConfig, Error, LinkName, MTU, Mac, Opened, Step, Tap};
 
 /// Makes a tap for the NIC `mac` and joins it to the bridge.
@@ -17,12 +19,23 @@ pub(crate) fn open(
     mtu: Option<u16>,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
-    if config.uplink.is_some() {
-        return Err(Error::NotBuilt { what: "uplink=" });
-    }
     let mut wiring = Wiring::begin()?;
-    let bridge = join(&mut wiring, config, tell)?;
+    let uplink = config.uplink.as_ref();
+    let uplink =
+        uplink.map(|nic| uplink::check(&mut wiring, nic.as_str(), config.name.as_str())).transpose()?;
+    let bridge = join(&mut wiring, config, uplink.as_ref(), tell)?;
+    let mut notices = bridged_notices(config.name.as_str());
+    if let Some(nic) = uplink {
+        notices.extend(join_uplink(&mut wiring, config, &nic, &bridge.id, tell)?);
+    }
+    // As it is now: the uplink may have changed its MTU.
+    let bridge = wiring.link(&bridge.id.name)?;
     let has_ports = wiring.links()?.iter().any(|link| link.master == Some(bridge.id.index));
+    if let Some(own) = bridge.mac.filter(|_| !has_ports && !wiring.has_shared(&record_of(&config.name))) {
+        // The kernel forgets the address of one whose last port leaves, unless somebody has set it.
+        let keep = Change::Mac(bridge.id.clone(), own);
+        wiring.make(keep, None, "it keeps its own, also when its last port leaves", tell)?;
+    }
 
     let tap = Tap::open(None)?;
     // Here, so that a failure drops the wiring before the tap.
@@ -39,12 +52,17 @@ pub(crate) fn open(
         let why = "as the bridge, which would take the least of its ports";
         wiring.make(Change::Mtu(link.id.clone(), wanted), None, why, tell)?;
     }
+    // A bridge without an address of its own has the least of its ports': not this one, which comes and goes.
+    let [_, rest @ ..] = mac.octets();
+    let [a, b, c, d, e] = rest;
+    let high = Change::Mac(link.id.clone(), [0xfe, a, b, c, d, e]);
+    wiring.make(high, None, "the bridge never takes a high one for its own", tell)?;
     let key = format!("net/ipv6/conf/{name}/disable_ipv6");
     wiring.set_value(key, "1", "the host is on the bridge, not on this port", tell)?;
     let why = "what comes in here goes out at the other ports";
     wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why, tell)?;
     if let Some(vlan) = config.vlan {
-        put_into_vlan(&mut wiring, &bridge, &link.id, vlan, tell)?;
+        put_into_vlan(&mut wiring, config, &bridge, &link.id, vlan, tell)?;
     }
     wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame", tell)?;
 
@@ -56,10 +74,24 @@ pub(crate) fn open(
         mtu,
         link: name,
         ignored: Arc::default(),
-        notices: bridged_notices(config.name.as_str()),
+        notices,
         wiring,
     })
 }
+
+/// What a bridge of ours takes over from its uplink: how the host takes part in the network that it is on.
+const AS_THE_UPLINK: [&str; 10] = [
+    "net/ipv6/conf/LINK/disable_ipv6",
+    "net/ipv6/conf/LINK/addr_gen_mode",
+    "net/ipv6/conf/LINK/accept_ra",
+    "net/ipv6/conf/LINK/autoconf",
+    "net/ipv6/conf/LINK/use_tempaddr",
+    "net/ipv6/conf/LINK/forwarding",
+    "net/ipv4/conf/LINK/forwarding",
+    "net/ipv4/conf/LINK/rp_filter",
+    "net/ipv4/conf/LINK/arp_ignore",
+    "net/ipv4/conf/LINK/arp_announce",
+];
 
 /// The record of a bridge that wirevm made.
 fn record_of(bridge: &LinkName) -> String {
@@ -72,7 +104,12 @@ fn uplink_record_of(bridge: &LinkName, nic: &str) -> String {
 }
 
 /// The bridge, made where it is absent; what other wirevm have made of it is ours too from now on.
-fn join(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step)) -> Result<Link, Error> {
+fn join(
+    wiring: &mut Wiring,
+    config: &BridgeConfig,
+    uplink: Option<&Link>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Link, Error> {
     let name = config.name.as_str();
     let record = record_of(&config.name);
     match wiring.find_link(name)? {
@@ -81,7 +118,7 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step))
         }
         Some(_) => drop(wiring.join(&record)?),
         None => {
-            let make = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| make(wiring, config, tell);
+            let make = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| make(wiring, config, uplink, tell);
             if !wiring.share(&record, tell, make)? {
                 // Somebody deleted the one that another wirevm made: this one is ours alone.
                 make(wiring, tell)?;
@@ -105,11 +142,44 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step))
     wiring.link(name)
 }
 
-fn make(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+/// Takes part in the uplink, which moves where no wirevm has moved it; one that was a port already stays as it is.
+fn join_uplink(
+    wiring: &mut Wiring,
+    config: &BridgeConfig,
+    nic: &Link,
+    bridge: &LinkId,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Option<String>, Error> {
+    if nic.master.is_some() {
+        return Ok(None);
+    }
+    let mut notice = None;
+    let record = uplink_record_of(&config.name, &nic.id.name);
+    let mut moving = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| {
+        notice = uplink::move_to(wiring, nic, bridge, tell)?;
+        Ok(())
+    };
+    if !wiring.share(&record, tell, &mut moving)? {
+        // Somebody took it out of the bridge that another wirevm joined it to: this time it is ours alone.
+        moving(wiring, tell)?;
+    }
+    Ok(notice)
+}
+
+fn make(
+    wiring: &mut Wiring,
+    config: &BridgeConfig,
+    uplink: Option<&Link>,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<(), Error> {
     let name = config.name.as_str();
     let asked = |refusal| Error::Ask { what: "the host's links".to_owned(), refusal };
     let id = LinkId { name: name.to_owned(), ..wiring.netlink().unused_link().map_err(asked)? };
-    let mac = Mac::random().map_err(|source| Error::RandomMac { source })?;
+    // The host's address stays what its neighbours know.
+    let mac = match uplink.and_then(|nic| nic.mac).and_then(|mac| Mac::new(mac).ok()) {
+        Some(mac) => mac,
+        None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+    };
     let filter = config.vlan.is_some();
     let word = if filter { " vlan_filtering 1" } else { "" };
     let command =
@@ -118,9 +188,20 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step))
     let why = "the switch that its ports share; it goes with the last wirevm on it";
     let made = id.clone();
     wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), command, undo, why, tell)?;
-    for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
-        let key = format!("net/ipv6/conf/{name}/{key}");
-        wiring.set_value(key, value, "no IPv6 address for the host that nobody asked for", tell)?;
+    match uplink {
+        Some(nic) => {
+            for key in AS_THE_UPLINK {
+                let of = |link: &str| key.replace("LINK", link);
+                let Ok(value) = Sysctl::read(&of(&nic.id.name)) else { continue };
+                wiring.set_value(of(name), &value, "as the uplink, whose place it takes", tell)?;
+            }
+        }
+        None => {
+            for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
+                let key = format!("net/ipv6/conf/{name}/{key}");
+                wiring.set_value(key, value, "no IPv6 address for the host that nobody asked for", tell)?;
+            }
+        }
     }
     wiring.make(Change::Up(id), None, "a link that is down drops every frame", tell)
 }
@@ -128,6 +209,7 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, tell: &mut dyn FnMut(&Step))
 /// Has what comes from `port` without a tag be in `vlan`, and nothing else go out there.
 fn put_into_vlan(
     wiring: &mut Wiring,
+    config: &BridgeConfig,
     bridge: &Link,
     port: &LinkId,
     vlan: u16,
@@ -142,6 +224,12 @@ fn put_into_vlan(
     if default != 0 {
         let why = "where a port is by default";
         wiring.make(Change::RemoveVlan(port.clone(), default), None, why, tell)?;
+    }
+    // Of an uplink that was a port before us, somebody else has said its VLANs.
+    for nic in wiring.shared(&uplink_record_of(&config.name, "")) {
+        let nic = wiring.link(&nic)?.id;
+        let why = "the VLAN goes out with its tag";
+        wiring.make(Change::AddVlan(nic, vlan, VlanMember::Tagged), None, why, tell)?;
     }
     Ok(())
 }

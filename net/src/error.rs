@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::bridge::uplink::UplinkProblem;
 use crate::config::KINDS;
 use crate::fd::FdProblem;
 use crate::host::holders::Holder;
@@ -340,6 +341,14 @@ pub enum Error {
         /// Its kind as `ip -d link` says it; empty for hardware.
         kind: String,
     },
+    /// The link cannot be a bridge's uplink.
+    #[error("uplink={uplink}: {problem}")]
+    BadUplink {
+        /// The link.
+        uplink: String,
+        /// Why not.
+        problem: UplinkProblem,
+    },
     /// The bridge has no VLANs.
     #[error("vlan={vlan}: {bridge} does not filter VLANs")]
     NoVlans {
@@ -466,6 +475,7 @@ impl Error {
                     "name a bridge or none that exists; to have {name} in a bridge: bridge=br0,uplink={name}"
                 )
             }
+            Self::BadUplink { problem, .. } => problem.remedy(),
             Self::NoVlans { bridge, .. } => {
                 format!("let it filter: sudo ip link set dev {bridge} type bridge vlan_filtering 1")
             }

@@ -63,6 +63,7 @@ use routed::Told;
 
 pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
+pub use bridge::uplink::UplinkProblem;
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, TapConfig,
     TunConfig, Wire,

@@ -5,6 +5,7 @@
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::Iov;
 
@@ -137,6 +138,12 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } as isize)?;
     Ok(())
+}
+
+/// The time since the boot, also while the host slept: one clock for all processes (`CLOCK_BOOTTIME`).
+pub(crate) fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Puts the thread into a new, empty network namespace (unshare(2)).

@@ -2,12 +2,10 @@
 
 mod namespace;
 
-use std::io;
-use std::time::{Duration, Instant};
-
-use namespace::{child as be_child, holding, in_namespace, kill, killed_at, leave, records, run, state};
-use net::{Error, HEADER_LEN, IovBuffer, Opened};
-use vm_memory::VolatileSlice;
+use namespace::guest::{NEVER, SOON, recv, send};
+use namespace::settled::{assert_as, settled, without_dad};
+use namespace::{child as be_child, holding, in_namespace, kill, killed_at, leave, records, run};
+use net::{Error, Opened};
 
 #[test]
 fn child() {
@@ -28,86 +26,6 @@ fn clean() {
     net::clean(&mut |_| {}).unwrap();
 }
 
-/// Sends a frame, without its header, as the guest would.
-fn send(guest: &mut Opened, frame: &[u8]) {
-    let mut copy = vec![0; HEADER_LEN];
-    copy.extend(frame);
-    let mut room = IovBuffer::new();
-    let mut iov = room.start();
-    assert!(iov.push(VolatileSlice::from(&mut copy[..])));
-    guest.backends[0].send(&iov).unwrap();
-}
-
-/// Receives frames until one is as `wanted`, and returns it without its header; none after so long.
-fn recv(guest: &mut Opened, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-    let end = Instant::now() + patience;
-    loop {
-        let mut frame = vec![0; 70_000];
-        let mut room = IovBuffer::new();
-        let mut iov = room.start();
-        assert!(iov.push(VolatileSlice::from(&mut frame[..])));
-        let received = guest.backends[0].recv(&mut iov);
-        drop(iov);
-        match received {
-            Ok(len) if wanted(&frame[HEADER_LEN..len]) => return Some(frame[HEADER_LEN..len].to_vec()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if Instant::now() > end {
-                    return None;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => panic!("recv: {error}"),
-        }
-    }
-}
-
-/// The state of the namespace without what changes by itself: timers.
-fn timeless() -> String {
-    let mut timer = false;
-    let state = state();
-    let words = state.split_inclusive([' ', '\n']).filter(|word| {
-        let keep = !timer || word.trim().is_empty();
-        timer = word.contains("_timer") || timer && word.trim().is_empty();
-        keep
-    });
-    words.collect()
-}
-
-/// The state of the namespace once it stays as it is: the kernel is slow to say that a link has a carrier.
-fn settled() -> String {
-    let mut last = timeless();
-    loop {
-        std::thread::sleep(Duration::from_millis(100));
-        let now = timeless();
-        if now == last {
-            return now;
-        }
-        last = now;
-    }
-}
-
-/// Fails with the lines that differ.
-#[track_caller]
-fn assert_as(before: &str, when: &str) {
-    let now = settled();
-    let missing =
-        before.lines().filter(|line| !now.lines().any(|l| l == *line)).map(|line| format!("- {line}\n"));
-    let new =
-        now.lines().filter(|line| !before.lines().any(|l| l == *line)).map(|line| format!("+ {line}\n"));
-    let differ: String = missing.chain(new).collect();
-    assert!(now == before, "{when}: the host is not as before:\n{differ}");
-    assert_eq!(records(), [""; 0], "{when}");
-}
-
-/// Has IPv6 addresses there at once, without asking whether somebody has them.
-fn without_dad() {
-    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
-}
-
-const SOON: Duration = Duration::from_secs(5);
-const NEVER: Duration = Duration::from_millis(100);
-
 /// A broadcast frame of an experimental kind (IEEE 802) that says `word`.
 fn broadcast(from: [u8; 6], word: &str) -> Vec<u8> {
     [&[0xff; 6][..], &from, &[0x88, 0xb5], word.as_bytes(), &[0; 46]].concat()
@@ -125,6 +43,7 @@ fn a_bridge_is_made_and_goes_with_the_last() {
             "sysctl -w net.ipv6.conf.br0.accept_ra=0",
             "ip link set dev br0 up",
             "ip tuntap add dev wirevm0 mode tap vnet_hdr",
+            "ip link set dev wirevm0 address fe:00:00:00:00:01",
             "sysctl -w net.ipv6.conf.wirevm0.disable_ipv6=1",
             "ip link set dev wirevm0 master br0",
             "ip link set dev wirevm0 up",
@@ -202,6 +121,30 @@ fn a_bridge_that_was_there_stays() {
         kill(holding("bridge=br0"));
         clean();
         assert_as(&before, "after it");
+    });
+}
+
+#[test]
+fn the_address_of_a_bridge_that_was_there_stays() {
+    in_namespace("the_address_of_a_bridge_that_was_there_stays", || {
+        let mac = || run("ip link show br0").split("link/ether ").nth(1).unwrap()[..17].to_owned();
+        run("ip link add br0 type bridge");
+        run("ip link set br0 up");
+        let before = mac();
+        let opened = open("bridge=br0").unwrap();
+        assert_eq!(mac(), before);
+        drop(opened);
+        assert_eq!(mac(), before, "without ports");
+        run("ip link del br0");
+
+        // A bridge with a port has the address of that.
+        run("ip link add veth0 address fa:00:00:00:00:01 type veth peer name veth1");
+        run("ip link add br0 type bridge");
+        run("ip link set veth0 master br0");
+        let before = mac();
+        let opened = open("bridge=br0").unwrap();
+        assert_eq!((mac(), before.as_str()), (before.clone(), "fa:00:00:00:00:01"));
+        drop(opened);
     });
 }
 

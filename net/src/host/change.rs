@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinkId, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, VlanMember, namespace};
+use super::{
+    LinkAddress, LinkId, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, VlanMember, namespace,
+};
 use crate::HostAddress;
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
@@ -27,6 +29,12 @@ pub(crate) enum Change {
     AddMacvlan(NewMacvlan),
     /// An Ethernet address.
     Mac(LinkId, [u8; 6]),
+    /// An address as another link had it.
+    GiveAddress(LinkId, LinkAddress),
+    TakeAddress(LinkId, LinkAddress),
+    /// A route as another link had it.
+    GiveRoute(LinkId, LinkRoute),
+    TakeRoute(LinkId, LinkRoute),
     /// The link leaves its bridge.
     Leave(LinkId),
     /// The first link joins the second, a bridge.
@@ -103,6 +111,10 @@ impl Change {
             Self::NoIpv6Address(link) => netlink.set_no_ipv6_address(link),
             Self::AddMacvlan(new) => netlink.add_macvlan(new),
             Self::Mac(link, mac) => netlink.set_mac(link, *mac),
+            Self::GiveAddress(link, address) => netlink.give_address(link, address),
+            Self::TakeAddress(link, address) => netlink.take_address(link, address),
+            Self::GiveRoute(link, route) => netlink.give_route(link, route),
+            Self::TakeRoute(link, route) => netlink.take_route(link, route),
             Self::Leave(port) => netlink.set_master(port, None),
             Self::Join(port, bridge) => netlink.set_master(port, Some(bridge)),
             Self::FilterVlans(bridge) => netlink.filter_vlans(bridge),
@@ -131,6 +143,17 @@ impl Change {
             Self::Mac(link, [a, b, c, d, e, f]) => {
                 format!("ip link set dev {link} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
             }
+            Self::GiveAddress(link, address) => {
+                let nodad = if address.local.is_ipv6() { " nodad" } else { "" };
+                format!("ip address add {} dev {link}{nodad}", address.words())
+            }
+            Self::TakeAddress(link, address) => format!("ip address del {} dev {link}", address.name()),
+            Self::GiveRoute(link, route) => {
+                format!("ip{} route append {}", route.family_word(), route.words(link))
+            }
+            Self::TakeRoute(link, route) => {
+                format!("ip{} route del {}", route.family_word(), route.words(link))
+            }
             Self::Leave(port) => format!("ip link set dev {port} nomaster"),
             Self::Join(port, bridge) => format!("ip link set dev {port} master {bridge}"),
             Self::FilterVlans(bridge) => format!("ip link set dev {bridge} type bridge vlan_filtering 1"),
@@ -157,6 +180,10 @@ impl Change {
             | Self::Mac(link, _)
             | Self::NoIpv6Address(link)
             | Self::DeleteLink(link)
+            | Self::GiveAddress(link, _)
+            | Self::TakeAddress(link, _)
+            | Self::GiveRoute(link, _)
+            | Self::TakeRoute(link, _)
             | Self::Leave(link)
             | Self::FilterVlans(link)
             | Self::AddVlan(link, ..)

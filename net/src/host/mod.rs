@@ -25,7 +25,9 @@ use std::fmt;
 pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
-pub(crate) use netlink::{Link, LinkId, Netlink, NewMacvlan, Refusal, Tun, VlanMember};
+pub(crate) use netlink::{
+    Link, LinkAddress, LinkId, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,
+};
 pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
 

@@ -3,8 +3,10 @@
 //! **Only this module and `nft.rs` know the netlink crates**, so that they can be replaced there and nowhere else. They are
 //! synchronous: a call returns when the kernel has answered.
 
+mod address;
 mod bridge;
 mod macvlan;
+mod route;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -17,8 +19,10 @@ use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::address::LinkAddress;
 pub(crate) use self::bridge::{Bridge, VlanMember};
 pub(crate) use self::macvlan::NewMacvlan;
+pub(crate) use self::route::LinkRoute;
 use crate::{HostAddress, MacvtapMode, TunMode};
 
 /// A socket to the kernel, in the network namespace that the thread was in at the first request.

@@ -13,7 +13,6 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
@@ -151,9 +150,7 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn new(namespace: NamespaceId, undo: Change) -> Self {
-        // CLOCK_BOOTTIME is one clock for all processes, and goes on while the host sleeps.
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let at = Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64;
+        let at = sys::since_boot().as_nanos() as u64;
         Self { at, boot: boot(), namespace, undo }
     }
 }

@@ -3,6 +3,9 @@
 // Each test file has this module, and uses what it needs of it.
 #![allow(dead_code)]
 
+pub(crate) mod guest;
+pub(crate) mod settled;
+
 pub(crate) mod machine;
 
 use std::fs::File;
@@ -64,6 +67,18 @@ fn unshare_network() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Moves this thread into the namespace that `ip netns` calls `name`.
+pub(crate) fn enter(name: &str) {
+    let file = File::open(format!("/run/netns/{name}")).expect("a namespace of that name");
+    // SAFETY: it takes a descriptor, and changes this thread only.
+    assert_eq!(
+        unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
+        0,
+        "{}",
+        io::Error::last_os_error()
+    );
 }
 
 /// Keeps the records of these tests apart from those of the machine, in a directory of this process that goes with it.

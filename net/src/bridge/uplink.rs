@@ -1,0 +1,207 @@
+//! The uplink: a NIC of the host becomes a port of the bridge, and its addresses and routes move to the bridge; for a port
+//! gives all that it receives to its bridge, and the host would hear nothing on it any more.
+//!
+//! The host stays reachable but for a moment, by the order of the steps:
+//!
+//! 1. The bridge gets the addresses while the NIC still has them: a host may have an address on two links, and answers for it
+//!    on either. Of IPv6 without asking the wire whether somebody has it, which would take a second.
+//! 2. The bridge gets the routes of IPv4, after those of the NIC to the same places: until these go, nothing is sent by them.
+//! 3. The NIC joins the bridge. From here on what arrives is heard on the bridge; what is sent still leaves by the NIC, as a
+//!    port may, to every neighbour that the host knows.
+//! 4. The NIC loses its routes and addresses, last one first, so that the bridge's take their places one by one. IPv6 has its
+//!    new routes only now, for two to the same place at once would share the traffic.
+//!
+//! Between 3 and the end of 4 the host may miss an answer: for as many requests of netlink as there are addresses and routes,
+//! each some tens of microseconds. Then it asks for its neighbours anew, on the bridge. A bridge that we make has the NIC's
+//! own Ethernet address, so that the neighbours need not ask for the host.
+//!
+//! The way back is the same backwards, and some ten milliseconds longer, for which the kernel waits while a port leaves
+//! (`netdev_rx_handler_unregister` has RCU settle). The NIC must not send before that: the answers to its questions for
+//! neighbours would be heard on the bridge, and it would ask again only a second later. Every step is recorded before the
+//! step that it undoes: whenever we are killed, `clean` goes on from there.
+
+use std::fmt;
+
+use crate::host::sysfs::Sysfs;
+use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
+use crate::{Error, Step};
+
+/// Why a link cannot be a bridge's uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UplinkProblem {
+    /// There is none of that name.
+    Absent,
+    /// It is no Ethernet.
+    NotEthernet,
+    /// It is Wi-Fi: an access point takes frames from the one address that it knows.
+    Wireless,
+    /// It is a bridge itself.
+    Bridge,
+    /// It is a part of another link already.
+    Port {
+        /// The name of that link.
+        of: String,
+        /// Its kind: `bridge`, `bond`...
+        kind: String,
+    },
+    /// A macvlan or macvtap takes its frames.
+    Shared {
+        /// The name of that link.
+        with: String,
+    },
+    /// A route leads over it and others, or by a nexthop object.
+    Route {
+        /// The route, as `ip route` says it.
+        route: String,
+    },
+}
+
+impl fmt::Display for UplinkProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("there is no such link"),
+            Self::NotEthernet => f.write_str("it is no Ethernet"),
+            Self::Wireless => {
+                f.write_str("it is Wi-Fi, and an access point takes no frames from a second address")
+            }
+            Self::Bridge => f.write_str("it is a bridge itself"),
+            Self::Port { of, kind } => write!(f, "it is a part of the {kind} {of} already"),
+            Self::Shared { with } => write!(f, "{with} is on it and takes its frames"),
+            Self::Route { route } => {
+                write!(
+                    f,
+                    "a route leads over it and others, or by a nexthop object ({route}), and cannot be moved"
+                )
+            }
+        }
+    }
+}
+
+impl UplinkProblem {
+    pub(crate) fn remedy(&self) -> String {
+        match self {
+            Self::Absent => "name a NIC of the host: ip link".to_owned(),
+            Self::NotEthernet => "use a wired NIC, a bond or a VLAN; or route: --net tap,nat".to_owned(),
+            Self::Wireless => {
+                "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
+            }
+            Self::Bridge => "use it instead of the other: --net bridge=THAT".to_owned(),
+            Self::Port { of, kind } if kind == "bridge" => format!("use that bridge: --net bridge={of}"),
+            Self::Port { of, .. } => format!("use all of it: uplink={of}"),
+            Self::Shared { with } => format!("use another NIC, or remove it: sudo ip link del dev {with}"),
+            Self::Route { .. } => "give the host a route over this NIC alone".to_owned(),
+        }
+    }
+}
+
+/// Whether `nic` can be an uplink of the bridge `of`: what can be told before anything is changed.
+pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Error> {
+    let problem = |problem| Err(Error::BadUplink { uplink: nic.to_owned(), problem });
+    let links = wiring.links()?;
+    let Some(link) = links.iter().find(|link| link.id.name == nic) else {
+        return problem(UplinkProblem::Absent);
+    };
+    if !link.ethernet {
+        return problem(UplinkProblem::NotEthernet);
+    }
+    if link.bridge.is_some() {
+        return problem(UplinkProblem::Bridge);
+    }
+    if Sysfs::open().is_ok_and(|sysfs| sysfs.is_wireless(&link.id)) {
+        return problem(UplinkProblem::Wireless);
+    }
+    if let Some(master) = links.iter().find(|other| Some(other.id.index) == link.master)
+        && master.id.name != of
+    {
+        let (of, kind) = (master.id.name.clone(), master.kind.clone());
+        return problem(UplinkProblem::Port { of, kind });
+    }
+    if let Some(on_it) =
+        links.iter().find(|other| other.macvlan.is_some() && other.lower == Some(link.id.index))
+    {
+        return problem(UplinkProblem::Shared { with: on_it.id.name.clone() });
+    }
+    let routes = wiring.netlink().routes_over(&link.id);
+    let mut routes =
+        routes.map_err(|refusal| Error::Ask { what: "the host's routes".to_owned(), refusal })?;
+    match routes.others.pop() {
+        Some(route) if link.master.is_none() => problem(UplinkProblem::Route { route }),
+        _ => Ok(link.clone()),
+    }
+}
+
+/// Has `nic` join `bridge`, and moves its addresses and routes there. Returns what the user should know
+/// of it.
+pub(super) fn move_to(
+    wiring: &mut Wiring,
+    nic: &Link,
+    bridge: &LinkId,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Option<String>, Error> {
+    let (from, to) = (&nic.id, bridge);
+    let asked = |refusal| Error::Ask { what: format!("the addresses and routes of {from}"), refusal };
+    let addresses = wiring.netlink().addresses_of(from).map_err(asked)?;
+    let routes = wiring.netlink().routes_over(from).map_err(asked)?.routes;
+    if !nic.up {
+        let undo = Some(Change::Down(from.clone()));
+        wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame", tell)?;
+    }
+
+    for address in &addresses {
+        let theirs = address.for_link(from, to);
+        let undo = Some(Change::TakeAddress(to.clone(), theirs.clone()));
+        let why = "the host is on the bridge from now on";
+        wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why, tell)?;
+    }
+    // Some routes come with the addresses.
+    let there = wiring.netlink().routes_over(to).map_err(asked)?.routes;
+    let moved: Vec<_> =
+        routes.into_iter().filter(|route| !there.iter().any(|other| other.is(route))).collect();
+    for (change, undo, why) in rest(from, to, &addresses, &moved) {
+        wiring.make(change, Some(undo), why, tell)?;
+    }
+    let ending = addresses.iter().find(|address| address.ends.is_some());
+    Ok(ending.map(|address| {
+        format!(
+            "{} has a lifetime, and moved from {from} to {to}: who renews it (a DHCP client) must do so on {to}",
+            address.local
+        )
+    }))
+}
+
+/// The steps after the bridge has the addresses: each change, its undo, and why.
+fn rest(
+    from: &LinkId,
+    to: &LinkId,
+    addresses: &[LinkAddress],
+    routes: &[LinkRoute],
+) -> Vec<(Change, Change, &'static str)> {
+    let of = |ipv4| routes.iter().filter(move |route| route.is_ipv4() == ipv4);
+    let give = |ipv4| {
+        of(ipv4).map(|route| {
+            let (give, take) = (Change::GiveRoute, Change::TakeRoute);
+            (
+                give(to.clone(), route.clone()),
+                take(to.clone(), route.clone()),
+                "the host's ways go by the bridge",
+            )
+        })
+    };
+    let take = |ipv4| {
+        let routes = of(ipv4).rev().map(|route| {
+            let (give, take) = (Change::GiveRoute, Change::TakeRoute);
+            (take(from.clone(), route.clone()), give(from.clone(), route.clone()), "and no more by the port")
+        });
+        let addresses = addresses.iter().filter(move |address| address.local.is_ipv4() == ipv4).rev();
+        routes.chain(addresses.map(|address| {
+            let (give, take) = (Change::GiveAddress, Change::TakeAddress);
+            (
+                take(from.clone(), address.clone()),
+                give(from.clone(), address.clone()),
+                "the port has no address",
+            )
+        }))
+    };
+    let join = (Change::Join(from.clone(), to.clone()), Change::Leave(from.clone()), "the bridge's way out");
+    give(true).chain([join]).chain(take(true)).chain(give(false)).chain(take(false)).collect()
+}
