@@ -7,7 +7,8 @@
 //!    on either. Of IPv6 without asking the wire whether somebody has it, which would take a second.
 //! 2. The bridge gets the routes of IPv4, after those of the NIC to the same places: until these go, nothing is sent by them.
 //! 3. The NIC joins the bridge. From here on what arrives is heard on the bridge; what is sent still leaves by the NIC, as a
-//!    port may, to every neighbour that the host knows.
+//!    port may, to every neighbour that the host knows. We wait until the bridge runs: until the kernel's own thread has seen
+//!    its new carrier, the bridge loses what is sent by it, and the first question for a neighbour costs a second.
 //! 4. The NIC loses its routes and addresses, last one first, so that the bridge's take their places one by one. IPv6 has its
 //!    new routes only now, for two to the same place at once would share the traffic.
 //!
@@ -21,6 +22,8 @@
 //! step that it undoes: whenever we are killed, `clean` goes on from there.
 
 use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
@@ -158,7 +161,11 @@ pub(super) fn move_to(
     let moved: Vec<_> =
         routes.into_iter().filter(|route| !there.iter().any(|other| other.is(route))).collect();
     for (change, undo, why) in rest(from, to, &addresses, &moved) {
+        let joined = matches!(change, Change::Join(..));
         wiring.make(change, Some(undo), why, tell)?;
+        if joined && nic.running {
+            wait_until_running(wiring, to)?;
+        }
     }
     let ending = addresses.iter().find(|address| address.ends.is_some());
     Ok(ending.map(|address| {
@@ -167,6 +174,15 @@ pub(super) fn move_to(
             address.local
         )
     }))
+}
+
+/// Waits until the kernel sends by `link`, which has just got a carrier; not for ever.
+fn wait_until_running(wiring: &mut Wiring, link: &LinkId) -> Result<(), Error> {
+    let end = Instant::now() + Duration::from_secs(1);
+    while !wiring.link(&link.name)?.running && Instant::now() < end {
+        thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
 /// The steps after the bridge has the addresses: each change, its undo, and why.

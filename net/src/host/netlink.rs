@@ -49,6 +49,8 @@ impl fmt::Display for LinkId {
 pub(crate) struct Link {
     pub(crate) id: LinkId,
     pub(crate) up: bool,
+    /// It is up, has a carrier, and the kernel sends by it (`IFF_RUNNING`).
+    pub(crate) running: bool,
     pub(crate) loopback: bool,
     /// Bytes.
     pub(crate) mtu: u32,
@@ -360,6 +362,7 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
             name: attributes.get_ifname().map(lossy).unwrap_or_default(),
         },
         up: header.ifi_flags & libc::IFF_UP as u32 != 0,
+        running: header.ifi_flags & libc::IFF_RUNNING as u32 != 0,
         loopback: header.ifi_flags & libc::IFF_LOOPBACK as u32 != 0,
         mtu: attributes.get_mtu().unwrap_or_default(),
         mac: attributes.get_address().ok().and_then(|mac| mac.try_into().ok()),
