@@ -73,12 +73,8 @@ fn unshare_network() -> io::Result<()> {
 pub(crate) fn enter(name: &str) {
     let file = File::open(format!("/run/netns/{name}")).expect("a namespace of that name");
     // SAFETY: it takes a descriptor, and changes this thread only.
-    assert_eq!(
-        unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
-        0,
-        "{}",
-        io::Error::last_os_error()
-    );
+    let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "setns: {}", io::Error::last_os_error());
 }
 
 /// Keeps the records of these tests apart from those of the machine, in a directory of this process that goes with it.
