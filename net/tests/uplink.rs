@@ -108,13 +108,9 @@ fn until_up(link: &str) {
 /// The state without lifetimes, which go down by themselves, and counters.
 fn host() -> String {
     let state = settled() + &run("ip route show table 100") + &run("ip -6 route show");
-    let mut words = state.split_inclusive([' ', '\n']).peekable();
-    let mut kept = String::new();
-    while let Some(word) = words.next() {
-        let lifetime = |word: &str| word.ends_with("sec") && word.starts_with(|c: char| c.is_ascii_digit());
-        kept += if lifetime(word.trim()) { "SECONDS " } else { word };
-    }
-    kept
+    let lifetime = |word: &str| word.ends_with("sec") && word.starts_with(|c: char| c.is_ascii_digit());
+    let words = state.split_inclusive([' ', '\n']);
+    words.map(|word| if lifetime(word.trim()) { "SECONDS " } else { word }).collect()
 }
 
 #[track_caller]
@@ -143,7 +139,7 @@ fn ways(link: &str) -> String {
     let routes = routes.lines().filter(|line| !line.contains("table local") && !line.contains("fe80::/64"));
     let mut lines: Vec<_> = addresses.chain(routes).map(|line| line.trim().replace(link, "LINK")).collect();
     lines.sort();
-    let seconds = |word: &str| word.ends_with("sec").then_some("SECONDS").unwrap_or(word).to_owned();
+    let seconds = |word: &str| if word.ends_with("sec") { "SECONDS" } else { word }.to_owned();
     lines.iter().map(|line| line.split(' ').map(seconds).collect::<Vec<_>>().join(" ") + "\n").collect()
 }
 
