@@ -91,7 +91,7 @@ impl Stock {
         all.extend(args.iter().map(|arg| String::from(*arg)));
         let all: Vec<_> = all.iter().map(String::as_str).collect();
         let mut vm = Vm::start_in(netns, &all);
-        vm.expect("guest# ", BOOT);
+        vm.expect_from_shell("guest# ", BOOT);
         vm
     }
 

@@ -184,6 +184,30 @@ impl Vm {
         let Some(end) = self.console.find(self.seen, text, Instant::now() + timeout) else {
             panic!("the console does not show {text:?} within {timeout:?}\n{}", self.state());
         };
+        self.take(end)
+    }
+
+    /// As [`Self::expect`], of a guest's shell; Enter is pressed each time that it is silent for long. In the lab a serial
+    /// port now and then waits for an interrupt that never comes, under other VMMs too, and an input brings another.
+    #[track_caller]
+    pub fn expect_from_shell(&mut self, text: &str, timeout: Duration) -> String {
+        const SILENT: Duration = Duration::from_secs(20);
+        let until = Instant::now() + timeout;
+        loop {
+            let slice = until.min(Instant::now() + SILENT);
+            if let Some(end) = self.console.find(self.seen, text, slice) {
+                return self.take(end);
+            }
+            let over = matches!(self.child.try_wait(), Ok(Some(_)));
+            if slice == until || over {
+                return self.expect(text, Duration::ZERO);
+            }
+            self.type_in("\n");
+        }
+    }
+
+    /// What the console showed up to `end`, which is seen then.
+    fn take(&mut self, end: usize) -> String {
         let shown =
             String::from_utf8_lossy(&self.console.0.state.lock().unwrap().bytes[self.seen..end]).into_owned();
         self.seen = end;
@@ -215,9 +239,9 @@ impl Vm {
     pub fn shell(&mut self, command: &str, timeout: Duration) -> Output {
         // The marks are written so that the echo of the line does not have them.
         self.type_in(&format!("echo @''begin; {{ {command}; }} 2>&1; echo @''end $?@\n"));
-        self.expect("@begin", timeout);
-        let text = self.expect("@end ", timeout);
-        let status = self.expect("@", timeout);
+        self.expect_from_shell("@begin", timeout);
+        let text = self.expect_from_shell("@end ", timeout);
+        let status = self.expect_from_shell("@", timeout);
         let text = text.trim_start_matches(['\r', '\n']).trim_end_matches("@end ").replace('\r', "");
         Output { status: status.trim_end_matches('@').parse().expect("a status"), text }
     }
