@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use namespace::guest::{SOON, recv, send};
-use namespace::settled::{settled, without_dad};
+use namespace::settled::{settled, until_up, without_dad};
 use namespace::{
     child as be_child, enter, holding, in_namespace, kill, killed_at, leave, own_run_directory, records, run,
 };
@@ -90,19 +90,6 @@ fn a_bridge() {
         run(&format!("ip link set {line}"));
     }
     until_up("br1");
-}
-
-/// Waits until the link has a carrier, and its IPv6 addresses are there: the kernel looks at carriers once a second.
-fn until_up(link: &str) {
-    let end = Instant::now() + Duration::from_secs(5);
-    let is_up = || {
-        let state = run(&format!("ip address show {link}"));
-        state.contains("state UP") && !state.contains("tentative")
-    };
-    while !is_up() {
-        assert!(Instant::now() < end, "{link} is not up");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The state without lifetimes, which go down by themselves, and counters.

@@ -1,8 +1,8 @@
 //! The state of a namespace once it has settled, and what differs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{records, state};
+use super::{records, run, state};
 
 /// The state of the namespace without what changes by itself: timers.
 fn timeless() -> String {
@@ -45,4 +45,17 @@ pub(crate) fn assert_as(before: &str, when: &str) {
 /// Has IPv6 addresses there at once, without asking whether somebody has them.
 pub(crate) fn without_dad() {
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+}
+
+/// Waits until the link has a carrier, and its IPv6 addresses are there: the kernel looks at carriers once a second.
+pub(crate) fn until_up(link: &str) {
+    let end = Instant::now() + Duration::from_secs(5);
+    let is_up = || {
+        let state = run(&format!("ip address show {link}"));
+        state.contains("state UP") && !state.contains("tentative")
+    };
+    while !is_up() {
+        assert!(Instant::now() < end, "{link} is not up");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
