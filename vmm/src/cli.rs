@@ -87,6 +87,7 @@ Keys:
   nat                        what the guest sends further goes out under the host's address (tap)
   forward=[tcp:|udp:]HOSTPORT:GUESTPORT
                              a port of the host that reaches into the guest, with nat; once for each (tap)
+  uplink=eth1                a NIC that joins too; its addresses and routes move to the bridge and back (bridge)
   vlan=ID                    the guest's VLAN (bridge)
   mode=bridge|vepa|private|passthru|source
                              whom the guest's frames reach (macvtap)

@@ -51,7 +51,7 @@ impl Reach {
             Self::Forward => "only the ports that forward= names",
             Self::Host => "only with host=, which gives the host a link of its own beside the guest's",
             Self::Address => "once the host has an address on the bridge",
-            Self::Port => "once a NIC of the host is a port of the bridge (ip link set eth1 master br0)",
+            Self::Port => "once a NIC of the host is a port of the bridge: uplink= makes it one",
             Self::Hairpin => "only through a switch that sends frames back out of the port they came by",
             Self::Source => "only with the MAC addresses that source= names",
             Self::Alone => "the guest has the NIC to itself: there is no other guest on it",
@@ -71,7 +71,7 @@ struct Row {
 }
 
 /// The rows, in the order in which to consider them.
-const ROWS: [Row; 9] = {
+const ROWS: [Row; 10] = {
     use Reach::*;
     const fn row(wire: Wire, spec: &'static str, layer: u8, [host, guest, lan, from_lan]: [Reach; 4]) -> Row {
         Row {
@@ -88,6 +88,7 @@ const ROWS: [Row; 9] = {
         row(Wire::Tap, "tap,nat", 2, [Yes, Routed, Yes, Forward]),
         row(Wire::Tap, "tap", 2, [Yes, Routed, Routed, Routed]),
         row(Wire::Bridge, "bridge=br0", 2, [Address, Yes, Port, Port]),
+        row(Wire::Bridge, "bridge=br0,uplink=eth1", 2, [Yes, Yes, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0", 2, [Host, Yes, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0,mode=vepa", 2, [No, Hairpin, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0,mode=private", 2, [No, No, Yes, Yes]),
@@ -143,7 +144,8 @@ How a guest's network card can be wired. wirevm explain tap, bridge, macvtap or 
 const CHOICE: &str = "\
 Which one?
   The guest is to reach out, and nothing else is to change     tap,nat
-  The guest is to be a machine of the LAN                      macvtap=eth0, or bridge=br0 with a NIC on it
+  The guest is to be a machine of the LAN                      macvtap=eth0
+  The same, and the host and it are to reach each other        bridge=br0,uplink=eth1
   Guests among themselves                                      bridge=br0
   A subnet of its own that the host routes                     tap
   IP only: a route, a VPN's tables, no Ethernet to care for    tun
@@ -180,16 +182,20 @@ bridge: a switch inside the host; each guest's tap is a port of it.
   guests              wirevm, each its own   host
   ┌──────────────┐    ┌────────────────┐     ┌────────────────────────────────────────┐
   │ virtio-net  ◀┼────┼▶ no copy      ◀┼─fd──┼▶ tap ──┐                               │
-  └──────────────┘    └────────────────┘     │        ├── br0 ──── a NIC as a port    ◀┼──▶ LAN
-  ┌──────────────┐    ┌────────────────┐     │        │    and the host's addresses    │
+  └──────────────┘    └────────────────┘     │        ├── br0 ──── eth1, by uplink=   ◀┼──▶ LAN
+  ┌──────────────┐    ┌────────────────┐     │        │    with the host's addresses   │
   │ virtio-net  ◀┼────┼▶ no copy      ◀┼─fd──┼▶ tap ──┘                               │
   └──────────────┘    └────────────────┘     └────────────────────────────────────────┘
 ",
             "\
-Frames go by MAC address from port to port, so that guests reach each other; where a NIC of the host is a port too, the LAN
-knows each guest by its own MAC address. A Wi-Fi NIC cannot be a port.
+Frames go by MAC address from port to port, so that guests reach each other. With uplink= a NIC of the
+host is a port too: the guests are machines of its LAN, each under its own MAC address. What arrives at
+a port is the bridge's, so the NIC's addresses and routes move onto the bridge, and back at the end.
+Choose it for guests among themselves, and for guests on a LAN that the host is to reach as well. Wi-Fi
+cannot be a port, for an access point takes frames from one MAC address.
 
-  wirevm run ... --net bridge=br0                         made where it is absent, gone with its last guest
+  wirevm run ... --net bridge=br0                         made where absent, gone with its last guest
+  wirevm run ... --net bridge=br0,uplink=eth1             on eth1's LAN
   wirevm run ... --net bridge=br0,vlan=20                 a port of VLAN 20
 ",
         ),
