@@ -128,7 +128,7 @@ fn the_command_that_is_told_lets_the_guest_through() {
             let guest = Guest::on(&mut opened);
             guest.commands(&["ip address add 172.31.0.2/24 dev eth0", "ip route add default via 172.31.0.1"]);
             let server = world.serve("0.0.0.0:80");
-            assert!(guest.talk("192.0.2.2:80").is_err(), "{make}");
+            assert!(guest.try_to_talk("192.0.2.2:80").is_err(), "{make}");
             assert_eq!(opened.notices.len(), 1, "{make}: {:?}", opened.notices);
 
             let (_, command) = opened.notices[0].split_once("let it through: ").unwrap();
@@ -209,13 +209,16 @@ fn the_command_that_is_told_lets_bridged_guests_talk() {
         }
         nft("add table ip filter");
         nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        nft("add rule ip filter FORWARD counter");
         let open = || net::open(&"bridge=br0".parse().unwrap(), &mut |_| {}).unwrap();
         let mut opened = [open(), open()];
         let guests = opened.each_mut().map(Guest::on);
         guests[0].commands(&["ip address add 172.31.0.2/24 dev eth0"]);
         guests[1].commands(&["ip address add 172.31.0.3/24 dev eth0"]);
         let server = guests[1].serve("0.0.0.0:80");
-        assert!(guests[0].talk("172.31.0.3:80").is_err());
+        assert!(guests[0].try_to_talk("172.31.0.3:80").is_err());
+        let chain = run("nft list chain ip filter FORWARD");
+        assert!(!chain.contains("counter packets 0 "), "it was this chain that dropped: {chain}");
         let notices = opened[1].notices.concat();
         let (_, command) = notices.split_once("let them through: ").unwrap();
         // No sudo here, and `iptables` may stand for the old one.

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
-use namespace::machine::{Guest, Machine, PATIENCE, talk, talk_udp};
+use namespace::machine::{Guest, Machine, SHORT, talk, talk_udp};
 use namespace::{
     as_user, child as be_child, holding, in_namespace, kill, killed_at, leave, own_tun_device, records, run,
     state,
@@ -105,7 +105,7 @@ fn without_nat_a_guest_stays_with_the_host() {
         let (mut opened, _) = open("tap,host=172.31.0.1/24");
         let guest = guest(&mut opened);
         let _server = world.run(|| TcpListener::bind("192.0.2.2:80").unwrap());
-        assert!(guest.talk("192.0.2.2:80").is_err());
+        assert!(guest.try_to_talk("192.0.2.2:80").is_err());
     });
 }
 
@@ -161,7 +161,7 @@ fn a_guest_does_not_reach_what_listens_on_loopback() {
         let (mut opened, _) = open("tap,host=172.31.0.1/24,nat,forward=8080:80");
         let guest = guest(&mut opened);
         let here = UdpSocket::bind("127.0.0.1:9999").unwrap();
-        here.set_read_timeout(Some(PATIENCE)).unwrap();
+        here.set_read_timeout(Some(SHORT)).unwrap();
         // Its own loopback is down, so that it can send there.
         guest.commands(&[
             "sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
