@@ -6,26 +6,12 @@ use std::process::{Command, Stdio};
 
 use namespace::guest::{NEVER, SOON, recv, send};
 use namespace::settled::{assert_as, settled, until_up, without_dad};
+use namespace::wire::{clean, open, open_told};
 use namespace::{child as be_child, holding, in_namespace, kill, killed_at, leave, records, run, skip};
-use net::{Error, Opened};
 
 #[test]
 fn child() {
     be_child();
-}
-
-fn open(spec: &str) -> Result<Opened, Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
-}
-
-fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
-}
-
-fn clean() {
-    net::clean(&mut |_| {}).unwrap();
 }
 
 /// A broadcast frame of an experimental kind (IEEE 802) that says `word`.

@@ -7,15 +7,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use namespace::wire::open_told;
 use namespace::{elsewhere, in_namespace, run, skip, state};
-use net::{Backend, IovBuffer, Opened, Sent, Tap};
+use net::{Backend, IovBuffer, Sent, Tap};
 use vm_memory::VolatileSlice;
-
-fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
-}
 
 /// The addresses that the host was given, in the order that they were told.
 fn addresses(told: &[String]) -> Vec<String> {

@@ -11,25 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use namespace::wire::{open, open_told, without_ipv6};
 use namespace::{elsewhere, in_namespace, run, set_udp_segment, skip, state};
-use net::{Backend, Error, HEADER_LEN, IovBuffer, Offloads, Opened, Sent, Tap};
+use net::{Backend, HEADER_LEN, IovBuffer, Offloads, Opened, Sent, Tap};
 use vm_memory::VolatileSlice;
 
 const GUEST: &str = "02:00:00:00:00:01";
-
-fn open(spec: &str) -> Result<Opened, Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
-}
-
-/// Opens and returns the lines told, without why.
-///
-/// And without the one that only a kernel with IPv6 gets.
-fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    lines.retain(|line| !line.contains("accept_ra"));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
-}
 
 /// The buffers that a driver without mergeable ones would give: the header apart.
 fn with_iov<T>(frame: &mut [u8], call: impl FnOnce(&mut net::Iov<'_>) -> T) -> T {
@@ -196,7 +183,7 @@ fn a_tun_is_made_and_goes() {
         let (opened, told) = open_told("tun,host=10.0.0.1/30,mtu=9000");
         assert_eq!((opened.link.as_str(), opened.mtu), ("wirevm0", 9000));
         assert_eq!(
-            told,
+            without_ipv6(&told),
             [
                 "ip tuntap add dev wirevm0 mode tun vnet_hdr",
                 "ip link set dev wirevm0 mtu 9000",
@@ -256,7 +243,7 @@ fn a_host_alone_has_its_guest_for_a_peer() {
             "ip link set dev wirevm0 up",
             "ip address add 10.0.0.1 peer 192.168.7.3 dev wirevm0",
         ];
-        assert_eq!(told, lines);
+        assert_eq!(without_ipv6(&told), lines);
         assert!(run("ip route get 192.168.7.3").starts_with("192.168.7.3 dev wirevm0 src 10.0.0.1"));
         for (guest, on) in [("192.168.7.3", "wirevm0"), ("192.168.7.2", "tun0")] {
             let error = open(&format!("tun,host=10.0.0.9/32,guest={guest}")).unwrap_err();

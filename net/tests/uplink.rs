@@ -11,28 +11,14 @@ use std::time::{Duration, Instant};
 
 use namespace::guest::{SOON, recv, send};
 use namespace::settled::{settled, until_up, without_dad};
+use namespace::wire::{clean, open, open_told};
 use namespace::{
     child as be_child, enter, holding, in_namespace, kill, killed_at, leave, own_run_directory, records, run,
 };
-use net::{Error, Opened};
 
 #[test]
 fn child() {
     be_child();
-}
-
-fn open(spec: &str) -> Result<Opened, Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
-}
-
-fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
-}
-
-fn clean() {
-    net::clean(&mut |_| {}).unwrap();
 }
 
 /// The addresses and routes of the NIC that are of some sort each.

@@ -4,9 +4,9 @@
 #![allow(dead_code)]
 
 pub(crate) mod guest;
-pub(crate) mod settled;
-
 pub(crate) mod machine;
+pub(crate) mod settled;
+pub(crate) mod wire;
 
 use std::fs::File;
 use std::io::{self, BufRead, Write};

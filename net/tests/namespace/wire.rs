@@ -1,0 +1,29 @@
+//! Wires, opened from what a person writes after `--net`.
+
+use net::{Error, Opened};
+
+pub(crate) fn open(spec: &str) -> Result<Opened, Error> {
+    net::open(&spec.parse().unwrap(), &mut |_| {})
+}
+
+/// Opens what must open.
+pub(crate) fn opened(spec: &str) -> Opened {
+    open(spec).unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"))
+}
+
+/// Opens what must open, and returns the lines told, without why.
+pub(crate) fn open_told(spec: &str) -> (Opened, Vec<String>) {
+    let mut lines = Vec::new();
+    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
+    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
+}
+
+/// The lines that a kernel without IPv6 gets too.
+pub(crate) fn without_ipv6(told: &[String]) -> Vec<&str> {
+    told.iter().map(String::as_str).filter(|line| !line.contains("ipv6")).collect()
+}
+
+/// Takes back what the dead have left.
+pub(crate) fn clean() {
+    net::clean(&mut |_| {}).unwrap();
+}
