@@ -250,10 +250,13 @@ fn open_tap(
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
-    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
     let mut notices = Vec::new();
+    if !stays {
+        notices.extend(wiring.refuse_routers(&link.id, tell));
+    }
+    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
     if config.nat {
-        notices = wiring.set_nat(&link, stays, &hosts, mac, &config.forwards, tell)?;
+        notices.extend(wiring.set_nat(&link, stays, &hosts, mac, &config.forwards, tell)?);
     }
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };

@@ -78,7 +78,10 @@ pub(crate) fn open(
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
-    let accepts_routers = if stays { Ok(()) } else { wiring.refuse_routers(&link, tell) };
+    let mut notices = Vec::new();
+    if !stays {
+        notices.extend(wiring.refuse_routers(&link.id, tell));
+    }
     let (alone, in_subnets): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| host.guest().is_none());
     wiring.set_link(&link, stays, mtu, &in_subnets, tell)?;
     for host in alone {
@@ -95,10 +98,7 @@ pub(crate) fn open(
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let told = routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, all.netns.as_ref());
-    let mut notices = told.notices;
-    if let Err(error) = accepts_routers {
-        notices.push(format!("{name} takes what the guest says as a router: {error}"));
-    }
+    notices.extend(told.notices);
     if let (Some(router), Some(guest)) = (&told.router, config.guests.iter().find(|guest| guest.is_ipv6()))
         && router.has_slaac()
     {

@@ -154,6 +154,17 @@ impl Wiring {
         }
     }
 
+    /// Has the host's kernel take no router advertisement from `link`, which is not up yet and goes with its backend or has an
+    /// undo of its own: else whoever is at its other end could make himself the host's router and resolver. Where IPv6 is
+    /// absent or careful already, nothing is done.
+    ///
+    /// Returns what the user should know where the setting is refused: `/proc/sys` is read-only in many containers.
+    pub(crate) fn refuse_routers(&mut self, link: &LinkId, tell: &mut dyn FnMut(&Step)) -> Option<String> {
+        let key = format!("net/ipv6/conf/{link}/accept_ra");
+        let set = self.set_value(key, "0", "the guest shall not make itself the host's router", tell);
+        set.err().map(|error| format!("{link} takes what the guest says as a router: {error}"))
+    }
+
     /// Takes every change back, the last one first, and logs what it cannot. The same as to drop it.
     pub fn undo(self) {}
 

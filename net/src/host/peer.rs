@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::change::Sysctl;
 use super::{Change, Link, Step, Wiring};
 use crate::{Error, HostAddress};
 
@@ -71,24 +70,6 @@ impl Wiring {
         let back = stays.then(|| Change::RemovePeer(link.id.clone(), peer));
         let change = Change::AddPeer(link.id.clone(), peer);
         self.make(change, back, "the host's address, and a route to the guest's", tell)
-    }
-}
-
-impl Wiring {
-    /// Has the host's kernel take no router advertisement from `link`, which goes with its backend: else whoever is at its
-    /// other end could make himself the host's router and resolver. Where IPv6 is absent or careful already, nothing is done.
-    ///
-    /// # Errors
-    /// The setting is refused: `/proc/sys` is read-only in many containers.
-    pub(crate) fn refuse_routers(&mut self, link: &Link, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
-        let key = format!("net/ipv6/conf/{}/accept_ra", link.id.name);
-        match Sysctl::read(&key) {
-            Ok(value) if value != "0" => {
-                let refuse = Change::Sysctl(Sysctl::new(&key, "0"));
-                self.make(refuse, None, "the guest shall not make itself the host's router", tell)
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -95,13 +95,14 @@ pub(crate) fn open(
     } else {
         make_link(&mut wiring, config, &link, mac, mtu, tell)?
     };
+    let mut notices = Vec::new();
     if let Some(parent) = parent.filter(|_| !config.hosts.is_empty()) {
-        make_place(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?;
+        notices.extend(make_place(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?);
     }
     let made = again(&mut wiring, &made)?;
     let macvtap = Macvtap::attach(&made, adopt)?;
     wiring.settle();
-    let mut notices: Vec<_> = trap(config, mode).into_iter().collect();
+    notices.extend(trap(config, mode));
     if !macvtap.follows_groups() {
         notices.push(format!(
             "without CAP_NET_RAW the guest receives only the groups that the host has joined: for its IPv6 and mDNS, \
@@ -310,7 +311,9 @@ fn adopt_link(
 }
 
 /// Gives the host a macvlan of its own on the guest's NIC: two links on one NIC reach each other, the NIC itself and a link on
-/// it do not.
+/// it do not. The routers of the LAN the host hears on the NIC itself; on this link, a guest could be one too.
+///
+/// Returns what the user should know.
 fn make_place(
     wiring: &mut Wiring,
     parent: &Link,
@@ -318,7 +321,7 @@ fn make_place(
     hosts: &[HostAddress],
     mtu: Option<u16>,
     tell: &mut dyn FnMut(&Step),
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let link = unused(wiring)?;
     let new = NewMacvlan {
         link: link.clone(),
@@ -331,11 +334,13 @@ fn make_place(
     };
     let undo = Some(Change::DeleteLink(link.clone()));
     wiring.make(Change::AddMacvlan(new), undo, "the host's place beside the guest", tell)?;
+    let notice = wiring.refuse_routers(&link, tell);
     for &address in hosts {
         let change = Change::AddAddress(link.clone(), address);
         wiring.make(change, None, "the host's address towards the guest", tell)?;
     }
-    wiring.make(Change::Up(link), None, "a link that is down drops every frame", tell)
+    wiring.make(Change::Up(link), None, "a link that is down drops every frame", tell)?;
+    Ok(notice)
 }
 
 /// A name and an index that no link has: both are recorded before the link is made.
