@@ -31,7 +31,8 @@
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
 //! | `virtio/net/queue_pair/thread.rs` | their thread: events, start and stop |
-//! | `virtio/net/control.rs` | the control queue: which frames are received, and the NIC's address |
+//! | `virtio/net/control.rs` | the control queue: which frames are received, the NIC's address, how many pairs |
+//! | `virtio/net/orders.rs` | what the control queue has the other pairs do, by message |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other |
 //!

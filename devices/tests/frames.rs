@@ -498,7 +498,7 @@ fn all_pairs_start_or_none() {
     for works in [false, true] {
         let mut rings: Vec<_> =
             (1..5).map(|number| MockRing::new(&memory, 0x1_0000 * number, 64, false)).collect();
-        assert!(mmio.negotiate(PLAIN));
+        assert!(mmio.negotiate(PLAIN | F_CTRL_VQ | F_MQ));
         for (index, ring) in rings.iter().enumerate() {
             assert!(mmio.set_queue(index as u32, ring.setup()));
         }

@@ -123,6 +123,18 @@ pub trait Backend: Send {
         Ok(())
     }
 
+    /// Says whether the host may bring frames here, which it does from the start. A wire with several queues spreads frames
+    /// over those that are enabled, and a guest may want fewer than there are; what waited here when it is disabled is lost.
+    /// A frame can be sent all the same.
+    ///
+    /// The default does nothing, which is right for the only queue of a wire.
+    ///
+    /// # Errors
+    /// The host refuses, and all is as before.
+    fn set_enabled(&mut self, _enabled: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The descriptor that vhost-net can carry frames on in our place, if this kind has one.
     fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
         None

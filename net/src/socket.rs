@@ -28,6 +28,7 @@ pub struct SocketBackend {
 struct Told {
     offloads: Option<Offloads>,
     filter: Option<RxFilter>,
+    disabled: bool,
 }
 
 /// The other end of a [`SocketBackend`]: the wire.
@@ -95,6 +96,11 @@ impl SocketPeer {
     pub fn filter(&self) -> Option<RxFilter> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).filter.clone()
     }
+
+    /// What [`Backend::set_enabled`] was last called with; enabled, where it was not.
+    pub fn is_enabled(&self) -> bool {
+        !self.told.lock().unwrap_or_else(PoisonError::into_inner).disabled
+    }
 }
 
 impl Backend for SocketBackend {
@@ -130,6 +136,11 @@ impl Backend for SocketBackend {
 
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).filter = Some(filter.clone());
+        Ok(())
+    }
+
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).disabled = !enabled;
         Ok(())
     }
 }

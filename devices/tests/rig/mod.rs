@@ -34,6 +34,7 @@ pub const F_STATUS: u64 = 1 << 16;
 pub const F_CTRL_VQ: u64 = 1 << 17;
 pub const F_CTRL_RX: u64 = 1 << 18;
 pub const F_CTRL_RX_EXTRA: u64 = 1 << 20;
+pub const F_MQ: u64 = 1 << 22;
 pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
 pub const F_GUEST_USO4: u64 = 1 << 54;
 pub const F_GUEST_USO6: u64 = 1 << 55;

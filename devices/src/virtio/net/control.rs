@@ -1,10 +1,12 @@
-//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, and its address.
+//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, its address, and how many queue pairs are
+//! enabled.
 //!
-//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`], the backend takes that, and only then is it
-//! what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
+//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`] or number of pairs, the backends take that, and
+//! only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
 //!
-//! It rides on the thread of the first queue pair, whose backend it is that filters. A command may allocate, up to two
-//! lists of [`MAX_ADDRESSES`]; frames wait for it as they do for a burst.
+//! It rides on the thread of the first queue pair, whose backend it is that filters, and reaches the other pairs by message
+//! ([`orders`](super::orders)). A command may allocate, up to two lists of [`MAX_ADDRESSES`] for each pair; frames wait for it
+//! as they do for a burst.
 
 use std::io;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use net::{Addresses, Backend, Iov, IovBuffer, Mac, RxFilter};
 use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
+use super::orders::{Answer, Order, Orders};
 use crate::virtio::queue::{Chain, Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -61,16 +64,27 @@ pub struct Control {
     accepted: u64,
     mac: SharedMac,
     filter: RxFilter,
+    /// The pairs after the first.
+    others: Vec<Orders>,
+    /// How many pairs are enabled.
+    pairs: u16,
     /// The buffers of the command in hand: those that we read, and those that we write.
     command: IovBuffer,
     answer: IovBuffer,
 }
 
 impl Control {
-    /// The control queue of a driver that accepted these feature bits, over a backend that filters as `filter` says.
+    /// The control queue of a driver that accepted these feature bits, over backends that filter as `filter` says, the first
+    /// of which is enabled.
     pub fn new(name: String, queue: ActiveQueue, accepted: u64, mac: SharedMac, filter: RxFilter) -> Self {
         let (command, answer) = (IovBuffer::new(), IovBuffer::new());
-        Self { name, queue, accepted, mac, filter, command, answer }
+        Self { name, queue, accepted, mac, filter, others: Vec::new(), pairs: 1, command, answer }
+    }
+
+    /// The same with more pairs than the first.
+    #[must_use]
+    pub fn with_others(self, others: Vec<Orders>) -> Self {
+        Self { others, ..self }
     }
 
     /// What the driver kicks.
@@ -106,7 +120,7 @@ impl Control {
     }
 
     fn handle(&mut self, rings: &Mapped<'_>, chain: Chain, backend: &mut dyn Backend) -> Result<(), Error> {
-        let Self { name, queue, accepted, mac, filter, command, answer } = self;
+        let Self { name, queue, accepted, mac, filter, others, pairs, command, answer } = self;
         let (mut command, mut answer) = (command.start(), answer.start());
         queue.ring.gather(rings, chain, |buffer, writable| {
             let into = if writable { &mut answer } else { &mut command };
@@ -116,11 +130,22 @@ impl Control {
         if answer.is_empty() {
             return Err(Error::TooShort(chain.head));
         }
-        let result = understand(&command, *accepted, filter).and_then(|new| {
-            backend.set_filter(&new)?;
-            mac.set(new.mac);
-            *filter = new;
-            Ok(())
+        let most = others.len() as u16 + 1;
+        let result = understand(&command, *accepted, filter, most).and_then(|change| match change {
+            Change::Filter(new) => {
+                backend.set_filter(&new)?;
+                mac.set(new.mac);
+                // On the same wire, what the first takes the others do.
+                tell(others, |_| Order::Filter(new.clone()))
+                    .unwrap_or_else(|error| log::warn!("{name}: a queue pair keeps its filter: {error}"));
+                *filter = new;
+                Ok(())
+            }
+            Change::Pairs(new) => enable(others, new).map(|()| *pairs = new).inspect_err(|_| {
+                if let Err(error) = enable(others, *pairs) {
+                    log::warn!("{name}: cannot go back to {pairs} queue pairs: {error}");
+                }
+            }),
         });
         let ack = match result {
             Ok(()) => VIRTIO_NET_OK,
@@ -134,8 +159,30 @@ impl Control {
     }
 }
 
-/// The filter after `command`, with `filter` before it.
-fn understand(command: &Iov<'_>, accepted: u64, filter: &RxFilter) -> io::Result<RxFilter> {
+/// What a command changes.
+enum Change {
+    Filter(RxFilter),
+    /// How many pairs are enabled.
+    Pairs(u16),
+}
+
+/// Has the first `pairs` pairs receive frames, and no others; the first one always does.
+fn enable(others: &[Orders], pairs: u16) -> io::Result<()> {
+    tell(others, |index| Order::Enable(index + 1 < usize::from(pairs)))
+}
+
+/// Gives each pair its order, by its index in `others`, and waits until all have answered. A pair that has ended needs no
+/// orders: it moves nothing until the reset that it asked for.
+fn tell(others: &[Orders], order: impl Fn(usize) -> Order) -> io::Result<()> {
+    let answers: Vec<Answer> =
+        others.iter().enumerate().map(|(index, orders)| orders.give(order(index))).collect();
+    // All are waited for, whatever the first says.
+    let answers: Vec<_> = answers.into_iter().filter_map(Answer::wait).collect();
+    answers.into_iter().collect()
+}
+
+/// What `command` changes, with `filter` before it and `most` pairs at most.
+fn understand(command: &Iov<'_>, accepted: u64, filter: &RxFilter, most: u16) -> io::Result<Change> {
     // A command of a feature that was not negotiated is as unknown as any other.
     let has = |bit: u32| accepted & 1 << bit != 0;
     let (rx, extra) = (has(VIRTIO_NET_F_CTRL_RX), has(VIRTIO_NET_F_CTRL_RX_EXTRA));
@@ -153,9 +200,17 @@ fn understand(command: &Iov<'_>, accepted: u64, filter: &RxFilter) -> io::Result
             exact(command, HEADER_LEN + 6)?;
             new.mac = Mac::new(read(command, HEADER_LEN)?).map_err(malformed)?;
         }
+        (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) if has(VIRTIO_NET_F_MQ) => {
+            exact(command, HEADER_LEN + 2)?;
+            let pairs = u16::from_le_bytes(read(command, HEADER_LEN)?);
+            let valid = (1..=most).contains(&pairs);
+            return valid
+                .then_some(Change::Pairs(pairs))
+                .ok_or_else(|| malformed("there are not so many pairs"));
+        }
         _ => return Err(malformed("there is no such command")),
     }
-    Ok(new)
+    Ok(Change::Filter(new))
 }
 
 /// `virtio_net_ctrl_mac`, twice (§5.1.6.5.2): the stations, then the groups.

@@ -3,6 +3,7 @@
 //! The frames themselves are in [`queue_pair`], and what the driver says of them in [`control`].
 
 pub mod control;
+mod orders;
 pub mod queue_pair;
 
 use std::io;
@@ -12,6 +13,7 @@ use net::{Backend, Mac, Offloads, RxFilter};
 use virtio_bindings::virtio_net::*;
 
 use self::control::{Control, SharedMac};
+use self::orders::orders;
 pub use self::queue_pair::Counters;
 use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
@@ -46,6 +48,10 @@ enum Error {
     Lost(usize),
     #[error("cannot set the offloads of queue pair {0}")]
     Offloads(usize, #[source] io::Error),
+    #[error("cannot have the host leave queue pair {0} alone")]
+    Disable(usize, #[source] io::Error),
+    #[error("cannot make an eventfd for the orders to queue pair {0}")]
+    Orders(usize, #[source] io::Error),
     #[error("cannot start the thread of queue pair {0}")]
     Thread(usize, #[source] io::Error),
 }
@@ -53,7 +59,9 @@ enum Error {
 /// A network card: one queue pair for each backend.
 ///
 /// - *Idle*: every slot has its backend.
-/// - *Running*, from `activate` to `reset`: the backends are in the pairs' threads.
+/// - *Running*, from `activate` to `reset`: the backends are in the pairs' threads. Only the first pair receives, until the
+///   driver enables more (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`, virtio 1.2 §5.1.6.5.5); one that did not negotiate
+///   `VIRTIO_NET_F_MQ` has just that one.
 ///
 /// A pair whose driver broke its ring has ended its thread by itself, and is still *running* until the reset joins it.
 pub struct VirtioNet {
@@ -80,9 +88,9 @@ impl VirtioNet {
             .into_iter()
             .map(|backend| Slot { backend: Some(backend), thread: None, counters: Arc::default() })
             .collect();
-        let features = offer(&config, can);
+        let features = offer(&config, can, slots.len());
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * slots.len()];
-        // Behind the last pair (§5.1.2).
+        // Behind the last pair (§5.1.2), for a driver that negotiates all of them.
         queue_sizes.push(control::QUEUE_SIZE);
         let mac = SharedMac::new(config.mac);
         Self { config, mac, features, queue_sizes, slots }
@@ -104,17 +112,29 @@ impl VirtioNet {
             }
         }
 
-        let control = by_index.pop().flatten();
-        let control = control.filter(|_| accepted & 1 << VIRTIO_NET_F_CTRL_VQ != 0);
+        let has = |bit: u32| accepted & 1 << bit != 0;
+        // A driver without VIRTIO_NET_F_MQ has one pair, and the control queue right behind it (§5.1.2).
+        let pairs = if has(VIRTIO_NET_F_MQ) && has(VIRTIO_NET_F_CTRL_VQ) { self.slots.len() } else { 1 };
+        let control = by_index[2 * pairs].take().filter(|_| has(VIRTIO_NET_F_CTRL_VQ));
+        // Pairs past the first stay unused if the driver wants fewer.
+        let wanted = |number: &usize| by_index[2 * number].is_some() || by_index[2 * number + 1].is_some();
+        let pairs = 1 + (1..pairs).take_while(wanted).count();
+        self.disable_others().map_err(|(number, error)| Error::Disable(number, error))?;
         let filter = self.fresh_filter();
         let mut control = control
             .map(|queue| Control::new(self.config.name.clone(), queue, accepted, self.mac.clone(), filter));
-        for (number, slot) in self.slots.iter_mut().enumerate() {
-            // Receive queues are the even ones (§5.1.2). Pairs past the first stay unused if the driver wants fewer.
-            let (rx, tx) = match (by_index[2 * number].take(), by_index[2 * number + 1].take()) {
-                (Some(rx), Some(tx)) => (rx, tx),
-                (None, None) if number > 0 => continue,
-                _ => return Err(Error::Queues(number)),
+        let (mut others, mut inboxes) = (Vec::new(), Vec::new());
+        for number in 1..pairs {
+            let (orders, inbox) = orders().map_err(|error| Error::Orders(number, error))?;
+            others.push(orders);
+            inboxes.push(inbox);
+        }
+        control = control.map(|control| control.with_others(others));
+        let inboxes = std::iter::once(None).chain(inboxes.into_iter().map(Some));
+        for ((number, slot), inbox) in self.slots.iter_mut().enumerate().zip(inboxes) {
+            // Receive queues are the even ones (§5.1.2).
+            let (Some(rx), Some(tx)) = (by_index[2 * number].take(), by_index[2 * number + 1].take()) else {
+                return Err(Error::Queues(number));
             };
             let backend = slot.backend.as_mut().ok_or(Error::Lost(number))?;
             backend.set_offloads(offloads).map_err(|error| Error::Offloads(number, error))?;
@@ -127,6 +147,7 @@ impl VirtioNet {
                 backend: slot.backend.take().ok_or(Error::Lost(number))?,
                 room,
                 control: control.take(),
+                inbox,
                 counters: Arc::clone(&slot.counters),
             });
             match PairThread::start(pair) {
@@ -144,12 +165,22 @@ impl VirtioNet {
     fn fresh_filter(&mut self) -> RxFilter {
         let filter = RxFilter::new(self.config.mac);
         self.mac.set(filter.mac);
-        let backend = self.slots.first_mut().and_then(|slot| slot.backend.as_mut());
-        // A NIC that receives too little can still be of use, and its driver will say more.
-        if let Some(Err(error)) = backend.map(|backend| backend.set_filter(&filter)) {
-            log::warn!("{}: cannot set which frames it receives: {error}", self.config.name);
+        for backend in self.slots.iter_mut().filter_map(|slot| slot.backend.as_mut()) {
+            // A NIC that receives too little can still be of use, and its driver will say more.
+            if let Err(error) = backend.set_filter(&filter) {
+                log::warn!("{}: cannot set which frames it receives: {error}", self.config.name);
+            }
         }
         filter
+    }
+
+    /// Has the host bring all frames to the first pair; on an error, says of which other one.
+    fn disable_others(&mut self) -> Result<(), (usize, io::Error)> {
+        let backends = self.slots.iter_mut().map(|slot| slot.backend.as_mut()).enumerate().skip(1);
+        for (number, backend) in backends {
+            backend.map_or(Ok(()), |backend| backend.set_enabled(false)).map_err(|error| (number, error))?;
+        }
+        Ok(())
     }
 }
 
@@ -195,6 +226,9 @@ impl VirtioDevice for VirtioNet {
                 slot.backend = Some(pair.into_backend());
             }
         }
+        if let Err((number, error)) = self.disable_others() {
+            log::warn!("{}: cannot have the host leave queue pair {number} alone: {error}", self.config.name);
+        }
         self.mac.set(self.config.mac);
     }
 }
@@ -211,7 +245,7 @@ fn both(a: Offloads, b: Offloads) -> Offloads {
 
 /// The feature bits (§5.1.3, USO of virtio 1.3) of a card whose backends can do `can`. A bit is offered together with those
 /// that it needs (§5.1.3.1), so large packets come with checksums or not at all.
-fn offer(config: &NetDeviceConfig, can: Offloads) -> u64 {
+fn offer(config: &NetDeviceConfig, can: Offloads, pairs: usize) -> u64 {
     let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
     let mut offer = |condition: bool, bits: &[u32]| {
         if condition {
@@ -220,6 +254,7 @@ fn offer(config: &NetDeviceConfig, can: Offloads) -> u64 {
     };
     offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
     offer(true, &control::FEATURES);
+    offer(pairs > 1, &[VIRTIO_NET_F_MQ]);
     offer(config.mtu.is_some(), &[VIRTIO_NET_F_MTU]);
     offer(can.csum, &[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM]);
     offer(can.csum && can.tso4, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4]);

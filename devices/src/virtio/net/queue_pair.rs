@@ -4,7 +4,8 @@
 //! joining the thread gives it back. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver, who was
-//! asked to kick, or for the host, whose descriptor is registered edge-triggered once and for all. An event for which nobody waits costs a wake-up and nothing else.
+//! asked to kick, or for the host, whose descriptor is registered edge-triggered once and for all, or, receiving, for the control
+//! queue to enable the pair. An event for which nobody waits costs a wake-up and nothing else.
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
@@ -23,6 +24,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
+use super::orders::{Inbox, Order};
 use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -97,6 +99,8 @@ enum Next {
     Driver,
     /// The host said "not now": its descriptor tells.
     Host,
+    /// The driver has not enabled the pair, which then receives nothing: the control queue tells.
+    Control,
 }
 
 /// A receive chain whose buffers wait for a frame.
@@ -129,6 +133,8 @@ pub struct PairParts {
     pub room: Room,
     /// The NIC's control queue, if this is the pair that it rides with.
     pub control: Option<Control>,
+    /// What the NIC's control queue says to this pair, if it is another one: it is not enabled then until it is told so.
+    pub inbox: Option<Inbox>,
     /// Where it counts.
     pub counters: Arc<Counters>,
 }
@@ -140,6 +146,8 @@ pub struct QueuePair {
     receive: Next,
     /// The control queue may have commands.
     commanded: bool,
+    /// The inbox may have orders.
+    ordered: bool,
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
@@ -151,11 +159,13 @@ pub struct QueuePair {
 impl QueuePair {
     /// A pair that has not looked at its rings yet.
     pub fn new(parts: PairParts) -> Self {
+        let receive = if parts.inbox.is_some() { Next::Control } else { Next::Work };
         Self {
             parts,
             transmit: Next::Work,
-            receive: Next::Work,
+            receive,
             commanded: true,
+            ordered: true,
             iov: IovBuffer::new(),
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
@@ -172,7 +182,7 @@ impl QueuePair {
 
     /// True while [`process`](Self::process) has something to do without a new event.
     pub fn has_work(&self) -> bool {
-        self.transmit == Next::Work || self.receive == Next::Work || self.commanded
+        self.transmit == Next::Work || self.receive == Next::Work || self.commanded || self.ordered
     }
 
     /// True once the driver broke its ring, or the pair was told to stop: nothing happens any more.
@@ -182,13 +192,19 @@ impl QueuePair {
 
     /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
     pub fn wake(&mut self) {
-        (self.transmit, self.receive, self.commanded) = (Next::Work, Next::Work, true);
+        (self.transmit, self.commanded, self.ordered) = (Next::Work, true, true);
+        if self.receive != Next::Control {
+            self.receive = Next::Work;
+        }
     }
 
     /// Moves frames: one burst of each direction that has work. Nothing blocks.
     pub fn process(&mut self) {
         if self.ended {
             return;
+        }
+        if self.ordered {
+            self.obey();
         }
         let mut result = Ok(());
         if self.commanded {
@@ -223,6 +239,26 @@ impl QueuePair {
             None => false,
         };
         Ok(())
+    }
+
+    /// What the control queue, on another pair's thread, says to this one.
+    #[cold]
+    fn obey(&mut self) {
+        self.ordered = false;
+        let Self { parts: PairParts { inbox, backend, .. }, receive, .. } = self;
+        let Some(inbox) = inbox else { return };
+        inbox.obey(|order| match order {
+            Order::Filter(filter) => backend.set_filter(&filter),
+            Order::Enable(enabled) => {
+                backend.set_enabled(enabled)?;
+                *receive = match (enabled, *receive) {
+                    (false, _) => Next::Control,
+                    (true, Next::Control) => Next::Work,
+                    (true, next) => next,
+                };
+                Ok(())
+            }
+        });
     }
 
     /// Guest to host. Each frame is done, deferred, or ends the burst.

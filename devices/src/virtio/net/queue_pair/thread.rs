@@ -9,13 +9,14 @@ use event_manager::{
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Next, PairParts, QueuePair};
+use super::{Inbox, Next, PairParts, QueuePair};
 
 const RX_KICK: u32 = 0;
 const TX_KICK: u32 = 1;
 const HOST: u32 = 2;
 const CONTROL_KICK: u32 = 3;
-const STOP: u32 = 4;
+const ORDERS: u32 = 4;
+const STOP: u32 = 5;
 
 impl MutEventSubscriber for QueuePair {
     /// Notes what an event allows; the frames move in [`QueuePair::process`].
@@ -31,6 +32,7 @@ impl MutEventSubscriber for QueuePair {
             RX_KICK => wake(&mut self.receive, Next::Driver),
             TX_KICK => wake(&mut self.transmit, Next::Driver),
             CONTROL_KICK => self.commanded = true,
+            ORDERS => self.ordered = true,
             HOST => {
                 if failed || set.contains(EventSet::IN) {
                     wake(&mut self.receive, Next::Host);
@@ -48,7 +50,7 @@ impl MutEventSubscriber for QueuePair {
         // counter would take centuries to fill.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let host = edge | EventSet::OUT;
-        let PairParts { rx, tx, backend, control, .. } = &self.parts;
+        let PairParts { rx, tx, backend, control, inbox, .. } = &self.parts;
         let mut watched = ops
             .add(Events::with_data(&rx.kick, RX_KICK, edge))
             .and_then(|()| ops.add(Events::with_data(&tx.kick, TX_KICK, edge)))
@@ -56,6 +58,9 @@ impl MutEventSubscriber for QueuePair {
         if let Some(control) = control {
             let kick = Events::with_data(&control.queue().kick, CONTROL_KICK, edge);
             watched = watched.and_then(|()| ops.add(kick));
+        }
+        if let Some(inbox) = inbox {
+            watched = watched.and_then(|()| ops.add(Events::with_data(inbox.wake(), ORDERS, edge)));
         }
         if let Some(stop) = &self.stop {
             watched = watched.and_then(|()| ops.add(Events::with_data(stop, STOP, EventSet::IN)));
@@ -123,6 +128,8 @@ fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
         let pair = subscriber(&mut manager, id);
         pair.process();
         if pair.ended {
+            // Else the control queue would wait for a pair that has gone.
+            pair.parts.inbox.iter_mut().for_each(Inbox::close);
             return take(manager, id);
         }
         // With work left, events are only collected: neither direction starves the other or a stop.
