@@ -6,6 +6,8 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::dhcp::{self, Lease};
@@ -35,17 +37,69 @@ pub(crate) enum Verdict {
 /// the newest.
 ///
 /// A guest asks for a router once, but must hear of it again before the advertisement's lifetime ends. There is no timer:
-/// that is looked at when the guest has received all there was, for the guest that renews its DHCP lease, looks for a
-/// neighbour or talks at all receives something in half of that time.
+/// that is looked at when the guest has received all there was, by whatever queue, for the guest that renews its DHCP lease,
+/// looks for a neighbour or talks at all receives something in half of that time.
 pub struct Autoconf<B> {
     backend: B,
     lease: Option<Lease>,
-    router: Option<Router>,
-    /// When the guest must hear of its router again; none before it asked.
-    due: Option<Instant>,
+    router: Option<Arc<Router>>,
+    /// The wire's: the guest may ask by one queue and talk by another.
+    due: Arc<Due>,
     answer: [u8; ANSWER_MAX],
     /// Bytes of `answer` that wait to be received; 0 for none.
     waits: usize,
+}
+
+/// When a guest must hear of its router again.
+struct Due {
+    start: Instant,
+    /// In nanoseconds after `start`, more than 0; 0 before the guest has asked. Whoever moves it on advertises.
+    at: AtomicU64,
+}
+
+impl Due {
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64 + 1
+    }
+
+    /// True once the guest has asked.
+    fn is_set(&self) -> bool {
+        self.at.load(Ordering::Relaxed) != 0
+    }
+
+    /// The guest hears of its router now.
+    fn set(&self) {
+        self.at.store(self.now() + AGAIN, Ordering::Relaxed);
+    }
+
+    /// True where it is time, for one who asks.
+    fn take(&self) -> bool {
+        let (at, now) = (self.at.load(Ordering::Relaxed), self.now());
+        let moved = || self.at.compare_exchange(at, now + AGAIN, Ordering::Relaxed, Ordering::Relaxed);
+        at != 0 && at <= now && moved().is_ok()
+    }
+}
+
+/// After so many nanoseconds.
+const AGAIN: u64 = router::AGAIN.as_nanos() as u64;
+
+/// The queues of a wire, `first` and `others`, with answers to DHCP, if there is a `lease`, and to router solicitations, if there
+/// is a `router`, in front of each.
+pub(crate) fn in_front<A: Backend + 'static, B: Backend + 'static>(
+    first: A,
+    others: Vec<B>,
+    lease: Option<Lease>,
+    router: Option<Router>,
+) -> Vec<Box<dyn Backend>> {
+    let others = others.into_iter();
+    let (first, others): (Box<dyn Backend>, Vec<Box<dyn Backend>>) = if lease.is_none() && router.is_none() {
+        (Box::new(first), others.map(|other| Box::new(other) as _).collect())
+    } else {
+        let first = Autoconf::new(first, lease, router);
+        let others = others.map(|other| Box::new(first.beside(other)) as _).collect();
+        (Box::new(first), others)
+    };
+    std::iter::once(first).chain(others).collect()
 }
 
 /// What a frame may be, by its first bytes.
@@ -59,7 +113,14 @@ impl<B: Backend> Autoconf<B> {
     /// Puts answers to DHCP, if there is a `lease`, and to router solicitations, if there is a `router`, in front of
     /// `backend`.
     pub fn new(backend: B, lease: Option<Lease>, router: Option<Router>) -> Self {
-        Self { backend, lease, router, due: None, answer: [0; ANSWER_MAX], waits: 0 }
+        let due = Arc::new(Due { start: Instant::now(), at: AtomicU64::new(0) });
+        Self { backend, lease, router: router.map(Arc::new), due, answer: [0; ANSWER_MAX], waits: 0 }
+    }
+
+    /// The same in front of another queue of the wire.
+    pub(crate) fn beside<C: Backend>(&self, backend: C) -> Autoconf<C> {
+        let (lease, router, due) = (self.lease.clone(), self.router.clone(), Arc::clone(&self.due));
+        Autoconf { backend, lease, router, due, answer: [0; ANSWER_MAX], waits: 0 }
     }
 
     /// Looks at a frame that may be a question. Apart, so that the path of every other frame stays small.
@@ -78,7 +139,7 @@ impl<B: Backend> Autoconf<B> {
         if let Verdict::Reply(len) = verdict {
             self.waits = len;
             if question == Question::Router {
-                self.due = Some(Instant::now() + router::AGAIN);
+                self.due.set();
             }
         }
         verdict
@@ -97,17 +158,17 @@ impl<B: Backend> Autoconf<B> {
     /// Lets `time` pass.
     #[cfg(test)]
     pub(crate) fn elapse(&mut self, time: std::time::Duration) {
-        let now = Instant::now();
-        self.due = self.due.map(|due| due.checked_sub(time).map_or(now, |due| due.max(now)));
+        if self.due.is_set() {
+            let at = self.due.at.load(Ordering::Relaxed).saturating_sub(time.as_nanos() as u64);
+            self.due.at.store(at.max(self.due.now()), Ordering::Relaxed);
+        }
     }
 
     /// Has the guest hear of its router, where it is time; false where it is not.
     fn advertise_again(&mut self) -> bool {
-        let now = Instant::now();
-        match (self.due, &self.router) {
-            (Some(due), Some(router)) if due <= now => {
+        match &self.router {
+            Some(router) if self.due.take() => {
                 self.waits = router.advertise(&mut self.answer);
-                self.due = Some(now + router::AGAIN);
                 true
             }
             _ => false,
@@ -154,7 +215,7 @@ impl<B: Backend> Backend for Autoconf<B> {
         }
         match self.backend.recv(space) {
             Err(error)
-                if self.due.is_some()
+                if self.due.is_set()
                     && error.kind() == io::ErrorKind::WouldBlock
                     && self.advertise_again() =>
             {
@@ -170,6 +231,10 @@ impl<B: Backend> Backend for Autoconf<B> {
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         self.backend.set_offloads(accepted)
+    }
+
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        self.backend.set_enabled(enabled)
     }
 
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {

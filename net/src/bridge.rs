@@ -10,15 +10,18 @@ use std::sync::Arc;
 
 use crate::host::firewall::bridged_notices;
 use crate::host::{Change, Link, LinkId, Sysctl, VlanMember, Wiring};
-use crate::{BridgeConfig, Error, LinkName, MTU, Mac, Opened, Step, Tap};
+use crate::{
+    BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Opened, Step, Tap, TunMode, autoconf, tuntap,
+};
 
 /// Makes a tap for the NIC `mac` and joins it to the bridge.
 pub(crate) fn open(
     config: &BridgeConfig,
     mac: Mac,
-    mtu: Option<u16>,
+    all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
+    let (mtu, queues) = (all.mtu, all.queues.number());
     let mut wiring = Wiring::begin()?;
     let uplink = config.uplink.as_ref();
     let uplink =
@@ -37,11 +40,11 @@ pub(crate) fn open(
         wiring.make(keep, None, "it keeps its own, also when its last port leaves", tell)?;
     }
 
-    let tap = Tap::open(None)?;
+    let (tap, others) = Tap::open_queues(None, queues)?;
     // Here, so that a failure drops the wiring before the tap.
     let mut wiring = wiring;
     let name = tap.name().to_owned();
-    let command = format!("ip tuntap add dev {name} mode tap vnet_hdr");
+    let command = tuntap::line(TunMode::Tap, &name, queues);
     tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
     let link = wiring.link(&name)?;
 
@@ -69,7 +72,7 @@ pub(crate) fn open(
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
     wiring.settle();
     Ok(Opened {
-        backends: vec![Box::new(tap)],
+        backends: autoconf::in_front(tap, others, None, None),
         mac,
         mtu,
         link: name,

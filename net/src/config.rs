@@ -7,6 +7,7 @@ mod bridge;
 mod fd;
 mod keys;
 mod macvtap;
+mod queues;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::str::FromStr;
 pub use self::bridge::BridgeConfig;
 pub use self::fd::FdConfig;
 pub use self::macvtap::{MacvtapConfig, MacvtapMode};
+pub use self::queues::Queues;
 pub use self::tap::{Forward, Protocol, TapConfig};
 pub use self::tun::TunConfig;
 
@@ -47,10 +49,11 @@ pub const MTU: RangeInclusive<u16> = 68..=65521;
 ///   host=ADDR/LEN       as for a tap
 ///   guest=ADDR          the guest's address, one for each host= (the next one of the subnet)
 ///   dhcp=on|off         as for a tap
-/// fd=N                  a descriptor of a tap or macvtap, open since before we started
+/// fd=N[:N]...           descriptors of a tap or macvtap, open since before we started: one for each queue pair
 /// all:
 ///   mac=ADDRESS         the guest's Ethernet address (random)
 ///   mtu=BYTES           the MTU of the link and the guest, 68 to 65521 (the link's own)
+///   queues=N|auto       how many queue pairs, auto: as many as the guest has vCPUs (1; not for fd)
 ///   netns=NAME          the network namespace of the host's end, made where it is absent (ours; not for fd)
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub struct NetConfig {
     pub mac: Option<Mac>,
     /// The MTU of the host's link and the guest in bytes, within [`MTU`]; none to take the link's own.
     pub mtu: Option<u16>,
+    /// How many queue pairs; for inherited descriptors, as many as these are.
+    pub queues: Queues,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
@@ -98,20 +103,20 @@ impl Wire {
 
 impl NetConfig {
     /// What of the host this NIC has for itself, in words, so that a second one with the same is refused.
-    pub fn claims(&self) -> Option<String> {
+    pub fn claims(&self) -> Vec<String> {
         let claim = match &self.wire {
             Wire::Tap(TapConfig { name: Some(name), .. }) => format!("the tap {name}"),
             Wire::Tun(TunConfig { name: Some(name), .. }) => format!("the tun {name}"),
             Wire::Macvtap(MacvtapConfig { parent, mode: MacvtapMode::Passthru, .. }) => {
                 format!("the whole of {parent} (mode=passthru)")
             }
-            Wire::Fd(config) => format!("the descriptor {}", config.fds[0]),
-            Wire::Tap(_) | Wire::Tun(_) | Wire::Bridge(_) | Wire::Macvtap(_) => return None,
+            Wire::Fd(config) => return config.fds.iter().map(|fd| format!("the descriptor {fd}")).collect(),
+            Wire::Tap(_) | Wire::Tun(_) | Wire::Bridge(_) | Wire::Macvtap(_) => return Vec::new(),
         };
-        Some(match &self.netns {
+        vec![match &self.netns {
             Some(netns) => format!("{claim} in the namespace {netns}"),
             None => claim,
-        })
+        }]
     }
 }
 
@@ -139,10 +144,13 @@ impl FromStr for NetConfig {
         let wire = parse(place, &mut keys)?;
         let mac = keys.take("mac", str::parse)?;
         let mtu = keys.take("mtu", mtu)?;
-        // What somebody else opened is where he opened it.
-        let netns = if let Wire::Fd(_) = wire { None } else { keys.take("netns", str::parse)? };
+        // What somebody else opened is where he opened it, and as many as he gave us.
+        let (queues, netns) = match &wire {
+            Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
+            _ => (keys.take("queues", str::parse)?.unwrap_or_default(), keys.take("netns", str::parse)?),
+        };
         keys.finish(&wire)?;
-        Ok(Self { wire, mac, mtu, netns })
+        Ok(Self { wire, mac, mtu, queues, netns })
     }
 }
 
@@ -162,6 +170,9 @@ impl fmt::Display for NetConfig {
         }
         if let Some(mtu) = self.mtu {
             write!(f, ",mtu={mtu}")?;
+        }
+        if self.queues != Queues::default() && !matches!(self.wire, Wire::Fd(_)) {
+            write!(f, ",queues={}", self.queues)?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

@@ -87,6 +87,8 @@ pub enum Error {
     MakeTun {
         /// A tap or a tun.
         mode: TunMode,
+        /// How many queues it shall have.
+        queues: u16,
         /// The reason.
         source: io::Error,
     },
@@ -97,6 +99,8 @@ pub enum Error {
         mode: TunMode,
         /// The link.
         name: String,
+        /// How many queues it shall have.
+        queues: u16,
         /// The reason.
         source: io::Error,
     },
@@ -107,6 +111,8 @@ pub enum Error {
         mode: TunMode,
         /// The link.
         name: String,
+        /// How many queues we attach.
+        queues: u16,
         /// The user id of its owner, where it has one.
         owner: Option<u32>,
         /// The reason.
@@ -124,11 +130,21 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
-    /// The link is of the multi-queue sort.
-    #[error("cannot attach to the {mode} {name}: it is a multi_queue one, and we attach one queue")]
+    /// The link is of the multi-queue sort and we are not, or the other way round.
+    #[error("cannot attach to the {mode} {name}: it is {}, and we attach {}", sort(*queues == 1), count(*queues))]
     TunQueues {
         /// A tap or a tun.
         mode: TunMode,
+        /// The link.
+        name: String,
+        /// How many queues we attach.
+        queues: u16,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A queue after the first does not attach.
+    #[error("cannot attach one more queue to {name}")]
+    TunQueue {
         /// The link.
         name: String,
         /// The reason.
@@ -409,29 +425,40 @@ impl Error {
                 ),
                 _ => "load the tun driver: sudo modprobe tun".to_owned(),
             },
-            Self::MakeTun { mode, source } if not_permitted(source) => {
-                format!("{ROOT}, or once: {}; then use --net {mode}={mode}0", own(*mode, &format!("{mode}0")))
+            Self::MakeTun { mode, queues, source } if not_permitted(source) => {
+                let queues_key = if *queues > 1 { format!(",queues={queues}") } else { String::new() };
+                let own = own(*mode, &format!("{mode}0"), *queues);
+                format!("{ROOT}, or once: {own}; then use --net {mode}={mode}0{queues_key}")
             }
-            Self::MakeNamedTun { mode, name, .. } => format!("{ROOT}, or once: {}", own(*mode, name)),
-            Self::TunNotOurs { mode, name, owner, .. } => {
+            Self::MakeNamedTun { mode, name, queues, .. } => {
+                format!("{ROOT}, or once: {}", own(*mode, name, *queues))
+            }
+            Self::TunNotOurs { mode, name, queues, owner, .. } => {
                 let owner = match owner {
                     Some(uid) => format!("it belongs to the user of id {uid}"),
                     None => "it has no owner".to_owned(),
                 };
+                let del = if *queues > 1 { " multi_queue" } else { "" };
                 format!(
-                    "{owner}: {ROOT}, or make it yours: sudo ip tuntap del dev {name} mode {mode}; {}",
-                    own(*mode, name)
+                    "{owner}: {ROOT}, or make it yours: sudo ip tuntap del dev {name} mode {mode}{del}; {}",
+                    own(*mode, name, *queues)
                 )
             }
             Self::TunBusy { mode, .. } => {
                 format!(
-                    "use another {mode}, or --net {mode} for a new one; a {mode} without multi_queue has one holder"
+                    "use another {mode}, or --net {mode} for a new one; a {mode} has one holder"
                 )
             }
-            Self::TunQueues { mode, name, .. } => format!(
-                "use another name, or make it anew: sudo ip tuntap del dev {name} mode {mode} multi_queue; {}",
-                own(*mode, name)
-            ),
+            Self::TunQueues { mode, name, queues, .. } => {
+                let (easy, del) = match queues {
+                    1 => ("give it more: queues=2", " multi_queue"),
+                    _ => ("leave queues= away", ""),
+                };
+                format!(
+                    "{easy}; or make it anew: sudo ip tuntap del dev {name} mode {mode}{del}; {}",
+                    own(*mode, name, *queues)
+                )
+            }
             Self::OtherKind { mode, .. } => format!("use another name, or --net {mode} for a new {mode}"),
             Self::NoParent { .. } => "name a NIC of the host, or a macvtap that exists: ip link".to_owned(),
             Self::BadParent { problem, .. } => problem.remedy(),
@@ -531,8 +558,20 @@ fn not_permitted(error: &io::Error) -> bool {
 }
 
 /// The line that makes a tap or tun which its user may attach to.
-fn own(mode: TunMode, name: &str) -> String {
-    format!("sudo ip tuntap add dev {name} mode {mode} user $USER vnet_hdr && sudo ip link set dev {name} up")
+fn own(mode: TunMode, name: &str, queues: u16) -> String {
+    let multi_queue = if queues > 1 { " multi_queue" } else { "" };
+    format!(
+        "sudo ip tuntap add dev {name} mode {mode} user $USER{multi_queue} vnet_hdr && sudo ip link set dev {name} up"
+    )
+}
+
+/// What a link of the tun driver is by its queues.
+fn sort(multi_queue: bool) -> &'static str {
+    if multi_queue { "a multi_queue one" } else { "one without multi_queue" }
+}
+
+fn count(queues: u16) -> String {
+    if queues == 1 { "one queue".to_owned() } else { format!("{queues} queues") }
 }
 
 fn list(holders: &[Holder]) -> String {

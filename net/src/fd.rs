@@ -2,23 +2,27 @@
 //! right at all, and its link may be in another network namespace, out of our sight.
 //!
 //! What is not written in the kernel's documentation, measured on Linux 6.18:
+//! - Descriptors of one link are its queues, up to 256. Anybody who has one detaches it for a while and attaches it again
+//!   (`TUNSETQUEUE`); `TUNGETIFF` tells that of a tap's, and nothing tells it of a macvtap's.
 //! - A descriptor that is attached to a tap keeps the flags that it was attached with; that of a macvtap takes others.
 //! - `TUNGETIFF` answers `IFF_NO_PI` whether there is packet information before each frame or not; netlink says it right,
 //!   where we see the link.
 //! - Both tell and set their link's Ethernet address without any right, in whatever namespace that is.
 
-use std::fmt;
+mod problem;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use rustix::fs::{fstat, major, minor};
+use rustix::fs::{Dev, fstat, major, minor};
 
+pub use self::problem::FdProblem;
 use crate::host::{Link, Netlink};
 use crate::macvtap::Groups;
 use crate::{
-    Backend, Error, FdConfig, HEADER_LEN, Iov, MTU, Mac, Offloads, Opened, RxFilter, Sent, Wiring, sys,
-    tuntap,
+    Backend, Error, FdConfig, HEADER_LEN, Iov, MTU, Mac, Offloads, Opened, RxFilter, Sent, Wiring, autoconf,
+    queue, sys, tuntap,
 };
 
 /// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
@@ -27,60 +31,18 @@ const TUN: (u32, u32) = (10, 200);
 /// What a link has that we do not see.
 const MTU_UNSEEN: u16 = 1500;
 
-/// Why a descriptor is none that we can use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FdProblem {
-    /// There is none of that number.
-    Closed,
-    /// It is one that wirevm itself opened.
-    Ours,
-    /// It is something else: what `/proc/self/fd` says of it.
-    Other(String),
-    /// It is `/dev/net/tun`, and no link.
-    Unattached,
-    /// It is a tun, with this name.
-    Layer3(String),
-    /// It was attached to the tap of this name without the header that we speak, or with packet information before it.
-    Flags(String),
-    /// It does not take a setting.
-    Setting(&'static str),
-}
-
-impl fmt::Display for FdProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => f.write_str("it is not open"),
-            Self::Ours => f.write_str("it is wirevm's own, and was not inherited"),
-            Self::Other(what) => write!(f, "it is {what}, not a tap or macvtap"),
-            Self::Unattached => f.write_str("it is /dev/net/tun, attached to no link"),
-            Self::Layer3(link) => write!(f, "it is the tun {link} (layer 3), not a tap"),
-            Self::Flags(link) => {
-                write!(f, "the tap {link} was opened without IFF_VNET_HDR or without IFF_NO_PI")
-            }
-            Self::Setting(what) => write!(f, "it does not take or tell its {what}"),
-        }
-    }
-}
-
-impl FdProblem {
-    /// What a person can do about it.
-    pub(crate) fn remedy(&self, fd: RawFd) -> Option<String> {
-        Some(match self {
-            Self::Closed | Self::Ours | Self::Other(_) => format!(
-                "have who starts wirevm open it, and leave it open: sh -c 'wirevm run ... --net fd={fd} {fd}<>/dev/tapN'"
-            ),
-            Self::Unattached | Self::Flags(_) => {
-                "attach it with TUNSETIFF and IFF_TAP | IFF_NO_PI | IFF_VNET_HDR before".to_owned()
-            }
-            Self::Layer3(link) => format!("open a tap instead, or let wirevm open the tun: --net tun={link}"),
-            Self::Setting(_) => return None,
-        })
-    }
-}
-
-/// Takes over the descriptor, and asks of its link what we can see of it.
+/// Takes over the descriptors, and asks of their link what we can see of it.
 pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Result<Opened, Error> {
-    let mut backend = Inherited::take(config.fds[0])?;
+    let mut queues = config.fds.iter().map(|&fd| Inherited::take(fd)).collect::<Result<Vec<_>, _>>()?;
+    check_same_link(&queues)?;
+    for queue in &mut queues {
+        queue.prepare()?;
+    }
+    let mut others = queues.split_off(1);
+    for queue in &mut others {
+        queue.leads = false;
+    }
+    let mut backend = queues.remove(0);
     let link = backend.link();
     let name = backend.name.clone();
     if link.as_ref().and_then(|link| link.tun).is_some_and(|tun| tun.packet_info) {
@@ -113,8 +75,28 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     let mut wiring = Wiring::begin()?;
     wiring.settle();
     let notices = down.into_iter().collect();
-    let (backends, ignored): (Vec<Box<dyn Backend>>, _) = (vec![Box::new(backend)], Arc::default());
+    let (backends, ignored) = (autoconf::in_front(backend, others, None, None), Arc::default());
     Ok(Opened { backends, mac, mtu: mtu.unwrap_or(own), link: name, ignored, notices, wiring })
+}
+
+/// Refuses queues that are not all of one link, or not all different.
+fn check_same_link(queues: &[Inherited]) -> Result<(), Error> {
+    let problem = |queue: &Inherited, problem| Err(Error::Fd { fd: queue.number, problem, source: None });
+    let setting = |queue: &Inherited| queue.refusal("blocking mode");
+    for (index, queue) in queues.iter().enumerate().skip(1) {
+        let first = &queues[0];
+        // The name is one of a network namespace, which may be out of our sight; the address tells two of one name apart.
+        let same = |queue: &Inherited| (queue.node, queue.name.clone(), queue.mac);
+        if same(queue) != same(first) {
+            return problem(queue, FdProblem::OtherLink { link: queue.name.clone(), first: first.number });
+        }
+        for other in &queues[..index] {
+            if sys::is_same_file(queue.fd(), other.fd()).map_err(setting(queue))? {
+                return problem(queue, FdProblem::Duplicate(other.number));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One queue of a tap or macvtap that somebody else opened. Dropped, it is as we got it, and closed.
@@ -122,15 +104,21 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
 struct Inherited {
     device: OwnedFd,
     number: RawFd,
+    /// The number of its device, which for a macvtap is the link's.
+    node: Dev,
     name: String,
     is_macvtap: bool,
+    /// The first of its link, which has what is the link's and not the queue's: address, groups, offloads.
+    leads: bool,
+    enabled: bool,
     offloads: Offloads,
     /// The link's, which for a macvtap is the guest's.
     mac: [u8; 6],
     /// For a macvtap that we see.
     groups: Option<Groups>,
-    /// What to give back.
     found: Found,
+    /// `found` is to be given back.
+    prepared: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,9 +126,11 @@ struct Found {
     flags: i32,
     header_len: usize,
     mac: [u8; 6],
+    enabled: bool,
 }
 
 impl Inherited {
+    /// Takes it over, changing nothing of it.
     fn take(number: RawFd) -> Result<Self, Error> {
         let problem = |problem, source| Error::Fd { fd: number, problem, source };
         let setting = |what| move |source| problem(FdProblem::Setting(what), Some(source));
@@ -174,20 +164,42 @@ impl Inherited {
         }
         let header_len = sys::tun_vnet_hdr_len(fd).map_err(setting("header length"))?;
         let mac = sys::hardware_address(fd).map_err(setting("Ethernet address"))?;
-        let found = Found { flags: attached.flags, header_len, mac };
-        // From here on, what is dropped is given back.
-        let offloads = Offloads::default();
-        let mut this = Self { device, number, name, is_macvtap, offloads, mac, groups: None, found };
-        if is_macvtap {
-            sys::tun_set_iff(this.fd(), &this.name, flags).map_err(setting("flags"))?;
+        // A detached queue of a macvtap does not say that it is one.
+        let enabled = is_macvtap || attached.flags & libc::IFF_DETACH_QUEUE == 0;
+        let found = Found { flags: attached.flags, header_len, mac, enabled };
+        Ok(Self {
+            device,
+            number,
+            node: stat.st_rdev,
+            name,
+            is_macvtap,
+            leads: true,
+            enabled,
+            offloads: Offloads::default(),
+            mac,
+            groups: None,
+            found,
+            prepared: false,
+        })
+    }
+
+    /// Has it speak as we do.
+    fn prepare(&mut self) -> Result<(), Error> {
+        self.prepared = true;
+        let fd = self.device.as_fd();
+        if self.is_macvtap {
+            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+            sys::tun_set_iff(fd, &self.name, flags).map_err(self.refusal("flags"))?;
             // Its bound wakes nobody who waits for it to have room again.
-            sys::tun_set_sndbuf(this.fd(), libc::c_int::MAX).map_err(setting("socket buffer"))?;
+            sys::tun_set_sndbuf(fd, libc::c_int::MAX).map_err(self.refusal("socket buffer"))?;
+            // So it is tried: one that is attached already refuses.
+            self.found.enabled = sys::tun_set_queue(fd, true).is_err();
         }
-        sys::set_nonblocking(this.fd()).map_err(setting("blocking mode"))?;
-        sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(setting("header length"))?;
-        this.offloads = tuntap::probe(this.fd());
-        tuntap::set_offloads(this.fd(), Offloads::default()).map_err(setting("offloads"))?;
-        Ok(this)
+        sys::set_nonblocking(fd).map_err(self.refusal("blocking mode"))?;
+        sys::tun_set_vnet_hdr_len(fd, HEADER_LEN).map_err(self.refusal("header length"))?;
+        self.set_enabled(true).map_err(self.refusal("queue"))?;
+        self.offloads = tuntap::probe(self.fd());
+        tuntap::set_offloads(self.fd(), Offloads::default()).map_err(self.refusal("offloads"))
     }
 
     /// The link, if it is in our network namespace: the one of that name that has the address and is of the kind.
@@ -224,12 +236,15 @@ impl Inherited {
             sys::tun_set_iff(self.fd(), &self.name, self.found.flags)?;
             self.set_mac(self.found.mac)?;
         }
-        Ok(())
+        self.set_enabled(self.found.enabled)
     }
 }
 
 impl Drop for Inherited {
     fn drop(&mut self) {
+        if !self.prepared {
+            return;
+        }
         match self.give_back() {
             // The link is deleted.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENOLINK)) => {}
@@ -259,13 +274,17 @@ impl Backend for Inherited {
     }
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
-        tuntap::set_offloads(self.fd(), accepted)
+        if self.leads { tuntap::set_offloads(self.fd(), accepted) } else { Ok(()) }
+    }
+
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        queue::set_enabled(self.device.as_fd(), &mut self.enabled, enabled)
     }
 
     /// A macvtap's link gets the guest's address, without which it would bring it nothing, and, where we see it and have
     /// `CAP_NET_RAW`, its groups; else those are for its owner to join.
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
-        if !self.is_macvtap {
+        if !self.is_macvtap || !self.leads {
             return Ok(());
         }
         let before = self.mac;

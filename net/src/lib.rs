@@ -15,8 +15,8 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
-//! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `tuntap.rs`: the
-//!   links of the tun driver under two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
+//! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `queue.rs`: a
+//!   further queue of one. `tuntap.rs`: the links of the tun driver under two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
 //!   `router.rs` in front of one, which tell the guest its addresses.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
@@ -44,6 +44,7 @@ mod host;
 mod iov;
 mod macvtap;
 mod neighbour;
+mod queue;
 mod resolver;
 mod routed;
 mod router;
@@ -59,13 +60,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use routed::Told;
-
 pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
 pub use bridge::uplink::UplinkProblem;
 pub use config::{
-    BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, TapConfig,
+    BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
     TunConfig, Wire,
 };
 pub use dhcp::Lease;
@@ -229,9 +228,9 @@ fn open_in(
 fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
     match &config.wire {
         Wire::Tap(tap) => open_tap(tap, mac, config, tell),
-        Wire::Bridge(bridge) => bridge::open(bridge, mac, config.mtu, tell),
+        Wire::Bridge(bridge) => bridge::open(bridge, mac, config, tell),
         Wire::Tun(tun) => tun::open(tun, mac, config, tell),
-        Wire::Macvtap(macvtap) => macvtap::open(macvtap, config.mac, config.mtu, tell),
+        Wire::Macvtap(macvtap) => macvtap::open(macvtap, config, tell),
         Wire::Fd(inherited) => fd::open(inherited, config.mac, config.mtu),
     }
 }
@@ -242,15 +241,15 @@ fn open_tap(
     all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
-    let mtu = all.mtu;
+    let (mtu, queues) = (all.mtu, all.queues.number());
     let wiring = Wiring::begin()?;
-    let tap = Tap::open(config.name.as_ref())?;
+    let (tap, others) = Tap::open_queues(config.name.as_ref(), queues)?;
     // Here, so that a failure drops the wiring before the tap: an address goes before its link does.
     let mut wiring = wiring;
     let name = tap.name().to_owned();
     let stays = tap.is_persistent();
     if !stays {
-        let command = format!("ip tuntap add dev {name} mode tap vnet_hdr");
+        let command = tuntap::line(TunMode::Tap, &name, queues);
         tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
     }
     let link = wiring.netlink().link(&name);
@@ -276,11 +275,8 @@ fn open_tap(
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
     let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
     notices.extend(told.notices);
-    let backend: Box<dyn Backend> = match told {
-        Told { lease: None, router: None, .. } => Box::new(tap),
-        Told { lease, router, .. } => Box::new(Autoconf::new(tap, lease, router)),
-    };
+    let backends = autoconf::in_front(tap, others, told.lease, told.router);
     wiring.settle();
     let ignored = Arc::default();
-    Ok(Opened { backends: vec![backend], mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
+    Ok(Opened { backends, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
 }

@@ -4,7 +4,8 @@
 //! What is not written there, measured on Linux 6.18:
 //! - The device speaks as a tap does, but its socket buffer is bounded, and whoever finds it full is not always told when it
 //!   no longer is: nothing wakes an edge-triggered epoll. So the bound is lifted.
-//! - Any number of descriptors can be open; each is a queue, and the kernel spreads frames over them.
+//! - Any number of descriptors can be open, up to 256; each is a queue, with no `IFF_MULTI_QUEUE` to ask for, and the kernel
+//!   spreads frames over them by flow. One that is detached (`TUNSETQUEUE`) keeps what came before.
 //! - Offloads are the link's, everything else is the descriptor's.
 //! - A frame to a group comes only where the link has joined it, in every mode: the kernel hashes the groups of the link, not
 //!   those of whoever sits at the device. Frames to other stations come in mode `passthru` alone, whatever is joined.
@@ -29,10 +30,11 @@ pub use self::make::ParentProblem;
 pub(crate) use self::make::open;
 use crate::host::sysfs::{self, Sysfs};
 use crate::host::{Link, LinkId, Netlink, holders};
+use crate::queue::Queue;
 use crate::sys::Membership;
 use crate::{Addresses, Backend, Error, HEADER_LEN, Iov, LinkName, Offloads, RxFilter, Sent, sys, tuntap};
 
-/// One queue of a macvtap. Dropped, the link stays; if it was there before, it is as it was.
+/// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
 #[derive(Debug)]
 pub struct Macvtap {
     device: File,
@@ -57,11 +59,12 @@ impl Macvtap {
         let found = Netlink::new().link(name.as_str());
         let found = found.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
         let link = found.ok_or_else(|| Error::LinkGone { name: name.to_string() })?;
-        Self::attach(&link, true)
+        Self::attach(&link, true, 1).map(|(this, _)| this)
     }
 
-    /// Attaches to `link`; `found`: it was there before, so that it is given back as it was.
-    pub(crate) fn attach(link: &Link, found: bool) -> Result<Self, Error> {
+    /// Attaches `queues` queues to `link`, of which those after the first come beside; `found`: it was there before, so that
+    /// it is given back as it was.
+    pub(crate) fn attach(link: &Link, found: bool, queues: u16) -> Result<(Self, Vec<Queue>), Error> {
         let LinkId { name, .. } = &link.id;
         let opening = |source| Error::OpenMacvtap { name: name.clone(), index: link.id.index, source };
         let number = Sysfs::open().and_then(|sysfs| sysfs.macvtap_device(&link.id)).map_err(opening)?;
@@ -69,27 +72,29 @@ impl Macvtap {
         if !holders.is_empty() {
             return Err(Error::MacvtapBusy { name: name.clone(), holders });
         }
-        let device = open_node(&Path::new("/dev").join(format!("tap{}", link.id.index)), number);
-        let device = device.map_err(opening)?;
+        let node = Path::new("/dev").join(format!("tap{}", link.id.index));
+        let device = open_node(&node, number).map_err(opening)?;
         let set = |what| move |source| Error::MacvtapSetting { name: name.clone(), what, source };
         let fd = device.as_fd();
-        // The name is that of the link it was opened with, and we ask for what we speak.
-        sys::tun_set_iff(fd, name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)
-            .map_err(set("flags"))?;
+        prepare(fd, name)?;
         let attached = sys::tun_get_iff(fd).map_err(set("name"))?;
         let mac = sys::hardware_address(fd).map_err(set("Ethernet address"))?;
         if attached.name != *name || Some(mac) != link.mac {
             return Err(opening(io::Error::from_raw_os_error(libc::ENXIO)));
         }
-        sys::tun_set_vnet_hdr_len(fd, HEADER_LEN).map_err(set("header length"))?;
-        sys::tun_set_sndbuf(fd, libc::c_int::MAX).map_err(set("socket buffer"))?;
         let offloads = tuntap::probe(fd);
         let groups = Groups::new(link.id.index)
             .inspect_err(|error| log::debug!("cannot join groups on {name}: {error}"))
             .ok();
         let this = Self { device, name: name.clone(), offloads, mac, groups, found: found.then_some(mac) };
         tuntap::set_offloads(this.fd(), Offloads::default()).map_err(set("offloads"))?;
-        Ok(this)
+        let another = |_| {
+            let device = open_node(&node, number).map_err(opening)?;
+            prepare(device.as_fd(), name)?;
+            Ok(Queue::new(device.into(), None, offloads))
+        };
+        let others = (1..queues).map(another).collect::<Result<_, _>>()?;
+        Ok((this, others))
     }
 
     /// The link's name.
@@ -176,6 +181,15 @@ impl Drop for Macvtap {
             }
         }
     }
+}
+
+/// Has the descriptor of the macvtap `name` speak as we do.
+fn prepare(fd: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
+    let set = |what| move |source| Error::MacvtapSetting { name: name.to_owned(), what, source };
+    // The name is that of the link it was opened with.
+    sys::tun_set_iff(fd, name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).map_err(set("flags"))?;
+    sys::tun_set_vnet_hdr_len(fd, HEADER_LEN).map_err(set("header length"))?;
+    sys::tun_set_sndbuf(fd, libc::c_int::MAX).map_err(set("socket buffer"))
 }
 
 /// What the link must have joined for the guest to receive what it wants.

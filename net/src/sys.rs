@@ -140,6 +140,16 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
     Ok(())
 }
 
+/// `TUNSETQUEUE`: has the link bring frames to this queue again, or to its others; `EINVAL` where it does that already.
+pub(crate) fn tun_set_queue(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
+    let mut request = ifreq();
+    let flags = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    request.ifr_ifru.ifru_flags = flags as i16;
+    // SAFETY: TUNSETQUEUE reads one `ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &request) } as isize)?;
+    Ok(())
+}
+
 /// The time since the boot, also while the host slept: one clock for all processes (`CLOCK_BOOTTIME`).
 pub(crate) fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -255,6 +265,16 @@ pub(crate) fn take_inherited(fd: RawFd) -> io::Result<Option<(OwnedFd, Attached)
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)
+}
+
+/// True where both descriptors are of one open file: its flags are theirs together, so one is turned over and back, in the
+/// hand of nobody else who would see that.
+pub(crate) fn is_same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> io::Result<bool> {
+    let (flags, before) = (rustix::fs::fcntl_getfl(a)?, rustix::fs::fcntl_getfl(b)?);
+    rustix::fs::fcntl_setfl(a, flags ^ rustix::fs::OFlags::NONBLOCK)?;
+    let after = rustix::fs::fcntl_getfl(b);
+    rustix::fs::fcntl_setfl(a, flags)?;
+    Ok(after? != before)
 }
 
 /// An empty `ifreq`.

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::queue::Queue;
 use crate::tuntap::TunDevice;
 use crate::{Backend, Error, Iov, LinkName, Offloads, Sent, TunMode};
 
-/// A tap with one queue. Dropped, it goes, unless it is persistent: then it is as it was before.
+/// A tap, by its first queue. Dropped, it goes, unless it is persistent: then it is as it was before.
 #[derive(Debug)]
 pub struct Tap {
     device: TunDevice,
@@ -21,7 +22,13 @@ impl Tap {
     /// Each says what we tried, and has a [`remedy`](Error::remedy): the device is absent or not allowed, the right is
     /// missing, another process holds the tap, it has several queues, or the link is no tap.
     pub fn open(name: Option<&LinkName>) -> Result<Self, Error> {
-        TunDevice::open(TunMode::Tap, name).map(|device| Self { device })
+        Self::open_queues(name, 1).map(|(tap, _)| tap)
+    }
+
+    /// The same with `queues` queues, of which those after the first come beside.
+    pub(crate) fn open_queues(name: Option<&LinkName>, queues: u16) -> Result<(Self, Vec<Queue>), Error> {
+        let (device, others) = TunDevice::open(TunMode::Tap, name, queues)?;
+        Ok((Self { device }, others))
     }
 
     /// The link's name.

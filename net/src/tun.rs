@@ -25,11 +25,11 @@ use vm_memory::VolatileSlice;
 
 use crate::host::Peer;
 use crate::neighbour::{self, Gateway, Replies};
-use crate::routed::{self, End, Told};
-use crate::tuntap::TunDevice;
+use crate::routed::{self, End};
+use crate::tuntap::{self, TunDevice};
 use crate::{
-    Autoconf, Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, Opened, RxFilter,
-    Sent, Step, TunConfig, TunMode, Wiring,
+    Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, Opened, RxFilter, Sent, Step,
+    TunConfig, TunMode, Wiring, autoconf,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -58,15 +58,15 @@ pub(crate) fn open(
     all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
-    let mtu = all.mtu;
+    let (mtu, queues) = (all.mtu, all.queues.number());
     let wiring = Wiring::begin()?;
-    let device = TunDevice::open(TunMode::Tun, config.name.as_ref())?;
+    let (device, others) = TunDevice::open(TunMode::Tun, config.name.as_ref(), queues)?;
     // Here, so that a failure drops the wiring before the tun: an address goes before its link does.
     let mut wiring = wiring;
     let name = device.name().to_owned();
     let stays = device.is_persistent();
     if !stays {
-        let command = format!("ip tuntap add dev {name} mode tun vnet_hdr");
+        let command = tuntap::line(TunMode::Tun, &name, queues);
         tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
     }
     let link = wiring.netlink().link(&name);
@@ -108,12 +108,10 @@ pub(crate) fn open(
     }
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();
-    let backend: Box<dyn Backend> = match told {
-        Told { lease: None, router: None, .. } => Box::new(tun),
-        Told { lease, router, .. } => Box::new(Autoconf::new(tun, lease, router)),
-    };
+    let others: Vec<_> = others.into_iter().map(|queue| tun.beside(queue)).collect();
+    let backends = autoconf::in_front(tun, others, told.lease, told.router);
     wiring.settle();
-    Ok(Opened { backends: vec![backend], mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
+    Ok(Opened { backends, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its
@@ -144,6 +142,12 @@ impl<B: Backend> Tun<B> {
     pub(crate) fn new(packets: B, guest: Mac, gateway: Gateway) -> Self {
         let (replies, buffers, not_ip) = (Replies::new(), IovBuffer::new(), Arc::default());
         Self { packets, guest, gateway, replies, buffers, not_ip }
+    }
+
+    /// The same in front of another queue of the link, with answers of its own.
+    pub(crate) fn beside<C: Backend>(&self, packets: C) -> Tun<C> {
+        let not_ip = Arc::clone(&self.not_ip);
+        Tun { not_ip, ..Tun::new(packets, self.guest, self.gateway.clone()) }
     }
 
     /// How many frames of the guest went nowhere, for they were not IP: counted on, wherever the tun is.
@@ -268,6 +272,10 @@ impl<B: Backend> Backend for Tun<B> {
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         self.packets.set_offloads(accepted)
+    }
+
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        self.packets.set_enabled(enabled)
     }
 
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {

@@ -6,6 +6,8 @@
 //! - A frame larger than the space of a read is cut without a word; `sys::readv` finds out.
 //! - Attaching to a persistent link overwrites its `vnet_hdr` and packet information flags, and they, the header length and
 //!   the offloads stay as they are when we are gone. So [`TunDevice`] gives them back.
+//! - A link of several queues (`IFF_MULTI_QUEUE`, which each descriptor must say and a link keeps) spreads what it receives by
+//!   flow, and brings an answer to the queue by which the flow goes out. Anybody with the right can attach one more.
 //! - The socket buffer has no bound unless somebody set one (`TUNSETSNDBUF`), so a write never waits.
 
 use std::fmt;
@@ -13,8 +15,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use crate::host::{Link, Namespace, Netlink, Tun, holders};
+use crate::queue::Queue;
 use crate::{Backend, Error, HEADER_LEN, Iov, LinkName, Offloads, Sent, sys};
 
 /// The name for a new link: the kernel puts the least free number.
@@ -33,9 +37,10 @@ pub enum TunMode {
 }
 
 impl TunMode {
-    /// What we attach as: no packet information before a frame, a virtio-net header instead, one queue.
-    fn flags(self) -> i32 {
-        self.kind() | libc::IFF_NO_PI | libc::IFF_VNET_HDR
+    /// What we attach `queues` queues as: no packet information before a frame, a virtio-net header instead.
+    fn flags(self, queues: u16) -> i32 {
+        let multi_queue = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        self.kind() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi_queue
     }
 
     fn kind(self) -> i32 {
@@ -55,33 +60,53 @@ impl fmt::Display for TunMode {
     }
 }
 
-/// A tap or tun with one queue. Dropped, it goes, unless it is persistent: then it is as it was before.
+/// The `ip tuntap` line that makes such a link with `queues` queues.
+pub(crate) fn line(mode: TunMode, name: &str, queues: u16) -> String {
+    let multi_queue = if queues > 1 { " multi_queue" } else { "" };
+    format!("ip tuntap add dev {name} mode {mode}{multi_queue} vnet_hdr")
+}
+
+/// The first queue of a tap or tun. Dropped with the others, the link goes, unless it is persistent: then it is as it was
+/// before.
 #[derive(Debug)]
 pub(crate) struct TunDevice {
     // Before `found`: fields drop in this order, and a link can be given back only after this descriptor is closed.
     device: File,
-    found: Option<Found>,
+    found: Option<Arc<Found>>,
     name: String,
     offloads: Offloads,
 }
 
 impl TunDevice {
-    /// Makes a link and lets the kernel name it, or attaches to the one called `name`, or makes it where it is absent.
+    /// Makes a link and lets the kernel name it, or attaches to the one called `name`, or makes it where it is absent: with
+    /// `queues` queues, of which those after the first come beside.
     ///
     /// Needs `CAP_NET_ADMIN` in the network namespace of the thread, or a persistent link that the user owns.
     ///
     /// # Errors
     /// Each says what we tried, and has a [`remedy`](Error::remedy): the device is absent or not allowed, the right is
-    /// missing, another process holds the link, it has several queues, or it is of another kind.
-    pub(crate) fn open(mode: TunMode, name: Option<&LinkName>) -> Result<Self, Error> {
+    /// missing, another process holds the link, it has several queues and we one or the other way round, or it is of another
+    /// kind.
+    pub(crate) fn open(
+        mode: TunMode,
+        name: Option<&LinkName>,
+        queues: u16,
+    ) -> Result<(Self, Vec<Queue>), Error> {
         let found = match name {
             Some(name) => find(name)?,
             None => None,
         };
+        if let (Some(name), Some(tun)) = (name, found.as_ref().and_then(|link| link.tun))
+            && (queues > 1 && tun.queues > 0)
+        {
+            // The kernel lets us in beside whoever has it, and gives us some of his frames.
+            let (name, source) = (name.to_string(), io::Error::from_raw_os_error(libc::EBUSY));
+            return Err(Error::TunBusy { mode, holders: holders::of(&name), name, source });
+        }
         let device = open_device()?;
         let wanted = name.map_or(TEMPLATE, LinkName::as_str);
-        if let Err(source) = sys::tun_set_iff(device.as_fd(), wanted, mode.flags()) {
-            return Err(explain_refusal(mode, name, found, source));
+        if let Err(source) = sys::tun_set_iff(device.as_fd(), wanted, mode.flags(queues)) {
+            return Err(explain_refusal(mode, name, queues, found, source));
         }
         let set = |what| move |source| Error::TunSetting { mode, name: wanted.to_owned(), what, source };
         let attached = sys::tun_get_iff(device.as_fd()).map_err(set("name"))?;
@@ -93,14 +118,25 @@ impl TunDevice {
             namespace,
             name: attached.name.clone(),
             index: found.as_ref().map(|link| link.id.index),
-            flags: found.and_then(|link| link.tun).map_or(mode.flags(), flags),
+            flags: found.and_then(|link| link.tun).map_or(mode.flags(queues), flags),
             header_len,
         });
+        let found = found.map(Arc::new);
         let mut this = Self { device, found, name: attached.name, offloads: Offloads::default() };
         sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(set("header length"))?;
         this.offloads = probe(this.fd());
         this.set_offloads(Offloads::default()).map_err(set("offloads"))?;
-        Ok(this)
+        let others = (1..queues).map(|_| this.another(mode.flags(queues)));
+        let others = others.collect::<Result<_, _>>()?;
+        Ok((this, others))
+    }
+
+    /// One more queue of the link.
+    fn another(&self, flags: i32) -> Result<Queue, Error> {
+        let device = open_device()?;
+        let set = |source| Error::TunQueue { name: self.name.clone(), source };
+        sys::tun_set_iff(device.as_fd(), &self.name, flags).map_err(set)?;
+        Ok(Queue::new(device.into(), self.found.clone(), self.offloads))
     }
 
     /// The link's name.
@@ -160,9 +196,9 @@ pub(crate) fn set_offloads(fd: BorrowedFd<'_>, accepted: Offloads) -> io::Result
     sys::tun_set_offload(fd, flags)
 }
 
-/// A persistent link as we found it, put back when dropped: after the descriptor that was attached to it.
+/// A persistent link as we found it, put back when dropped: after the descriptors that were attached to it.
 #[derive(Debug)]
-struct Found {
+pub(crate) struct Found {
     /// Where: this may be dropped anywhere.
     namespace: Namespace,
     name: String,
@@ -215,22 +251,31 @@ fn open_device() -> Result<File, Error> {
 }
 
 /// Why `TUNSETIFF` refused: its bare error and what `link` is.
-fn explain_refusal(mode: TunMode, name: Option<&LinkName>, link: Option<Link>, source: io::Error) -> Error {
-    let Some(name) = name.map(LinkName::to_string) else { return Error::MakeTun { mode, source } };
+fn explain_refusal(
+    mode: TunMode,
+    name: Option<&LinkName>,
+    queues: u16,
+    link: Option<Link>,
+    source: io::Error,
+) -> Error {
+    let Some(name) = name.map(LinkName::to_string) else { return Error::MakeTun { mode, queues, source } };
     let tun = link.as_ref().and_then(|link| link.tun);
     match (source.raw_os_error(), link, tun) {
         (Some(libc::EBUSY), ..) => {
             let holders = holders::of(&name);
             Error::TunBusy { mode, name, holders, source }
         }
-        (Some(libc::EPERM), None, _) => Error::MakeNamedTun { mode, name, source },
+        (Some(libc::EPERM), None, _) => Error::MakeNamedTun { mode, name, queues, source },
         (Some(libc::EPERM), Some(_), tun) => {
-            Error::TunNotOurs { mode, name, owner: tun.and_then(|tun| tun.owner), source }
+            let owner = tun.and_then(|tun| tun.owner);
+            Error::TunNotOurs { mode, name, queues, owner, source }
         }
         (_, Some(_), Some(tun)) if tun.mode != mode => {
             Error::OtherKind { mode, name, kind: tun.mode.to_string(), source }
         }
-        (_, Some(_), Some(tun)) if tun.multi_queue => Error::TunQueues { mode, name, source },
+        (_, Some(_), Some(tun)) if tun.multi_queue != (queues > 1) => {
+            Error::TunQueues { mode, name, queues, source }
+        }
         (_, Some(link), None) => Error::OtherKind { mode, name, kind: link.kind, source },
         _ => Error::Attach { mode, name, source },
     }
@@ -247,14 +292,15 @@ mod tests {
             packet_info: false,
             vnet_hdr: false,
             multi_queue: false,
+            queues: 0,
             persist: true,
             owner: None,
         };
         assert_eq!(flags(bare), libc::IFF_TAP | libc::IFF_NO_PI);
         assert_eq!(flags(Tun { mode: TunMode::Tun, ..bare }), libc::IFF_TUN | libc::IFF_NO_PI);
         assert_eq!(flags(Tun { packet_info: true, ..bare }), libc::IFF_TAP);
-        assert_eq!(flags(Tun { vnet_hdr: true, ..bare }), TunMode::Tap.flags());
-        assert_eq!(flags(Tun { multi_queue: true, ..bare }) & libc::IFF_MULTI_QUEUE, libc::IFF_MULTI_QUEUE);
+        assert_eq!(flags(Tun { vnet_hdr: true, ..bare }), TunMode::Tap.flags(1));
+        assert_eq!(flags(Tun { multi_queue: true, vnet_hdr: true, ..bare }), TunMode::Tap.flags(2));
     }
 
     #[test]

@@ -76,10 +76,11 @@ Network cards:
   bridge=br0                 a tap on br0, which is made where it is absent
   macvtap=eth0               a macvtap on the NIC eth0, or eth0 itself where it is one
   tun[=tun0]                 a tun: IP packets on the host, Ethernet for the guest
-  fd=5                       a tap or macvtap that somebody else opened, inherited
+  fd=5[:6]                   a tap or macvtap that somebody else opened, inherited: a descriptor for each queue pair
 Keys:
   mac=AA:BB:CC:DD:EE:FF      the guest's MAC address
   mtu=BYTES                  the MTU of the link and the guest
+  queues=N|auto              queue pairs, each with a thread, 1 to 64; auto: as many as vCPUs (1; not for fd)
   netns=NAME                 the network namespace of the host's end, made where it is absent (not for fd)
   host=ADDRESS/LENGTH        the host's address, one for IPv4 and one for IPv6 (tap, tun; macvtap: on a macvlan beside it)
   dhcp=on|off                tell the guest its addresses, by DHCP and router advertisement (on; tap, tun)

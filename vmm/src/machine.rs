@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
     let processor = Processor::new(&supported, args.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
     check_limits(&kvm, &processor, args)?;
     // Declared in the order in which they must go, last first.
-    let mut nics = Nic::open_all(&args.net, args.explain)?;
+    let mut nics = Nic::open_all(&args.net, args.cpus, args.explain)?;
     let memory = memory::map(args.memory.0)?;
     let vm = new_vm(&kvm)?;
 

@@ -25,13 +25,16 @@ pub(crate) struct Nic {
 }
 
 impl Nic {
-    /// Opens the wire of each NIC in order. With `explain`, each change of the host is printed as it is made.
+    /// Opens the wire of each NIC in order, for a guest with so many vCPUs. With `explain`, each change of the host is printed
+    /// as it is made.
     ///
     /// # Errors
     /// The first that cannot be opened, or two that cannot be together; what was changed until then is changed back.
-    pub(crate) fn open_all(configs: &[NetConfig], explain: bool) -> Result<Vec<Self>, Error> {
+    pub(crate) fn open_all(configs: &[NetConfig], cpus: u32, explain: bool) -> Result<Vec<Self>, Error> {
         check_distinct(configs)?;
-        configs.iter().enumerate().map(|(index, config)| Self::open(index, config, explain)).collect()
+        let resolved =
+            configs.iter().map(|config| NetConfig { queues: config.queues.of(cpus), ..config.clone() });
+        resolved.enumerate().map(|(index, config)| Self::open(index, &config, explain)).collect()
     }
 
     fn open(index: usize, config: &NetConfig, explain: bool) -> Result<Self, Error> {
@@ -45,11 +48,12 @@ impl Nic {
             Error::Nic(NicError { index, kind, error })
         })?;
         log::info!(
-            "NIC {index} ({}): {}, MAC {}, MTU {}",
+            "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}",
             config.wire.kind(),
             opened.link,
             opened.mac,
-            opened.mtu
+            opened.mtu,
+            opened.backends.len()
         );
         for notice in &opened.notices {
             log::warn!("NIC {index}: {notice}");
@@ -111,7 +115,7 @@ fn check_distinct(configs: &[NetConfig]) -> Result<(), Error> {
         {
             return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second: index });
         }
-        if let Some(claim) = config.claims() {
+        for claim in config.claims() {
             match claims.entry(claim) {
                 Entry::Vacant(free) => drop(free.insert(index)),
                 Entry::Occupied(taken) => {

@@ -1,8 +1,9 @@
-//! `fd=N`
+//! `fd=N[:N]...`
 
 use std::fmt;
 use std::os::fd::RawFd;
 
+use super::Queues;
 use super::keys::{Keys, number};
 use crate::Error;
 
@@ -12,7 +13,7 @@ pub(super) const KEYS: &str = "mac=, mtu=";
 /// Descriptors that we inherited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdConfig {
-    /// One for each queue pair: exactly one, while a NIC has one pair. None is the terminal's (0, 1, 2).
+    /// One for each queue pair, within [`Queues::RANGE`], no two the same. None is the terminal's (0, 1, 2).
     pub fds: Vec<RawFd>,
 }
 
@@ -21,9 +22,14 @@ impl FdConfig {
         let text = text.ok_or(Error::NoPlace { kind: KIND, example: "fd=5" })?;
         let refuse = |why| Error::value(KIND, text.to_owned(), why);
         let fds: Option<Vec<RawFd>> = text.split(':').map(number).collect();
-        match fds.ok_or_else(|| refuse("the number of a descriptor is wanted"))? {
+        let fds = fds.ok_or_else(|| refuse("numbers of descriptors are wanted, 5 or 5:6"))?;
+        let twice = (1..fds.len()).any(|index| fds[..index].contains(&fds[index]));
+        match fds {
             fds if fds.iter().any(|&fd| fd <= 2) => Err(refuse("0, 1 and 2 are the terminal's")),
-            fds if fds.len() > 1 => Err(refuse("a NIC has one queue pair, and so one descriptor")),
+            _ if twice => Err(refuse("a queue pair has a descriptor of its own: one is there twice")),
+            fds if fds.len() > usize::from(*Queues::RANGE.end()) => {
+                Err(refuse("a NIC has 64 queue pairs at most, and a descriptor for each"))
+            }
             fds => Ok(Self { fds }),
         }
     }

@@ -81,8 +81,29 @@ fn a_tun_has_both_ends() {
 }
 
 #[test]
-fn a_descriptor_is_a_number() {
+fn a_descriptor_is_a_number_and_there_is_one_for_each_queue_pair() {
     assert_eq!(wire("fd=5"), Wire::Fd(FdConfig { fds: vec![5] }));
+    let config = parse("fd=5:12:6").unwrap();
+    assert_eq!(config.wire, Wire::Fd(FdConfig { fds: vec![5, 12, 6] }));
+    assert_eq!(config.queues, Queues::Number(3));
+}
+
+#[test]
+fn queues_are_a_number_or_follow_the_vcpus() {
+    for kind in ["tap", "bridge=br0", "macvtap=eth0", "tun"] {
+        let queues = |keys| parse(&format!("{kind}{keys}")).unwrap().queues;
+        assert_eq!((queues(""), queues(",queues=64")), (Queues::Number(1), Queues::Number(64)), "{kind}");
+        assert_eq!(queues(",queues=auto"), Queues::Auto, "{kind}");
+    }
+    let of = |queues: Queues, cpus| queues.of(cpus);
+    assert_eq!((of(Queues::Auto, 1), of(Queues::Auto, 3)), (Queues::Number(1), Queues::Number(3)));
+    assert_eq!((of(Queues::Auto, 65), of(Queues::Auto, u32::MAX)), (Queues::Number(64), Queues::Number(64)));
+    assert_eq!(of(Queues::Number(2), 8), Queues::Number(2));
+    for wrong in ["0", "65", "-1", "+2", "two", "65538"] {
+        refused(&format!("tap,queues={wrong}"), &format!("queues={wrong}: there are 1 to 64"));
+    }
+    refused("tap,queues=2,queues=2", "queues= is given twice");
+    refused("fd=5:6,queues=2", "queues=");
 }
 
 /// The text of the refusal names `key`.
@@ -158,9 +179,12 @@ fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
     refused("tun,host=fd00::1/128", "guest=");
     refused("tun,nat", "nat");
     refused("fd", "fd=");
-    for fd in ["", "x", "-1", "1", "5:", "5:6", "99999999999"] {
+    for fd in ["", "x", "-1", "1", "5:", "5:x", "5:2", "99999999999"] {
         refused(&format!("fd={fd}"), &format!("fd={fd}"));
     }
+    refused("fd=5:6:5", "fd=5:6:5: a queue pair has a descriptor of its own");
+    let many: Vec<_> = (3..68).map(|fd: i32| fd.to_string()).collect();
+    refused(&format!("fd={}", many.join(":")), "64 queue pairs at most");
     refused("fd=5,netns=vpn", "netns=");
     refused("fd=5,host=10.0.0.1/24", "host=");
 }
@@ -188,13 +212,13 @@ fn a_refusal_says_what_there_is() {
 #[test]
 fn two_nics_cannot_have_one_end() {
     let claim = |spec| parse(spec).unwrap().claims();
-    assert_eq!(claim("tap=t0").unwrap(), "the tap t0");
+    assert_eq!(claim("tap=t0"), ["the tap t0"]);
     assert_ne!(claim("tap=t0,netns=a"), claim("tap=t0"));
-    assert_eq!(claim("tun=t0").unwrap(), "the tun t0");
-    assert!(claim("macvtap=eth0,mode=passthru").unwrap().contains("eth0"));
-    assert_eq!(claim("fd=5").unwrap(), "the descriptor 5");
+    assert_eq!(claim("tun=t0"), ["the tun t0"]);
+    assert!(claim("macvtap=eth0,mode=passthru")[0].contains("eth0"));
+    assert_eq!(claim("fd=5:7"), ["the descriptor 5", "the descriptor 7"]);
     for shared in ["tap", "tun", "bridge=br0,uplink=eth0", "macvtap=eth0"] {
-        assert_eq!(claim(shared), None, "{shared}");
+        assert_eq!(claim(shared), [""; 0], "{shared}");
     }
 }
 
@@ -224,6 +248,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "source=02:00:00:00:00:0[0-9]",
         1 => "mac=02:00:00:00:00:0[0-9]",
         1 => "mtu=[0-9]{2,5}",
+        1 => "queues=([0-9]{1,2}|auto)",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -283,16 +308,23 @@ fn wires() -> impl Strategy<Value = Wire> {
             Wire::Macvtap(MacvtapConfig { parent, mode, hosts, sources: source.into_iter().collect() })
         },
     );
-    let fd = (3..=i32::MAX).prop_map(|fd| Wire::Fd(FdConfig { fds: vec![fd] }));
+    let fds = proptest::collection::btree_set(3..=i32::MAX, 1..=64usize);
+    let fd = fds.prop_map(|fds| Wire::Fd(FdConfig { fds: fds.into_iter().collect() }));
     prop_oneof![tap, bridge, macvtap, tun, fd]
 }
 
 fn specs() -> impl Strategy<Value = NetConfig> {
     let netns = option::of("[a-z]{1,9}".prop_map(|name| name.parse().unwrap()));
-    (wires(), option::of(macs()), option::of(MTU), netns).prop_map(|(wire, mac, mtu, netns)| {
-        let netns = netns.filter(|_| !matches!(wire, Wire::Fd(_)));
-        NetConfig { wire, mac, mtu, netns }
-    })
+    let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
+    (wires(), option::of(macs()), option::of(MTU), queues, netns).prop_map(
+        |(wire, mac, mtu, queues, netns)| {
+            let (queues, netns) = match &wire {
+                Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
+                _ => (queues, netns),
+            };
+            NetConfig { wire, mac, mtu, queues, netns }
+        },
+    )
 }
 
 proptest! {

@@ -79,6 +79,8 @@ pub(crate) struct Tun {
     pub(crate) packet_info: bool,
     pub(crate) vnet_hdr: bool,
     pub(crate) multi_queue: bool,
+    /// How many queues are attached to one with `multi_queue`, detached for a while or not.
+    pub(crate) queues: u32,
     pub(crate) persist: bool,
     /// The user that may attach to it, where one is named.
     pub(crate) owner: Option<u32>,
@@ -344,6 +346,8 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
             packet_info: data.get_pi().is_ok_and(|pi| pi != 0),
             vnet_hdr: data.get_vnet_hdr().is_ok_and(|vnet_hdr| vnet_hdr != 0),
             multi_queue: data.get_multi_queue().is_ok_and(|multi_queue| multi_queue != 0),
+            queues: data.get_num_queues().unwrap_or_default()
+                + data.get_num_disabled_queues().unwrap_or_default(),
             persist: data.get_persist().is_ok_and(|persist| persist != 0),
             owner: data.get_owner().ok(),
         }),

@@ -7,7 +7,7 @@ use super::Macvtap;
 use crate::host::netlink::AddressOnLink;
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Link, LinkId, NewMacvlan, Refusal};
-use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, Opened, Step, Wiring};
+use crate::{Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig, Opened, Step, Wiring, autoconf};
 
 /// Why a link cannot have a macvtap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,10 +70,10 @@ impl ParentProblem {
 /// Makes the macvtap that `config` asks for and attaches to it.
 pub(crate) fn open(
     config: &MacvtapConfig,
-    mac: Option<Mac>,
-    mtu: Option<u16>,
+    all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Opened, Error> {
+    let &NetConfig { mac, mtu, queues, .. } = all;
     let mut wiring = Wiring::begin()?;
     let name = config.parent.as_str();
     let link = wiring.netlink().link(name).map_err(asking(format!("the link {name}")))?;
@@ -100,7 +100,7 @@ pub(crate) fn open(
         notices.extend(make_place(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?);
     }
     let made = again(&mut wiring, &made)?;
-    let macvtap = Macvtap::attach(&made, adopt)?;
+    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number())?;
     wiring.settle();
     notices.extend(trap(config, mode));
     if !macvtap.follows_groups() {
@@ -112,7 +112,7 @@ pub(crate) fn open(
     }
     let mac = Mac::new(macvtap.mac()).map_err(|why| Error::value("mac", made.id.to_string(), why))?;
     let mtu = u16::try_from(made.mtu).unwrap_or(*crate::MTU.end());
-    let backends: Vec<Box<dyn Backend>> = vec![Box::new(macvtap)];
+    let backends = autoconf::in_front(macvtap, others, None, None);
     Ok(Opened { backends, mac, mtu, link: made.id.name, notices, ignored: Default::default(), wiring })
 }
 

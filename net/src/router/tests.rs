@@ -256,6 +256,19 @@ fn a_guest_that_asked_hears_of_its_router_again_in_time() {
 }
 
 #[test]
+fn a_guest_that_asked_by_one_queue_hears_again_by_any() {
+    let ((first, _one), (second, _two)) = (SocketBackend::pair().unwrap(), SocketBackend::pair().unwrap());
+    let mut first = Autoconf::new(first, None, Some(router("fd00::1/64", None)));
+    let mut second = first.beside(second);
+    assert_eq!(send(&mut second, &solicitation(GUEST, ALL_ROUTERS, &SLLA)), Sent::Answered);
+    assert!(is_empty(&mut first), "the answer comes where the question went");
+    assert_eq!(Advert::parse(&recv(&mut second).unwrap()).to, TO_GUEST);
+    first.elapse(AGAIN);
+    assert_eq!(Advert::parse(&recv(&mut first).unwrap()).to, TO_ALL);
+    assert!(is_empty(&mut first) && is_empty(&mut second), "once");
+}
+
+#[test]
 fn the_time_between_is_less_than_the_lifetime() {
     assert!(AGAIN * 2 <= Duration::from_secs(LIFETIME.into()));
     // A DHCP client renews its lease after half of a day (RFC 2131 §4.4.5), and a frame is what it takes.

@@ -1,0 +1,79 @@
+//! A further queue of a tap, tun or macvtap whose first one is a backend of its kind: frames, and nothing of the link's.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::tuntap::Found;
+use crate::{Backend, HEADER_LEN, Iov, Offloads, Sent, sys};
+
+/// One more queue of a link. What is the link's and not the queue's (its offloads, its address, its groups) is set by the first
+/// one.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    // Before `_found`: a link can be given back only after the last descriptor is closed.
+    device: OwnedFd,
+    _found: Option<Arc<Found>>,
+    offloads: Offloads,
+    enabled: bool,
+}
+
+impl Queue {
+    /// The queue of `device`, which is attached and set up, on a link that can do `offloads`; a persistent one is given back as
+    /// `found`.
+    pub(crate) fn new(device: OwnedFd, found: Option<Arc<Found>>, offloads: Offloads) -> Self {
+        Self { device, _found: found, offloads, enabled: true }
+    }
+}
+
+impl Backend for Queue {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    #[inline]
+    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
+        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
+    }
+
+    #[inline]
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        sys::readv(self.device.as_fd(), space)
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// They are the link's: the first queue sets them.
+    fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        set_enabled(self.device.as_fd(), &mut self.enabled, enabled)
+    }
+
+    fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+}
+
+/// Attaches or detaches the queue of `fd`, which is as `is` says: the kernel refuses to do it twice.
+pub(crate) fn set_enabled(fd: BorrowedFd<'_>, is: &mut bool, enabled: bool) -> io::Result<()> {
+    if *is == enabled {
+        return Ok(());
+    }
+    match sys::tun_set_queue(fd, enabled) {
+        // The link is deleted, and brings nothing anyhow.
+        Err(_) if !enabled && sys::tun_get_iff(fd).is_err() => {}
+        result => result?,
+    }
+    *is = enabled;
+    if !enabled {
+        // The tun driver has forgotten what waited; macvtap would bring it when the queue is attached again. A read of the
+        // header alone takes the frame.
+        while rustix::io::read(fd, &mut [0; HEADER_LEN]).is_ok() {}
+    }
+    Ok(())
+}
