@@ -1,11 +1,12 @@
 //! A NIC of several queue pairs, and the guests that use them.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use harness::netns::Netns;
 use harness::stock::{self, Stock};
 use harness::traffic::Noise;
-use harness::{Vm, skip, wirevm_path};
+use harness::{Vm, guest, handmade, skip, wirevm_path};
 
 const COMMAND: Duration = Duration::from_secs(60);
 /// For the streams of a test at the slowest.
@@ -19,6 +20,29 @@ macro_rules! need {
             Err(why) => skip!("{why}"),
         }
     };
+}
+
+// What `ethtool -L eth0 combined N` does, for the guest has no ethtool: N is the number of the program's words, and its exit
+// status the error number.
+guest!(channels:
+    "mov ebx, [rsp]",
+    "sub rsp, 128", "cld", "xor eax, eax", "mov rdi, rsp", "mov ecx, 128", "rep stosb",
+    // struct ethtool_channels: ETHTOOL_SCHANNELS, and combined_count; behind it struct ifreq.
+    "mov dword ptr [rsp], 0x3d", "mov [rsp + 32], ebx",
+    "mov dword ptr [rsp + 64], 0x30687465", "mov [rsp + 80], rsp",
+    // socket(AF_INET, SOCK_DGRAM, 0), ioctl(SIOCETHTOOL), exit().
+    "mov eax, 41", "mov edi, 2", "mov esi, 2", "xor edx, edx", "syscall",
+    "mov edi, eax", "mov eax, 16", "mov esi, 0x8946", "lea rdx, [rsp + 64]", "syscall",
+    "mov edi, eax", "neg edi", "mov eax, 60", "syscall",
+);
+
+/// Puts a program into the guest, by its shell.
+fn install(vm: &mut Vm, path: &str, program: &[u8]) {
+    for part in program.chunks(100) {
+        let bytes: String = part.iter().map(|byte| format!("\\{byte:03o}")).collect();
+        vm.sh(&format!("printf '{bytes}' >>{path}"), COMMAND);
+    }
+    vm.sh(&format!("chmod +x {path}"), COMMAND);
 }
 
 /// The queues that the guest's driver made.
@@ -71,6 +95,29 @@ fn a_guest_of_two_vcpus_moves_frames_by_two_pairs_and_its_driver_comes_and_goes(
     // VIRTIO_NET_F_MQ.
     assert_eq!(vm.sh("cut -c 23 /sys/class/net/eth0/device/features", COMMAND).trim(), "1");
     streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 4);
+
+    // The driver wants one, and two again, under traffic.
+    install(&mut vm, "/dev/shm/channels", &handmade::program(channels()));
+    let mut flood = netns.command("ping");
+    let flood =
+        flood.args(["-f", "-w", "300", "172.31.0.2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    for _ in 0..3 {
+        vm.sh("/dev/shm/channels", COMMAND);
+        assert_eq!((queues(&mut vm).as_str(), attached(&netns, "t0").as_str()), ("rx-0 tx-0", "1 and 1"));
+        vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        vm.sh("/dev/shm/channels two", COMMAND);
+        assert_eq!(
+            (queues(&mut vm).as_str(), attached(&netns, "t0").as_str()),
+            ("rx-0 rx-1 tx-0 tx-1", "2 and 0")
+        );
+        vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+    }
+    let mut flood = flood.unwrap();
+    flood.kill().unwrap();
+    flood.wait().unwrap();
+    assert_eq!(vm.shell("/dev/shm/channels or three", COMMAND).status, 22, "there are two");
+    vm.sh("/dev/shm/channels", COMMAND);
+    streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
 
     // Without a driver the host brings its frames to the first queue alone.
     let driver = "/sys/bus/virtio/drivers/virtio_net";
@@ -125,7 +172,7 @@ fn two_inherited_descriptors_of_a_macvtap_are_two_pairs() {
     let mut command = netns.command("unshare");
     command.args(["--mount", "sh", "-c", script]).arg(wirevm_path());
     command.args(kernel.args("")).args(["-v", "--cpus", "2", "--net", "fd=5:6"]);
-    let mut vm = Vm::start(command.stdin(std::process::Stdio::piped()));
+    let mut vm = Vm::start(command.stdin(Stdio::piped()));
     vm.expect_from_shell("guest# ", stock::BOOT);
     vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
     assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");

@@ -209,6 +209,14 @@ fn a_link_with_other_queues_is_refused_and_says_what_to_do() {
             first.backends[1].set_enabled(false).unwrap();
             assert_eq!(attached(&format!("{mode}2")), (1, 1));
             drop(first);
+            // Also beside one who has detached his only queue for a while.
+            let kind = if mode == "tap" { libc::IFF_TAP } else { libc::IFF_TUN };
+            let flags = kind | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+            let queue = tun_attached(&format!("{mode}2"), flags);
+            detach(&queue);
+            let (error, _) = refused(&format!("{mode}={mode}2,queues=2"));
+            assert!(error.ends_with("another --net of this command holds it"), "{error}");
+            drop(queue);
             // As every tun does that was up with a carrier once, whoever did it.
             let settled = |text: String| text.replace("addrgenmode random", "addrgenmode eui64");
             assert_eq!(settled(state()), settled(before));
@@ -317,8 +325,18 @@ fn a_tun_of_several_queues_is_one_wire() {
 /// A NIC `v0` whose other end, `v1`, has 10.9.0.1 and knows the guest as 10.9.0.2.
 fn cable() {
     run("ip link add v0 type veth peer v1");
-    run("ip link set v1 address 02:00:00:00:00:ff up");
-    run("ip link set v0 up");
+    run("ip link set v1 addrgenmode none address 02:00:00:00:00:ff up");
+    run("ip link set v0 addrgenmode none up");
+    // Their carriers come a moment later.
+    let up = || ["v0", "v1"].iter().all(|link| run(&format!("ip link show {link}")).contains("state UP"));
+    (0..1000)
+        .find(|_| {
+            up() || {
+                std::thread::sleep(Duration::from_millis(5));
+                false
+            }
+        })
+        .expect("a carrier");
     run("ip address add 10.9.0.1/24 dev v1");
     run("ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:01 dev v1");
 }
@@ -347,12 +365,11 @@ fn a_macvtap_of_several_queues_spreads_flows_and_follows_one_filter() {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             }
             drop(opened);
-            // The NIC goes on to be promiscuous for a moment.
             assert_eq!(state(), before);
 
             // One that is there.
             run("ip link add link v0 name mv0 address 02:00:00:00:00:01 type macvtap mode bridge");
-            run("ip link set mv0 up");
+            run("ip link set mv0 addrgenmode none up");
             let before = state();
             let mut opened = self::opened("macvtap=mv0,queues=2");
             check_queues(&mut opened.backends, "10.9.0.2:9");
@@ -403,20 +420,26 @@ fn inherited_queues_of_a_tap_are_one_nic_without_any_right() {
     });
 }
 
+/// Has the link bring nothing to the queue.
+#[allow(unsafe_code)]
+fn detach(queue: &fs::File) {
+    // SAFETY: all zeroes is an ifreq, which TUNSETQUEUE reads.
+    let result = unsafe {
+        let mut ifreq: libc::ifreq = std::mem::zeroed();
+        ifreq.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as i16;
+        libc::ioctl(queue.as_raw_fd(), libc::TUNSETQUEUE, &ifreq)
+    };
+    assert_eq!(result, 0, "TUNSETQUEUE: {}", io::Error::last_os_error());
+}
+
 #[test]
 fn a_queue_that_its_owner_detached_is_so_again() {
     in_namespace("a_queue_that_its_owner_detached_is_so_again", || {
         let keep = [0; 2].map(|_| tun_attached("tap0", FLAGS | libc::IFF_MULTI_QUEUE));
         let detached =
             || keep.each_ref().map(|file| i32::from(tun_flags(file)) & libc::IFF_DETACH_QUEUE != 0);
-        // SAFETY: all zeroes is an ifreq, which TUNSETQUEUE reads.
-        #[allow(unsafe_code)]
-        let result = unsafe {
-            let mut ifreq: libc::ifreq = std::mem::zeroed();
-            ifreq.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as i16;
-            libc::ioctl(keep[0].as_raw_fd(), libc::TUNSETQUEUE, &ifreq)
-        };
-        assert_eq!((result, detached()), (0, [true, false]));
+        detach(&keep[0]);
+        assert_eq!(detached(), [true, false]);
         let opened = open_fds(&keep.each_ref().map(|file| give(file.try_clone().unwrap()))).unwrap();
         assert_eq!(detached(), [false, false]);
         drop(opened);
@@ -464,7 +487,7 @@ fn inherited_queues_of_a_macvtap_are_one_nic() {
             warnings();
             cable();
             run("ip link add link v0 name mv0 address 02:00:00:00:00:01 type macvtap mode bridge");
-            run("ip link set mv0 up");
+            run("ip link set mv0 addrgenmode none up");
             let before = state();
             let first = macvtap_device("mv0");
             let again = || fs::File::options().read(true).write(true).open("/dev/net/tap").unwrap();

@@ -75,6 +75,17 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
+/// The same file as a program for Linux, which maps whole pages of it: all of it is at [`BASE`], the entry behind its headers.
+pub fn program(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 56;
+    let mut file = elf(code);
+    let len = file.len() as u64;
+    for (at, value) in [(24, BASE + HEADERS), (64 + 8, 0), (64 + 32, len), (64 + 40, len)] {
+        file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    file
+}
+
 /// Writes the guest as a kernel file.
 pub fn kernel(dir: &TempDir, code: &[u8]) -> PathBuf {
     dir.file("kernel", elf(code))
