@@ -45,6 +45,11 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         ),
         (&["run", "--kernel", "x", "--net", "tap,colour=red"], &["--net", "no key \"colour\"", "mtu="]),
         (&["run", "--kernel", "x", "--net", "tap,mtu=9000,mtu=9000"], &["--net", "mtu= is given twice"]),
+        (&["run", "--kernel", "x", "--net", "tap,queues=0"], &["--net", "queues=0", "1 to 64"]),
+        (
+            &["run", "--kernel", "x", "--net", "tap,affinity=0:1"],
+            &["--net", "affinity=0:1", "one CPU for each"],
+        ),
         (&["run", "--kernel", "x", "--net", "tap,mtu=9"], &["--net", "mtu=9", "68"]),
         (&["run", "--kernel", "x", "--net", "tap,mac=01:00:00:00:00:00"], &["--net", "mac=", "multicast"]),
         (&["run", "--kernel", "x", "--net", "tap,host=172.31.0.0/24"], &["--net", "host=172.31.0.0/24"]),
@@ -68,6 +73,11 @@ fn a_machine_that_cannot_be_is_refused() {
     refused(&run(&nics), 1, &["19 NICs are more than the 18"]);
     let mac = "tap,mac=02:00:00:00:00:01";
     refused(&run(&["--net", mac, "--net", mac]), 1, &["NIC 0 and NIC 1 both have the MAC 02:00:00:00:00:01"]);
+    refused(&run(&["--net", "fd=5:6", "--net", "fd=7:6"]), 1, &["both have the descriptor 6"]);
+    let words = ["NIC 0: affinity=1023: CPU 1023 is offline", "online (0"];
+    refused(&run(&["--net", "tap,queues=2,affinity=0:1023"]), 1, &words);
+    let words = ["NIC 0 (tap): affinity=0:0: there is one CPU for each queue pair"];
+    refused(&run(&["--net", "tap,queues=auto,affinity=0:0"]), 1, &words);
     refused(&run(&["--net", "tap=t0", "--net", "tap=t0"]), 1, &["NIC 0 and NIC 1 both have the tap t0"]);
     refused(&run(&["--console", "/no/such/dir/file"]), 1, &["/no/such/dir/file", "No such file"]);
 }

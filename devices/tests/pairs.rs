@@ -11,7 +11,7 @@ use std::time::Duration;
 use devices::BusDevice;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mock::{Buffer, MockMmio, MockRing};
-use devices::virtio::net::{NetDeviceConfig, VirtioNet};
+use devices::virtio::net::{NetDeviceConfig, VirtioNet, run_on};
 use net::{Backend, Iov, Mac, Offloads, RxFilter, Sent, SocketBackend, SocketPeer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -199,6 +199,57 @@ fn the_driver_enables_as_many_pairs_as_it_wants() {
     }
     // What the driver still sends on another one goes.
     (0..PAIRS).for_each(|pair| many.send(pair));
+}
+
+#[test]
+fn a_driver_that_does_not_reset_first_has_one_pair_too() {
+    use virtio_bindings::virtio_mmio::*;
+    let many = Many::new();
+    let mmio = many.mmio();
+    mmio.write(VIRTIO_MMIO_STATUS, 1);
+    mmio.write(VIRTIO_MMIO_STATUS, 3);
+    for word in 0..2 {
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES, (MANY >> (32 * word)) as u32);
+    }
+    mmio.write(VIRTIO_MMIO_STATUS, 11);
+    for (queue, ring) in many.rings.iter().flatten().enumerate() {
+        assert!(mmio.set_queue(queue as u32, ring.setup()));
+    }
+    mmio.start();
+    assert!(!mmio.needs_reset());
+    assert_eq!(many.enabled(), [true, false, false]);
+}
+
+#[test]
+fn each_pair_runs_where_it_is_told() {
+    let (backend, _peer) = SocketBackend::pair().unwrap();
+    let allowed = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let mut statuses = tasks
+            .map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default());
+        let status = statuses.find(|status| status.starts_with("Name:\taffine-0\n"))?;
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"))?;
+        Some(cpus.to_owned())
+    };
+    let cpu = allowed_cpus().last().copied().unwrap();
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+    let config = NetDeviceConfig { name: "affine".into(), mac: Mac::new(MAC).unwrap(), mtu: None };
+    let nic = VirtioNet::new(config, vec![Box::new(backend)]).with_affinity(&[cpu]);
+    let device = MmioTransport::new(Box::new(nic), memory.clone(), EventFd::new(0).unwrap()).unwrap();
+    let mmio = MockMmio::new(&device);
+    assert!(mmio.negotiate(PLAIN));
+    let (rings, _) = rings(&memory);
+    assert!(mmio.set_queue(0, rings[0][0].setup()) && mmio.set_queue(1, rings[0][1].setup()));
+    mmio.start();
+    wait("the thread on its CPU", || allowed() == Some(cpu.to_string()));
+    assert!(run_on(1023).is_err() || allowed_cpus().len() > 1023);
+}
+
+/// The CPUs that this thread may run on.
+fn allowed_cpus() -> Vec<u16> {
+    let cpus = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..1024).filter(|&cpu| cpus.is_set(cpu)).map(|cpu| cpu as u16).collect()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! What parses makes sense: parsing refuses a spec that does not, naming the key. Each kind has its keys in a file of its
 //! own; here are those that all have.
 
+mod affinity;
 mod bridge;
 mod fd;
 mod keys;
@@ -54,6 +55,7 @@ pub const MTU: RangeInclusive<u16> = 68..=65521;
 ///   mac=ADDRESS         the guest's Ethernet address (random)
 ///   mtu=BYTES           the MTU of the link and the guest, 68 to 65521 (the link's own)
 ///   queues=N|auto       how many queue pairs, auto: as many as the guest has vCPUs (1; not for fd)
+///   affinity=CPU[:CPU]...   the host's CPU on which each queue pair's thread runs, one for each (any)
 ///   netns=NAME          the network namespace of the host's end, made where it is absent (ours; not for fd)
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub struct NetConfig {
     pub mtu: Option<u16>,
     /// How many queue pairs; for inherited descriptors, as many as these are.
     pub queues: Queues,
+    /// The host's CPU on which the thread of each queue pair runs, as many as [`queues`](Self::queues) says; empty for any.
+    pub affinity: Vec<u16>,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
@@ -102,6 +106,26 @@ impl Wire {
 }
 
 impl NetConfig {
+    /// The same for a guest with so many vCPUs: [`queues`](Self::queues) is a number.
+    ///
+    /// # Errors
+    /// [`affinity`](Self::affinity) has another number of CPUs.
+    pub fn for_guest(&self, cpus: u32) -> Result<Self, Error> {
+        let this = Self { queues: self.queues.of(cpus), ..self.clone() };
+        this.check_affinity().map(|()| this)
+    }
+
+    fn check_affinity(&self) -> Result<(), Error> {
+        match self.queues {
+            Queues::Number(queues)
+                if !self.affinity.is_empty() && self.affinity.len() != usize::from(queues) =>
+            {
+                Err(Error::Affinity { affinity: affinity::show(&self.affinity), queues })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What of the host this NIC has for itself, in words, so that a second one with the same is refused.
     pub fn claims(&self) -> Vec<String> {
         let claim = match &self.wire {
@@ -149,8 +173,10 @@ impl FromStr for NetConfig {
             Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
             _ => (keys.take("queues", str::parse)?.unwrap_or_default(), keys.take("netns", str::parse)?),
         };
+        let affinity = keys.take("affinity", affinity::parse)?.unwrap_or_default();
         keys.finish(&wire)?;
-        Ok(Self { wire, mac, mtu, queues, netns })
+        let this = Self { wire, mac, mtu, queues, affinity, netns };
+        this.check_affinity().map(|()| this)
     }
 }
 
@@ -173,6 +199,9 @@ impl fmt::Display for NetConfig {
         }
         if self.queues != Queues::default() && !matches!(self.wire, Wire::Fd(_)) {
             write!(f, ",queues={}", self.queues)?;
+        }
+        if !self.affinity.is_empty() {
+            write!(f, ",affinity={}", affinity::show(&self.affinity))?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

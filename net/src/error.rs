@@ -64,6 +64,14 @@ pub enum Error {
         why: &'static str,
     },
 
+    /// The CPUs are not as many as the queue pairs.
+    #[error("affinity={affinity}: there is one CPU for each queue pair, and these are {queues}")]
+    Affinity {
+        /// The CPUs.
+        affinity: String,
+        /// How many queue pairs there are.
+        queues: u16,
+    },
     /// This version of wirevm has no such wire, or not with this key.
     #[error("this version of wirevm has no {what}")]
     NotBuilt {
@@ -400,6 +408,7 @@ impl Error {
                 | Self::NotAKey { .. }
                 | Self::KeyTwice { .. }
                 | Self::Value { .. }
+                | Self::Affinity { .. }
         )
     }
 
@@ -415,6 +424,10 @@ impl Error {
                 "a --net is KIND[=WHERE][,key=value]...: tap=tap0,host=172.31.0.1/24".to_owned()
             }
             Self::KeyTwice { key } => format!("leave one {key}= away"),
+            Self::Affinity { affinity, .. } => {
+                let cpus = affinity.split(':').count();
+                format!("give as many CPUs as queue pairs: queues={cpus}; queues=auto is as many as --cpus says")
+            }
             Self::OpenTun { source } => match source.kind() {
                 io::ErrorKind::NotFound => format!(
                     "load the tun driver (sudo modprobe tun); in a container, give it the device {DEVICE}"

@@ -23,6 +23,8 @@ pub(crate) enum Error {
     Boot(#[from] boot::Error),
     #[error(transparent)]
     Nic(NicError),
+    #[error("NIC {index}: affinity={cpu}: CPU {cpu} is offline, is not there, or is not ours to use")]
+    Affinity { index: usize, cpu: u16, source: io::Error },
     #[error("NIC {first} and NIC {second} both have {what}")]
     SameTwice { what: String, first: usize, second: usize },
     #[error("cannot open {} for the console", path.display())]
@@ -125,6 +127,11 @@ impl Error {
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", size(*limit)),
             Self::Boot(e) => return e.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
+            Self::Affinity { .. } => {
+                let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+                let online = online.trim();
+                format!("take one that is online ({online}) and in the cpuset of this process, or leave affinity= away")
+            }
             Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
             Self::OpenConsole { .. } => "name a file that you may write, in a directory that exists".into(),
             Self::Host { .. } | Self::Bug(_) => return None,

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
-use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
+use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet, run_on};
 use net::{NetConfig, Wiring};
 
 use crate::error::{Error, NicError};
@@ -32,9 +33,13 @@ impl Nic {
     /// The first that cannot be opened, or two that cannot be together; what was changed until then is changed back.
     pub(crate) fn open_all(configs: &[NetConfig], cpus: u32, explain: bool) -> Result<Vec<Self>, Error> {
         check_distinct(configs)?;
-        let resolved =
-            configs.iter().map(|config| NetConfig { queues: config.queues.of(cpus), ..config.clone() });
-        resolved.enumerate().map(|(index, config)| Self::open(index, &config, explain)).collect()
+        let mut resolved = Vec::new();
+        for (index, config) in configs.iter().enumerate() {
+            let config = config.for_guest(cpus).map_err(|error| nic_error(index, config, error))?;
+            check_affinity(index, &config.affinity)?;
+            resolved.push(config);
+        }
+        resolved.iter().enumerate().map(|(index, config)| Self::open(index, config, explain)).collect()
     }
 
     fn open(index: usize, config: &NetConfig, explain: bool) -> Result<Self, Error> {
@@ -43,10 +48,7 @@ impl Nic {
                 report::print(&format!("{step}\n"));
             }
         };
-        let opened = net::open(config, &mut tell).map_err(|error| {
-            let kind = config.wire.kind();
-            Error::Nic(NicError { index, kind, error })
-        })?;
+        let opened = net::open(config, &mut tell).map_err(|error| nic_error(index, config, error))?;
         log::info!(
             "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}",
             config.wire.kind(),
@@ -59,7 +61,7 @@ impl Nic {
             log::warn!("NIC {index}: {notice}");
         }
         let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
-        let device = VirtioNet::new(device, opened.backends);
+        let device = VirtioNet::new(device, opened.backends).with_affinity(&config.affinity);
         Ok(Self {
             link: opened.link,
             counters: device.counters(),
@@ -104,6 +106,21 @@ impl Nic {
             );
         }
     }
+}
+
+fn nic_error(index: usize, config: &NetConfig, error: net::Error) -> Error {
+    Error::Nic(NicError { index, kind: config.wire.kind(), error })
+}
+
+/// Tries each CPU, on a thread of its own: a queue pair's comes only with the guest's driver.
+fn check_affinity(index: usize, cpus: &[u16]) -> Result<(), Error> {
+    for &cpu in cpus {
+        let tried = thread::scope(|scope| scope.spawn(|| run_on(cpu)).join());
+        tried
+            .map_err(|_| Error::Bug("the trial of a CPU".to_owned()))?
+            .map_err(|source| Error::Affinity { index, cpu, source })?;
+    }
+    Ok(())
 }
 
 /// Refuses two NICs with one MAC or one end on the host, which would otherwise fail later and in stranger words.

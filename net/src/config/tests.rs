@@ -106,6 +106,28 @@ fn queues_are_a_number_or_follow_the_vcpus() {
     refused("fd=5:6,queues=2", "queues=");
 }
 
+#[test]
+fn each_queue_pair_may_have_a_cpu() {
+    let affinity = |spec| parse(spec).unwrap().affinity;
+    assert_eq!(affinity("tap"), [0; 0]);
+    assert_eq!(affinity("tap,affinity=3"), [3]);
+    assert_eq!(affinity("macvtap=eth0,queues=3,affinity=2:1023:2"), [2, 1023, 2]);
+    assert_eq!(affinity("fd=5:6,affinity=0:1"), [0, 1]);
+    let auto = parse("tun,queues=auto,affinity=0:1").unwrap();
+    assert_eq!(auto.for_guest(2).unwrap().queues, Queues::Number(2));
+    let error = auto.for_guest(3).unwrap_err();
+    assert_eq!(error.to_string(), "affinity=0:1: there is one CPU for each queue pair, and these are 3");
+    for wrong in ["tap,affinity=0:1", "fd=5:6,affinity=1", "bridge=br0,queues=2,affinity=0:1:2"] {
+        refused(wrong, "there is one CPU for each queue pair");
+    }
+    for wrong in ["x", "-1", "1024", "0,1", "0:", "0-1"] {
+        refused(
+            &format!("tap,queues=2,affinity={wrong}"),
+            if wrong == "0,1" { "\"1\"" } else { "affinity=" },
+        );
+    }
+}
+
 /// The text of the refusal names `key`.
 fn refused(spec: &str, key: &str) {
     let error = parse(spec).expect_err(spec);
@@ -200,7 +222,7 @@ fn a_refusal_says_what_there_is() {
         ("bridge=br0,x=1", &["uplink=", "vlan="]),
         ("macvtap=eth0,x=1", &["mode=", "source=", "host="]),
         ("tun,x=1", &["host=", "guest=", "dhcp="]),
-        ("fd=5,x=1", &["mac=", "mtu="]),
+        ("fd=5,x=1", &["mac=", "mtu=", "affinity="]),
     ] {
         for key in keys {
             assert!(remedy(spec).contains(key), "{spec}: {key}");
@@ -249,6 +271,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "mac=02:00:00:00:00:0[0-9]",
         1 => "mtu=[0-9]{2,5}",
         1 => "queues=([0-9]{1,2}|auto)",
+        1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -316,13 +339,14 @@ fn wires() -> impl Strategy<Value = Wire> {
 fn specs() -> impl Strategy<Value = NetConfig> {
     let netns = option::of("[a-z]{1,9}".prop_map(|name| name.parse().unwrap()));
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
-    (wires(), option::of(macs()), option::of(MTU), queues, netns).prop_map(
-        |(wire, mac, mtu, queues, netns)| {
+    (wires(), option::of(macs()), option::of(MTU), queues, any::<bool>(), netns).prop_map(
+        |(wire, mac, mtu, queues, bound, netns)| {
             let (queues, netns) = match &wire {
                 Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
             };
-            NetConfig { wire, mac, mtu, queues, netns }
+            let cpus = if bound { queues.number() } else { 0 };
+            NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), netns }
         },
     )
 }

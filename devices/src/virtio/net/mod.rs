@@ -15,6 +15,7 @@ use virtio_bindings::virtio_net::*;
 use self::control::{Control, SharedMac};
 use self::orders::orders;
 pub use self::queue_pair::Counters;
+pub use self::queue_pair::run_on;
 use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use super::{Activation, ActiveQueue, VirtioDevice};
@@ -70,6 +71,7 @@ pub struct VirtioNet {
     features: u64,
     queue_sizes: Vec<u16>,
     slots: Vec<Slot>,
+    affinity: Vec<u16>,
 }
 
 /// Where a pair's backend is: here, or in its thread. In neither after that thread panicked.
@@ -93,7 +95,15 @@ impl VirtioNet {
         // Behind the last pair (§5.1.2), for a driver that negotiates all of them.
         queue_sizes.push(control::QUEUE_SIZE);
         let mac = SharedMac::new(config.mac);
-        Self { config, mac, features, queue_sizes, slots }
+        Self { config, mac, features, queue_sizes, slots, affinity: Vec::new() }
+    }
+
+    /// The same with the thread of each pair on a CPU of the host, as far as `cpus` goes. A thread that cannot be there, for it
+    /// went offline, runs on any.
+    #[must_use]
+    pub fn with_affinity(mut self, cpus: &[u16]) -> Self {
+        cpus.clone_into(&mut self.affinity);
+        self
     }
 
     /// The counters of each pair. They go on over resets, and can be read at any time.
@@ -140,6 +150,7 @@ impl VirtioNet {
             backend.set_offloads(offloads).map_err(|error| Error::Offloads(number, error))?;
             let pair = QueuePair::new(PairParts {
                 name: format!("{}-{number}", self.config.name),
+                cpu: self.affinity.get(number).copied(),
                 memory: memory.clone(),
                 interrupt: Arc::clone(&interrupt),
                 rx,

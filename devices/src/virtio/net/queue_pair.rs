@@ -11,7 +11,7 @@
 
 mod thread;
 
-pub use self::thread::PairThread;
+pub use self::thread::{PairThread, run_on};
 
 use std::collections::VecDeque;
 use std::io;
@@ -119,6 +119,8 @@ struct Posted {
 pub struct PairParts {
     /// What its thread is called.
     pub name: String,
+    /// The host's CPU that its thread runs on; none for any.
+    pub cpu: Option<u16>,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
     /// How the driver is told.

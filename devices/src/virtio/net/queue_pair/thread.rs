@@ -7,6 +7,7 @@ use std::thread::{Builder, JoinHandle};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
+use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Inbox, Next, PairParts, QueuePair};
@@ -94,14 +95,20 @@ impl PairThread {
             }
             Err(error) => return Err((pair, error)),
         };
-        let name = pair.parts.name.clone();
+        let (name, cpu) = (pair.parts.name.clone(), pair.parts.cpu);
         let id = manager.add_subscriber(pair);
         if let Some(error) = subscriber(&mut manager, id).watch_error.take() {
             return Err((take(manager, id), io::Error::other(error)));
         }
         // The pair follows once the thread is there: a thread that cannot be made would take what it was given with it.
         let (sender, receiver) = mpsc::sync_channel(1);
-        let body = move || receiver.recv().ok().map(|manager| run(manager, id));
+        let body = move || {
+            // It was tried when the NIC was made, and CPUs come and go.
+            if let Some((cpu, Err(error))) = cpu.map(|cpu| (cpu, run_on(cpu))) {
+                log::warn!("a queue pair cannot run on CPU {cpu}, and runs on any: {error}");
+            }
+            receiver.recv().ok().map(|manager| run(manager, id))
+        };
         match Builder::new().name(name).spawn(body) {
             Ok(thread) => match sender.send(manager) {
                 Ok(()) => Ok(Self { stop, thread }),
@@ -120,6 +127,20 @@ impl PairThread {
         }
         self.thread.join().ok().flatten()
     }
+}
+
+/// Has the calling thread run on that CPU of the host and no other.
+///
+/// # Errors
+/// `EINVAL` where there is no such CPU, it is offline, or the process may not use it (cpuset(7)).
+pub fn run_on(cpu: u16) -> io::Result<()> {
+    let mut cpus = CpuSet::new();
+    let cpu = usize::from(cpu);
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    cpus.set(cpu);
+    Ok(sched_setaffinity(None, &cpus)?)
 }
 
 /// The pair's life: frames until there are none, then sleep until something happens.

@@ -1,0 +1,15 @@
+//! `affinity=CPU[:CPU]...`
+
+use super::keys::number;
+
+/// The CPUs that a thread can be bound to are numbered below this, `CPU_SETSIZE` (sched_setaffinity(2)).
+const CPUS: u16 = 1024;
+
+pub(super) fn parse(text: &str) -> Result<Vec<u16>, &'static str> {
+    let cpus: Option<_> = text.split(':').map(|cpu| number(cpu).filter(|&cpu| cpu < CPUS)).collect();
+    cpus.ok_or("numbers of CPUs are wanted, below 1024: 2, or 2:3 for two queue pairs")
+}
+
+pub(super) fn show(cpus: &[u16]) -> String {
+    cpus.iter().map(u16::to_string).collect::<Vec<_>>().join(":")
+}
