@@ -1,11 +1,12 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [lab] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [lab] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
 //! - `wire`: frames through the NIC's own thread and a tap, against a bare loop of the same system calls.
+//! - `queues`: the same through two pairs, beside one.
 //! - `lab`: a guest's boot, throughput, latency and exits under `wirevm` and QEMU. Needs a KVM that runs Linux.
 //!
 //! **Invariant: what is compared takes turns**, in every round, in an order that alternates, so that a machine that
@@ -43,7 +44,8 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 3] = [("start", start::run), ("wire", wire::run), ("lab", lab::run)];
+const PARTS: [(&str, Part); 4] =
+    [("start", start::run), ("wire", wire::run), ("queues", wire::queues::run), ("lab", lab::run)];
 
 fn main() -> ExitCode {
     let mut options = Options { rounds: None, only: String::new() };

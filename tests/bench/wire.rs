@@ -9,6 +9,7 @@
 //! On a busy machine frames per second mean little, and the mover's own processor time for a frame still does.
 
 mod pair;
+pub(crate) mod queues;
 mod rig;
 
 use std::io;
@@ -81,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
 }
 
 fn measure(rounds: usize, only: &str) -> io::Result<Vec<Row>> {
-    let (rig, mut nic) = Rig::new()?;
+    let (rig, mut nic) = Rig::new(1)?;
     let nic = &mut nic.device;
     let mut rows = Vec::new();
     for sending in [true, false] {

@@ -197,6 +197,14 @@ impl MockRing {
         fence(Ordering::SeqCst);
     }
 
+    /// Asks for one interrupt, when `chains` more are used: of them at least one, and as many as the ring has at most. Takes
+    /// the event index.
+    pub fn want_interrupt_after(&mut self, chains: u16) {
+        let used_event = self.setup.avail_ring + 4 + 2 * u64::from(self.setup.size);
+        self.store(used_event, self.used.wrapping_add(chains).wrapping_sub(1));
+        fence(Ordering::SeqCst);
+    }
+
     /// Writes any descriptor at all into the queue's table.
     pub fn lie_descriptor(&mut self, index: u16, buffer: Buffer, flags: u16, next: u16) {
         self.write_descriptor(self.setup.desc_table, index, buffer, flags, next);

@@ -69,18 +69,18 @@ fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Driver> {
         queues: vec![queue(0, &rx, &rx_kick)?, queue(1, &tx, &tx_kick)?],
     };
     nic.activate(activation)?;
-    let thread = nic_thread()?;
+    let thread = nic_thread("wire-0")?;
     sys::pin(thread, rig.cores.mover)?;
     Ok(Driver { rx, tx, rx_kick, tx_kick, thread })
 }
 
-/// The number of the NIC's thread, which has its name only once it runs.
-fn nic_thread() -> io::Result<u32> {
+/// The number of the NIC's thread of that name, which it has only once it runs.
+pub(super) fn nic_thread(name: &str) -> io::Result<u32> {
     let end = Instant::now() + STUCK;
     while Instant::now() < end {
         for task in fs::read_dir("/proc/self/task")? {
             let path = task?.path();
-            if fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "wire-0") {
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
                 let number =
                     path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
                 return number.ok_or_else(|| io::Error::other("a thread without a number"));

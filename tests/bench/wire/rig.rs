@@ -130,11 +130,12 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    /// Makes the tap in this thread's network namespace, which is to be otherwise empty.
-    pub(super) fn new() -> io::Result<(Self, Nic)> {
+    /// Makes a tap of so many queues in this thread's network namespace, which is to be otherwise empty. Each of several pairs
+    /// has a core, as far as there are any.
+    pub(super) fn new(queues: u16) -> io::Result<(Self, Nic)> {
         // The kernel's own IPv6 messages would be frames among ours.
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-        let config = "tap,mtu=1500".parse().map_err(io::Error::other)?;
+        let config = format!("tap,mtu=1500,queues={queues}").parse().map_err(io::Error::other)?;
         let opened = net::open(&config, &mut |_| ()).map_err(io::Error::other)?;
         let tap = opened.backends[0].fd().try_clone_to_owned()?;
         let queue = Command::new("ip").args(["link", "set", &opened.link, "txqueuelen", "1024"]).status()?;
@@ -143,9 +144,13 @@ impl Rig {
         }
         let sender = LinkSender::new(link_index(&opened.link)?)?;
         let config = NetDeviceConfig { name: "wire".into(), mac: opened.mac, mtu: Some(opened.mtu) };
-        let nic = Nic { device: VirtioNet::new(config, opened.backends), _wiring: opened.wiring };
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
         let cores = sys::cores()?;
+        let affinity: Vec<_> =
+            (0..queues).map(|pair| cores[usize::from(pair) % cores.len()] as u16).collect();
+        let device = VirtioNet::new(config, opened.backends);
+        let device = if queues > 1 { device.with_affinity(&affinity) } else { device };
+        let nic = Nic { device, _wiring: opened.wiring };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
         let cores = Cores { mover: cores[cores.len() - 1], driver: cores[0] };
         sys::pin(sys::thread_number(), cores.driver)?;
         Ok((Self { memory, tap, cores, sender }, nic))
