@@ -87,12 +87,17 @@ impl Stock {
     /// Boots it in a network namespace, up to its shell.
     #[track_caller]
     pub fn boot(&self, netns: &Netns, words: &str, args: &[&str]) -> Vm {
+        let mut vm = self.start(netns, words, args);
+        vm.expect_from_shell("guest# ", BOOT);
+        vm
+    }
+
+    /// Starts it in a network namespace.
+    pub fn start(&self, netns: &Netns, words: &str, args: &[&str]) -> Vm {
         let mut all = self.args(words);
         all.extend(args.iter().map(|arg| String::from(*arg)));
         let all: Vec<_> = all.iter().map(String::as_str).collect();
-        let mut vm = Vm::start_in(netns, &all);
-        vm.expect_from_shell("guest# ", BOOT);
-        vm
+        Vm::start_in(netns, &all)
     }
 
     /// The ELF `vmlinux` inside the bzImage, written to `to`; or why not.

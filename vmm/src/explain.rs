@@ -46,14 +46,15 @@ impl Reach {
         Some(match self {
             Self::Yes | Self::No => return None,
             Self::Routed => {
-                "once the host forwards (sysctl net.ipv4.ip_forward=1) and the far side has a route back"
+                "once the host forwards (sysctl net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1),
+            and the far side has a route back"
             }
             Self::Forward => "only the ports that forward= names",
-            Self::Host => "only with host=, which gives the host a link of its own beside the guest's",
+            Self::Host => "only with host=, which makes a link for the host itself beside the guest's",
             Self::Address => "once the host has an address on the bridge",
             Self::Port => "once a NIC of the host is a port of the bridge: uplink= makes it one",
-            Self::Hairpin => "only through a switch that sends frames back out of the port they came by",
-            Self::Source => "only with the MAC addresses that source= names",
+            Self::Hairpin => "only through a switch that sends frames back out of the port that they came by",
+            Self::Source => "only with the MAC addresses that source= names; of the other guests too",
             Self::Alone => "the guest has the NIC to itself: there is no other guest on it",
         })
     }
@@ -85,15 +86,15 @@ const ROWS: [Row; 10] = {
         }
     }
     [
-        row(Wire::Tap, "tap,nat", 2, [Yes, Routed, Yes, Forward]),
+        row(Wire::Tap, "tap,nat", 2, [Yes, Yes, Yes, Forward]),
         row(Wire::Tap, "tap", 2, [Yes, Routed, Routed, Routed]),
         row(Wire::Bridge, "bridge=br0", 2, [Address, Yes, Port, Port]),
         row(Wire::Bridge, "bridge=br0,uplink=eth1", 2, [Yes, Yes, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0", 2, [Host, Yes, Yes, Yes]),
-        row(Wire::Macvtap, "macvtap=eth0,mode=vepa", 2, [No, Hairpin, Yes, Yes]),
+        row(Wire::Macvtap, "macvtap=eth0,mode=vepa", 2, [Hairpin, Hairpin, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0,mode=private", 2, [No, No, Yes, Yes]),
         row(Wire::Macvtap, "macvtap=eth0,mode=passthru", 2, [No, Alone, Yes, Yes]),
-        row(Wire::Macvtap, "macvtap=eth0,mode=source", 2, [No, No, Source, Source]),
+        row(Wire::Macvtap, "macvtap=eth0,mode=source", 2, [No, Hairpin, Source, Source]),
         row(Wire::Tun, "tun", 3, [Yes, Routed, Routed, Routed]),
     ]
 };
@@ -167,12 +168,15 @@ tap: a network link of the host whose other end is a file descriptor.
   └──────────────┘    └────────────────┘     └────────────────────────────────────────┘
 ",
             "\
-Host and guest are neighbours in a subnet of their own; wirevm answers the guest's DHCP. What lies beyond goes through the
-host's routing: with nat, wirevm switches forwarding on for this link and hides the guest behind the host's addresses.
+Host and guest are neighbours in a subnet of their own, which wirevm picks where host= does not say
+it; wirevm answers the guest's DHCP. What lies beyond goes through the host's routing. With nat,
+wirevm has the host forward what comes from the guest, and hides the guest behind the host's own
+addresses. Choose it with nat for a guest that is to reach out and needs nothing else; without,
+where the host is a router.
 
   wirevm run ... --net tap,host=172.31.0.1/24             a subnet that the host routes
   wirevm run ... --net tap,nat,forward=8080:80            out by NAT, and one port in
-  wirevm run ... --net tap=tap0                           a tap that is there already
+  wirevm run ... --net tap=tap0                           a tap of yours, as it is
 ",
         ),
         Wire::Bridge => (
@@ -188,15 +192,15 @@ bridge: a switch inside the host; each guest's tap is a port of it.
   └──────────────┘    └────────────────┘     └────────────────────────────────────────┘
 ",
             "\
-Frames go by MAC address from port to port, so that guests reach each other. With uplink= a NIC of the
-host is a port too: the guests are machines of its LAN, each under its own MAC address. What arrives at
-a port is the bridge's, so the NIC's addresses and routes move onto the bridge, and back at the end.
-Choose it for guests among themselves, and for guests on a LAN that the host is to reach as well. Wi-Fi
-cannot be a port, for an access point takes frames from one MAC address.
+Frames go by MAC address from port to port, so that guests reach each other. With uplink= a NIC of
+the host is a port too: the guests are machines of its LAN, each under its own MAC address. What
+arrives at a port is the bridge's, so the NIC's addresses and routes move onto the bridge, and back
+at the end. Choose it for guests among themselves, and for guests on a LAN that the host is to reach
+as well. Wi-Fi cannot be a port, for an access point takes frames from one MAC address.
 
-  wirevm run ... --net bridge=br0                         made where absent, gone with its last guest
-  wirevm run ... --net bridge=br0,uplink=eth1             on eth1's LAN
-  wirevm run ... --net bridge=br0,vlan=20                 a port of VLAN 20
+  wirevm run ... --net bridge=br0                       made where absent; goes with its last guest
+  wirevm run ... --net bridge=br0,uplink=eth1           on eth1's LAN
+  wirevm run ... --net bridge=br0,vlan=20               a port of VLAN 20
 ",
         ),
         Wire::Macvtap => (
@@ -212,18 +216,20 @@ macvtap: a second MAC address on a NIC of the host, handed straight to the guest
                                              └────────────────────────────────────────┘
 ",
             "\
-The guest is a machine of the LAN, and nothing of the host changes. The trap: the host itself never sees a macvtap guest, nor
-the guest the host, for the NIC does not send frames back up. host= cures it with a link of the host's own beside the guest's.
-Of a subnet that the NIC has itself, host= takes the part that the guests are in, by a longer prefix.
+The guest is a machine of the LAN with a MAC address of its own, and nothing of the NIC's own
+setting changes. The trap: host and guest do not reach each other, for the NIC sends nothing back
+up. host= cures it, with a link for the host itself; in a subnet that the NIC has too, it takes the
+part that the guests are in, by a longer prefix. Choose it for guests on a LAN where a bridge is too
+much. Not Wi-Fi.
 
   mode=bridge    guests on one NIC reach each other directly (the default)
   mode=vepa      all goes out to the switch, which may send it back (hairpin)
   mode=private   guests on one NIC do not find each other, hairpin or not
-  mode=passthru  the guest has the whole NIC
-  mode=source    only the MAC addresses of source=
+  mode=passthru  the guest has the whole NIC, and the host has nothing by it
+  mode=source    the guest hears the MAC addresses of source=, and no other
 
-  wirevm run ... --net macvtap=eth0
-  wirevm run ... --net macvtap=eth0,host=192.168.1.250/29
+  wirevm run ... --net macvtap=eth0                         the guest asks the LAN for an address
+  wirevm run ... --net macvtap=eth0,host=192.168.1.250/29   eth0 is in 192.168.1.0/24
 ",
         ),
         Wire::Tun => (
@@ -238,9 +244,12 @@ tun: a layer 3 link; the host sees IP packets, the guest still sees Ethernet.
   └──────────────┘    └────────────────┘     └────────────────────────────────────────┘
 ",
             "\
-No MAC address of the guest ever reaches the host: there is no broadcast, no neighbour table, nothing but routes. What is not IP
-is dropped and counted. Choose it to route a guest like any IP address, or to put it behind a VPN.
+The host has no MAC address of the guest: no broadcast, no neighbour table, nothing but routes.
+wirevm takes the Ethernet header off and puts it on, and answers what a guest asks of its
+neighbours. What is neither IP nor about neighbours is dropped and counted. Choose it to route a
+guest as any IP address, or to put it into a VPN's tables.
 
+  wirevm run ... --net tun                                addresses of wirevm's choice
   wirevm run ... --net tun,host=10.0.0.1/30,guest=10.0.0.2
 ",
         ),
@@ -257,7 +266,7 @@ mod tests {
         for wire in [None].into_iter().chain(Wire::value_variants().iter().copied().map(Some)) {
             let text = text(wire);
             for line in text.lines() {
-                assert!(line.chars().count() <= 128, "{line}");
+                assert!(line.chars().count() <= 100, "{line}");
             }
             let edges =
                 text.lines().filter(|line| line.contains(['┌', '└'])).map(|line| line.chars().count());

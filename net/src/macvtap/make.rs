@@ -128,7 +128,10 @@ fn trap(config: &MacvtapConfig, mode: MacvtapMode) -> Option<String> {
                 "{CUT_OFF} or another one on the NIC, but by a switch that sends frames back (reflective relay)"
             )
         }
-        (MacvtapMode::Private | MacvtapMode::Source, _) => format!("{CUT_OFF} or another one on the NIC"),
+        (MacvtapMode::Private, _) => format!("{CUT_OFF} or another one on the NIC"),
+        (MacvtapMode::Source, _) => format!(
+            "{CUT_OFF}; another one on the NIC, by a switch that sends frames back (reflective relay) if source= lists it"
+        ),
         (MacvtapMode::Passthru, _) => format!(
             "the guest has all of {}: what the host had by it, it has no more until the guest ends",
             config.parent
