@@ -15,49 +15,68 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub struct Netns(Arc<Holder>);
 
 /// The process that keeps the namespace: it waits for the end of its standard input, which ends with us at the latest.
-struct Holder(Child);
+struct Holder {
+    child: Child,
+    /// It has a `/run` of its own too.
+    own_run: bool,
+}
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
 impl Netns {
     /// Makes one with `lo` up, or says why not: it takes root.
     pub fn new() -> Result<Self, String> {
+        Self::make(false)
+    }
+
+    /// The same, with an empty `/run` for all that runs in it: the namespaces that `ip netns` names are its own.
+    pub fn with_own_run() -> Result<Self, String> {
+        Self::make(true)
+    }
+
+    fn make(own_run: bool) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("network namespaces need root".into());
         }
+        let mount = if own_run { "mount -t tmpfs run /run &&" } else { "" };
         let mut child = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"])
+            .args(if own_run { &["--net", "--mount"][..] } else { &["--net"] })
+            .args(["sh", "-c", &format!("{mount} ip link set lo up && echo ready && exec cat")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|e| format!("cannot start unshare: {e}"))?;
         let mut ready = [0; 6];
         let made = child.stdout.take().expect("piped").read_exact(&mut ready);
-        let netns = Self(Arc::new(Holder(child)));
+        let netns = Self(Arc::new(Holder { child, own_run }));
         made.map_err(|_| "this machine makes no network namespaces".to_owned())?;
         Ok(netns)
     }
 
     /// The process that holds it, as `ip link` takes a namespace.
     pub fn pid(&self) -> u32 {
-        self.0.0.id()
+        self.0.child.id()
     }
 
     /// A command that runs in it.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.args([&format!("--net=/proc/{}/ns/net", self.0.0.id()), "--", program]);
+        command.arg(format!("--net=/proc/{}/ns/net", self.pid()));
+        if self.0.own_run {
+            command.arg(format!("--mount=/proc/{}/ns/mnt", self.pid()));
+        }
+        command.args(["--", program]);
         command
     }
 
     /// Runs `work` on a thread in it: a socket that it opens is one of this namespace.
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.0.0.id())).expect("its holder lives");
+        let namespace = File::open(format!("/proc/{}/ns/net", self.pid())).expect("its holder lives");
         std::thread::spawn(move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
             work()

@@ -22,6 +22,8 @@ macro_rules! need {
     };
 }
 
+mod elsewhere;
+
 /// Boots the two guests, with a NIC on each row that they are on.
 fn boot(kernel: &Stock, world: &World, rows: &[Row]) -> Vec<Vm> {
     let start = |guest: u8| {
