@@ -68,12 +68,28 @@ mod stock {
         vm.sh("ip link set eth0 address 02:00:00:00:00:2b", COMMAND);
         assert!(host.sh("ip link show wirevm0").contains("02:00:00:00:00:2b"), "{}", host.state());
         ping(&mut vm, &lan);
+        let known = lan.sh("ip neigh show dev wire");
+        assert!(known.contains("02:00:00:00:00:2b"), "the LAN knows the guest by it: {known}");
         // The NIC's own address is taken, and the guest is told so.
         let nic = host.sh("ip -br link show nic | awk '{ print $3 }'");
         vm.sh(&format!("! ip link set eth0 address {}", nic.trim()), COMMAND);
-        vm.sh("ip link set eth0 promisc on", COMMAND);
-        assert!(host.sh("ip -d link show wirevm0").contains("promiscuity 1"), "{}", host.state());
-        ping(&mut vm, &lan);
+        // All frames, all groups, and back.
+        for (command, modes) in [
+            ("promisc", "promiscuity 1  allmulti 1"),
+            ("-promisc", "promiscuity 0  allmulti 0"),
+            ("allmulti", "promiscuity 0  allmulti 1"),
+            ("-allmulti", "promiscuity 0  allmulti 0"),
+        ] {
+            vm.sh(&format!("ifconfig eth0 {command}"), COMMAND);
+            assert!(host.sh("ip -d link show wirevm0").contains(modes), "{command}: {}", host.state());
+            ping(&mut vm, &lan);
+        }
+        // A group that the guest joins later, and leaves.
+        let joined = || host.sh("ip maddress show dev wirevm0").contains("33:33:ff:12:34:56");
+        for (command, then) in [("add", true), ("del", false)] {
+            vm.sh(&format!("ip address {command} fd00:31::12:3456/64 dev eth0; sleep 1"), COMMAND);
+            assert_eq!(joined(), then, "{command}: {}", host.sh("ip maddress show dev wirevm0"));
+        }
         vm.type_in("poweroff\n");
         vm.ends_with(0, COMMAND);
         host.is_as(&before);
