@@ -6,7 +6,7 @@ use harness::stock::{self, Stock};
 use harness::traffic::Noise;
 use harness::{Vm, skip};
 
-use crate::reach::{differences, explained};
+use crate::reach::differences;
 use crate::row::{Family, Row};
 use crate::world::{World, on};
 
@@ -45,10 +45,6 @@ fn boot(kernel: &Stock, world: &World, rows: &[Row]) -> Vec<Vm> {
 fn what_reaches_what_is_what_explain_prints() {
     let kernel = need!(stock::fastest());
     let rows = Row::all();
-    let names: Vec<_> = explained().into_keys().collect();
-    let mut tried: Vec<_> = rows.iter().map(|row| row.name).collect();
-    tried.sort_unstable();
-    assert_eq!(names, tried, "every row of the table is tried");
     let mut world = need!(World::new(&rows));
     let before = world.state();
     let mut guests = boot(&kernel, &world, &rows);
