@@ -125,6 +125,21 @@ impl Change {
         }
     }
 
+    /// Makes it as the undo of another one. Who was killed at it may have made it in part.
+    pub(crate) fn make_as_undo(&self, netlink: &mut Netlink) -> Result<(), Refusal> {
+        match (self, self.make(netlink)) {
+            (Self::GiveAddress(link, address), Err(refusal)) if refusal.errno() == Some(libc::EEXIST) => {
+                netlink.set_address(link, address)
+            }
+            (Self::TakeAddress(link, address), Err(refusal))
+                if refusal.errno() == Some(libc::EADDRNOTAVAIL) =>
+            {
+                netlink.take_route_of(link, address).and(Err(refusal))
+            }
+            (_, made) => made,
+        }
+    }
+
     /// The line that a person would type for it.
     pub(crate) fn command(&self) -> String {
         match self {
@@ -205,14 +220,19 @@ impl Change {
         Ok(true)
     }
 
-    /// True where the refusal says that there is nothing (more) to change: somebody else did it, or deleted the link.
+    /// True where the refusal says that there is nothing (more) to change: somebody else did it, or deleted the link, or we
+    /// were killed between the record and the change that it would undo.
     pub(crate) fn is_done(&self, refusal: &Refusal) -> bool {
         matches!(
             (self, refusal.errno()),
             (_, Some(libc::ENODEV))
                 | (Self::Sysctl(_) | Self::DeleteNamespace { .. }, Some(libc::ENOENT))
-                | (Self::RemoveAddress(..) | Self::RemovePeer(..), Some(libc::EADDRNOTAVAIL))
-                | (Self::AddAddress(..) | Self::AddPeer(..), Some(libc::EEXIST))
+                | (
+                    Self::RemoveAddress(..) | Self::RemovePeer(..) | Self::TakeAddress(..),
+                    Some(libc::EADDRNOTAVAIL)
+                )
+                | (Self::TakeRoute(..), Some(libc::ESRCH))
+                | (Self::AddAddress(..) | Self::AddPeer(..) | Self::GiveRoute(..), Some(libc::EEXIST))
         )
     }
 }

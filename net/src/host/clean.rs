@@ -97,7 +97,7 @@ enum Replayed {
 
 fn replay(places: &mut Places, line: &Line) -> Replayed {
     let command = line.undo.command();
-    match places.try_in(line, |netlink| line.undo.make(netlink)) {
+    match places.try_in(line, |netlink| line.undo.make_as_undo(netlink)) {
         Ok(Some(Ok(()))) => {
             log::debug!("undone: {command}");
             Replayed::Made

@@ -370,7 +370,7 @@ impl Wiring {
 
     fn take_back_one(&mut self, change: &Change) -> bool {
         let command = change.command();
-        match change.make(&mut self.netlink) {
+        match change.make_as_undo(&mut self.netlink) {
             Ok(()) => log::debug!("undone: {command}"),
             // Somebody deleted the link or the address: what we wanted to take back is gone.
             Err(refusal) if change.is_done(&refusal) => {}
@@ -391,6 +391,11 @@ impl Drop for Wiring {
         if self.lock.is_none() {
             self.lock =
                 Lock::take().inspect_err(|error| log::debug!("undone without the lock: {error}")).ok();
+        }
+        // What the dead had on what they shared with us goes before it: a NIC that is set down under a macvtap stays promiscuous.
+        let shares = self.undo.iter().any(|undo| matches!(undo, Undo::Shared(_)));
+        if let Some(lock) = self.lock.as_ref().filter(|_| shares) {
+            clean::clean_under(lock, &mut |step| log::info!("{step}"));
         }
         // A second handle, for the first is in what the call takes.
         let failed = self.namespace.again().and_then(|namespace| namespace.run(|| self.take_back()));

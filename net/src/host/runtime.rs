@@ -179,7 +179,11 @@ impl Record {
         let file = own_file(OpenOptions::new().create_new(true), &path);
         let file = file.map_err(|source| Error::Runtime { path: path.clone(), source })?;
         let record = Self { file, path, len: 0 };
-        flock(&record.file, FlockOperation::NonBlockingLockExclusive).map_err(|error| record.error(error))?;
+        if let Err(error) = flock(&record.file, FlockOperation::NonBlockingLockExclusive) {
+            let error = record.error(error);
+            record.remove();
+            return Err(error);
+        }
         Ok(record)
     }
 

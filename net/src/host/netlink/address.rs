@@ -158,7 +158,12 @@ impl Netlink {
         if address.flags | at_once == address.flags {
             return Ok(());
         }
-        // As it was: the flag stays with an address, and it is there by now.
+        // The flag stays with an address, and it is there by now.
+        self.set_address(link, address).inspect_err(|_| drop(self.take_address(link, address)))
+    }
+
+    /// Has an address that the link has be as it was.
+    pub(crate) fn set_address(&mut self, link: &LinkId, address: &LinkAddress) -> Result<(), Refusal> {
         self.put_address(rt_addr::Request::new().set_replace(), link, address, address.flags)
     }
 
@@ -195,7 +200,12 @@ impl Netlink {
         let mut request = rt_addr::Request::new().op_deladdr_do(&address.header(link));
         drop(request.encode().push_local(address.local).push_address(address.peer));
         self.socket.request(&request)?.recv_ack()?;
-        // The route that came with an address that has an end stays to its own (`ipv6_del_addr`).
+        // Taken in part, it would be given back by nobody.
+        self.take_route_of(link, address).inspect_err(|_| drop(self.give_address(link, address)))
+    }
+
+    /// Takes the route that came with an address that has an end: the kernel leaves it to its own (`ipv6_del_addr`).
+    pub(crate) fn take_route_of(&mut self, link: &LinkId, address: &LinkAddress) -> Result<(), Refusal> {
         let with_route = address.ends.is_some() && address.flags & libc::IFA_F_NOPREFIXROUTE == 0;
         if let Some(subnet) = address.subnet_v6().filter(|_| with_route)
             && !self.addresses_of(link)?.iter().any(|other| other.subnet_v6() == Some(subnet))
