@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// A network namespace; it goes when the last clone is dropped, or with the test's process.
 #[derive(Clone)]
@@ -76,9 +76,16 @@ impl Netns {
 
     /// Runs `work` on a thread in it: a socket that it opens is one of this namespace.
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.pid())).expect("its holder lives");
+        let open =
+            |kind: &str| File::open(format!("/proc/{}/ns/{kind}", self.pid())).expect("its holder lives");
+        let (net, mounts) = (open("net"), self.0.own_run.then(|| open("mnt")));
         std::thread::spawn(move || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
+            if let Some(mounts) = mounts {
+                // SAFETY: from here on this thread has a working directory of its own, which is all.
+                unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("anybody may");
+                move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount)).expect("root may");
+            }
+            move_into_link_name_space(net.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
             work()
         })
     }
@@ -116,5 +123,75 @@ impl Netns {
     /// Links, addresses and routes, without what changes by itself (counters, lifetimes).
     pub fn state(&self) -> String {
         self.sh("ip -d link; ip addr; ip route; ip -6 route; ip neigh | sed 's/ [A-Z]*$//'")
+    }
+
+    /// All that wirevm could change: links, addresses, routes, VLANs, rules, switches, and the names and records in `/run`;
+    /// without what changes by itself. Its `/run` must be its [own](Self::with_own_run).
+    pub fn everything(&self) -> String {
+        const SCRIPT: &str = "
+            of() { ip $1 -d link; ip $1 address; ip $1 route show table all; ip $1 -6 route show table all; }
+            of; bridge vlan show; nft list ruleset
+            cd /proc/sys/net && grep -rs . ipv4/conf ipv4/ip_forward ipv6/conf | grep -Ev 'secret|tun./addr_gen' | sort
+            ls -d /run/netns/* /run/wirevm/* 2>&- | grep -v /lock$
+            for name in $(ls /run/netns 2>&-); do echo $name; of \"-n $name\"; done";
+        let text = self.sh(SCRIPT);
+        let line = |line: &str| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let passes = |word: &str| word.ends_with("_timer") || word == "expires";
+            let lasts = |word: &str| word.ends_with("sec") && word.starts_with(|c: char| c.is_ascii_digit());
+            let stays = |&(at, word): &(usize, &&str)| !lasts(word) && (at == 0 || !passes(words[at - 1]));
+            words.iter().enumerate().filter(stays).map(|(_, word)| *word).collect::<Vec<_>>().join(" ") + "\n"
+        };
+        // A kernel makes up its mind how a tun gets an address of IPv6 when somebody is attached to it.
+        text.lines().map(line).collect::<String>().replace("addrgenmode random", "addrgenmode eui64")
+    }
+
+    /// Waits until [`Self::everything`] stays as it is: the kernel tells of carriers a moment late.
+    pub fn settled(&self) -> String {
+        let mut last = self.everything();
+        loop {
+            std::thread::sleep(Duration::from_millis(300));
+            let now = self.everything();
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+    }
+
+    /// Fails with the lines that differ unless [`Self::everything`] is as `before`, or soon becomes so.
+    #[track_caller]
+    pub fn has_everything_as(&self, before: &str, when: &str) {
+        self.compare(before, when, str::to_owned);
+    }
+
+    /// As [`Self::has_everything_as`], where a part was put back late: in another order then, and the kernel clears up some
+    /// of a NIC that is down (its promiscuity) only when it is up again.
+    #[track_caller]
+    pub fn has_each_as(&self, before: &str, when: &str) {
+        self.compare(before, when, |text| {
+            let mut lines: Vec<_> =
+                text.lines().map(|line| line.replace("promiscuity 1", "promiscuity 0")).collect();
+            lines.sort();
+            lines.join("\n")
+        });
+    }
+
+    #[track_caller]
+    fn compare(&self, before: &str, when: &str, view: impl Fn(&str) -> String) {
+        let before = view(before);
+        let until = Instant::now() + Duration::from_secs(5);
+        let mut now = view(&self.everything());
+        while now != before && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+            now = view(&self.everything());
+        }
+        let only = |a: &str, b: &str, sign| -> String {
+            let lines = a.lines().filter(|line| !b.lines().any(|other| other == *line));
+            lines.map(|line| format!("{sign} {line}\n")).collect()
+        };
+        let order = before.lines().zip(now.lines()).find(|(before, now)| before != now);
+        let differ = only(&before, &now, '-') + &only(&now, &before, '+');
+        assert!(now == before, "{when}: the host is not as before\n{differ}first: {order:?}");
     }
 }

@@ -1,0 +1,324 @@
+//! Whatever becomes of it, a wirevm leaves the host as it found it: every wire, and every way to end.
+
+use std::os::unix::process::ExitStatusExt;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use harness::fault::{Fault, with_fault};
+use harness::netns::Netns;
+use harness::{TempDir, Vm, guest, handmade, puts, skip, wirevm_path};
+use net::Opened;
+use rustix::process::Signal;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A wire on a host.
+struct Wire {
+    /// What is there before, as lines for a shell; where one fails, the kernel lacks what the wire needs.
+    host: &'static [&'static str],
+    spec: &'static str,
+}
+
+/// A NIC with addresses and ways.
+const NIC: &str = "ip link add nic address 02:00:00:00:01:00 type veth peer name wire address 02:00:00:00:01:ff
+    ip link set nic up; ip link set wire up
+    ip address add 192.0.2.1/24 dev nic; ip address add 198.51.100.1/24 dev nic valid_lft 3000 preferred_lft 2000
+    ip route add default via 192.0.2.2
+    if [ -e /proc/net/if_inet6 ]
+    then ip address add 2001:db8::1/64 dev nic; ip address add 2001:db8:1::1/64 dev nic valid_lft 3000 preferred_lft 2000
+    ip -6 route add default via 2001:db8::2 dev nic; fi";
+/// A NIC that is down. A link has its queueing discipline from the first time that it is up.
+const IDLE: &str =
+    "ip link add nic address 02:00:00:00:01:00 type veth peer name wire address 02:00:00:00:01:ff
+    ip link set nic up; ip link set nic down";
+/// Somebody's tap, tun, macvtap and bridge.
+const TAP: &str = "ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up; ip link set tap0 down";
+const TUN: &str = "ip tuntap add tun0 mode tun vnet_hdr; ip link set tun0 up; ip link set tun0 down";
+const MACVTAP: &str = "ip link add link nic name mine address 02:00:00:00:00:0b type macvtap
+    ip link set mine up; ip link set mine down";
+/// Its device.
+const DEVICE: &str = "ip link set mine up; mount -t sysfs sysfs /sys
+    mknod /run/tap c $(cat /sys/class/net/mine/macvtap/tap*/dev | tr : ' ')";
+const BRIDGE: &str = "ip link add br1 address 02:00:00:00:02:00 type bridge
+    ip link add in address 02:00:00:00:02:01 type veth peer name out address 02:00:00:00:02:02
+    ip link set in master br1; for link in br1 in out; do ip link set $link up; done
+    ip address add 10.8.0.1/24 dev br1";
+const VLANS: &str = "ip link add vlans type bridge vlan_filtering 1; ip link del vlans";
+const NAMESPACE: &str = "ip netns add there; ip -n there tuntap add tap0 mode tap vnet_hdr
+    ip -n there link set tap0 up; ip -n there link set tap0 down";
+
+const WIRES: [Wire; 29] = [
+    Wire { host: &[], spec: "tap,host=172.31.0.1/24,mtu=9000" },
+    Wire { host: &[NIC], spec: "tap" },
+    Wire { host: &[TAP], spec: "tap=tap0,host=172.31.0.1/24,mtu=1400" },
+    Wire { host: &[NIC], spec: "tap,nat,forward=8080:80" },
+    Wire { host: &[NIC, TAP], spec: "tap=tap0,host=172.31.0.1/24,nat,forward=udp:5353:53" },
+    Wire { host: &[], spec: "tap,host=172.31.0.1/24,queues=2" },
+    Wire { host: &[], spec: "bridge=br0" },
+    Wire { host: &[BRIDGE], spec: "bridge=br1" },
+    Wire { host: &[NIC], spec: "bridge=br0,uplink=nic" },
+    Wire { host: &[NIC, BRIDGE], spec: "bridge=br1,uplink=nic" },
+    Wire { host: &[IDLE], spec: "bridge=br0,uplink=nic" },
+    Wire { host: &[VLANS], spec: "bridge=br0,vlan=10" },
+    Wire { host: &[VLANS, NIC], spec: "bridge=br0,vlan=10,uplink=nic" },
+    Wire { host: &[NIC], spec: "macvtap=nic" },
+    Wire { host: &[NIC], spec: "macvtap=nic,mtu=1400,host=192.0.2.250/29" },
+    Wire { host: &[IDLE], spec: "macvtap=nic,mode=vepa,host=192.0.2.250/29" },
+    Wire { host: &[NIC], spec: "macvtap=nic,mode=private" },
+    Wire { host: &[NIC], spec: "macvtap=nic,queues=2" },
+    Wire { host: &[NIC], spec: "macvtap=nic,mode=source,source=02:00:00:00:00:01,source=02:00:00:00:00:02" },
+    Wire { host: &[IDLE], spec: "macvtap=nic,mode=passthru" },
+    Wire { host: &[NIC], spec: "macvtap=nic,mode=passthru,mac=02:00:00:00:00:0a" },
+    Wire { host: &[NIC, MACVTAP], spec: "macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400" },
+    Wire { host: &[NIC, MACVTAP, DEVICE], spec: "fd=5" },
+    Wire { host: &[NIC], spec: "tun" },
+    Wire { host: &[], spec: "tun,host=10.0.0.1/32,guest=192.168.7.2" },
+    Wire { host: &[TUN], spec: "tun=tun0,host=10.0.0.1/30,mtu=1400" },
+    Wire { host: &[], spec: "tap,host=172.31.0.1/24,netns=vpn" },
+    Wire { host: &[], spec: "bridge=br0,netns=vpn" },
+    Wire { host: &[NAMESPACE], spec: "tap=tap0,host=172.31.0.1/24,nat,netns=there" },
+];
+
+/// A host with nothing on it, where IPv6 addresses are usable at once.
+fn a_host() -> Result<Netns, String> {
+    let host = Netns::with_own_run()?;
+    let _ = host.try_sh("echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad");
+    Ok(host)
+}
+
+/// Calls with each wire's host, its spec, and the state of the host before, several at a time; says which wires the kernel does
+/// not have.
+///
+/// # Errors
+/// There can be no host.
+fn each_wire(call: impl Fn(&Netns, &'static str, &str) + Sync) -> Result<(), String> {
+    drop(a_host()?);
+    let wires = Mutex::new(WIRES.iter());
+    let next = || wires.lock().unwrap().next();
+    thread::scope(|scope| {
+        let work = || {
+            while let Some(wire) = next() {
+                let host = a_host().unwrap();
+                match wire
+                    .host
+                    .iter()
+                    .try_for_each(|lines| host.try_sh(&format!("set -e; {lines}")).map(drop))
+                {
+                    Ok(()) => call(&host, wire.spec, &host.settled()),
+                    Err(why) => println!("without {}: {why}", wire.spec),
+                }
+            }
+        };
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+        let ended: Vec<_> = workers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        ended.into_iter().for_each(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)));
+    });
+    Ok(())
+}
+
+fn open(spec: &str) -> Result<Opened, net::Error> {
+    net::open(&spec.parse().unwrap(), &mut |_| {})
+}
+
+/// Runs `work` in the namespace.
+fn inside<T: Send + 'static>(host: &Netns, work: impl FnOnce() -> T + Send + 'static) -> T {
+    host.spawn(work).join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Tells a process that it is a child: what it does, at which change, on which wire.
+const CHILD: &str = "WIREVM_TEST_CHILD";
+
+/// The exit status of a child that has fewer changes.
+const OVER: i32 = 3;
+
+/// A wirevm without a guest, in a process of its own: for others start processes here, which have our descriptors until they
+/// execute, and so hold our records.
+#[test]
+fn child() {
+    let Ok(what) = std::env::var(CHILD) else { return };
+    let [what, at, spec] = what.splitn(3, ' ').collect::<Vec<_>>().try_into().unwrap();
+    let at = at.parse().unwrap();
+    let must_open = || open(spec).unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"));
+    let reached = match what {
+        "start" => {
+            // What can be done without may fail.
+            let (opened, reached) = with_fault(Fault::Refuse, at, || open(spec));
+            assert!(reached || opened.is_ok(), "{opened:?}");
+            reached
+        }
+        "undo" => {
+            let opened = must_open();
+            with_fault(Fault::Refuse, at, || drop(opened)).1
+        }
+        _ => with_fault(Fault::Kill, at, || drop(must_open())).1,
+    };
+    if !reached {
+        exit(OVER);
+    }
+}
+
+/// Has a child do `what` on each wire, once for each change: after it and `then`, `compare` compares.
+fn at_each_change(what: &str, then: fn(usize), compare: fn(&Netns, &str, &str)) -> Result<(), String> {
+    each_wire(|host, spec, before| {
+        // One that is inherited was made by another, and only the program inherits.
+        for at in (1..).take_while(|_| !spec.starts_with("fd=")) {
+            let say = format!("{what} {at} {spec}");
+            let ended = inside(host, move || {
+                let mut child = Command::new(std::env::current_exe().unwrap());
+                let ended = child.args(["--exact", "child", "--nocapture"]).env(CHILD, say).output().unwrap();
+                then(at);
+                ended
+            });
+            let as_wanted = ended.status.success() || ended.status.signal() == Some(libc::SIGKILL);
+            let over = ended.status.code() == Some(OVER);
+            assert!(as_wanted || over, "{spec}: {}", String::from_utf8_lossy(&ended.stderr));
+            compare(host, before, &format!("{spec}, {what} at {at}"));
+            if over {
+                assert!(at > 10 || what == "undo", "{spec} has {at} changes");
+                break;
+            }
+        }
+    })
+}
+
+fn clean() {
+    net::clean(&mut |_| {}).unwrap();
+}
+
+#[test]
+fn whichever_change_of_a_start_fails_it_is_all_taken_back() {
+    if let Err(why) = at_each_change("start", |_| (), Netns::has_everything_as) {
+        skip!("{why}");
+    }
+}
+
+#[test]
+fn whichever_undo_fails_the_rest_goes_on_and_it_is_kept() {
+    if let Err(why) = at_each_change("undo", |_| clean(), Netns::has_each_as) {
+        skip!("{why}");
+    }
+}
+
+#[test]
+fn whenever_it_is_killed_the_next_one_takes_it_back() {
+    let next = |at| if at % 2 == 0 { clean() } else { drop(open("tap,dhcp=off").unwrap()) };
+    if let Err(why) = at_each_change("killed", next, Netns::has_everything_as) {
+        skip!("{why}");
+    }
+}
+
+guest!(hello: puts!("hello\\n"));
+guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+
+/// The files of the guests.
+struct Guests {
+    ends: PathBuf,
+    stays: PathBuf,
+    none: PathBuf,
+}
+
+impl Guests {
+    fn new(dir: &TempDir) -> Self {
+        Self {
+            ends: dir.file("ends", handmade::elf(hello())),
+            stays: dir.file("stays", handmade::elf(forever())),
+            none: dir.file("none", "this is no kernel"),
+        }
+    }
+}
+
+/// Starts wirevm, with a descriptor 5 of what [`DEVICE`] made.
+fn start(host: &Netns, kernel: &Path, specs: &[&str]) -> Vm {
+    const INHERIT: &str = "if [ -e /run/tap ]; then exec 5<>/run/tap; fi; exec \"$@\"";
+    let mut command = host.command("sh");
+    command.args(["-c", INHERIT, "sh"]).arg(wirevm_path()).args(["run", "--kernel"]).arg(kernel);
+    Vm::start(command.args(specs.iter().flat_map(|spec| ["--net", *spec])))
+}
+
+/// Starts wirevm with a guest that stays, and waits until that runs.
+fn running(host: &Netns, guests: &Guests, specs: &[&str]) -> Vm {
+    let mut vm = start(host, &guests.stays, specs);
+    vm.expect("running\n", SOON);
+    vm
+}
+
+fn doctor_cleans(host: &Netns) {
+    let doctor =
+        host.command("sh").args(["-c", "\"$0\" doctor --clean"]).arg(wirevm_path()).output().unwrap();
+    assert!(doctor.status.code().is_some_and(|code| code < 2), "{doctor:?}");
+}
+
+#[test]
+fn however_it_ends_the_host_is_as_before() {
+    let dir = TempDir::new();
+    let guests = Guests::new(&dir);
+    let tried = each_wire(|host, spec, before| {
+        let as_before = |how: &str| host.has_everything_as(before, &format!("{spec}, {how}"));
+        start(host, &guests.ends, &[spec]).ends_with(0, SOON);
+        as_before("ended by its guest");
+        for signal in [Signal::TERM, Signal::INT] {
+            let mut vm = running(host, &guests, &[spec]);
+            vm.signal(signal);
+            vm.ends_with(0, SOON);
+            as_before(&format!("ended by {signal:?}"));
+        }
+        for (how, kernel, specs) in [
+            ("without a kernel", &guests.none, &[spec][..]),
+            ("without its second NIC", &guests.stays, &[spec, "tap=lo"]),
+        ] {
+            start(host, kernel, specs).ends_with(1, SOON);
+            as_before(how);
+        }
+        drop(running(host, &guests, &[spec]));
+        doctor_cleans(host);
+        as_before("killed and cleaned");
+        drop(running(host, &guests, &[spec]));
+        start(host, &guests.ends, &["tap,dhcp=off"]).ends_with(0, SOON);
+        as_before("killed and cleaned by the next one");
+    });
+    if let Err(why) = tried {
+        skip!("{why}");
+    }
+}
+
+#[test]
+fn several_at_once_do_not_fight() {
+    let host = match a_host() {
+        Ok(host) => host,
+        Err(why) => skip!("{why}"),
+    };
+    let dir = TempDir::new();
+    let guests = Guests::new(&dir);
+    host.sh(&format!("set -e; {NIC}; ip link add far address 02:00:00:00:03:00 type veth peer name end; ip link set far up; ip link set far down"));
+    let before = host.settled();
+    let specs =
+        ["tap", "tap,nat", "bridge=br0,uplink=nic", "macvtap=far", "tap,netns=vpn", "bridge=br0,netns=vpn"];
+    for killed in [0, 2, 4] {
+        let mut vms: Vec<_> = (0..4).map(|_| start(&host, &guests.stays, &specs)).collect();
+        vms.iter_mut().for_each(|vm| drop(vm.expect("running\n", SOON)));
+        // Two taps of each have a subnet of their own here, and one there.
+        for (place, subnets) in [("", 8), ("-n vpn", 4)] {
+            let shown = host.sh(&format!("ip {place} -4 -br address"));
+            let of_ours = |line: &&str| line.starts_with("wirevm") && line.contains(" 172.30.");
+            let mut found: Vec<_> =
+                shown.lines().filter(of_ours).map(|line| line.split_whitespace().nth(2)).collect();
+            found.sort();
+            found.dedup();
+            assert_eq!(found.len(), subnets, "{shown}");
+            let ports = host.sh(&format!("ip {place} -br link show master br0"));
+            assert_eq!(ports.lines().filter(|line| line.starts_with("wirevm")).count(), 4, "{ports}");
+        }
+        let live = vms.split_off(killed);
+        drop(vms);
+        live.iter().for_each(|vm| vm.signal(Signal::TERM));
+        for mut vm in live {
+            vm.ends_with(0, SOON);
+        }
+        doctor_cleans(&host);
+        host.has_everything_as(&before, &format!("{killed} were killed"));
+    }
+}
