@@ -369,7 +369,10 @@ mod stock {
         let addresses = "until ip -6 addr show dev eth0 | grep -v tentative | grep fd00:; do sleep 0.2; done";
         let address = vm.sh(addresses, COMMAND);
         assert!(address.contains("fd00::ff:fe00:2a/64"), "{address}");
-        let routes = vm.sh("ip -6 route", COMMAND);
+        let routes = vm.sh(
+            "for i in $(seq 50); do ip -6 route | grep -q ^default && break; sleep 0.2; done; ip -6 route",
+            COMMAND,
+        );
         let router = routes.lines().find(|line| line.starts_with("default via fe80::"));
         assert!(router.is_some_and(|route| route.contains("dev eth0")), "{routes}");
         vm.sh("ping -c 2 -W 10 fd00::1", COMMAND);
