@@ -163,6 +163,19 @@ pub(crate) fn unshare_network() -> io::Result<()> {
     Ok(())
 }
 
+/// `SO_NETNS_COOKIE`: the number of the network namespace that `socket` was made in, which no other has until the next boot;
+/// `ENOPROTOOPT` before Linux 5.14.
+pub(crate) fn network_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of_val(&cookie) as libc::socklen_t;
+    let (to, len) = ((&raw mut cookie).cast(), &raw mut len);
+    // SAFETY: the kernel writes at most `len` bytes at `to`, which is the length of `cookie`.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, len) };
+    checked(result as isize)?;
+    Ok(cookie)
+}
+
 /// `TUNSETSNDBUF`: how many bytes of frames may be on their way at once.
 pub(crate) fn tun_set_sndbuf(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETSNDBUF reads one int.

@@ -2,8 +2,12 @@
 
 mod namespace;
 
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use namespace::wire::opened;
 use namespace::{
-    child as be_child, elsewhere, holding, in_namespace, kill, killed_at, leave, records, run, state,
+    child as be_child, elsewhere, holding, in_namespace, kill, killed_at, leave, records, run, skip, state,
 };
 use net::{clean, left_over};
 
@@ -105,5 +109,84 @@ fn a_namespace_that_is_gone_leaves_nothing() {
         let before = state();
         assert_eq!(cleaned(), [""; 0]);
         assert_eq!((state(), records()), (before, vec![]));
+    });
+}
+
+/// The inode of the thread's network namespace.
+fn own_inode() -> u64 {
+    std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()
+}
+
+/// Runs `work` in a new namespace whose file has that inode, once one is free; false where none is soon.
+fn reborn(inode: u64, index: &str, work: fn(&str)) -> bool {
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        let index = index.to_owned();
+        let made = elsewhere(move || {
+            let is_it = own_inode() == inode;
+            if is_it {
+                work(&index);
+            }
+            is_it
+        });
+        if made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+            return true;
+        }
+        // A namespace goes some time after its last user, with all that it has.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    false
+}
+
+#[test]
+fn the_next_namespace_with_the_file_of_one_that_is_gone_is_another() {
+    const NAME: &str = "the_next_namespace_with_the_file_of_one_that_is_gone_is_another";
+    // The first is recorded by its wirevm alone, the second by all who share it. Others may take the inode.
+    const TRIES: usize = 20;
+    let tried = |make: fn(), spec: &'static str, link: &'static str, work: fn(&str)| {
+        (0..TRIES).any(|_| {
+            let dead = elsewhere(move || {
+                make();
+                kill(holding(spec));
+                let shown = run(&format!("ip -o link show {link}"));
+                (own_inode(), shown.split(':').next().unwrap().to_owned())
+            });
+            let (inode, index) = dead.join().unwrap();
+            assert_eq!(records().len(), 1);
+            reborn(inode, &index, work) || {
+                cleaned();
+                false
+            }
+        })
+    };
+    in_namespace(NAME, move || {
+        let tap = tried(
+            || drop(run("ip tuntap add dev tap0 mode tap vnet_hdr")),
+            "tap=tap0,host=172.31.0.1/24",
+            "tap0",
+            |index| {
+                run("ip tuntap add dev tap0 mode tap vnet_hdr");
+                assert_eq!(run("ip -o link show tap0").split(':').next(), Some(index));
+                run("ip address add 172.31.0.1/24 dev tap0");
+                run("ip link set tap0 up");
+                let before = state();
+                assert_eq!((cleaned(), state(), records()), (vec![], before, vec![]));
+            },
+        );
+        let bridge = tried(
+            || (),
+            "bridge=br0",
+            "br0",
+            |index| {
+                run(&format!("ip link add br0 index {index} type bridge"));
+                run("ip link set br0 up");
+                drop(opened("bridge=br0"));
+                run("ip link show br0");
+                assert_eq!(records(), [""; 0]);
+            },
+        );
+        if !(tap && bridge) {
+            skip(NAME, "no namespace had the inode of the one that was gone");
+        }
     });
 }

@@ -1,9 +1,11 @@
 //! Network namespaces (network_namespaces(7)): which one we are in, and how to do something in another one.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -25,11 +27,38 @@ fn path_of(name: &str) -> PathBuf {
 /// The namespace of the thread that looks.
 const HERE: &str = "/proc/thread-self/ns/net";
 
-/// Which network namespace: no two that exist at once have the same.
+/// Which network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct NamespaceId {
+    /// Of its file, with `inode`: no two namespaces that exist at once have the same. The next one soon has those of one that
+    /// is gone.
     pub(crate) dev: u64,
     pub(crate) inode: u64,
+    /// No two of one boot have the same (`SO_NETNS_COOKIE`, socket(7)); none before Linux 5.14.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cookie: Option<u64>,
+}
+
+impl NamespaceId {
+    /// True where both are of one namespace, as far as can be told: a cookie that is not known is any.
+    fn is_of_the_same(self, other: Self) -> bool {
+        let is_another = |(own, other)| own != other;
+        (self.dev, self.inode) == (other.dev, other.inode)
+            && !self.cookie.zip(other.cookie).is_some_and(is_another)
+    }
+}
+
+/// As in the name of a file, without a dash.
+impl fmt::Display for NamespaceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.inode)?;
+        self.cookie.map_or(Ok(()), |cookie| write!(f, ".{cookie}"))
+    }
+}
+
+/// The cookie of the namespace that the thread is in, where the kernel tells it.
+fn cookie_here() -> Option<u64> {
+    sys::network_cookie(UnixDatagram::unbound().ok()?.as_fd()).ok()
 }
 
 /// A network namespace, which stays as long as this is held.
@@ -42,33 +71,49 @@ pub(crate) struct Namespace {
 impl Namespace {
     /// The thread's own.
     pub(crate) fn here() -> io::Result<Self> {
-        Self::open(Path::new(HERE))
+        let mut here = Self::without_cookie(Path::new(HERE))?;
+        here.id.cookie = cookie_here();
+        Ok(here)
     }
 
     /// The one that `path` stands for: `/proc/PID/ns/net`, or what such a file is mounted on.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self::without_cookie(path)?.with_cookie())
+    }
+
+    fn without_cookie(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let found = file.metadata()?;
-        Ok(Self { file, id: NamespaceId { dev: found.dev(), inode: found.ino() } })
+        Ok(Self { file, id: NamespaceId { dev: found.dev(), inode: found.ino(), cookie: None } })
+    }
+
+    /// Where it may be entered: a socket tells the cookie of the namespace that it was made in.
+    fn with_cookie(mut self) -> Self {
+        self.id.cookie = self.run(cookie_here).ok().flatten();
+        self
     }
 
     /// The namespace `id`, where this process can find it: its own, one with a process in it, or one that is mounted
     /// somewhere, as `ip netns` does. A namespace that none of these shows is gone, with every link that it had.
     pub(crate) fn find(id: NamespaceId) -> Option<Self> {
-        let at = |path: &Path| Self::open(path).ok().filter(|found| found.id == id);
-        if let Some(here) = at(Path::new(HERE)) {
-            return Some(here);
-        }
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        // proc_pid_mountinfo(5): the fourth word is the root, here `net:[INODE]`, the fifth the mount point.
-        let root = format!("net:[{}]", id.inode);
-        let mut points = mounts.lines().filter_map(|line| {
-            let mut words = line.split(' ').skip(3);
-            (words.next()? == root).then(|| words.next()).flatten()
-        });
-        let mounted = points.find_map(|point| at(Path::new(point)));
-        let processes = || fs::read_dir("/proc").into_iter().flatten().flatten();
-        mounted.or_else(|| processes().find_map(|process| at(&process.path().join("ns/net"))))
+        // Two that exist differ in their files: only one of them is entered.
+        let at = |path: &Path| Self::without_cookie(path).ok().filter(|found| found.id.is_of_the_same(id));
+        let mounted = || {
+            let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+            // proc_pid_mountinfo(5): the fourth word is the root, here `net:[INODE]`, the fifth the mount point.
+            let root = format!("net:[{}]", id.inode);
+            let mut points = mounts.lines().filter_map(|line| {
+                let mut words = line.split(' ').skip(3);
+                (words.next()? == root).then(|| words.next()).flatten()
+            });
+            points.find_map(|point| at(Path::new(point)))
+        };
+        let of_a_process = || {
+            let mut processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+            processes.find_map(|process| at(&process.path().join("ns/net")))
+        };
+        let found = at(Path::new(HERE)).or_else(mounted).or_else(of_a_process)?.with_cookie();
+        found.id.is_of_the_same(id).then_some(found)
     }
 
     /// A new, empty one, which has no name yet.
@@ -113,7 +158,7 @@ impl Namespace {
     /// # Errors
     /// Those of setns(2).
     pub(crate) fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> io::Result<T> {
-        if Self::here().is_ok_and(|here| here.id == self.id) {
+        if Self::without_cookie(Path::new(HERE)).is_ok_and(|here| here.id.is_of_the_same(self.id)) {
             return Ok(call());
         }
         let inside = || {
@@ -199,7 +244,7 @@ pub(crate) fn join(
 pub(super) fn delete(name: &str, id: NamespaceId) -> io::Result<()> {
     let path = path_of(name);
     let found = Namespace::open(&path)?;
-    if found.id == id {
+    if found.id.is_of_the_same(id) {
         rustix::mount::unmount(&path, UnmountFlags::DETACH)?;
     } else if found.is_namespace()? {
         return Ok(());
@@ -219,6 +264,18 @@ pub(crate) fn line_in(name: &NetnsName, command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_is_told_by_its_cookie_from_the_next_one_with_its_file() {
+        let id = |inode, cookie| NamespaceId { dev: 4, inode, cookie };
+        let own = id(4026532177, Some(7));
+        assert!(own.is_of_the_same(own) && own.is_of_the_same(id(4026532177, None)));
+        assert!(!own.is_of_the_same(id(4026532177, Some(8))) && !own.is_of_the_same(id(4026532178, Some(7))));
+        assert_eq!(
+            (own.to_string(), id(4026532177, None).to_string()),
+            ("4026532177.7".into(), "4026532177".into())
+        );
+    }
 
     #[test]
     fn a_line_is_said_for_its_namespace() {

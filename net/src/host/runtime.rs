@@ -110,12 +110,12 @@ impl Lock {
 
     /// The names after `prefix` of what is shared in the namespace.
     pub(crate) fn shared(&self, namespace: NamespaceId, prefix: &str) -> Vec<String> {
-        let prefix = format!("shared-{}-{prefix}", namespace.inode);
+        let prefix = format!("shared-{namespace}-{prefix}");
         self.names().filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect()
     }
 
     fn shared_path(&self, namespace: NamespaceId, what: &str) -> PathBuf {
-        self.directory.join(format!("shared-{}-{what}", namespace.inode))
+        self.directory.join(format!("shared-{namespace}-{what}"))
     }
 
     fn names(&self) -> impl Iterator<Item = String> + use<> {
