@@ -1,184 +1,190 @@
 //! A NIC of several queue pairs, and the guests that use them.
 
-use std::process::Stdio;
-use std::time::Duration;
+/// Stock Linux guests.
+mod stock {
+    use std::process::Stdio;
+    use std::time::Duration;
 
-use harness::netns::Netns;
-use harness::stock::{self, Stock};
-use harness::traffic::Noise;
-use harness::{Vm, guest, handmade, skip, wirevm_path};
+    use harness::netns::Netns;
+    use harness::stock::{self, Stock};
+    use harness::traffic::Noise;
+    use harness::{Vm, guest, handmade, skip, wirevm_path};
 
-const COMMAND: Duration = Duration::from_secs(60);
-/// For the streams of a test at the slowest.
-const TRANSFER: Duration = Duration::from_secs(240);
-const STREAMS: usize = 4;
+    const COMMAND: Duration = Duration::from_secs(60);
+    /// For the streams of a test at the slowest.
+    const TRANSFER: Duration = Duration::from_secs(240);
+    const STREAMS: usize = 4;
 
-macro_rules! need {
-    ($value:expr) => {
-        match $value {
-            Ok(value) => value,
-            Err(why) => skip!("{why}"),
-        }
-    };
-}
-
-// What `ethtool -L eth0 combined N` does, for the guest has no ethtool: N is the number of the program's words, and its exit
-// status the error number.
-guest!(channels:
-    "mov ebx, [rsp]",
-    "sub rsp, 128", "cld", "xor eax, eax", "mov rdi, rsp", "mov ecx, 128", "rep stosb",
-    // struct ethtool_channels: ETHTOOL_SCHANNELS, and combined_count; behind it struct ifreq.
-    "mov dword ptr [rsp], 0x3d", "mov [rsp + 32], ebx",
-    "mov dword ptr [rsp + 64], 0x30687465", "mov [rsp + 80], rsp",
-    // socket(AF_INET, SOCK_DGRAM, 0), ioctl(SIOCETHTOOL), exit().
-    "mov eax, 41", "mov edi, 2", "mov esi, 2", "xor edx, edx", "syscall",
-    "mov edi, eax", "mov eax, 16", "mov esi, 0x8946", "lea rdx, [rsp + 64]", "syscall",
-    "mov edi, eax", "neg edi", "mov eax, 60", "syscall",
-);
-
-/// Puts a program into the guest, by its shell.
-fn install(vm: &mut Vm, path: &str, program: &[u8]) {
-    for part in program.chunks(100) {
-        let bytes: String = part.iter().map(|byte| format!("\\{byte:03o}")).collect();
-        vm.sh(&format!("printf '{bytes}' >>{path}"), COMMAND);
+    macro_rules! need {
+        ($value:expr) => {
+            match $value {
+                Ok(value) => value,
+                Err(why) => skip!("{why}"),
+            }
+        };
     }
-    vm.sh(&format!("chmod +x {path}"), COMMAND);
-}
 
-/// The queues that the guest's driver made.
-fn queues(vm: &mut Vm) -> String {
-    vm.sh("cd /sys/class/net/eth0/queues && echo *", COMMAND).trim().to_owned()
-}
-
-/// What the host says of the queues of the link.
-fn attached(netns: &Netns, link: &str) -> String {
-    let text = netns.sh(&format!("ip -d link show {link}"));
-    let words: Vec<_> = text.split_whitespace().collect();
-    let at = words.iter().position(|&word| word == "numqueues").expect("a link of several queues");
-    format!("{} and {}", words[at + 1], words[at + 3])
-}
-
-/// Sends noise to the guest over several TCP connections at once, has it sent back, and compares.
-#[track_caller]
-fn streams_both_ways(vm: &mut Vm, netns: &Netns, host: [u8; 4], mib: usize) {
-    let all: Vec<_> = (0..STREAMS).map(|_| Noise::serve(netns, host.into(), mib << 20)).collect();
-    let commands = all.iter().enumerate().map(|(number, noise)| {
-        // Each has a file of its own.
-        format!(
-            "({}) &",
-            noise.guest_commands().replace("/dev/shm/noise", &format!("/dev/shm/noise{number}"))
-        )
-    });
-    vm.sh(&format!("{} wait", commands.collect::<String>()), TRANSFER);
-    for noise in all {
-        noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
-    }
-}
-
-/// Frames sent and received by each pair, as wirevm counted them until the end.
-fn frames(messages: &str, link: &str) -> Vec<(u64, u64)> {
-    let number = |rest: &str| rest.split(' ').next().unwrap().parse::<u64>().unwrap();
-    let start = format!("{link}: sent ");
-    let pairs = messages.split(&start).skip(1);
-    pairs.map(|pair| (number(pair), number(pair.split_once("received ").unwrap().1))).collect()
-}
-
-#[test]
-fn a_guest_of_two_vcpus_moves_frames_by_two_pairs_and_its_driver_comes_and_goes() {
-    let kernel: Stock = need!(stock::newest());
-    let netns = need!(Netns::new());
-    let before = netns.state();
-    let net = "tap=t0,host=172.31.0.1/24,queues=auto";
-    let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["-v", "--cpus", "2", "--net", net]);
-    assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");
-    assert_eq!(attached(&netns, "t0"), "2 and 0");
-    // VIRTIO_NET_F_MQ.
-    assert_eq!(vm.sh("cut -c 23 /sys/class/net/eth0/device/features", COMMAND).trim(), "1");
-    streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 4);
-
-    // The driver wants one, and two again, under traffic.
-    install(&mut vm, "/dev/shm/channels", &handmade::program(channels()));
-    let mut flood = netns.command("ping");
-    let flood =
-        flood.args(["-f", "-w", "300", "172.31.0.2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    for _ in 0..3 {
-        vm.sh("/dev/shm/channels", COMMAND);
-        assert_eq!((queues(&mut vm).as_str(), attached(&netns, "t0").as_str()), ("rx-0 tx-0", "1 and 1"));
-        vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
-        vm.sh("/dev/shm/channels two", COMMAND);
-        assert_eq!(
-            (queues(&mut vm).as_str(), attached(&netns, "t0").as_str()),
-            ("rx-0 rx-1 tx-0 tx-1", "2 and 0")
-        );
-        vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
-    }
-    let mut flood = flood.unwrap();
-    flood.kill().unwrap();
-    flood.wait().unwrap();
-    assert_eq!(vm.shell("/dev/shm/channels or three", COMMAND).status, 22, "there are two");
-    vm.sh("/dev/shm/channels", COMMAND);
-    streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
-
-    // Without a driver the host brings its frames to the first queue alone.
-    let driver = "/sys/bus/virtio/drivers/virtio_net";
-    for _ in 0..2 {
-        vm.sh(&format!("echo virtio0 >{driver}/unbind"), COMMAND);
-        assert_eq!(attached(&netns, "t0"), "1 and 1");
-        vm.sh(&format!("echo virtio0 >{driver}/bind"), COMMAND);
-        vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
-        assert_eq!(attached(&netns, "t0"), "2 and 0");
-        assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");
-    }
-    streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
-    vm.type_in("poweroff\n");
-    vm.ends_with(0, COMMAND);
-    let frames = frames(&vm.messages(), "t0");
-    assert!(
-        frames.len() == 2 && frames.iter().all(|&(sent, received)| sent > 100 && received > 100),
-        "{frames:?}"
+    // What `ethtool -L eth0 combined N` does, for the guest has no ethtool: N is the number of the program's words, and its exit
+    // status the error number.
+    guest!(channels:
+        "mov ebx, [rsp]",
+        "sub rsp, 128", "cld", "xor eax, eax", "mov rdi, rsp", "mov ecx, 128", "rep stosb",
+        // struct ethtool_channels: ETHTOOL_SCHANNELS, and combined_count; behind it struct ifreq.
+        "mov dword ptr [rsp], 0x3d", "mov [rsp + 32], ebx",
+        "mov dword ptr [rsp + 64], 0x30687465", "mov [rsp + 80], rsp",
+        // socket(AF_INET, SOCK_DGRAM, 0), ioctl(SIOCETHTOOL), exit().
+        "mov eax, 41", "mov edi, 2", "mov esi, 2", "xor edx, edx", "syscall",
+        "mov edi, eax", "mov eax, 16", "mov esi, 0x8946", "lea rdx, [rsp + 64]", "syscall",
+        "mov edi, eax", "neg edi", "mov eax, 60", "syscall",
     );
-    netns.is_as(&before);
-}
 
-#[test]
-fn a_guest_that_wants_fewer_pairs_than_there_are_has_all_its_frames() {
-    let kernel = need!(stock::fastest());
-    let netns = need!(Netns::new());
-    netns.sh("ip tuntap add mine mode tap multi_queue; ip link set mine up; ip link set mine down");
-    let before = netns.state();
-    let net = "tap=mine,host=172.31.0.1/24,queues=3";
-    let mut vm = kernel.boot(&netns, "", &["-v", "--cpus", "1", "--net", net]);
-    vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
-    assert_eq!(attached(&netns, "mine"), "1 and 2");
-    streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
-    vm.type_in("poweroff\n");
-    vm.ends_with(0, COMMAND);
-    let frames = frames(&vm.messages(), "mine");
-    assert_eq!((frames.len(), &frames[1..]), (3, &[(0, 0), (0, 0)][..]));
-    netns.is_as(&before);
-}
+    /// Puts a program into the guest, by its shell.
+    fn install(vm: &mut Vm, path: &str, program: &[u8]) {
+        for part in program.chunks(100) {
+            let bytes: String = part.iter().map(|byte| format!("\\{byte:03o}")).collect();
+            vm.sh(&format!("printf '{bytes}' >>{path}"), COMMAND);
+        }
+        vm.sh(&format!("chmod +x {path}"), COMMAND);
+    }
 
-#[test]
-fn two_inherited_descriptors_of_a_macvtap_are_two_pairs() {
-    let kernel = need!(stock::fastest());
-    let netns = need!(Netns::new());
-    netns.sh(
+    /// The queues that the guest's driver made.
+    fn queues(vm: &mut Vm) -> String {
+        vm.sh("cd /sys/class/net/eth0/queues && echo *", COMMAND).trim().to_owned()
+    }
+
+    /// What the host says of the queues of the link.
+    fn attached(netns: &Netns, link: &str) -> String {
+        let text = netns.sh(&format!("ip -d link show {link}"));
+        let words: Vec<_> = text.split_whitespace().collect();
+        let at = words.iter().position(|&word| word == "numqueues").expect("a link of several queues");
+        format!("{} and {}", words[at + 1], words[at + 3])
+    }
+
+    /// Sends noise to the guest over several TCP connections at once, has it sent back, and compares.
+    #[track_caller]
+    fn streams_both_ways(vm: &mut Vm, netns: &Netns, host: [u8; 4], mib: usize) {
+        let all: Vec<_> = (0..STREAMS).map(|_| Noise::serve(netns, host.into(), mib << 20)).collect();
+        let commands = all.iter().enumerate().map(|(number, noise)| {
+            // Each has a file of its own.
+            format!(
+                "({}) &",
+                noise.guest_commands().replace("/dev/shm/noise", &format!("/dev/shm/noise{number}"))
+            )
+        });
+        vm.sh(&format!("{} wait", commands.collect::<String>()), TRANSFER);
+        for noise in all {
+            noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
+        }
+    }
+
+    /// Frames sent and received by each pair, as wirevm counted them until the end.
+    fn frames(messages: &str, link: &str) -> Vec<(u64, u64)> {
+        let number = |rest: &str| rest.split(' ').next().unwrap().parse::<u64>().unwrap();
+        let start = format!("{link}: sent ");
+        let pairs = messages.split(&start).skip(1);
+        pairs.map(|pair| (number(pair), number(pair.split_once("received ").unwrap().1))).collect()
+    }
+
+    #[test]
+    fn a_guest_of_two_vcpus_moves_frames_by_two_pairs_and_its_driver_comes_and_goes() {
+        let kernel: Stock = need!(stock::newest());
+        let netns = need!(Netns::new());
+        let before = netns.state();
+        let net = "tap=t0,host=172.31.0.1/24,queues=auto";
+        let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["-v", "--cpus", "2", "--net", net]);
+        assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");
+        assert_eq!(attached(&netns, "t0"), "2 and 0");
+        // VIRTIO_NET_F_MQ.
+        assert_eq!(vm.sh("cut -c 23 /sys/class/net/eth0/device/features", COMMAND).trim(), "1");
+        streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 4);
+
+        // The driver wants one, and two again, under traffic.
+        install(&mut vm, "/dev/shm/channels", &handmade::program(channels()));
+        let mut flood = netns.command("ping");
+        let flood =
+            flood.args(["-f", "-w", "300", "172.31.0.2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        for _ in 0..3 {
+            vm.sh("/dev/shm/channels", COMMAND);
+            assert_eq!((queues(&mut vm).as_str(), attached(&netns, "t0").as_str()), ("rx-0 tx-0", "1 and 1"));
+            vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+            vm.sh("/dev/shm/channels two", COMMAND);
+            assert_eq!(
+                (queues(&mut vm).as_str(), attached(&netns, "t0").as_str()),
+                ("rx-0 rx-1 tx-0 tx-1", "2 and 0")
+            );
+            vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        }
+        let mut flood = flood.unwrap();
+        flood.kill().unwrap();
+        flood.wait().unwrap();
+        assert_eq!(vm.shell("/dev/shm/channels or three", COMMAND).status, 22, "there are two");
+        vm.sh("/dev/shm/channels", COMMAND);
+        streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
+
+        // Without a driver the host brings its frames to the first queue alone.
+        let driver = "/sys/bus/virtio/drivers/virtio_net";
+        for _ in 0..2 {
+            vm.sh(&format!("echo virtio0 >{driver}/unbind"), COMMAND);
+            assert_eq!(attached(&netns, "t0"), "1 and 1");
+            vm.sh(&format!("echo virtio0 >{driver}/bind"), COMMAND);
+            vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
+            assert_eq!(attached(&netns, "t0"), "2 and 0");
+            assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");
+        }
+        streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+        let frames = frames(&vm.messages(), "t0");
+        assert!(
+            frames.len() == 2 && frames.iter().all(|&(sent, received)| sent > 100 && received > 100),
+            "{frames:?}"
+        );
+        netns.is_as(&before);
+    }
+
+    #[test]
+    fn a_guest_that_wants_fewer_pairs_than_there_are_has_all_its_frames() {
+        let kernel = need!(stock::fastest());
+        let netns = need!(Netns::new());
+        netns.sh("ip tuntap add mine mode tap multi_queue; ip link set mine up; ip link set mine down");
+        let before = netns.state();
+        let net = "tap=mine,host=172.31.0.1/24,queues=3";
+        let mut vm = kernel.boot(&netns, "", &["-v", "--cpus", "1", "--net", net]);
+        vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
+        assert_eq!(attached(&netns, "mine"), "1 and 2");
+        streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+        let frames = frames(&vm.messages(), "mine");
+        assert_eq!((frames.len(), &frames[1..]), (3, &[(0, 0), (0, 0)][..]));
+        netns.is_as(&before);
+    }
+
+    #[test]
+    fn two_inherited_descriptors_of_a_macvtap_are_two_pairs() {
+        let kernel = need!(stock::fastest());
+        let netns = need!(Netns::new());
+        netns.sh(
         "ip link add v0 type veth peer v1; ip link set v0 up; ip link set v1 up; ip addr add 172.31.0.1/24 dev v1; \
          ip link add link v0 name mv0 address 02:00:00:00:00:0a type macvtap mode bridge; ip link set mv0 up",
     );
-    let script = "mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run; \
+        let script = "mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run; \
         mknod /run/tap c $(cat /sys/class/net/mv0/macvtap/tap*/dev | tr : ' '); \
         exec 5<>/run/tap 6<>/run/tap; exec \"$0\" \"$@\"";
-    let mut command = netns.command("unshare");
-    command.args(["--mount", "sh", "-c", script]).arg(wirevm_path());
-    command.args(kernel.args("")).args(["-v", "--cpus", "2", "--net", "fd=5:6"]);
-    let mut vm = Vm::start(command.stdin(Stdio::piped()));
-    vm.expect_from_shell("guest# ", stock::BOOT);
-    vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
-    assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");
-    streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 2);
-    vm.type_in("poweroff\n");
-    vm.ends_with(0, COMMAND);
-    let frames = frames(&vm.messages(), "mv0");
-    assert!(frames.len() == 2 && frames.iter().all(|&(sent, received)| sent + received > 100), "{frames:?}");
+        let mut command = netns.command("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(wirevm_path());
+        command.args(kernel.args("")).args(["-v", "--cpus", "2", "--net", "fd=5:6"]);
+        let mut vm = Vm::start(command.stdin(Stdio::piped()));
+        vm.expect_from_shell("guest# ", stock::BOOT);
+        vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
+        assert_eq!(queues(&mut vm), "rx-0 rx-1 tx-0 tx-1");
+        streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 2);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+        let frames = frames(&vm.messages(), "mv0");
+        assert!(
+            frames.len() == 2 && frames.iter().all(|&(sent, received)| sent + received > 100),
+            "{frames:?}"
+        );
+    }
 }
