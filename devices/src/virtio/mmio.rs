@@ -7,17 +7,12 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
-    VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
-};
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{F_VERSION_1, QueueSetup, VirtQueue};
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::setup::{self, Half, QueueField, Setup};
+use super::{Interrupt, VirtioDevice};
 use crate::BusDevice;
 
 /// Bytes of guest address space that a device takes: registers, then its configuration.
@@ -69,27 +64,8 @@ impl Interrupt for Line {
     }
 
     fn needs_reset(&self) -> io::Result<()> {
-        let before = self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
-        // A driver that is not up yet reads the status anyhow, and must not be interrupted (§2.1.2).
-        if before & DRIVER_OK == 0 { Ok(()) } else { self.config() }
+        if setup::needs_reset(&self.status) { self.config() } else { Ok(()) }
     }
-}
-
-/// All that the driver sets before the device runs.
-struct Setup {
-    device: Box<dyn VirtioDevice>,
-    memory: GuestMemoryMmap,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    driver_features: u64,
-    queue_sel: u32,
-    queues: Vec<Queue>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Queue {
-    setup: QueueSetup,
-    ready: bool,
 }
 
 impl MmioTransport {
@@ -98,19 +74,9 @@ impl MmioTransport {
     /// # Errors
     /// Where the queues' eventfds cannot be made.
     pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemoryMmap, irq: EventFd) -> io::Result<Self> {
-        let count = device.queue_max_sizes().len();
-        let kicks =
-            (0..count).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
+        let setup = Setup::new(device, memory);
+        let kicks = setup.kicks()?;
         let [status, interrupt, generation] = [0; 3].map(AtomicU32::new);
-        let setup = Setup {
-            device,
-            memory,
-            device_features_sel: 0,
-            driver_features_sel: 0,
-            driver_features: 0,
-            queue_sel: 0,
-            queues: vec![Queue::default(); count],
-        };
         let line = Arc::new(Line { irq, status, interrupt, generation });
         Ok(Self { line, kicks, setup: Mutex::new(setup) })
     }
@@ -132,15 +98,10 @@ impl MmioTransport {
     }
 
     fn reset_locked(&self, setup: &mut Setup) {
-        setup.device.reset();
+        setup.reset();
         // Only now, for a pair that was still running may have asked for a reset meanwhile.
         self.line.status.store(0, Ordering::Release);
         self.line.interrupt.store(0, Ordering::Release);
-        setup.device_features_sel = 0;
-        setup.driver_features_sel = 0;
-        setup.driver_features = 0;
-        setup.queue_sel = 0;
-        setup.queues.fill(Queue::default());
     }
 
     fn read_register(&self, offset: u32) -> Option<u32> {
@@ -153,19 +114,9 @@ impl MmioTransport {
             VIRTIO_MMIO_VERSION => VERSION,
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_ID => self.setup().device.device_type(),
-            VIRTIO_MMIO_DEVICE_FEATURES => {
-                let setup = self.setup();
-                let word = 32 * setup.device_features_sel;
-                setup.device.features().checked_shr(word).unwrap_or(0) as u32
-            }
-            VIRTIO_MMIO_QUEUE_NUM_MAX => {
-                let setup = self.setup();
-                setup.device.queue_max_sizes().get(setup.queue_sel as usize).copied().unwrap_or(0).into()
-            }
-            VIRTIO_MMIO_QUEUE_READY => {
-                let setup = self.setup();
-                setup.queues.get(setup.queue_sel as usize).is_some_and(|queue| queue.ready).into()
-            }
+            VIRTIO_MMIO_DEVICE_FEATURES => self.setup().device_features(),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => self.setup().queue_max_size().into(),
+            VIRTIO_MMIO_QUEUE_READY => self.setup().queue_field(QueueField::Ready),
             // There is no shared memory region, of which a length of all ones tells (§4.2.2.1).
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
@@ -195,90 +146,38 @@ impl MmioTransport {
         let mut setup = self.setup();
         let setup = &mut *setup;
         let status = line.status.load(Ordering::Acquire);
-        let negotiating = status & DRIVER != 0 && status & FEATURES_OK == 0;
-        let placing = status & FEATURES_OK != 0 && status & (DRIVER_OK | FAILED) == 0;
         match offset {
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => setup.device_features_sel = value.min(2),
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => setup.driver_features_sel = value.min(2),
-            VIRTIO_MMIO_DRIVER_FEATURES if negotiating && setup.driver_features_sel < 2 => {
-                let word = 32 * setup.driver_features_sel;
-                setup.driver_features &= !(u64::from(u32::MAX) << word);
-                setup.driver_features |= u64::from(value) << word;
-            }
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => setup.device_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => setup.driver_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => setup.set_driver_features(status, value),
             VIRTIO_MMIO_QUEUE_SEL => setup.queue_sel = value,
             VIRTIO_MMIO_STATUS if value == 0 => self.reset_locked(setup),
-            VIRTIO_MMIO_STATUS => self.advance(setup, status, value),
-            _ if placing => setup.write_queue(offset, value),
-            _ => {}
-        }
-    }
-
-    /// The driver sets status bits (§3.1.1): each stands on the one before it, and none is cleared but by a reset.
-    fn advance(&self, setup: &mut Setup, old: u32, value: u32) {
-        let line = &self.line;
-        let value = old | value & (ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED);
-        let mut new = old | value & (ACKNOWLEDGE | FAILED);
-        let refused =
-            setup.driver_features & !setup.device.features() != 0 || setup.driver_features & F_VERSION_1 == 0;
-        for (bit, needs) in [(DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)] {
-            if value & bit != 0 && new & needs != 0 && !(bit == FEATURES_OK && refused) {
-                new |= bit;
+            VIRTIO_MMIO_STATUS => {
+                let interrupt = Arc::clone(line) as Arc<dyn Interrupt>;
+                setup.advance(&line.status, value, &interrupt, &self.kicks);
+            }
+            _ => {
+                if let Some(field) = queue_field(offset) {
+                    setup.set_queue(status, field, value);
+                }
             }
         }
-        // By `or`, for DEVICE_NEEDS_RESET may have come from a pair meanwhile.
-        line.status.fetch_or(new, Ordering::AcqRel);
-        let starts = new & !old & DRIVER_OK != 0 && new & (FAILED | NEEDS_RESET) == 0;
-        if starts && let Err(error) = self.activate(setup) {
-            log::warn!("virtio device {}: cannot start: {error}", setup.device.device_type());
-            let _ = line.needs_reset();
-        }
-    }
-
-    fn activate(&self, setup: &mut Setup) -> io::Result<()> {
-        let mut queues = Vec::with_capacity(setup.queues.len());
-        for (index, queue) in setup.queues.iter().enumerate().filter(|(_, queue)| queue.ready) {
-            let ring = VirtQueue::new(&queue.setup, setup.driver_features, &setup.memory)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-            queues.push(ActiveQueue { index: index as u16, ring, kick: self.kicks[index].try_clone()? });
-        }
-        setup.device.activate(Activation {
-            memory: setup.memory.clone(),
-            accepted: setup.driver_features,
-            interrupt: Arc::clone(&self.line) as Arc<dyn Interrupt>,
-            queues,
-        })
     }
 }
 
-impl Setup {
-    /// A register of the selected queue. Its place can change while it is not ready (§4.2.2.2).
-    fn write_queue(&mut self, offset: u32, value: u32) {
-        let max = self.device.queue_max_sizes().get(self.queue_sel as usize).copied().unwrap_or(0);
-        let Some(queue) = self.queues.get_mut(self.queue_sel as usize) else { return };
-        let QueueSetup { size, desc_table, avail_ring, used_ring } = &mut queue.setup;
-        match offset {
-            VIRTIO_MMIO_QUEUE_READY if value & 1 == 0 => queue.ready = false,
-            VIRTIO_MMIO_QUEUE_READY => queue.ready = size.is_power_of_two() && *size <= max,
-            _ if queue.ready => {}
-            // A size past 16 bits is no size; zero never becomes ready.
-            VIRTIO_MMIO_QUEUE_NUM => *size = value.try_into().unwrap_or(0),
-            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(desc_table, value),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(desc_table, value),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(avail_ring, value),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(avail_ring, value),
-            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(used_ring, value),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(used_ring, value),
-            _ => {}
-        }
-    }
-}
-
-fn set_low(address: &mut u64, value: u32) {
-    *address = *address >> 32 << 32 | u64::from(value);
-}
-
-fn set_high(address: &mut u64, value: u32) {
-    *address = u64::from(*address as u32) | u64::from(value) << 32;
+/// The register of the selected queue at `offset`, if there is one.
+fn queue_field(offset: u32) -> Option<QueueField> {
+    Some(match offset {
+        VIRTIO_MMIO_QUEUE_READY => QueueField::Ready,
+        VIRTIO_MMIO_QUEUE_NUM => QueueField::Size,
+        VIRTIO_MMIO_QUEUE_DESC_LOW => QueueField::Table(Half::Low),
+        VIRTIO_MMIO_QUEUE_DESC_HIGH => QueueField::Table(Half::High),
+        VIRTIO_MMIO_QUEUE_AVAIL_LOW => QueueField::Available(Half::Low),
+        VIRTIO_MMIO_QUEUE_AVAIL_HIGH => QueueField::Available(Half::High),
+        VIRTIO_MMIO_QUEUE_USED_LOW => QueueField::Used(Half::Low),
+        VIRTIO_MMIO_QUEUE_USED_HIGH => QueueField::Used(Half::High),
+        _ => return None,
+    })
 }
 
 impl BusDevice for MmioTransport {
@@ -313,11 +212,18 @@ impl Drop for MmioTransport {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
+    use virtio_bindings::virtio_config::{
+        VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+        VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
+        VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
+    };
     use vm_memory::GuestAddress;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
+    use crate::virtio::Activation;
     use crate::virtio::mock::{MockMmio, MockRing};
-    use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
+    use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, QueueSetup};
 
     const OFFERED: u64 = F_VERSION_1 | F_EVENT_IDX | 1;
 

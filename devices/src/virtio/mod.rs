@@ -4,6 +4,7 @@ pub mod mmio;
 pub mod mock;
 pub mod net;
 pub mod queue;
+mod setup;
 
 use std::io;
 use std::sync::Arc;
