@@ -5,13 +5,14 @@
 //! CMOS clock) is said to be absent.
 
 use acpi_tables::aml::{
-    AmlStr, And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
-    If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path,
-    ResourceTemplate, Scope, Store, ZERO,
+    AddressSpace, AddressSpaceCacheable, AmlStr, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{self, AccessSize, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -20,8 +21,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
 use crate::layout::{
-    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, GED, GED_GSI, GED_POWER_BUTTON, IOAPIC, LAPIC, PVPANIC, RESET,
-    RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio,
+    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, ECAM_LEN, GED, GED_GSI, GED_POWER_BUTTON, IOAPIC, LAPIC,
+    PCI_CONFIG, PCI_CONFIG_LEN, PCI_WINDOW, PCI_WINDOW_LEN, PVPANIC, RESET, RESET_VALUE, SLEEP_CONTROL,
+    SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio,
 };
 
 const OEM_ID: [u8; 6] = *b"WIREVM";
@@ -45,6 +47,8 @@ pub struct AcpiConfig<'a> {
     pub cpus: u32,
     /// The virtio-mmio devices, in the order in which the guest finds them.
     pub virtio_mmio: &'a [VirtioMmio],
+    /// Whether there is a PCI bus, with its window and its ECAM.
+    pub pci: bool,
 }
 
 /// Writes the tables, and gives the address of the RSDP.
@@ -56,6 +60,11 @@ pub(crate) fn write(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if config.pci {
+        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        mcfg.add_ecam(ECAM, 0, 0, 0);
+        xsdt.add_entry(tables.add(&mcfg));
+    }
     let xsdt = tables.add(&xsdt);
     let mut rsdp = Vec::with_capacity(Rsdp::len());
     Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
@@ -91,7 +100,7 @@ impl Tables {
 
 /// An 8-bit register at an I/O port.
 fn port(address: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+    GAS::new(gas::AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
 }
 
 /// §5.2.9. The button flags say that there is no *fixed* power or sleep button; ours is in the DSDT.
@@ -131,8 +140,8 @@ fn madt(cpus: u32) -> impl Aml {
     table(*b"APIC", 6, &body)
 }
 
-/// §5.2.11.1: the serial port, the panic device, the power button and its event device, the virtio devices,
-/// and the sleep state S5.
+/// §5.2.11.1: the serial port, the panic device, the power button and its event device, the PCI bus or the virtio
+/// devices, and the sleep state S5.
 fn dsdt(config: &AcpiConfig<'_>) -> Result<impl Aml, Error> {
     let mut devices = Vec::new();
     serial(&mut devices);
@@ -140,6 +149,9 @@ fn dsdt(config: &AcpiConfig<'_>) -> Result<impl Aml, Error> {
     power_button(&mut devices);
     for (index, device) in config.virtio_mmio.iter().enumerate() {
         virtio_mmio(index, device, &mut devices)?;
+    }
+    if config.pci {
+        pci(&mut devices);
     }
     let mut body = Scope::raw(Path::new("_SB_"), devices);
     let values = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
@@ -242,6 +254,42 @@ fn virtio_mmio(index: usize, device: &VirtioMmio, sink: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
+/// The PCI bus, with one bus number and one window for memory. There are no interrupt pins, and so no `_PRT`. The ECAM is
+/// what a motherboard device claims (PCI Firmware 3.3 §4.1.2), else Linux leaves it alone.
+fn pci(sink: &mut Vec<u8>) {
+    let window_end = (PCI_WINDOW + PCI_WINDOW_LEN - 1) as u32;
+    let buses = AddressSpace::new_bus_number(0u16, 0);
+    let ports = IO::new(PCI_CONFIG, PCI_CONFIG, 1, PCI_CONFIG_LEN as u8);
+    let window = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        PCI_WINDOW as u32,
+        window_end,
+        None,
+    );
+    Device::new(
+        Path::new("PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_BBN"), &ZERO),
+            &Name::new(Path::new("_SEG"), &ZERO),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&buses, &ports, &window])),
+        ],
+    )
+    .to_aml_bytes(sink);
+    let ecam = Memory32Fixed::new(true, ECAM as u32, ECAM_LEN as u32);
+    Device::new(
+        Path::new("ECAM"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ecam])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -254,9 +302,13 @@ mod tests {
     /// Writes the tables for a machine, and reads them back from the RSDP on: each found by its address,
     /// within the room, and with a good checksum.
     fn tables(cpus: u32, devices: usize) -> Vec<Vec<u8>> {
+        tables_with(cpus, devices, false)
+    }
+
+    fn tables_with(cpus: u32, devices: usize, pci: bool) -> Vec<Vec<u8>> {
         let memory = memory(64);
         let devices: Vec<_> = (0..devices).filter_map(virtio_mmio).collect();
-        let rsdp = write(&memory, &AcpiConfig { cpus, virtio_mmio: &devices }).unwrap();
+        let rsdp = write(&memory, &AcpiConfig { cpus, virtio_mmio: &devices, pci }).unwrap();
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         let fetch = |address: u64| {
             let len = u32::from_le_bytes(bytes(&memory, address + 4, 4).try_into().unwrap());
@@ -276,9 +328,13 @@ mod tests {
         let fadt = fetch(pointer(&xsdt, 36));
         let madt = fetch(pointer(&xsdt, 44));
         let dsdt = fetch(pointer(&fadt, 140));
-        let all = vec![xsdt, fadt, madt, dsdt];
+        let mcfg = pci.then(|| fetch(pointer(&xsdt, 52)));
+        assert_eq!(xsdt.len(), 36 + 8 * if pci { 3 } else { 2 });
+        let mut all = vec![xsdt, fadt, madt, dsdt];
+        all.extend(mcfg);
         let signatures: Vec<_> = all.iter().map(|table| String::from_utf8_lossy(&table[..4])).collect();
-        assert_eq!(signatures, ["XSDT", "FACP", "APIC", "DSDT"]);
+        let expected = ["XSDT", "FACP", "APIC", "DSDT", "MCFG"];
+        assert_eq!(signatures, expected[..all.len()]);
         all
     }
 
@@ -286,6 +342,7 @@ mod tests {
     fn tables_hang_together_and_fit() {
         for (cpus, devices) in [(1, 0), (1, 1), (2, 16), (255, 16), (1024, VIRTIO_MMIO_MAX)] {
             tables(cpus, devices);
+            tables_with(cpus, devices, true);
         }
     }
 
@@ -298,6 +355,12 @@ mod tests {
         assert_eq!(fadt[116..129], [1, 8, 0, 1, 0x02, 0x06, 0, 0, 0, 0, 0, 0, RESET_VALUE]);
         assert_eq!(fadt[244..256], [1, 8, 0, 1, 0x00, 0x06, 0, 0, 0, 0, 0, 0]);
         assert_eq!(fadt[256..268], [1, 8, 0, 1, 0x01, 0x06, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn mcfg_has_the_ecam_of_one_bus() {
+        let mcfg = &tables_with(1, 0, true)[4];
+        assert_eq!(mcfg[44..], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
@@ -320,14 +383,16 @@ mod tests {
 
     #[test]
     fn too_many_vcpus_are_an_error() {
-        let error = write(&memory(64), &AcpiConfig { cpus: 10_000, virtio_mmio: &[] }).unwrap_err();
+        let error =
+            write(&memory(64), &AcpiConfig { cpus: 10_000, virtio_mmio: &[], pci: true }).unwrap_err();
         assert!(matches!(error, Error::AcpiTooLarge { cpus: 10_000, .. }), "{error}");
     }
 
     #[test]
     fn a_window_must_be_addressable() {
         let device = VirtioMmio { base: 1 << 32, size: 0x1000, gsi: 5 };
-        let error = write(&memory(64), &AcpiConfig { cpus: 1, virtio_mmio: &[device] }).unwrap_err();
+        let error =
+            write(&memory(64), &AcpiConfig { cpus: 1, virtio_mmio: &[device], pci: false }).unwrap_err();
         assert!(matches!(error, Error::WindowTooHigh { .. }), "{error}");
     }
 
@@ -346,7 +411,8 @@ mod tests {
             let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
             (output.status.success(), text)
         };
-        for (name, table) in ["xsdt", "fadt", "madt", "dsdt"].into_iter().zip(tables(2, 3)) {
+        for (name, table) in ["xsdt", "fadt", "madt", "dsdt", "mcfg"].into_iter().zip(tables_with(2, 3, true))
+        {
             fs::write(directory.join(format!("{name}.aml")), table).unwrap();
             let (good, text) = iasl(&["-d", &format!("{name}.aml")]);
             assert!(good && !text.contains("Error") && !text.contains("Warning"), "{name}: {text}");
@@ -366,6 +432,13 @@ mod tests {
             r#"Device (V002) { Name (_HID, "LNRO0005") // _HID: Hardware ID Name (_UID, 0x02)"#,
             "Memory32Fixed (ReadWrite, 0xC0002000, // Address Base 0x00001000, // Address Length )",
             "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000007, }",
+            r#"Device (PCI0) { Name (_HID, EisaId ("PNP0A03") /* PCI Bus */"#,
+            "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode, 0x0000, // Granularity 0x0000, // Range \
+             Minimum 0x0000, // Range Maximum",
+            "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite, 0x00000000, // \
+             Granularity 0xD0000000, // Range Minimum 0xDFFFFFFF, // Range Maximum",
+            r#"Device (ECAM) { Name (_HID, EisaId ("PNP0C02")"#,
+            "Memory32Fixed (ReadWrite, 0xE0000000, // Address Base 0x00100000, // Address Length )",
             "Name (_S5, Package (0x04) // _S5_: S5 System State { 0x05,",
         ] {
             assert!(squeezed.contains(expected), "no {expected} in\n{source}");

@@ -8,7 +8,8 @@
 //! 0x0010_0000 .. end of RAM    the kernel and, at the top, the initrd; ends at the hole at the latest
 //! 0xc000_0000 .. 0x1_0000_0000 the hole: device registers, never RAM
 //!    0xc000_0000               virtio-mmio windows, a page each
-//!    0xe000_0000               256 MiB kept free for a PCI ECAM
+//!    0xd000_0000               256 MiB in which PCI devices have their BARs
+//!    0xe000_0000               the ECAM of PCI bus 0
 //!    0xfec0_0000               IOAPIC
 //!    0xfee0_0000               local APIC
 //!    0xfffb_c000               the pages that KVM keeps for itself on some hosts
@@ -72,10 +73,18 @@ pub const HOLE_LEN: u64 = HOLE_END - HOLE_START;
 pub const VIRTIO_MMIO: u64 = 0xc000_0000;
 /// The size of one virtio-mmio window, in bytes.
 pub const VIRTIO_MMIO_LEN: u64 = 0x1000;
-/// Where a PCI ECAM for 256 buses goes. Nothing else uses it.
+/// Where PCI devices have their BARs.
+pub const PCI_WINDOW: u64 = 0xd000_0000;
+/// The size of that window, in bytes.
+pub const PCI_WINDOW_LEN: u64 = 0x1000_0000;
+/// The ECAM, by which PCI configuration space is reached: of bus 0, the only one.
 pub const ECAM: u64 = 0xe000_0000;
 /// The size of the ECAM, in bytes.
-pub const ECAM_LEN: u64 = 0x1000_0000;
+pub const ECAM_LEN: u64 = MIB;
+/// The first of the ports by which PCI configuration space is reached without the ECAM.
+pub const PCI_CONFIG: u16 = 0xcf8;
+/// The number of those ports.
+pub const PCI_CONFIG_LEN: u16 = 8;
 /// The registers of the IOAPIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The number of input pins of the IOAPIC; their GSIs begin at 0.
@@ -176,6 +185,7 @@ mod tests {
             ("himem", HIMEM, MIN_MEMORY - HIMEM),
             ("start of the hole", HOLE_START, 0),
             ("virtio-mmio", VIRTIO_MMIO, VIRTIO_MMIO_MAX as u64 * VIRTIO_MMIO_LEN),
+            ("pci window", PCI_WINDOW, PCI_WINDOW_LEN),
             ("ecam", ECAM, ECAM_LEN),
             ("ioapic", IOAPIC, 0x1000),
             ("lapic", LAPIC, 0x1000),
@@ -196,6 +206,7 @@ mod tests {
             ("sleep status", SLEEP_STATUS.into(), 1),
             ("reset", RESET.into(), 1),
             ("ged", GED.into(), 1),
+            ("pci configuration", PCI_CONFIG.into(), PCI_CONFIG_LEN.into()),
         ]);
     }
 

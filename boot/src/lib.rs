@@ -81,8 +81,8 @@ pub fn load(memory: &GuestMemoryMmap, config: &Config<'_>) -> Result<Entry, Erro
     cmdline::write(memory, config.cmdline, kernel.cmdline_max)?;
     let rsdp = acpi::write(memory, &config.acpi)?;
     match kernel.protocol {
-        Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp)?,
-        Protocol::Pvh => params::write_start_info(memory, initrd, rsdp)?,
+        Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp, config.acpi.pci)?,
+        Protocol::Pvh => params::write_start_info(memory, initrd, rsdp, config.acpi.pci)?,
     }
     firmware::write(memory)?;
     cpu::prepare(memory, kernel.protocol, kernel.entry)
@@ -95,7 +95,7 @@ mod tests {
     use crate::testing::{Scratch, bytes, memory, word};
 
     fn config<'a>(kernel: &'a Path, initrd: Option<&'a Path>, devices: &'a [VirtioMmio]) -> Config<'a> {
-        let acpi = AcpiConfig { cpus: 2, virtio_mmio: devices };
+        let acpi = AcpiConfig { cpus: 2, virtio_mmio: devices, pci: true };
         Config { kernel, initrd, cmdline: "console=ttyS0", acpi }
     }
 

@@ -8,7 +8,8 @@ use crate::Error;
 use crate::initrd::Initrd;
 use crate::kernel::Kernel;
 use crate::layout::{
-    ACPI, ACPI_LEN, CMDLINE, FIRMWARE, FIRMWARE_LEN, HIMEM, LOW_RAM_END, START_INFO, ZERO_PAGE,
+    ACPI, ACPI_LEN, CMDLINE, ECAM, ECAM_LEN, FIRMWARE, FIRMWARE_LEN, HIMEM, LOW_RAM_END, START_INFO,
+    ZERO_PAGE,
 };
 
 /// `type_of_loader`: one without an assigned number.
@@ -36,7 +37,8 @@ struct Range {
 }
 
 /// The memory map: RAM as `memory` has it, but for the legacy hole, the ACPI tables and the firmware below 1 MiB.
-fn memory_map(memory: &GuestMemoryMmap) -> Vec<Range> {
+/// With `pci` it says that the ECAM is no place for anything else, else Linux does not believe in it so early.
+fn memory_map(memory: &GuestMemoryMmap, pci: bool) -> Vec<Range> {
     let mut map = vec![
         Range { start: 0, len: LOW_RAM_END, kind: Kind::Ram },
         Range { start: ACPI, len: ACPI_LEN, kind: Kind::Acpi },
@@ -47,6 +49,10 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<Range> {
         let len = (region.start_addr().0 + region.len()).saturating_sub(start);
         (len > 0).then_some(Range { start, len, kind: Kind::Ram })
     }));
+    if pci {
+        let above = map.iter().position(|range| range.start > ECAM).unwrap_or(map.len());
+        map.insert(above, Range { start: ECAM, len: ECAM_LEN, kind: Kind::Reserved });
+    }
     map
 }
 
@@ -56,6 +62,7 @@ pub(crate) fn write_zero_page(
     kernel: &Kernel,
     initrd: Option<Initrd>,
     rsdp: u64,
+    pci: bool,
 ) -> Result<(), Error> {
     // An ELF file has no header; the kernel reads these few fields of one all the same.
     let synthesized = setup_header {
@@ -75,7 +82,7 @@ pub(crate) fn write_zero_page(
     hdr.ramdisk_size = initrd.size as u32;
 
     let mut params = boot_params { hdr, acpi_rsdp_addr: rsdp, ..Default::default() };
-    let map = memory_map(memory);
+    let map = memory_map(memory, pci);
     params.e820_entries = map.len() as u8;
     for (entry, range) in params.e820_table.iter_mut().zip(&map) {
         *entry = boot_e820_entry { addr: range.start, size: range.len, r#type: range.kind as u32 };
@@ -89,10 +96,11 @@ pub(crate) fn write_start_info(
     memory: &GuestMemoryMmap,
     initrd: Option<Initrd>,
     rsdp: u64,
+    pci: bool,
 ) -> Result<(), Error> {
     let modules = START_INFO + size_of::<hvm_start_info>() as u64;
     let map_at = modules + size_of::<hvm_modlist_entry>() as u64;
-    let map = memory_map(memory);
+    let map = memory_map(memory, pci);
     let info = hvm_start_info {
         magic: START_INFO_MAGIC,
         version: 1,
@@ -162,7 +170,7 @@ mod tests {
     #[test]
     fn both_memory_maps_are_true_for_each_size() {
         let below_3_gib = 3072 * MIB - HIMEM;
-        for (mib, ram) in [
+        for (mib, ram, pci) in [
             (1, vec![]),
             (32, vec![(HIMEM, 31 * MIB)]),
             (64, vec![(HIMEM, 63 * MIB)]),
@@ -170,16 +178,23 @@ mod tests {
             (3072, vec![(HIMEM, below_3_gib)]),
             (3584, vec![(HIMEM, below_3_gib), (HOLE_END, 512 * MIB)]),
             (6144, vec![(HIMEM, below_3_gib), (HOLE_END, 3072 * MIB)]),
-        ] {
+        ]
+        .into_iter()
+        .flat_map(|(mib, ram)| [false, true].map(|pci| (mib, ram.clone(), pci)))
+        {
             let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x1_f000, 3), (0xf_f000, 0x1000, 2)];
             expected.extend(ram.into_iter().map(|(start, len)| (start, len, 1)));
+            if pci {
+                let above = expected.iter().position(|range| range.0 > ECAM).unwrap_or(expected.len());
+                expected.insert(above, (0xe000_0000, 0x10_0000, 2));
+            }
 
             let memory = memory(mib);
-            write_zero_page(&memory, &kernel(None), None, ACPI).unwrap();
+            write_zero_page(&memory, &kernel(None), None, ACPI, pci).unwrap();
             let count = bytes(&memory, ZERO_PAGE + 0x1e8, 1)[0].into();
             assert_eq!(ranges(&memory, ZERO_PAGE + 0x2d0, count, 20), expected, "e820 of {mib} MiB");
 
-            write_start_info(&memory, None, ACPI).unwrap();
+            write_start_info(&memory, None, ACPI, pci).unwrap();
             let count = half(&memory, START_INFO + 48).into();
             let at = word(&memory, START_INFO + 40);
             assert!(at + count * 24 <= START_INFO + START_INFO_LEN);
@@ -198,7 +213,7 @@ mod tests {
             init_size: 0x123_4567,
             ..Default::default()
         };
-        write_zero_page(&memory, &kernel(Some(header)), Some(INITRD), ACPI).unwrap();
+        write_zero_page(&memory, &kernel(Some(header)), Some(INITRD), ACPI, false).unwrap();
         assert_eq!(word(&memory, ZERO_PAGE + 0x70), ACPI);
         assert_eq!(bytes(&memory, ZERO_PAGE + 0x1f2, 2), [1, 0]);
         assert_eq!(bytes(&memory, ZERO_PAGE + 0x202, 6), *b"HdrS\x0f\x02");
@@ -213,7 +228,7 @@ mod tests {
     #[test]
     fn a_kernel_without_a_header_gets_one() {
         let memory = memory(64);
-        write_zero_page(&memory, &kernel(None), None, ACPI).unwrap();
+        write_zero_page(&memory, &kernel(None), None, ACPI, false).unwrap();
         assert_eq!(bytes(&memory, ZERO_PAGE + 0x1fe, 2), [0x55, 0xaa]);
         assert_eq!(bytes(&memory, ZERO_PAGE + 0x202, 6), *b"HdrS\x0c\x02");
         assert_eq!(bytes(&memory, ZERO_PAGE + 0x210, 2), [0xff, 1]);
@@ -224,7 +239,7 @@ mod tests {
     #[test]
     fn the_start_info_leads_to_everything() {
         let memory = memory(64);
-        write_start_info(&memory, Some(INITRD), ACPI).unwrap();
+        write_start_info(&memory, Some(INITRD), ACPI, false).unwrap();
         assert_eq!(half(&memory, START_INFO), 0x336e_c578);
         assert_eq!(half(&memory, START_INFO + 4), 1);
         assert_eq!(half(&memory, START_INFO + 12), 1);
@@ -233,7 +248,7 @@ mod tests {
         assert_eq!(word(&memory, START_INFO + 24), CMDLINE);
         assert_eq!(word(&memory, START_INFO + 32), ACPI);
 
-        write_start_info(&memory, None, ACPI).unwrap();
+        write_start_info(&memory, None, ACPI, false).unwrap();
         assert_eq!(half(&memory, START_INFO + 12), 0);
         assert_eq!(word(&memory, START_INFO + 16), 0);
     }

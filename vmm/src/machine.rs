@@ -85,7 +85,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
         kernel: &args.kernel,
         initrd: args.initrd.as_deref(),
         cmdline: &args.cmdline,
-        acpi: boot::AcpiConfig { cpus: args.cpus, virtio_mmio: &places },
+        acpi: boot::AcpiConfig { cpus: args.cpus, virtio_mmio: &places, pci: false },
     };
     let entry = fill(&vm, &memory, &config)?;
 
