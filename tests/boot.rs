@@ -280,8 +280,9 @@ mod stock {
         let kernels = need!(stock::debian());
         let netns = need!(Netns::new());
         for kernel in &kernels {
-            for cpus in ["1", "2"] {
-                let mut vm = kernel.boot(&netns, "", &["--cpus", cpus]);
+            for (cpus, transport) in [("1", "mmio"), ("2", "pci")] {
+                let args = ["--cpus", cpus, "--transport", transport, "--net", "tap"];
+                let mut vm = kernel.boot(&netns, "", &args);
                 assert_eq!(vm.sh("nproc", COMMAND).trim(), cpus, "{}", vm.state());
                 no_warning_is_ours(&mut vm);
                 let clock =

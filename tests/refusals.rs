@@ -69,7 +69,9 @@ fn a_machine_that_cannot_be_is_refused() {
     let run = |args: &[&str]| refuse(wirevm().args(["run", "--kernel"]).arg(&kernel).args(args));
     refused(&run(&["--cpus", "100000"]), 1, &["100000 vCPUs are more than", "give --cpus"]);
     refused(&run(&["--memory", "2000T"]), 1, &["2000 TiB of memory", "give --memory"]);
-    let nics: Vec<_> = std::iter::repeat_n(["--net", "tap"], 19).flatten().collect();
+    let nics = std::iter::repeat_n(["--net", "tap"], 32).flatten();
+    refused(&run(&nics.clone().collect::<Vec<_>>()), 1, &["32 NICs are more than the 31"]);
+    let nics: Vec<_> = ["--transport", "mmio"].into_iter().chain(nics.take(38)).collect();
     refused(&run(&nics), 1, &["19 NICs are more than the 18"]);
     let mac = "tap,mac=02:00:00:00:00:01";
     refused(&run(&["--net", mac, "--net", mac]), 1, &["NIC 0 and NIC 1 both have the MAC 02:00:00:00:00:01"]);

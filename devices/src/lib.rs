@@ -9,7 +9,7 @@
 //! for a reset. Nothing here panics, allocates without bound, or loops for as long as the guest likes.
 //!
 //! **Invariant: ownership, not locks.** What moves frames is owned by the thread that moves them. A [`BusDevice`] locks
-//! only its own registers, and the two virtio registers of every interrupt not even that.
+//! only its own registers, and what is touched for every interrupt not even that.
 //!
 //! # A frame in four hops
 //! ```text
@@ -24,9 +24,11 @@
 //! |---|---|
 //! | `serial.rs` | the console: a 16550A |
 //! | `reset.rs` | reset, power off, power button, panic: the registers by which a guest ends |
-//! | `pci.rs` | the host bridge that a guest finds where it looks for PCI |
+//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function`, `Shortcuts` |
+//! | `pci/config.rs`, `pci/msix.rs` | a function's configuration space; its vectors, their table, masks and pending bits |
 //! | `virtio/mod.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
-//! | `virtio/mmio.rs` | the transport: registers, status, features, and the queues' eventfds |
+//! | `virtio/setup.rs` | what a driver sets before its device runs: status, features, queues |
+//! | `virtio/pci.rs`, `virtio/mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
 //! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
@@ -34,7 +36,7 @@
 //! | `virtio/net/control.rs` | the control queue: which frames are received, the NIC's address, how many pairs |
 //! | `virtio/net/orders.rs` | what the control queue has the other pairs do, by message |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
-//! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other |
+//! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |
 //!
 //! # The life of a virtio device
 //! Its transport owns it behind a lock. The driver negotiates features, places the queues, and sets `DRIVER_OK`: the

@@ -1,22 +1,150 @@
-//! The PCI bus as far as every PC has one: a host bridge at 0:0.0, reached through the port mechanism (PCI Local Bus 3.0
-//! §3.2.2.3.2). Linux takes a machine without any for broken, and says so.
+//! A PCI root complex with one bus: a host bridge at 0:0.0 and a function in each slot after it.
+//!
+//! **Invariant: an address outside the window decodes nothing.** The guest moves BARs as it likes, and wherever it puts one
+//! that is not wholly in the window that ACPI announces, RAM and the other devices stay what they were.
+//!
+//! Configuration space is reached by ECAM (PCI Express Base 5.0 §7.2.2) and by the port mechanism (PCI Local Bus 3.0
+//! §3.2.2.3.2). Functions interrupt by MSI-X alone: there are no interrupt pins, and so nothing to route.
 
+pub mod config;
+pub mod msix;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use vmm_sys_util::eventfd::EventFd;
+
+use self::config::{BAR0, Configuration, Identity};
+use self::msix::Message;
 use crate::BusDevice;
 
-/// The configuration ports: an address and the four bytes of data behind it.
-#[derive(Debug, Default)]
-pub struct HostBridge {
+/// Bytes of configuration space that the ECAM has for each function.
+const ECAM_FUNCTION: u64 = 0x1000;
+
+/// A function on the bus. As a [`BusDevice`] it is the registers behind its BAR 0.
+pub trait Function: BusDevice {
+    /// Reads its configuration space; `offset + data.len()` is within 4096.
+    fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// Writes its configuration space; `offset + data.len()` is within 4096.
+    fn write_config(&self, offset: usize, data: &[u8]);
+
+    /// The guest-physical addresses at which its BAR 0 answers now.
+    fn decodes(&self) -> Option<Range<u64>>;
+}
+
+/// How the events of one function pass by user space. Without any of it a device still works, at the price of exits.
+pub trait Shortcuts: Send + Sync {
+    /// From now on each write to `event` sends `message`; one that was written before and not heard sends it too.
+    ///
+    /// # Errors
+    /// There are no resources for it, or nobody can receive such a message.
+    fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()>;
+
+    /// Undoes [`Shortcuts::open`]: from now on what is written to `event` stays there.
+    fn close(&self, vector: u16, event: &EventFd);
+
+    /// From now on the guest's writes to `address`, of any value, are written to `kick`.
+    ///
+    /// # Errors
+    /// There are no resources for it, or something else listens there.
+    fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`Shortcuts::listen`], also one that failed.
+    fn unlisten(&self, address: u64, kick: &EventFd);
+}
+
+/// The host bridge, which operating systems leave alone: vendor and device are those of QEMU's generic one.
+const HOST_BRIDGE: Identity =
+    Identity { vendor: 0x1b36, device: 0x0008, revision: 0, class: 0x06_0000, subsystem: (0, 0) };
+
+/// The bus, complete before the guest runs and never changed after.
+pub struct RootComplex {
+    bridge: Configuration,
+    /// By slot, from 1.
+    functions: Vec<Arc<dyn Function>>,
+    window: Range<u64>,
+    /// Where the next BAR goes.
+    free: u64,
+    /// The address register of the port mechanism.
     address: AtomicU32,
 }
 
-/// Its configuration header (§6.1) in words, from offset 0; what follows is zero.
-///
-/// Vendor and device are those of QEMU's generic host bridge, which operating systems leave alone; the class is host bridge.
-const HEADER: [u32; 3] = [0x0008_1b36, 0, 0x0600_0000];
+impl RootComplex {
+    /// How many functions fit beside the host bridge.
+    pub const FUNCTIONS: usize = 31;
 
-impl HostBridge {
+    /// A bus whose BARs are in `window`, which lies below 4 GiB. A machine without one has an empty bus with a host bridge
+    /// all the same, for Linux takes one without any for broken, and says so.
+    pub fn new(window: Range<u64>) -> Self {
+        let (bridge, free) = (Configuration::new(HOST_BRIDGE), window.start);
+        Self { bridge, functions: Vec::new(), window, free, address: AtomicU32::new(0) }
+    }
+
+    /// Puts a function into the next slot, and places its BAR as firmware does: sizes it by writing ones (§6.2.5.1), and gives
+    /// it the next address. The guest switches it on.
+    ///
+    /// # Panics
+    /// Where there is no slot or no address left: who builds the machine counts.
+    pub fn add(&mut self, function: Arc<dyn Function>) {
+        assert!(self.functions.len() < Self::FUNCTIONS, "no slot is left");
+        let mut bar = u32::MAX.to_le_bytes();
+        function.write_config(BAR0, &bar);
+        function.read_config(BAR0, &mut bar);
+        let len = u64::from(!(u32::from_le_bytes(bar) & !0xf)) + 1;
+        let base = self.free.next_multiple_of(len);
+        self.free = base + len;
+        assert!(self.free <= self.window.end, "the window is full");
+        function.write_config(BAR0, &(base as u32).to_le_bytes());
+        self.functions.push(function);
+    }
+
+    /// Reads `data` at `offset` into the ECAM's form of an address: bus, device, function, register.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let Some((number, register)) = split(offset, data.len()) else { return };
+        match number.checked_sub(1) {
+            None => self.bridge.read(register, data),
+            Some(index) => {
+                if let Some(function) = self.functions.get(index) {
+                    function.read_config(register, data);
+                }
+            }
+        }
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let Some((number, register)) = split(offset, data.len()) else { return };
+        // Nothing of the bridge can be written.
+        if let Some(function) = number.checked_sub(1).and_then(|index| self.functions.get(index)) {
+            function.write_config(register, data);
+        }
+    }
+
+    /// The function that answers at `[address, address + len)`, and the offset into its BAR. Where the guest has put two on
+    /// one place, the first answers.
+    fn find(&self, address: u64, len: usize) -> Option<(&dyn Function, u64)> {
+        self.functions.iter().find_map(|function| {
+            let range = function.decodes()?;
+            let inside = range.start <= address && address.checked_add(len as u64)? <= range.end;
+            inside.then(|| (&**function, address - range.start))
+        })
+    }
+}
+
+/// The slot and the register that an access of `len` bytes is for, if it is within one function. Of each slot, only function
+/// 0 can be there, and of all buses only bus 0.
+fn split(offset: u64, len: usize) -> Option<(usize, usize)> {
+    let (function, register) = (offset / ECAM_FUNCTION, offset % ECAM_FUNCTION);
+    let whole = register + len as u64 <= ECAM_FUNCTION && function.is_multiple_of(8);
+    (whole && function / 8 < 32).then_some(((function / 8) as usize, register as usize))
+}
+
+/// The configuration ports: an address and the four bytes of data behind it.
+pub struct Ports(pub Arc<RootComplex>);
+
+impl Ports {
     /// Its first port.
     pub const PORT: u64 = 0xcf8;
     /// How many ports it spans.
@@ -28,84 +156,61 @@ impl HostBridge {
     /// In the address: reach into configuration space.
     const ENABLE: u32 = 1 << 31;
 
-    /// The configuration word that the address selects: ones where there is no device.
-    fn word(&self) -> u32 {
-        let address = self.address.load(Ordering::Relaxed);
-        match (address & Self::ENABLE != 0, (address >> 8) & 0xffff) {
-            (true, 0) => HEADER.get((address as usize & 0xfc) / 4).copied().unwrap_or(0),
-            _ => u32::MAX,
-        }
+    /// What the address selects and `offset` reaches, in the ECAM's form, if `len` bytes there are within the word.
+    fn selected(&self, offset: u64, len: usize) -> Option<u64> {
+        let address = self.0.address.load(Ordering::Relaxed);
+        let byte = offset.checked_sub(Self::DATA)?;
+        let (function, register) = (u64::from(address >> 8 & 0xffff), u64::from(address & 0xfc));
+        (address & Self::ENABLE != 0 && byte + len as u64 <= 4)
+            .then_some(function * ECAM_FUNCTION + register + byte)
     }
 }
 
-impl BusDevice for HostBridge {
+impl BusDevice for Ports {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        match offset {
-            Self::ADDRESS if data.len() == 4 => {
-                data.copy_from_slice(&self.address.load(Ordering::Relaxed).to_le_bytes());
-            }
-            Self::DATA.. => {
-                let bytes = self.word().to_le_bytes();
-                let from = (offset - Self::DATA) as usize;
-                if let Some(bytes) = bytes.get(from..from + data.len()) {
-                    data.copy_from_slice(bytes);
-                }
-            }
-            _ => {}
+        if let Some(selected) = self.selected(offset, data.len()) {
+            self.0.read_config(selected, data);
+        } else if offset == Self::ADDRESS && data.len() == 4 {
+            data.copy_from_slice(&self.0.address.load(Ordering::Relaxed).to_le_bytes());
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let (Self::ADDRESS, Ok(address)) = (offset, data.try_into()) {
+        if let Some(selected) = self.selected(offset, data.len()) {
+            self.0.write_config(selected, data);
+        } else if let (Self::ADDRESS, Ok(address)) = (offset, data.try_into()) {
             // Two bits are hard-wired to zero, for only words are addressed.
-            self.address.store(u32::from_le_bytes(address) & !3, Ordering::Relaxed);
+            self.0.address.store(u32::from_le_bytes(address) & !3, Ordering::Relaxed);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The ECAM of bus 0, a mebibyte.
+pub struct Ecam(pub Arc<RootComplex>);
 
-    fn read(bridge: &HostBridge, offset: u64, len: usize) -> Vec<u8> {
-        let mut data = vec![0xff; len];
-        bridge.read(offset, &mut data);
-        data
+impl BusDevice for Ecam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read_config(offset, data);
     }
 
-    #[test]
-    fn the_bus_has_a_host_bridge_and_nothing_else() {
-        let bridge = HostBridge::default();
-        assert_eq!(read(&bridge, 4, 4), [0xff; 4], "no access without the enable bit");
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write_config(offset, data);
+    }
+}
 
-        bridge.write(0, &0x8000_0000u32.to_le_bytes());
-        assert_eq!(
-            read(&bridge, 0, 4),
-            0x8000_0000u32.to_le_bytes(),
-            "the address reads back, as a probe expects"
-        );
-        assert_eq!(read(&bridge, 4, 4), [0x36, 0x1b, 0x08, 0]);
-        assert_eq!(read(&bridge, 6, 2), [0x08, 0]);
-        assert_eq!(read(&bridge, 7, 2), [0xff; 2], "an access past the four bytes reaches nothing");
+/// The window in which BARs are.
+pub struct Window(pub Arc<RootComplex>);
 
-        bridge.write(0, &0x8000_000bu32.to_le_bytes());
-        assert_eq!(read(&bridge, 4, 4), [0, 0, 0, 6], "the class; the address' low bits do not count");
-        bridge.write(0, &0x8000_00fcu32.to_le_bytes());
-        assert_eq!(read(&bridge, 4, 4), [0; 4]);
-        for elsewhere in [0x8000_0800u32, 0x8000_0100, 0x8001_0000] {
-            bridge.write(0, &elsewhere.to_le_bytes());
-            assert_eq!(read(&bridge, 4, 4), [0xff; 4], "{elsewhere:#x}");
+impl BusDevice for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some((function, offset)) = self.0.find(self.0.window.start + offset, data.len()) {
+            function.read(offset, data);
         }
     }
 
-    #[test]
-    fn what_is_no_access_to_the_address_changes_nothing() {
-        let bridge = HostBridge::default();
-        bridge.write(0, &0x8000_0000u32.to_le_bytes());
-        bridge.write(3, &[1]);
-        bridge.write(4, &[0; 4]);
-        bridge.write(0, &[0; 2]);
-        assert_eq!(read(&bridge, 0, 4), 0x8000_0000u32.to_le_bytes());
-        assert_eq!(read(&bridge, 0, 1), [0xff]);
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((function, offset)) = self.0.find(self.0.window.start + offset, data.len()) {
+            function.write(offset, data);
+        }
     }
 }

@@ -61,6 +61,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
 
+    /// How the guest finds its devices: on a PCI bus, with an interrupt for each queue, or by MMIO alone
+    #[arg(long, value_name = "pci|mmio", default_value = "pci")]
+    pub(crate) transport: Transport,
+
     /// Where the guest's serial port goes: stdio, or a file to write
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
     pub(crate) console: Console,
@@ -182,6 +186,14 @@ impl FromStr for Console {
             path => Ok(Self::File(path.into())),
         }
     }
+}
+
+/// The transport of every virtio device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Transport {
+    Pci,
+    Mmio,
 }
 
 fn parse_net(text: &str) -> Result<NetConfig, String> {

@@ -10,25 +10,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 
 use boot::{Entry, layout};
-use devices::pci::HostBridge;
 use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
 use devices::serial::Serial;
-use devices::virtio::mmio::{self, MmioTransport};
-use devices::virtio::net::VirtioNet;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
-use crate::cli::{Console, Run};
+use crate::cli::{Console, Run, Transport};
 use crate::console;
 use crate::cpuid::Processor;
 use crate::ending::{Ending, Outcome};
 use crate::error::Error;
+use crate::irq::irqfd;
 use crate::memory;
 use crate::nic::Nic;
 use crate::terminal::Stdout;
+use crate::transport;
 use crate::vcpu::{Running, Shared, Vcpu};
 
 // Two crates that do not know each other describe the same registers.
@@ -55,7 +54,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
     // Declared in the order in which they must go, last first.
     let mut nics = Nic::open_all(&args.net, args.cpus, args.explain)?;
     let memory = memory::map(args.memory.0)?;
-    let vm = new_vm(&kvm)?;
+    let vm = Arc::new(new_vm(&kvm)?);
 
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
     let sink: EventSink = {
@@ -68,24 +67,21 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
     ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
     ports.insert(I8042::PORT, I8042::LEN, Arc::new(I8042::new(sink.clone())));
     ports.insert(layout::SLEEP_CONTROL.into(), AcpiPower::LEN, power.clone());
-    ports.insert(HostBridge::PORT, HostBridge::LEN, Arc::new(HostBridge::default()));
     ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink)));
 
     let mut mmio = Bus::default();
-    let mut places = Vec::new();
-    for (index, nic) in nics.iter_mut().enumerate() {
-        let place = layout::virtio_mmio(index)
-            .ok_or(Error::TooManyNics { wanted: args.net.len(), limit: layout::VIRTIO_MMIO_MAX })?;
-        let transport = new_transport(&vm, &memory, nic.take_device(), place)?;
-        mmio.insert(place.base, place.size, transport);
-        places.push(place);
-    }
+    let devices = nics.iter_mut().map(Nic::take_device);
+    let places = transport::show(args.transport, &vm, &memory, devices, &mut ports, &mut mmio)?;
 
     let config = boot::Config {
         kernel: &args.kernel,
         initrd: args.initrd.as_deref(),
         cmdline: &args.cmdline,
-        acpi: boot::AcpiConfig { cpus: args.cpus, virtio_mmio: &places, pci: false },
+        acpi: boot::AcpiConfig {
+            cpus: args.cpus,
+            virtio_mmio: &places,
+            pci: args.transport == Transport::Pci,
+        },
     };
     let entry = fill(&vm, &memory, &config)?;
 
@@ -115,8 +111,9 @@ fn check_limits(kvm: &Kvm, processor: &Processor, args: &Run) -> Result<(), Erro
     if args.memory.0 > limit {
         return Err(Error::MemoryTooLarge { bytes: args.memory.0, limit });
     }
-    if args.net.len() > layout::VIRTIO_MMIO_MAX {
-        return Err(Error::TooManyNics { wanted: args.net.len(), limit: layout::VIRTIO_MMIO_MAX });
+    let limit = transport::limit(args.transport);
+    if args.net.len() > limit {
+        return Err(Error::TooManyNics { wanted: args.net.len(), limit });
     }
     Ok(())
 }
@@ -164,13 +161,6 @@ fn beside<H, T: Send>(
     })
 }
 
-/// An eventfd that raises interrupt line `gsi` without an exit.
-fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
-    let irq = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(host("make an eventfd"))?;
-    vm.register_irqfd(&irq, gsi).map_err(kvm_error("take an eventfd as an interrupt line"))?;
-    Ok(irq)
-}
-
 fn new_serial(vm: &VmFd, args: &Run, ending: &Ending) -> Result<Arc<Serial>, Error> {
     let output: Box<dyn Write + Send> = match &args.console {
         Console::Stdio => {
@@ -182,25 +172,6 @@ fn new_serial(vm: &VmFd, args: &Run, ending: &Ending) -> Result<Arc<Serial>, Err
     };
     let serial = Serial::new(irqfd(vm, layout::COM1_GSI)?, output).map_err(host("make an eventfd"))?;
     Ok(Arc::new(serial))
-}
-
-/// Shows `device` to the guest at `place`: its notifications reach the device without an exit, as do its interrupts the
-/// guest.
-fn new_transport(
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
-    device: VirtioNet,
-    place: layout::VirtioMmio,
-) -> Result<Arc<MmioTransport>, Error> {
-    let irq = irqfd(vm, place.gsi)?;
-    let transport =
-        MmioTransport::new(Box::new(device), memory.clone(), irq).map_err(host("make an eventfd"))?;
-    for (queue, kick) in transport.kicks().iter().enumerate() {
-        let address = IoEventAddress::Mmio(place.base + mmio::QUEUE_NOTIFY);
-        vm.register_ioevent(kick, &address, queue as u32)
-            .map_err(kvm_error("take an eventfd for a device's notifications"))?;
-    }
-    Ok(Arc::new(transport))
 }
 
 /// The running vCPUs; they stop when this is dropped, whatever the reason.

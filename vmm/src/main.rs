@@ -6,6 +6,7 @@
 //!
 //! - `main.rs`, `cli.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
 //! - `machine.rs`: builds, runs, takes apart. `memory.rs`, `bus.rs`, `cpuid.rs`, `vcpu.rs`, `nic.rs`: its parts.
+//! - `transport.rs`: where the guest finds its devices. `irq.rs`: irqfds, the routes of messages, ioeventfds.
 //! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
 //! - `doctor.rs`: what this host can do. `explain.rs`: what each wire is.
 //!
@@ -25,12 +26,14 @@ mod ending;
 mod error;
 mod explain;
 mod fd;
+mod irq;
 mod machine;
 mod memory;
 mod nic;
 mod report;
 mod signals;
 mod terminal;
+mod transport;
 mod vcpu;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 pub mod mmio;
 pub mod mock;
 pub mod net;
+pub mod pci;
 pub mod queue;
 mod setup;
 

@@ -99,6 +99,11 @@ impl Setup {
         word(self.device.features(), self.device_features_sel)
     }
 
+    /// The selected word of the features that the driver accepts.
+    pub(super) fn driver_features(&self) -> u32 {
+        word(self.driver_features, self.driver_features_sel)
+    }
+
     /// Accepts features, while they are negotiated.
     pub(super) fn set_driver_features(&mut self, status: u32, value: u32) {
         let negotiating = status & DRIVER != 0 && status & FEATURES_OK == 0;

@@ -1,0 +1,324 @@
+//! The PCI bus and virtio devices on it: found, moved, interrupting by MSI-X, and lied to.
+
+use std::time::Duration;
+
+use harness::netns::Netns;
+use harness::{TempDir, Vm, guest, handmade, puts, skip};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A namespace, or the end of a test that cannot have one.
+macro_rules! netns {
+    () => {
+        match Netns::new() {
+            Ok(netns) => netns,
+            Err(why) => skip!("{why}"),
+        }
+    };
+}
+
+/// Assembly: the first device's configuration space by the ECAM in rbx.
+macro_rules! ecam {
+    () => {
+        "mov ebx, 0xe0008000\n"
+    };
+}
+
+/// Assembly: queue `n` of 8 entries with vector `v`, its rings at `base` and the two pages behind it.
+macro_rules! queue {
+    ($n:literal, $v:literal, $base:literal) => {
+        concat!(
+            "mov word ptr [rdi + 22], ",
+            $n,
+            "\n",
+            "mov word ptr [rdi + 24], 8\n",
+            "mov word ptr [rdi + 26], ",
+            $v,
+            "\n",
+            "mov dword ptr [rdi + 32], ",
+            $base,
+            "\nmov dword ptr [rdi + 36], 0\n",
+            "mov dword ptr [rdi + 40], ",
+            $base,
+            " + 0x1000\nmov dword ptr [rdi + 44], 0\n",
+            "mov dword ptr [rdi + 48], ",
+            $base,
+            " + 0x2000\nmov dword ptr [rdi + 52], 0\n",
+            "mov word ptr [rdi + 28], 1\n",
+        )
+    };
+}
+
+/// Assembly: a driver of the device whose BAR is at rdi. It accepts VERSION_1 alone and enables both queues: receive at
+/// 4 MiB without a vector, transmit at 4 MiB + 0x3000 with vector 2, with one descriptor for a frame of 60 bytes behind its
+/// header at 4 MiB + 0x6000.
+macro_rules! driver {
+    () => {
+        concat!(
+            "mov byte ptr [rdi + 20], 0\n",
+            "mov byte ptr [rdi + 20], 1\n",
+            "mov byte ptr [rdi + 20], 3\n",
+            "mov dword ptr [rdi + 8], 1\nmov dword ptr [rdi + 12], 1\n",
+            "mov dword ptr [rdi + 8], 0\nmov dword ptr [rdi + 12], 0\n",
+            "mov byte ptr [rdi + 20], 11\n",
+            queue!("0", "0xffff", "0x400000"),
+            queue!("1", "2", "0x403000"),
+            "mov byte ptr [rdi + 20], 15\n",
+            "mov esi, 0x403000\n",
+            "mov qword ptr [rsi], 0x406000\n",
+            "mov dword ptr [rsi + 8], 72\n",
+            "mov dword ptr [rsi + 12], 0\n",
+            // To everybody, of a type that nobody knows.
+            "mov dword ptr [0x40600c], 0xffffffff\n",
+            "mov word ptr [0x406010], 0xffff\n",
+            "mov dword ptr [0x406012], 0x0102\n",
+            "mov word ptr [0x406018], 0xb588\n",
+        )
+    };
+}
+
+/// Assembly: offers the frame once more and notifies; ecx counts the frames. Clobbers eax.
+macro_rules! offer {
+    () => {
+        "mov eax, ecx\nand eax, 7\nmov word ptr [rax * 2 + 0x404004], 0\n\
+         inc ecx\nmov word ptr [0x404002], cx\nmov word ptr [rdi + 0x3004], 1\n"
+    };
+}
+
+/// Assembly: entry 2 of the MSI-X table, vector 0x40 of the first vCPU, with this vector control.
+macro_rules! vector {
+    ($control:literal) => {
+        concat!(
+            "mov dword ptr [rdi + 0x1020], 0xfee00000\nmov dword ptr [rdi + 0x1024], 0\n",
+            "mov dword ptr [rdi + 0x1028], 0x40\nmov dword ptr [rdi + 0x102c], ",
+            $control,
+            "\n",
+        )
+    };
+}
+
+/// Assembly: vector 0x40 goes to the label 5, and the old interrupt controllers to nobody. Clobbers rax, rsi. The data at label 4 is
+/// [`IDT`].
+macro_rules! handler {
+    () => {
+        "mov esp, 0x300000\nmov esi, 0x200400\nlea rax, [rip + 5f]\n\
+         mov [rsi], ax\nmov word ptr [rsi + 2], 0x10\nmov word ptr [rsi + 4], 0x8e00\n\
+         shr rax, 16\nmov [rsi + 6], ax\nmov qword ptr [rsi + 8], 0\n\
+         lidt [rip + 4f]\nmov al, 0xff\nout 0x21, al\nout 0xa1, al\n\
+         mov esi, 0xfee000f0\nmov dword ptr [rsi], 0x1ff\n"
+    };
+}
+
+/// Assembly: what `lidt` reads.
+macro_rules! idt {
+    () => {
+        "4: .word 0xfff\n.quad 0x200000\n"
+    };
+}
+
+/// Runs a guest with a tap, and gives the machine after its end.
+macro_rules! run {
+    ($code:expr) => {{
+        let netns = netns!();
+        let dir = TempDir::new();
+        let kernel = handmade::kernel(&dir, $code);
+        let mut vm =
+            Vm::start_in(&netns, &["-v", "run", "--net", "tap", "--kernel", kernel.to_str().unwrap()]);
+        vm.ends_with(0, SOON);
+        vm
+    }};
+}
+
+/// How often the guest's MMIO ended in user space.
+fn mmio_exits(vm: &Vm) -> u32 {
+    let messages = vm.messages();
+    let exits = messages.split(" port, ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    exits.unwrap_or_else(|| panic!("no exits in {messages}"))
+}
+
+#[test]
+fn a_device_is_found_both_ways_and_its_frames_and_interrupts_cost_no_exit() {
+    guest!(code:
+        handler!(),
+        // By the ports: slot 1 is a virtio NIC, and slot 2 nobody.
+        "mov edx, 0xcf8", "mov eax, 0x80001000", "out dx, eax", "mov edx, 0xcfc", "in eax, dx",
+        "inc eax", "jnz 97f",
+        "mov edx, 0xcf8", "mov eax, 0x80000800", "out dx, eax", "mov edx, 0xcfc", "in eax, dx",
+        "cmp eax, 0x10411af4", "jne 97f",
+        // By the ECAM too. Its BAR is sized, moved and switched on.
+        ecam!(), "cmp eax, [rbx]", "jne 97f",
+        "mov dword ptr [rbx + 0x10], 0xffffffff", "cmp dword ptr [rbx + 0x10], 0xffffc000", "jne 97f",
+        "mov edi, 0xd8000000", "mov [rbx + 0x10], edi",
+        "cmp dword ptr [rdi], -1", "jne 97f",
+        "mov word ptr [rbx + 4], 6",
+        "cmp dword ptr [rdi], 0", "jne 97f",
+        puts!("found\\n"),
+        // MSI-X on, but for the vector.
+        "mov word ptr [rbx + 0x42], 0x8000", vector!("1"),
+        driver!(),
+        "xor ecx, ecx",
+        "2:", offer!(), "3: pause", "cmp word ptr [0x405002], cx", "jne 3b", "cmp ecx, 1000", "jb 2b",
+        // Masked all the while, it is pending.
+        "cmp dword ptr [rdi + 0x2000], 4", "jne 97f",
+        puts!("pending\\n"),
+        "sti",
+        "mov dword ptr [rdi + 0x102c], 0", "6: hlt", "jmp 6b",
+        idt!(),
+        // The first interrupt is what was pending; the second comes with a frame, halted.
+        "5:", puts!("interrupted\\n"),
+        "cmp dword ptr [rdi + 0x2000], 0", "jne 97f",
+        "mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
+        "cmp ecx, 1001", "jae 8f",
+        offer!(), "mov esp, 0x300000", "sti", "7: hlt", "jmp 7b",
+        // Masked again, a third one waits.
+        "8: mov dword ptr [rdi + 0x102c], 1",
+        offer!(), "9: pause", "cmp word ptr [0x405002], cx", "jne 9b",
+        "sti", "nop", "cmp dword ptr [rdi + 0x2000], 4", "jne 97f",
+        puts!("masked\\n"),
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "found\npending\ninterrupted\ninterrupted\nmasked\n", "{}", vm.state());
+    assert!(vm.messages().contains("sent 1002 frames (60120 bytes, 0 lost)"), "{}", vm.state());
+    // Setting the device up takes a few dozen.
+    let exits = mmio_exits(&vm);
+    assert!(exits < 100, "{exits} MMIO exits\n{}", vm.state());
+}
+
+#[test]
+fn a_bar_that_moves_takes_its_notifications_along() {
+    guest!(code:
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
+        driver!(), "xor ecx, ecx",
+        offer!(), "2: pause", "cmp word ptr [0x405002], cx", "jne 2b",
+        puts!("here\\n"),
+        "mov edi, 0xdfffc000", "mov [rbx + 0x10], edi",
+        offer!(), "3: pause", "cmp word ptr [0x405002], cx", "jne 3b",
+        puts!("there\\n"),
+        // Where it was, nobody listens any more.
+        "mov esi, 0xd0000000", "cmp dword ptr [rsi], -1", "jne 97f",
+        "mov eax, ecx", "and eax, 7", "mov word ptr [rax * 2 + 0x404004], 0", "inc ecx", "mov word ptr [0x404002], cx",
+        "mov word ptr [rsi + 0x3004], 1",
+        "mov eax, 20000", "9: dec eax", "jnz 9b", "cmp word ptr [0x405002], cx", "je 97f",
+        "mov word ptr [rdi + 0x3004], 1", "9: pause", "cmp word ptr [0x405002], cx", "jne 9b",
+        // Onto RAM (where the rings are), the IOAPIC, the ECAM, half out of the window, and nowhere: nothing answers.
+        "mov dword ptr [0x400000], 0x12345678",
+        "mov dword ptr [rbx + 0x10], 0x400000", "cmp dword ptr [0x400000], 0x12345678", "jne 97f",
+        "mov dword ptr [0x403014], 0", "mov word ptr [0x403004], 1", "cmp word ptr [0x403004], 1", "jne 97f",
+        "mov dword ptr [rbx + 0x10], 0xfec00000", "mov esi, 0xfec00000", "mov dword ptr [rsi], 1",
+        "cmp dword ptr [rsi], 1", "jne 97f",
+        "mov dword ptr [rbx + 0x10], 0xe0008000", "cmp dword ptr [rbx], 0x10411af4", "jne 97f",
+        "mov dword ptr [rbx + 0x10], 0xcfffc000", "mov esi, 0xcfffc000", "cmp dword ptr [rsi], -1", "jne 97f",
+        "mov dword ptr [rbx + 0x10], 0xffffc000", "mov dword ptr [rbx + 0x10], 0",
+        puts!("no harm\\n"),
+        // Off, on, and back: it works as before.
+        "mov word ptr [rbx + 4], 0", "mov edi, 0xd0000000", "mov [rbx + 0x10], edi", "mov word ptr [rbx + 4], 6",
+        "mov byte ptr [rdi + 20], 0", "mov dword ptr [0x404002], 0", "mov dword ptr [0x405002], 0",
+        driver!(), "xor ecx, ecx",
+        offer!(), "4: pause", "cmp word ptr [0x405002], cx", "jne 4b",
+        puts!("back\\n"),
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "here\nthere\nno harm\nback\n", "{}", vm.state());
+    assert!(vm.messages().contains("sent 4 frames"), "{}", vm.state());
+}
+
+#[test]
+fn interrupt_lines_work_beside_messages() {
+    guest!(code:
+        handler!(),
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6", "mov word ptr [rbx + 0x42], 0x8000", vector!("0"),
+        // The serial port's line, edge by edge, then its "transmitter empty" interrupt.
+        "mov esi, 0xfec00000",
+        "mov dword ptr [rsi], 0x18", "mov dword ptr [rsi + 0x10], 0x40",
+        "mov dword ptr [rsi], 0x19", "mov dword ptr [rsi + 0x10], 0",
+        "sti",
+        "mov edx, 0x3f9", "mov al, 2", "out dx, al",
+        "2: hlt", "jmp 2b",
+        idt!(),
+        "5:", puts!("interrupted\\n"), "jmp 97f",
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "interrupted\n", "{}", vm.state());
+}
+
+#[test]
+fn nonsense_in_configuration_space_and_bar_stops_nothing() {
+    guest!(code:
+        ecam!(),
+        // All of configuration space, four values, four widths; the BAR ends up anywhere and MSI-X on and off.
+        "mov r8d, 0xffffffff",
+        "7: xor ecx, ecx",
+        "2: mov [rbx + rcx], r8d", "mov [rbx + rcx], r8w", "mov [rbx + rcx], r8b", "mov [rbx + rcx], r8",
+        "mov eax, [rbx + rcx]", "mov ax, [rbx + rcx]", "mov al, [rbx + rcx]", "mov rax, [rbx + rcx]",
+        "add ecx, 2", "cmp ecx, 0x110", "jb 2b",
+        "shr r8d, 9", "jnz 7b",
+        "cmp dword ptr [rbx], 0x10411af4", "jne 97f",
+        puts!("configuration\\n"),
+        // Every register of the BAR, with MSI-X on: absurd messages, vectors, queues.
+        "mov edi, 0xd0000000", "mov [rbx + 0x10], edi", "mov word ptr [rbx + 4], 6", "mov word ptr [rbx + 0x42], 0x8000",
+        "mov r8d, 0xffffffff",
+        "8: xor ecx, ecx",
+        "3: mov [rdi + rcx], r8d", "mov [rdi + rcx], r8w", "mov [rdi + rcx], r8b", "mov [rdi + rcx], r8",
+        "mov eax, [rdi + rcx]", "mov ax, [rdi + rcx]", "mov al, [rdi + rcx]", "mov rax, [rdi + rcx]",
+        "add ecx, 4", "cmp ecx, 0x40", "jne 4f", "mov ecx, 0x1000", "4: cmp ecx, 0x1050", "jne 5f", "mov ecx, 0x2ff8",
+        "5: cmp ecx, 0x3020", "jb 3b",
+        "shr r8d, 17", "jnz 8b",
+        // An absurd vector is none.
+        "mov word ptr [rdi + 16], 4", "cmp word ptr [rdi + 16], 0xffff", "jne 97f",
+        "mov word ptr [rdi + 16], 3", "cmp word ptr [rdi + 16], 3", "jne 97f",
+        puts!("registers\\n"),
+        driver!(), "xor ecx, ecx",
+        offer!(), "6: pause", "cmp word ptr [0x405002], cx", "jne 6b",
+        puts!("works\\n"),
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "configuration\nregisters\nworks\n", "{}", vm.state());
+}
+
+/// Stock Linux guests.
+mod stock {
+    use super::*;
+    use harness::stock;
+    use harness::traffic::Noise;
+
+    const COMMAND: Duration = Duration::from_secs(60);
+    const TRANSFER: Duration = Duration::from_secs(240);
+
+    macro_rules! need {
+        ($value:expr) => {
+            match $value {
+                Ok(value) => value,
+                Err(why) => skip!("{why}"),
+            }
+        };
+    }
+
+    #[test]
+    fn every_kernel_gives_each_queue_its_vector_and_moves_them_under_traffic() {
+        let mut kernels = need!(stock::debian());
+        kernels.extend(stock::slim());
+        for kernel in &kernels {
+            let netns = netns!();
+            let net = ["--cpus", "2", "--net", "tap,host=172.31.0.1/24,queues=2"];
+            let mut vm = kernel.boot(&netns, "wirevm.dhcp", &net);
+            let lines = vm.sh("grep virtio0 /proc/interrupts", COMMAND);
+            for name in ["config", "input.0", "output.0", "input.1", "output.1"] {
+                let line = lines.lines().find(|line| line.ends_with(&format!("virtio0-{name}")));
+                assert!(line.is_some_and(|line| line.contains("PCI-MSI")), "{name}: {lines}");
+            }
+            // From one vCPU to the other and back, each time masked, changed and unmasked by the kernel.
+            vm.sh(
+                "irqs=$(sed -n 's/^ *\\([0-9]*\\):.*virtio0-[io].*/\\1/p' /proc/interrupts); \
+                 (while sleep 0.2; do for cpu in 1 2; do for irq in $irqs; do echo $cpu >/proc/irq/$irq/smp_affinity; \
+                 done; done; done) & echo $! >/tmp/mover",
+                COMMAND,
+            );
+            let noise = Noise::serve(&netns, [172, 31, 0, 1].into(), 8 << 20);
+            vm.sh(&noise.guest_commands(), TRANSFER);
+            noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
+            vm.sh("kill $(cat /tmp/mover); ping -c 3 -i 0.2 -W 10 172.31.0.1", COMMAND);
+            vm.type_in("poweroff\n");
+            vm.ends_with(0, COMMAND);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Interrupts and notifications that pass by user space: irqfds, the routes of messages, and ioeventfds.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use boot::layout;
+use devices::pci::Shortcuts;
+use devices::pci::msix::Message;
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::error::Error;
+
+/// Input pins of the two 8259s together.
+const PIC_PINS: u32 = 16;
+/// Of one of them.
+const PIC_LEN: u32 = 8;
+
+/// An eventfd that raises interrupt line `gsi` without an exit.
+pub(crate) fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
+    let irq = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+        .map_err(|source| Error::Host { what: "make an eventfd", source })?;
+    vm.register_irqfd(&irq, gsi)
+        .map_err(|e| Error::Kvm { what: "take an eventfd as an interrupt line", source: e.into() })?;
+    Ok(irq)
+}
+
+/// The routes of all messages of a VM. KVM takes them only together, and with them those of its interrupt controllers,
+/// which stay as KVM had set them: GSI n is pin n.
+pub(crate) struct Routes {
+    vm: Arc<VmFd>,
+    messages: Mutex<BTreeMap<u32, Message>>,
+}
+
+impl Routes {
+    pub(crate) fn new(vm: Arc<VmFd>) -> Arc<Self> {
+        Arc::new(Self { vm, messages: Mutex::default() })
+    }
+
+    /// Has `gsi` send `message`.
+    fn set(&self, gsi: u32, message: Message) -> io::Result<()> {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = messages.insert(gsi, message);
+        if before == Some(message) {
+            return Ok(());
+        }
+        let set = KvmIrqRouting::from_entries(&table(&messages))
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))
+            .and_then(|routing| self.vm.set_gsi_routing(&routing).map_err(io::Error::from));
+        if set.is_err() {
+            // KVM keeps what it had.
+            match before {
+                Some(before) => messages.insert(gsi, before),
+                None => messages.remove(&gsi),
+            };
+        }
+        set
+    }
+}
+
+fn table(messages: &BTreeMap<u32, Message>) -> Vec<kvm_irq_routing_entry> {
+    let pin = |gsi, irqchip, pin| {
+        let u = kvm_irq_routing_entry__bindgen_ty_1 { irqchip: kvm_irq_routing_irqchip { irqchip, pin } };
+        kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, u, ..Default::default() }
+    };
+    let ioapic = (0..layout::IOAPIC_PINS).map(|gsi| pin(gsi, KVM_IRQCHIP_IOAPIC, gsi));
+    let pics = (0..PIC_PINS).map(|gsi| {
+        pin(gsi, if gsi < PIC_LEN { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE }, gsi % PIC_LEN)
+    });
+    let messages = messages.iter().map(|(&gsi, message)| {
+        let msi = kvm_irq_routing_msi {
+            address_lo: message.address as u32,
+            address_hi: (message.address >> 32) as u32,
+            data: message.data,
+            ..Default::default()
+        };
+        let u = kvm_irq_routing_entry__bindgen_ty_1 { msi };
+        kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, u, ..Default::default() }
+    });
+    ioapic.chain(pics).chain(messages).collect()
+}
+
+/// The shortcuts of one PCI function, whose vectors have GSIs of their own behind the pins of the IOAPIC.
+pub(crate) struct DeviceRoutes {
+    pub(crate) routes: Arc<Routes>,
+    /// The GSI of its vector 0.
+    pub(crate) first: u32,
+}
+
+impl Shortcuts for DeviceRoutes {
+    fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()> {
+        let gsi = self.first + u32::from(vector);
+        self.routes.set(gsi, message)?;
+        // KVM looks at once whether the eventfd was written, and sends what was pending.
+        Ok(self.routes.vm.register_irqfd(event, gsi)?)
+    }
+
+    fn close(&self, vector: u16, event: &EventFd) {
+        // The route stays, for the most masks are only for a while.
+        if let Err(error) = self.routes.vm.unregister_irqfd(event, self.first + u32::from(vector)) {
+            log::warn!("KVM cannot mask MSI-X vector {vector}: {error}");
+        }
+    }
+
+    fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()> {
+        // Any value of any width: the address says it all, and KVM need not decode the instruction.
+        Ok(self.routes.vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)?)
+    }
+
+    fn unlisten(&self, address: u64, kick: &EventFd) {
+        // Where it did not listen, there is nothing to undo.
+        let _ = self.routes.vm.unregister_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pins_keep_their_lines_beside_the_messages() {
+        let message = Message { address: 0x1_fee0_1000, data: 0x4041 };
+        let table = table(&BTreeMap::from([(24, message)]));
+        let gsis: Vec<_> = table.iter().map(|entry| entry.gsi).collect();
+        assert_eq!(gsis, (0..24).chain(0..16).chain([24]).collect::<Vec<_>>());
+        let types = |range: std::ops::Range<usize>| table[range].iter().map(|entry| entry.type_);
+        assert!(types(0..40).all(|kind| kind == KVM_IRQ_ROUTING_IRQCHIP));
+        assert!(types(40..41).all(|kind| kind == KVM_IRQ_ROUTING_MSI));
+    }
+}

@@ -1,0 +1,99 @@
+//! Where the guest finds its virtio devices: on the PCI bus, or in MMIO windows that ACPI lists.
+
+use std::sync::Arc;
+
+use boot::layout;
+use devices::pci::{Ecam, Ports, RootComplex, Window};
+use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::{self, MmioTransport};
+use devices::virtio::net::VirtioNet;
+use devices::virtio::pci::PciTransport;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vm_memory::GuestMemoryMmap;
+
+use crate::bus::Bus;
+use crate::cli::Transport;
+use crate::error::Error;
+use crate::irq::{DeviceRoutes, Routes, irqfd};
+
+// Two crates that do not know each other describe the same registers.
+const _: () = {
+    assert!(layout::PCI_CONFIG as u64 == Ports::PORT && layout::PCI_CONFIG_LEN as u64 == Ports::LEN);
+    assert!(layout::VIRTIO_MMIO_LEN == mmio::MMIO_LEN);
+};
+
+/// How many devices have a place.
+pub(crate) fn limit(transport: Transport) -> usize {
+    match transport {
+        Transport::Pci => RootComplex::FUNCTIONS,
+        Transport::Mmio => layout::VIRTIO_MMIO_MAX,
+    }
+}
+
+/// Shows `devices`, which are not more than [`limit`], to the guest: what they notify reaches them without an exit, as do
+/// their interrupts the guest. Returns the MMIO windows that ACPI is to list.
+///
+/// # Errors
+/// KVM or the host has no resources for it.
+pub(crate) fn show(
+    transport: Transport,
+    vm: &Arc<VmFd>,
+    memory: &GuestMemoryMmap,
+    devices: impl Iterator<Item = VirtioNet>,
+    ports: &mut Bus,
+    mmio: &mut Bus,
+) -> Result<Vec<layout::VirtioMmio>, Error> {
+    let window = layout::PCI_WINDOW..layout::PCI_WINDOW + layout::PCI_WINDOW_LEN;
+    let mut root = RootComplex::new(window.clone());
+    let mut places = Vec::new();
+    match transport {
+        Transport::Pci => {
+            let routes = Routes::new(vm.clone());
+            let mut first = layout::IOAPIC_PINS;
+            for device in devices {
+                let vectors = PciTransport::vectors(device.queue_max_sizes().len());
+                let shortcuts = Box::new(DeviceRoutes { routes: routes.clone(), first });
+                first += vectors as u32;
+                let device = PciTransport::new(Box::new(device), memory.clone(), window.clone(), shortcuts)
+                    .map_err(eventfd)?;
+                root.add(Arc::new(device));
+            }
+        }
+        Transport::Mmio => {
+            for (device, place) in devices.zip((0..).map_while(layout::virtio_mmio)) {
+                mmio.insert(place.base, place.size, mmio_transport(vm, memory, device, place)?);
+                places.push(place);
+            }
+        }
+    }
+    let root = Arc::new(root);
+    if transport == Transport::Pci {
+        mmio.insert(layout::PCI_WINDOW, layout::PCI_WINDOW_LEN, Arc::new(Window(root.clone())));
+        mmio.insert(layout::ECAM, layout::ECAM_LEN, Arc::new(Ecam(root.clone())));
+    }
+    // With the host bridge alone, if there is no more.
+    ports.insert(Ports::PORT, Ports::LEN, Arc::new(Ports(root)));
+    Ok(places)
+}
+
+fn mmio_transport(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    device: VirtioNet,
+    place: layout::VirtioMmio,
+) -> Result<Arc<MmioTransport>, Error> {
+    let irq = irqfd(vm, place.gsi)?;
+    let transport = MmioTransport::new(Box::new(device), memory.clone(), irq).map_err(eventfd)?;
+    for (queue, kick) in transport.kicks().iter().enumerate() {
+        let address = IoEventAddress::Mmio(place.base + mmio::QUEUE_NOTIFY);
+        vm.register_ioevent(kick, &address, queue as u32).map_err(|e| Error::Kvm {
+            what: "take an eventfd for a device's notifications",
+            source: e.into(),
+        })?;
+    }
+    Ok(Arc::new(transport))
+}
+
+fn eventfd(source: std::io::Error) -> Error {
+    Error::Host { what: "make an eventfd", source }
+}
