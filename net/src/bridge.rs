@@ -26,8 +26,8 @@ pub(crate) fn open(
     let uplink = config.uplink.as_ref();
     let uplink =
         uplink.map(|nic| uplink::check(&mut wiring, nic.as_str(), config.name.as_str())).transpose()?;
-    let bridge = join(&mut wiring, config, uplink.as_ref(), tell)?;
     let mut notices = bridged_notices(config.name.as_str());
+    let bridge = join(&mut wiring, config, uplink.as_ref(), &mut notices, tell)?;
     if let Some(nic) = uplink {
         notices.extend(join_uplink(&mut wiring, config, &nic, &bridge.id, tell)?);
     }
@@ -61,7 +61,9 @@ pub(crate) fn open(
     let high = Change::Mac(link.id.clone(), [0xfe, a, b, c, d, e]);
     wiring.make(high, None, "the bridge never takes a high one for its own", tell)?;
     let key = format!("net/ipv6/conf/{name}/disable_ipv6");
-    wiring.set_value(key, "1", "the host is on the bridge, not on this port", tell)?;
+    let set = wiring.set_value(key, "1", "the host is on the bridge, not on this port", tell);
+    notices
+        .extend(set.err().map(|error| format!("the host is on {name} as on the bridge, over IPv6: {error}")));
     let why = "what comes in here goes out at the other ports";
     wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why, tell)?;
     if let Some(vlan) = config.vlan {
@@ -111,6 +113,7 @@ fn join(
     wiring: &mut Wiring,
     config: &BridgeConfig,
     uplink: Option<&Link>,
+    notices: &mut Vec<String>,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<Link, Error> {
     let name = config.name.as_str();
@@ -121,8 +124,10 @@ fn join(
         }
         Some(_) => drop(wiring.join(&record)?),
         None => {
-            let make = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| make(wiring, config, uplink, tell);
-            if !wiring.share(&record, tell, make)? {
+            let mut make = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| {
+                make(wiring, config, uplink, notices, tell)
+            };
+            if !wiring.share(&record, tell, &mut make)? {
                 // Somebody deleted the one that another wirevm made: this one is ours alone.
                 make(wiring, tell)?;
             }
@@ -173,6 +178,7 @@ fn make(
     wiring: &mut Wiring,
     config: &BridgeConfig,
     uplink: Option<&Link>,
+    notices: &mut Vec<String>,
     tell: &mut dyn FnMut(&Step),
 ) -> Result<(), Error> {
     let name = config.name.as_str();
@@ -202,7 +208,12 @@ fn make(
         None => {
             for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
                 let key = format!("net/ipv6/conf/{name}/{key}");
-                wiring.set_value(key, value, "no IPv6 address for the host that nobody asked for", tell)?;
+                // `/proc/sys` is read-only in many containers.
+                let why = "no IPv6 address for the host that nobody asked for";
+                let set = wiring.set_value(key, value, why, tell);
+                notices.extend(
+                    set.err().map(|error| format!("the host may get an IPv6 address on {name}: {error}")),
+                );
             }
         }
     }

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use namespace::guest::{NEVER, SOON, recv, send};
 use namespace::settled::{assert_as, settled, until_up, without_dad};
 use namespace::wire::{clean, open, open_told};
-use namespace::{child as be_child, holding, in_namespace, kill, killed_at, leave, records, run, skip};
+use namespace::{
+    child as be_child, holding, in_namespace, kill, killed_at, leave, records, run, run_in_own_mounts, skip,
+};
 
 #[test]
 fn child() {
@@ -302,5 +304,23 @@ fn guests_of_one_vlan_talk_and_of_two_do_not() {
         drop((first, second, other));
         run("ip link del nic");
         assert_as(&before, "after it");
+    });
+}
+
+#[test]
+fn a_host_without_writable_settings_has_bridges_too() {
+    in_namespace("a_host_without_writable_settings_has_bridges_too", || {
+        if !std::fs::exists("/proc/sys/net/ipv6").unwrap_or_default() {
+            return skip("a_host_without_writable_settings_has_bridges_too", "there is no IPv6");
+        }
+        run_in_own_mounts(|| {
+            run("mount --bind /proc/sys /proc/sys");
+            run("mount -o remount,bind,ro /proc/sys");
+            let (guest, told) = open_told("bridge=br0");
+            assert!(!told.iter().any(|line| line.starts_with("sysctl")), "{told:?}");
+            let said = |text: &str| guest.notices.iter().filter(|notice| notice.contains(text)).count();
+            assert_eq!((said("an IPv6 address on br0"), said("over IPv6")), (2, 1), "{:?}", guest.notices);
+            assert!(run("ip link show wirevm0").contains("master br0"));
+        });
     });
 }
