@@ -10,6 +10,9 @@
 //!         0x0800  device configuration
 //! ```
 
+mod signals;
+mod space;
+
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -18,12 +21,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::net::TYPE_NET;
-use super::setup::{self, Half, QueueField, Setup};
+use self::signals::{NO_VECTOR, Signals};
+use self::space::Space;
+use super::setup::{Half, QueueField, Setup};
 use super::{Interrupt, VirtioDevice};
 use crate::BusDevice;
-use crate::pci::config::{Configuration, Identity};
-use crate::pci::msix::{self, Table, Vectors};
+use crate::pci::msix::Vectors;
 use crate::pci::{Function, Shortcuts};
 
 /// Bytes of guest address space that a device takes: the size of its BAR.
@@ -41,24 +44,6 @@ const NOTIFY: u64 = 0x3000;
 /// `notify_off_multiplier`: each queue has an address of its own, which alone says which queue is meant.
 const NOTIFY_MULTIPLIER: u64 = 4;
 
-/// No vector (`VIRTIO_MSI_NO_VECTOR`): not told, or not a vector that there is.
-const NO_VECTOR: u16 = 0xffff;
-const ISR_QUEUE: u32 = 1 << 0;
-const ISR_CONFIG: u32 = 1 << 1;
-
-/// Vendor-specific capabilities (§4.1.4), by their `cfg_type`.
-const CAPABILITY: u8 = 0x09;
-const CFG_COMMON: u8 = 1;
-const CFG_NOTIFY: u8 = 2;
-const CFG_ISR: u8 = 3;
-const CFG_DEVICE: u8 = 4;
-const CFG_PCI: u8 = 5;
-/// In `struct virtio_pci_cfg_cap`: BAR, offset, length, data.
-const CFG_BAR: usize = 4;
-const CFG_OFFSET: usize = 8;
-const CFG_LENGTH: usize = 12;
-const CFG_DATA: usize = 16;
-
 /// A virtio device on the PCI bus.
 pub struct PciTransport {
     signals: Arc<Signals>,
@@ -73,74 +58,15 @@ pub struct PciTransport {
 
 const NOWHERE: u64 = u64::MAX;
 
-/// Configuration space, and the table that its BAR leads to.
-struct Space {
-    config: Configuration,
-    table: Table,
-    /// The offset of the MSI-X capability.
-    msix: usize,
-    /// The offset of the capability for access to the BAR by configuration space.
-    access: usize,
-}
-
-/// What pairs and vCPUs share without a lock.
-struct Signals {
-    vectors: Arc<Vectors>,
-    /// Device status (§2.1): the driver's bits and DEVICE_NEEDS_RESET.
-    status: AtomicU32,
-    isr: AtomicU32,
-    /// Changes with the device's configuration (§2.5.1).
-    generation: AtomicU32,
-    config_vector: AtomicU16,
-    queue_vectors: Vec<AtomicU16>,
-}
-
-impl Signals {
-    /// With MSI-X, who has no vector is not told; without, nobody is but who reads the ISR status.
-    fn raise(&self, vector: &AtomicU16) -> io::Result<()> {
-        if self.vectors.enabled() { self.vectors.raise(vector.load(Ordering::Acquire)) } else { Ok(()) }
-    }
-
-    fn set(&self, vector: &AtomicU16, value: u16) {
-        let known = value < self.vectors.count();
-        vector.store(if known { value } else { NO_VECTOR }, Ordering::Release);
-    }
-
-    fn reset(&self) {
-        for vector in self.queue_vectors.iter().chain([&self.config_vector]) {
-            vector.store(NO_VECTOR, Ordering::Release);
-        }
-        self.vectors.clear();
-        self.isr.store(0, Ordering::Release);
-        self.status.store(0, Ordering::Release);
-    }
-}
-
-impl Interrupt for Signals {
-    fn queue(&self, index: u16) -> io::Result<()> {
-        if !self.vectors.enabled() {
-            self.isr.fetch_or(ISR_QUEUE, Ordering::Release);
-        }
-        self.queue_vectors.get(usize::from(index)).map_or(Ok(()), |vector| self.raise(vector))
-    }
-
-    fn config(&self) -> io::Result<()> {
-        self.generation.fetch_add(1, Ordering::Release);
-        self.isr.fetch_or(ISR_CONFIG, Ordering::Release);
-        self.raise(&self.config_vector)
-    }
-
-    fn needs_reset(&self) -> io::Result<()> {
-        if setup::needs_reset(&self.status) { self.config() } else { Ok(()) }
-    }
-}
-
 impl PciTransport {
     /// Shows `device`, of at most [`QUEUES_MAX`] queues, to the guest whose memory is `memory`. Its BAR is decoded in `window`
     /// alone, and `shortcuts` carry its events.
     ///
     /// # Errors
     /// Where the eventfds of queues and vectors cannot be made.
+    ///
+    /// # Panics
+    /// Where the device has more queues.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
@@ -268,20 +194,6 @@ impl PciTransport {
             }
         }
     }
-
-    /// What the guest asks of the capability for access by configuration space (§4.1.4.9), if that makes sense: an offset
-    /// into the BAR, and a length.
-    fn accessed(&self, offset: usize, len: usize) -> Option<(u64, usize)> {
-        let space = self.space();
-        let (data, config) = (space.access + CFG_DATA, &space.config);
-        let touched = offset < data + 4 && data < offset + len;
-        let [bar] = config.get(space.access + CFG_BAR);
-        let at = u64::from(u32::from_le_bytes(config.get(space.access + CFG_OFFSET)));
-        let len = u32::from_le_bytes(config.get(space.access + CFG_LENGTH));
-        let good =
-            matches!(len, 1 | 2 | 4) && at.is_multiple_of(len.into()) && at + u64::from(len) <= BAR_LEN;
-        (touched && bar == 0 && good).then_some((at, len as usize))
-    }
 }
 
 /// The field of the selected queue at `offset`, of `len` bytes: addresses are two halves.
@@ -299,67 +211,22 @@ fn queue_field(offset: u64, len: usize) -> Option<QueueField> {
     })
 }
 
-impl Space {
-    fn new(device_type: u32, queues: usize, vectors: Arc<Vectors>) -> Self {
-        let mut config = Configuration::new(Identity {
-            vendor: 0x1af4,
-            device: 0x1040 + device_type as u16,
-            revision: 1,
-            // An Ethernet controller; of what is to come, none of PCI's classes.
-            class: if device_type == TYPE_NET { 0x02_0000 } else { 0xff_0000 },
-            // §4.1.2.1: 0x40 or more for a device that is not transitional.
-            subsystem: (0x1af4, 0x40),
-        });
-        config.add_bar(BAR_LEN as u32);
-        let mut body = [0; 10];
-        body[..2].copy_from_slice(&(vectors.count() - 1).to_le_bytes());
-        body[2..6].copy_from_slice(&(TABLE as u32).to_le_bytes());
-        body[6..].copy_from_slice(&(PENDING as u32).to_le_bytes());
-        let msix = config.add_capability(msix::CAPABILITY, &body, &msix::CONTROL_WRITABLE.to_le_bytes());
-        let notify = NOTIFY_MULTIPLIER * queues as u64;
-        let device = TABLE - DEVICE;
-        add(&mut config, CFG_COMMON, COMMON, COMMON_LEN, None, &[]);
-        add(&mut config, CFG_NOTIFY, NOTIFY, notify, Some(NOTIFY_MULTIPLIER as u32), &[]);
-        add(&mut config, CFG_ISR, ISR, 1, None, &[]);
-        add(&mut config, CFG_DEVICE, DEVICE, device, None, &[]);
-        let mut writable = [0; CFG_DATA + 2];
-        writable[CFG_BAR - 2] = 0xff;
-        writable[CFG_OFFSET - 2..].fill(0xff);
-        let access = add(&mut config, CFG_PCI, 0, 0, Some(0), &writable);
-        Self { config, table: Table::new(vectors), msix, access }
-    }
-}
-
-/// Adds `struct virtio_pci_cap` (§4.1.4), with the four bytes that two kinds of it have behind.
-fn add(
-    config: &mut Configuration,
-    kind: u8,
-    offset: u64,
-    len: u64,
-    more: Option<u32>,
-    writable: &[u8],
-) -> usize {
-    let mut body = vec![if more.is_some() { 20 } else { 16 }, kind, 0, 0, 0, 0];
-    body.extend((offset as u32).to_le_bytes());
-    body.extend((len as u32).to_le_bytes());
-    body.extend(more.map(u32::to_le_bytes).into_iter().flatten());
-    config.add_capability(CAPABILITY, &body, writable)
-}
-
 impl Function for PciTransport {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        if let Some((at, len)) = self.accessed(offset, data.len()) {
+        // Not in the condition: the lock is not held while the registers are read.
+        let accessed = self.space().accessed(offset, data.len());
+        if let Some((at, len)) = accessed {
             let mut read = [0xff; 4];
             BusDevice::read(self, at, &mut read[..len]);
             let mut space = self.space();
-            let place = space.access + CFG_DATA;
+            let place = space.data();
             space.config.set(place, &read);
         }
         self.space().config.read(offset, data);
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
-        let written = {
+        let (accessed, written) = {
             let mut space = self.space();
             let space = &mut *space;
             space.config.write(offset, data);
@@ -369,9 +236,9 @@ impl Function for PciTransport {
                 let control = u16::from_le_bytes(space.config.get(control));
                 space.table.set_control(control, &*self.shortcuts);
             }
-            space.config.get::<4>(space.access + CFG_DATA)
+            (space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
         };
-        if let Some((at, len)) = self.accessed(offset, data.len()) {
+        if let Some((at, len)) = accessed {
             BusDevice::write(self, at, &written[..len]);
         }
     }

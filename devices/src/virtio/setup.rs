@@ -27,9 +27,9 @@ pub(super) struct Setup {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Queue {
-    pub(super) setup: QueueSetup,
-    pub(super) ready: bool,
+struct Queue {
+    setup: QueueSetup,
+    ready: bool,
 }
 
 /// A field of a queue's place (§4.1.4.3, §4.2.2): what a write to it sets.
@@ -115,7 +115,7 @@ impl Setup {
     }
 
     /// The selected queue, if there is one.
-    pub(super) fn queue(&self) -> Option<&Queue> {
+    fn queue(&self) -> Option<&Queue> {
         self.queues.get(self.queue_sel as usize)
     }
 
