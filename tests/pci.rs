@@ -156,7 +156,7 @@ fn a_device_is_found_both_ways_and_its_frames_and_interrupts_cost_no_exit() {
         // MSI-X on, but for the vector.
         "mov word ptr [rbx + 0x42], 0x8000", vector!("1"),
         driver!(),
-        "xor ecx, ecx",
+        "xor ecx, ecx", "xor r9d, r9d",
         "2:", offer!(), "3: pause", "cmp word ptr [0x405002], cx", "jne 3b", "cmp ecx, 1000", "jb 2b",
         // Masked all the while, it is pending.
         "cmp dword ptr [rdi + 0x2000], 4", "jne 97f",
@@ -164,21 +164,24 @@ fn a_device_is_found_both_ways_and_its_frames_and_interrupts_cost_no_exit() {
         "sti",
         "mov dword ptr [rdi + 0x102c], 0", "6: hlt", "jmp 6b",
         idt!(),
-        // The first interrupt is what was pending; the second comes with a frame, halted.
-        "5:", puts!("interrupted\\n"),
+        // The first interrupt is what was pending; then one comes with each of 101 frames, halted.
+        "5: mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
+        "inc r9d", "cmp r9d, 1", "jne 7f",
+        puts!("interrupted\\n"),
         "cmp dword ptr [rdi + 0x2000], 0", "jne 97f",
-        "mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
-        "cmp ecx, 1001", "jae 8f",
+        "7: cmp ecx, 1101", "jae 8f",
         offer!(), "mov esp, 0x300000", "sti", "7: hlt", "jmp 7b",
-        // Masked again, a third one waits.
-        "8: mov dword ptr [rdi + 0x102c], 1",
+        "8: cmp r9d, 102", "jne 97f",
+        puts!("by each\\n"),
+        // Masked again, one more waits.
+        "mov dword ptr [rdi + 0x102c], 1",
         offer!(), "9: pause", "cmp word ptr [0x405002], cx", "jne 9b",
         "sti", "nop", "cmp dword ptr [rdi + 0x2000], 4", "jne 97f",
         puts!("masked\\n"),
     );
     let vm = run!(code());
-    assert_eq!(vm.console(), "found\npending\ninterrupted\ninterrupted\nmasked\n", "{}", vm.state());
-    assert!(vm.messages().contains("sent 1002 frames (60120 bytes, 0 lost)"), "{}", vm.state());
+    assert_eq!(vm.console(), "found\npending\ninterrupted\nby each\nmasked\n", "{}", vm.state());
+    assert!(vm.messages().contains("sent 1102 frames (66120 bytes, 0 lost)"), "{}", vm.state());
     // Setting the device up takes a few dozen.
     let exits = mmio_exits(&vm);
     assert!(exits < 100, "{exits} MMIO exits\n{}", vm.state());
@@ -220,6 +223,34 @@ fn a_bar_that_moves_takes_its_notifications_along() {
     let vm = run!(code());
     assert_eq!(vm.console(), "here\nthere\nno harm\nback\n", "{}", vm.state());
     assert!(vm.messages().contains("sent 4 frames"), "{}", vm.state());
+}
+
+#[test]
+fn the_bus_can_be_full_and_a_device_of_many_queues_has_as_many_vectors() {
+    guest!(code:
+        "mov ebx, 0xe0008000", "mov edi, 0xd0000000", "xor ecx, ecx",
+        "2: cmp dword ptr [rbx], 0x10411af4", "jne 97f", "cmp [rbx + 0x10], edi", "jne 97f",
+        "mov word ptr [rbx + 4], 6", "cmp word ptr [rdi + 18], 3", "jne 3f",
+        "add ebx, 0x8000", "add edi, 0x4000", "inc ecx", "jmp 2b",
+        // The last, of 64 pairs: the last of its vectors, and the notification of its last queue.
+        "3: cmp ecx, 30", "jne 97f", "cmp word ptr [rdi + 18], 129", "jne 97f",
+        "mov word ptr [rdi + 16], 130", "cmp word ptr [rdi + 16], 0xffff", "jne 97f",
+        "mov word ptr [rdi + 16], 129", "cmp word ptr [rdi + 16], 129", "jne 97f",
+        "mov dword ptr [rdi + 0x1810], 0xfee00000", "mov dword ptr [rdi + 0x1818], 0x40",
+        "mov word ptr [rbx + 0x42], 0x8000", "mov dword ptr [rdi + 0x181c], 0",
+        "mov word ptr [rdi + 0x3200], 128",
+        puts!("full\\n"),
+    );
+    let netns = netns!();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, code());
+    let mut args = vec!["-v", "run", "--kernel", kernel.to_str().unwrap()];
+    args.extend(std::iter::repeat_n(["--net", "tap"], 30).flatten());
+    args.extend(["--net", "tap,queues=64"]);
+    let mut vm = Vm::start_in(&netns, &args);
+    vm.ends_with(0, SOON);
+    assert_eq!(vm.console(), "full\n", "{}", vm.state());
+    assert!(!vm.messages().contains("stays masked"), "{}", vm.state());
 }
 
 #[test]
