@@ -50,7 +50,7 @@ pub(crate) struct Guest<'a> {
 
 /// Words on every guest's kernel command line. Nothing that is not the guest's own output crosses the console, which costs
 /// an exit for each byte.
-const CMDLINE: &str = "console=ttyS0 loglevel=1 panic=-1";
+pub(crate) const CMDLINE: &str = "console=ttyS0 loglevel=1 panic=-1";
 
 /// A VMM in one configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

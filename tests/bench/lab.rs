@@ -13,6 +13,7 @@ use crate::Options;
 use crate::guest::{Guest, Kernel, Vmm};
 use crate::memory::Resident;
 use crate::report::{Row, Samples, Table};
+use crate::traffic;
 
 const VMMS: [Vmm; 3] = [Vmm::Wirevm, Vmm::Microvm { vhost: false }, Vmm::Microvm { vhost: true }];
 const MEMORY_MIB: u64 = 256;
@@ -25,8 +26,6 @@ const SOON: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(3);
 const TCP_SECONDS: u32 = 5;
 const PINGS: u32 = 100;
-/// Exits of all guests since KVM was loaded; less those of guests that have ended.
-const EXITS: &str = "/sys/kernel/debug/kvm/exits";
 const MIB: f64 = 1048576.0;
 
 /// What is measured of a guest, in the order of the rows.
@@ -72,7 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
             let name = vmms[at].name();
             eprintln!("bench: round {} of {rounds}: {name}", round + 1);
             // One guest that fails is a figure less, and said under the table.
-            match measure(vmms[at], &guest, &host) {
+            match traffic::attempt(|| measure(vmms[at], &guest, &host)) {
                 Ok(measured) => {
                     figures[at].iter_mut().zip(measured).for_each(|(samples, figure)| samples.push(figure))
                 }
@@ -119,11 +118,11 @@ fn measure(vmm: Vmm, guest: &Guest<'_>, host: &Netns) -> Result<[f64; FIGURES.le
     let mut vm = Vm::start(inside.args(command.get_args()));
     vm.expect("guest# ", BOOT);
     let boot = begin.elapsed();
-    traffic(&mut vm, guest, host, boot).map_err(|error| format!("{error}\n{}", vm.state()))
+    drive(&mut vm, guest, host, boot).map_err(|error| format!("{error}\n{}", vm.state()))
 }
 
 /// Measures a guest that is up, which took it `boot`.
-fn traffic(
+fn drive(
     vm: &mut Vm,
     guest: &Guest<'_>,
     host: &Netns,
@@ -133,18 +132,19 @@ fn traffic(
     // Also what the guest does late in its boot is done then.
     let answers =
         format!("for i in 1 2 3 4 5 6 7 8 9; do ping -c 1 -W 2 {GUEST} >/dev/null && exit; done; exit 1");
-    shell(host, &answers)?;
+    traffic::shell(host, &answers)?;
     std::thread::sleep(Duration::from_secs(2));
 
-    let (_, idle) = exits_during(|| {
+    let (_, idle) = traffic::exits_during(|| {
         std::thread::sleep(IDLE);
         Ok(())
     })?;
     let idle = idle / IDLE.as_secs_f64();
     let begin = Instant::now();
-    let (ping, ping_exits) = exits_during(|| shell(host, &format!("ping -q -c {PINGS} -i 0.02 {GUEST}")))?;
+    let (ping, ping_exits) =
+        traffic::exits_during(|| traffic::shell(host, &format!("ping -q -c {PINGS} -i 0.02 {GUEST}")))?;
     let ping_exits = (ping_exits - idle * begin.elapsed().as_secs_f64()) / f64::from(PINGS);
-    let [least, average] = round_trip(&ping).ok_or_else(|| format!("what does ping say? {ping}"))?;
+    let [least, average] = traffic::round_trip(&ping)?;
     let (to_guest, to_guest_exits) = tcp(host, "")?;
     let (to_host, to_host_exits) = tcp(host, "-R")?;
     let resident = Resident::of(vm.pid(), guest.memory_mib << 20)?;
@@ -165,50 +165,9 @@ fn traffic(
 /// Megabits per second, and exits for each MiB.
 fn tcp(host: &Netns, options: &str) -> Result<(f64, f64), String> {
     let command = format!("iperf3 -c {GUEST} -t {TCP_SECONDS} -i 0 -f k {options}");
-    let (said, exits) = exits_during(|| shell(host, &command))?;
-    // [  5]   0.00-5.00   sec   134 MBytes  225000 Kbits/sec                  receiver
-    let line = said.lines().find(|line| line.ends_with("receiver"));
-    let words = line.map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let kbits: Option<f64> = words
-        .and_then(|words| {
-            words.iter().position(|word| *word == "Kbits/sec").map(|at| words[at - 1].to_owned())
-        })
-        .and_then(|rate| rate.parse().ok());
-    let kbits = kbits.ok_or_else(|| format!("what does iperf3 say? {said}"))?;
-    let mib = kbits * 1e3 / 8.0 * f64::from(TCP_SECONDS) / MIB;
-    Ok((kbits / 1e3, exits / mib))
-}
-
-/// The least and the average of `rtt min/avg/max/mdev = 0.031/0.042/0.058/0.010 ms`, in milliseconds.
-fn round_trip(said: &str) -> Option<[f64; 2]> {
-    let figures = said.lines().find_map(|line| line.split_once("min/avg/max")?.1.split_once(" = "))?.1;
-    let mut figures = figures.split([' ', '/']).map_while(|figure| figure.parse().ok());
-    Some([figures.next()?, figures.next()?])
-}
-
-fn exits_during<T>(call: impl FnOnce() -> Result<T, String>) -> Result<(T, f64), String> {
-    let exits = || -> Result<f64, String> {
-        let text = fs::read_to_string(EXITS).map_err(|error| format!("cannot read {EXITS}: {error}"))?;
-        text.trim().parse().map_err(|_| format!("{EXITS} is no number: {text}"))
-    };
-    let before = exits()?;
-    let result = call()?;
-    Ok((result, exits()? - before))
-}
-
-/// Runs a shell command on the host's end of the tap.
-fn shell(host: &Netns, script: &str) -> Result<String, String> {
-    let limit = SOON.as_secs().to_string();
-    let mut command = host.command("timeout");
-    let output = command.args(["-k", "1", &limit, "sh", "-c", script]).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("cannot start a shell: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    match output.status.success() {
-        true => Ok(said),
-        false => {
-            Err(format!("{script}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr)))
-        }
-    }
+    let (said, exits) = traffic::exits_during(|| traffic::shell(host, &command))?;
+    let mbits = traffic::mbits(&said)?;
+    Ok((mbits, exits / traffic::mib(mbits, TCP_SECONDS)))
 }
 
 impl Vmm {

@@ -1,13 +1,14 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [queues] [lab] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [lab] [wires] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
 //! - `wire`: frames through the NIC's own thread and a tap, against a bare loop of the same system calls.
 //! - `queues`: the same through two pairs, beside one.
 //! - `lab`: a guest's boot, throughput, latency and exits under `wirevm` and QEMU. Needs a KVM that runs Linux.
+//! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
 //!
 //! **Invariant: what is compared takes turns**, in every round, in an order that alternates, so that a machine that
 //! becomes busy is unkind to all. A figure is the median of the rounds, with the least and the most beside it, and a ratio
@@ -22,7 +23,9 @@ mod memory;
 mod report;
 mod start;
 mod sys;
+mod traffic;
 mod wire;
+mod wires;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,8 +47,13 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 4] =
-    [("start", start::run), ("wire", wire::run), ("queues", wire::queues::run), ("lab", lab::run)];
+const PARTS: [(&str, Part); 5] = [
+    ("start", start::run),
+    ("wire", wire::run),
+    ("queues", wire::queues::run),
+    ("lab", lab::run),
+    ("wires", wires::run),
+];
 
 fn main() -> ExitCode {
     let mut options = Options { rounds: None, only: String::new() };
