@@ -187,22 +187,32 @@ impl Vm {
         self.take(end)
     }
 
-    /// As [`Self::expect`], of a guest's shell; Enter is pressed each time that it is silent for long. In the lab a serial
-    /// port now and then waits for an interrupt that never comes, under other VMMs too, and an input brings another.
+    /// As [`Self::expect`], of a guest's shell; Enter is pressed each time that it is silent for long, and it is said if that
+    /// helped: a serial port that waits for an interrupt goes on at an input, and an interrupt that was lost is a defect.
     #[track_caller]
     pub fn expect_from_shell(&mut self, text: &str, timeout: Duration) -> String {
         const SILENT: Duration = Duration::from_secs(20);
         let until = Instant::now() + timeout;
+        let mut pressed = false;
         loop {
             let slice = until.min(Instant::now() + SILENT);
+            let before = self.console.0.state.lock().unwrap().bytes.len();
             if let Some(end) = self.console.find(self.seen, text, slice) {
+                if pressed {
+                    println!(
+                        "note: the console was silent for {SILENT:?}, and went on when Enter was pressed"
+                    );
+                }
                 return self.take(end);
             }
             let over = matches!(self.child.try_wait(), Ok(Some(_)));
             if slice == until || over {
                 return self.expect(text, Duration::ZERO);
             }
-            self.type_in("\n");
+            if self.console.0.state.lock().unwrap().bytes.len() == before {
+                self.type_in("\n");
+                pressed = true;
+            }
         }
     }
 
