@@ -38,6 +38,11 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         (&["run", "--kernel", "x", "--memory", "0"], &["--memory", "too little", "32 MiB"]),
         (&["run", "--kernel", "x", "--memory", "1M"], &["--memory", "too little", "32 MiB"]),
         (&["run", "--kernel", "x", "--memory", "99999999T"], &["--memory", "no machine has so much"]),
+        (
+            &["run", "--kernel", "x", "--memory", "1G,colour=red"],
+            &["--memory", "no key \"colour\"", "hugepages="],
+        ),
+        (&["run", "--kernel", "x", "--memory", "1G,shared=on,mergeable=on"], &["--memory", "mergeable="]),
         (&["run", "--kernel", "x", "--memory", "lots"], &["--memory", "unknown unit 'lots'"]),
         (
             &["run", "--kernel", "x", "--net", "carrier-pigeon"],
@@ -69,6 +74,7 @@ fn a_machine_that_cannot_be_is_refused() {
     let run = |args: &[&str]| refuse(wirevm().args(["run", "--kernel"]).arg(&kernel).args(args));
     refused(&run(&["--cpus", "100000"]), 1, &["100000 vCPUs are more than", "give --cpus"]);
     refused(&run(&["--memory", "2000T"]), 1, &["2000 TiB of memory", "give --memory"]);
+    refused(&run(&["--memory", "33M,hugepages=2M"]), 1, &["huge pages of 2 MiB"]);
     let nics = std::iter::repeat_n(["--net", "tap"], 32).flatten();
     refused(&run(&nics.clone().collect::<Vec<_>>()), 1, &["32 NICs are more than the 31"]);
     let nics: Vec<_> = ["--transport", "mmio"].into_iter().chain(nics.take(38)).collect();

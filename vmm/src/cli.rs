@@ -6,6 +6,8 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use net::NetConfig;
 
+use crate::memory_config::MemoryConfig;
+
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, after_help = EXIT_STATUS)]
@@ -35,7 +37,7 @@ pub(crate) enum Command {
 
 /// Boot a guest, and stay until it ends. The guest's serial port is this terminal (Ctrl-A h tells its keys).
 #[derive(Debug, Args)]
-#[command(after_help = NET_HELP)]
+#[command(after_help = RUN_HELP)]
 pub(crate) struct Run {
     /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux
     #[arg(long, value_name = "FILE")]
@@ -53,9 +55,9 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cpus: u32,
 
-    /// How much memory the guest has: a number with K, M, G or T; without a letter it is MiB
+    /// How much memory the guest has, SIZE[,KEY=VALUE]...: a number with K, M, G or T; without a letter it is MiB
     #[arg(long, value_name = "SIZE", default_value = "512M")]
-    pub(crate) memory: MemorySize,
+    pub(crate) memory: MemoryConfig,
 
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
@@ -74,7 +76,11 @@ pub(crate) struct Run {
     pub(crate) explain: bool,
 }
 
-const NET_HELP: &str = "\
+const RUN_HELP: &str = "\
+Memory:
+  hugepages=on|2M|1G         huge pages that the host has reserved; on: of its default size
+  mergeable=on               KSM may merge its pages with equal ones; not with the other two
+  shared=on                  a file in memory (memfd) that other processes can map
 Network cards:
   tap[=tap0]                 a tap, routed: wirevm's own with a free subnet, or tap0, made where it is absent
   bridge=br0                 a tap on br0, which is made where it is absent
@@ -131,44 +137,6 @@ pub(crate) enum Wire {
     Tun,
 }
 
-/// A number of bytes of guest memory, at least [`boot::layout::MIN_MEMORY`] and whole pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MemorySize(pub(crate) u64);
-
-impl FromStr for MemorySize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
-            "k" | "kib" => 10,
-            "" | "m" | "mib" => 20,
-            "g" | "gib" => 30,
-            "t" | "tib" => 40,
-            unit => return Err(format!("unknown unit '{unit}'; write K, M, G or T, as in 512M")),
-        };
-        let number: u64 =
-            digits.parse().map_err(|_| format!("'{digits}' is no whole number; write 512M or 2G"))?;
-        let bytes =
-            number.checked_mul(1 << shift).filter(|bytes| *bytes <= MemorySize::MAX).ok_or_else(|| {
-                format!("no machine has so much; give {} or less", crate::error::size(Self::MAX))
-            })?;
-        if bytes < boot::layout::MIN_MEMORY {
-            let min = crate::error::size(boot::layout::MIN_MEMORY);
-            return Err(format!("too little for Linux; give {min} or more"));
-        }
-        if !bytes.is_multiple_of(4096) {
-            return Err("not a whole number of pages of 4 KiB".into());
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl MemorySize {
-    /// The most that the physical addresses of any x86-64 processor reach: 52 bits.
-    const MAX: u64 = 1 << 52;
-}
-
 /// The other end of the guest's serial port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Console {
@@ -211,29 +179,5 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn memory_has_a_unit_and_limits() {
-        let parse = |text: &str| text.parse::<MemorySize>().map(|MemorySize(bytes)| bytes);
-        assert_eq!(parse("64M"), Ok(64 << 20));
-        assert_eq!(parse("64"), Ok(64 << 20), "MiB without a letter");
-        assert_eq!(parse("3584MiB"), Ok(3584 << 20));
-        assert_eq!(parse("6g"), Ok(6 << 30));
-        assert_eq!(parse("32768k"), Ok(32 << 20));
-        for (text, says) in [
-            ("0", "32 MiB or more"),
-            ("1M", "32 MiB or more"),
-            ("99999999999T", "4096 TiB"),
-            ("99999999999999999999", "whole number"),
-            ("-1G", "whole number"),
-            ("1.5G", "whole number"),
-            ("", "whole number"),
-            ("1X", "unknown unit 'x'"),
-            ("40001K", "pages"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
-        }
     }
 }

@@ -13,6 +13,7 @@ use net::Finding;
 
 use crate::cli::Doctor;
 use crate::error::Error;
+use crate::memory_config::MemoryConfig;
 use crate::{memory, report};
 
 /// A processor runs more of a guest's kernel than this in a second, an emulator far less.
@@ -62,7 +63,7 @@ pub(crate) fn measure() -> Result<Speed, Error> {
 
     let kvm = |what| move |e: kvm_ioctls::Error| Error::Kvm { what, source: e.into() };
     let dev = Kvm::new().map_err(|e| Error::OpenKvm(e.into()))?;
-    let guest = memory::map(1 << 20)?;
+    let guest = memory::map(&MemoryConfig::plain(1 << 20))?;
     guest.write_slice(&code, GuestAddress(0x1000)).expect("a page of the memory just mapped");
     // After the memory, so that it is dropped before it.
     let vm = dev.create_vm().map_err(kvm("create a VM"))?;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::hugepages::{self, Pool};
+
 /// Why the VMM could not start, or failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -17,6 +19,16 @@ pub(crate) enum Error {
     TooManyNics { wanted: usize, limit: usize },
     #[error("cannot map {} of guest memory", size(*bytes))]
     MapMemory { bytes: u64, source: vm_memory::mmap::MmapRegionError },
+    #[error("cannot map {} of guest memory in {needed} huge pages of {}", size(*bytes), size(pool.page))]
+    HugePagesShort { bytes: u64, needed: u64, pool: Pool, source: vm_memory::mmap::MmapRegionError },
+    #[error("this host has no huge pages{}", page.map(|page| format!(" of {}", size(page))).unwrap_or_default())]
+    NoHugePages { page: Option<u64> },
+    #[error("{} of memory are not a whole number of huge pages of {}", size(*bytes), size(*page))]
+    UnevenHugePages { bytes: u64, page: u64 },
+    #[error("cannot have guest memory merged")]
+    Mergeable(#[source] io::Error),
+    #[error("cannot make a file of {} in memory for the guest", size(*bytes))]
+    MemoryFile { bytes: u64, source: io::Error },
     #[error("{} of memory are more than the {} that a guest can address here", size(*bytes), size(*limit))]
     MemoryTooLarge { bytes: u64, limit: u64 },
     #[error(transparent)]
@@ -124,6 +136,22 @@ impl Error {
             Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),
             Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
+            Self::HugePagesShort { needed, pool, .. } => format!(
+                "{} are free; reserve more ({}), give less with --memory, or leave hugepages= away",
+                pool.available(),
+                pool.reserve(*needed)
+            ),
+            Self::NoHugePages { .. } => match hugepages::sizes() {
+                sizes if sizes.is_empty() => {
+                    "take a kernel with CONFIG_HUGETLBFS, or leave hugepages= away".into()
+                }
+                sizes => format!("it has {sizes}; take hugepages=on, another size, or none"),
+            },
+            Self::UnevenHugePages { bytes, page } => {
+                format!("give --memory {}M", bytes.next_multiple_of(*page) >> 20)
+            }
+            Self::Mergeable(_) => "take a kernel with CONFIG_KSM, or leave mergeable= away".into(),
+            Self::MemoryFile { .. } => "raise the limit (ulimit -f), or leave shared= away".into(),
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", size(*limit)),
             Self::Boot(e) => return e.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),

@@ -51,9 +51,9 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
     let processor = Processor::new(&supported, args.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
     check_limits(&kvm, &processor, args)?;
-    // Declared in the order in which they must go, last first.
+    // Declared in the order in which they must go, last first. Memory that is not to be had leaves the host's network alone.
+    let memory = memory::map(&args.memory)?;
     let mut nics = Nic::open_all(&args.net, args.cpus, args.explain)?;
-    let memory = memory::map(args.memory.0)?;
     let vm = Arc::new(new_vm(&kvm)?);
 
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
@@ -108,8 +108,8 @@ fn check_limits(kvm: &Kvm, processor: &Processor, args: &Run) -> Result<(), Erro
         return Err(Error::TooManyCpus { wanted: args.cpus, limit });
     }
     let limit = layout::MAX_MEMORY.min(processor.address_limit() - layout::HOLE_LEN);
-    if args.memory.0 > limit {
-        return Err(Error::MemoryTooLarge { bytes: args.memory.0, limit });
+    if args.memory.bytes > limit {
+        return Err(Error::MemoryTooLarge { bytes: args.memory.bytes, limit });
     }
     let limit = transport::limit(args.transport);
     if args.net.len() > limit {

@@ -4,8 +4,9 @@
 //! `net`, how a kernel is loaded is in `boot`; here they meet: addresses with devices, eventfds with interrupt lines, host
 //! links with virtqueues.
 //!
-//! - `main.rs`, `cli.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
+//! - `main.rs`, `cli.rs`, `memory_config.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
 //! - `machine.rs`: builds, runs, takes apart. `memory.rs`, `bus.rs`, `cpuid.rs`, `vcpu.rs`, `nic.rs`: its parts.
+//! - `hugepages.rs`: the host's pools of them.
 //! - `transport.rs`: where the guest finds its devices. `irq.rs`: irqfds, the routes of messages, ioeventfds.
 //! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
 //! - `doctor.rs`: what this host can do. `explain.rs`: what each wire is.
@@ -26,9 +27,11 @@ mod ending;
 mod error;
 mod explain;
 mod fd;
+mod hugepages;
 mod irq;
 mod machine;
 mod memory;
+mod memory_config;
 mod nic;
 mod report;
 mod signals;

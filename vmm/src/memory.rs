@@ -1,33 +1,99 @@
-//! Guest memory: one anonymous mapping, given to KVM in the slots that the layout asks for.
+//! Guest memory: mapped as the command line wants it, and given to KVM in the slots that the layout asks for.
 #![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
 };
 
 use crate::error::Error;
+use crate::hugepages::Pool;
+use crate::memory_config::MemoryConfig;
 
-/// Maps `bytes` of guest memory, split around the hole below 4 GiB. Pages come on first touch, so it may be more than
-/// the host has free.
-pub(crate) fn map(bytes: u64) -> Result<GuestMemoryMmap, Error> {
-    let region = |(start, len): (u64, u64)| {
+/// Maps guest memory, split around the hole below 4 GiB. Pages come on first touch. Without huge pages it may be more than
+/// the host has free; with them, mmap(2) reserves all that it takes, so none is wanting at a touch. A limit of a hugetlb
+/// cgroup (`hugetlb.*.max`) still counts touches: to meet that here too, the start would have to clear all of the memory.
+///
+/// # Errors
+/// The host does not have such memory, or not so much.
+pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemoryMmap, Error> {
+    let bytes = config.bytes;
+    let pool = config.huge_pages.map(|wanted| Pool::find(wanted, bytes)).transpose()?;
+    let file = config.shared.then(|| memory_file(bytes, pool)).transpose()?;
+    let kind = if config.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+    let backing = match pool {
+        // Of a file, its pages are the file's.
+        Some(_) if config.shared => 0,
+        Some(pool) => libc::MAP_HUGETLB | (pool.log2() << libc::MAP_HUGE_SHIFT) as i32,
         // NORESERVE: what the guest never touches is not counted against the host's commit limit.
-        let mapping = MmapRegionBuilder::new(len as usize)
+        None => libc::MAP_NORESERVE,
+    };
+    let mut offset = 0;
+    let region = |(start, len): (u64, u64)| {
+        let mut builder = MmapRegionBuilder::new(len as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|source| Error::MapMemory { bytes, source })?;
-        // A hint: fewer and larger page faults where the host has the pages. Without them, it is as before.
-        // SAFETY: the range is this mapping, and the advice changes nothing that a reader or writer of it can see.
-        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+            .with_mmap_flags(kind | backing);
+        if let Some(file) = &file {
+            builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
+            offset += len;
+        }
+        let mapping = builder.build().map_err(|source| match pool {
+            Some(pool) => Error::HugePagesShort { bytes, needed: bytes / pool.page, pool, source },
+            None => Error::MapMemory { bytes, source },
+        })?;
+        if config.mergeable {
+            // Instead of huge pages, which are seldom equal.
+            advise(&mapping, libc::MADV_MERGEABLE).map_err(Error::Mergeable)?;
+        } else if pool.is_none() {
+            // A hint: fewer and larger page faults where the host has the pages. Without them, it is as before.
+            let _ = advise(&mapping, libc::MADV_HUGEPAGE);
+        }
         GuestRegionMmap::new(mapping, GuestAddress(start))
             .ok_or(Error::MemoryTooLarge { bytes, limit: u64::MAX })
     };
     let regions = boot::layout::ram_regions(bytes).into_iter().map(region).collect::<Result<Vec<_>, _>>()?;
+    if config.mergeable
+        && std::fs::read_to_string("/sys/kernel/mm/ksm/run").is_ok_and(|run| run.trim() != "1")
+    {
+        log::warn!("nothing is merged while KSM is off (echo 1 > /sys/kernel/mm/ksm/run)");
+    }
     Ok(GuestMemoryMmap::from_regions(regions).expect("the layout's regions are sorted and do not overlap"))
+}
+
+/// A file of `bytes` in memory, whose size stays: a process that made it smaller would have the guest end by SIGBUS.
+fn memory_file(bytes: u64, pool: Option<Pool>) -> Result<Arc<File>, Error> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let flags = match pool {
+        Some(pool) => {
+            flags | MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(pool.log2() << libc::MAP_HUGE_SHIFT)
+        }
+        None => flags,
+    };
+    let sized = || -> rustix::io::Result<_> {
+        let file = memfd_create("wirevm", flags)?;
+        ftruncate(&file, bytes)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(file)
+    };
+    let file = sized().map_err(|e| Error::MemoryFile { bytes, source: e.into() })?;
+    Ok(Arc::new(file.into()))
+}
+
+/// Gives the kernel advice that changes nothing that a reader or writer of the memory can see.
+fn advise(mapping: &MmapRegion, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the range is this mapping, and none of the advice given here changes what it holds.
+    match unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Gives `memory` to the VM, one slot for each region.
