@@ -1,4 +1,4 @@
-//! Guest memory of each kind that `--memory` knows, as the kernel shows it.
+//! Guest memory of each kind that `--memory` knows, as the kernel shows it, and the milestones of the start.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -194,4 +194,40 @@ fn huge_pages_are_reserved_or_refused_with_the_command_that_reserves_them() {
     }
     drop(pool);
     assert_eq!(Pool::read("nr_hugepages"), Some(before));
+}
+
+#[test]
+fn timings_are_the_milestones_in_their_order() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, ends());
+    let mut vm = Vm::start(wirevm().args(["run", "--timings", "--kernel"]).arg(&kernel));
+    vm.ends_with(0, SOON);
+    let messages = vm.messages();
+    let mut milestones = Vec::new();
+    for line in messages.lines() {
+        let (time, milestone) = line.split_once(" ms  ").unwrap_or_else(|| panic!("{messages}"));
+        assert_eq!(time.find('.'), Some(6), "not aligned:\n{messages}");
+        milestones.push((time.trim().parse::<f64>().unwrap(), milestone));
+    }
+    // The kernel is loaded while KVM takes the memory: either may be first.
+    let beside = ["kernel loaded", "memory given to KVM"];
+    milestones[6..8].sort_by_key(|(_, milestone)| *milestone);
+    let names: Vec<_> = milestones.iter().map(|(_, milestone)| *milestone).collect();
+    let before = ["command line read", "KVM opened", "guest memory mapped", "host plumbing done", "VM made"];
+    assert_eq!(names[..5], before, "{messages}");
+    assert_eq!(
+        names[5..],
+        ["devices made", beside[0], beside[1], "vCPUs made", "first KVM_RUN"],
+        "{messages}"
+    );
+    assert!(milestones[..6].is_sorted_by_key(|(time, _)| *time), "{messages}");
+    assert!(milestones[8..].is_sorted_by_key(|(time, _)| *time), "{messages}");
+
+    // A start that fails shows how far it came, and off there is nothing.
+    let mut vm = Vm::start(wirevm().args(["run", "--timings", "--kernel", "/no/such/kernel"]));
+    vm.ends_with(1, SOON);
+    assert!(vm.messages().contains(" ms  VM made\n"), "{}", vm.messages());
+    let mut vm = Vm::start(wirevm().args(["run", "--kernel"]).arg(kernel));
+    vm.ends_with(0, SOON);
+    assert_eq!(vm.messages(), "");
 }

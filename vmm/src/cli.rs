@@ -74,6 +74,10 @@ pub(crate) struct Run {
     /// Print each change to the host's network as the ip command that would do the same
     #[arg(long)]
     pub(crate) explain: bool,
+
+    /// Print when each step of the start is done, in milliseconds since wirevm began
+    #[arg(long)]
+    pub(crate) timings: bool,
 }
 
 const RUN_HELP: &str = "\

@@ -27,6 +27,7 @@ use crate::irq::irqfd;
 use crate::memory;
 use crate::nic::Nic;
 use crate::terminal::Stdout;
+use crate::timings::Timings;
 use crate::transport;
 use crate::vcpu::{Running, Shared, Vcpu};
 
@@ -41,20 +42,24 @@ const _: () = {
     assert!(layout::I8042_DATA as u64 == I8042::PORT && layout::PVPANIC as u64 == Pvpanic::PORT);
 };
 
-/// Runs a guest to its end.
+/// Runs a guest to its end, and tells `timings` of each step.
 ///
 /// # Errors
 /// The machine cannot be built. What was made by then is undone.
-pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Error> {
+pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Result<Outcome, Error> {
     let kvm = Kvm::new().map_err(|e| Error::OpenKvm(e.into()))?;
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
     let processor = Processor::new(&supported, args.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
     check_limits(&kvm, &processor, args)?;
+    timings.reached("KVM opened");
     // Declared in the order in which they must go, last first. Memory that is not to be had leaves the host's network alone.
     let memory = memory::map(&args.memory)?;
+    timings.reached("guest memory mapped");
     let mut nics = Nic::open_all(&args.net, args.cpus, args.explain)?;
+    timings.reached("host plumbing done");
     let vm = Arc::new(new_vm(&kvm)?);
+    timings.reached("VM made");
 
     let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
     let sink: EventSink = {
@@ -72,6 +77,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
     let mut mmio = Bus::default();
     let devices = nics.iter_mut().map(Nic::take_device);
     let places = transport::show(args.transport, &vm, &memory, devices, &mut ports, &mut mmio)?;
+    timings.reached("devices made");
 
     let config = boot::Config {
         kernel: &args.kernel,
@@ -83,14 +89,15 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd) -> Result<Outcome, Erro
             pci: args.transport == Transport::Pci,
         },
     };
-    let entry = fill(&vm, &memory, &config)?;
+    let entry = fill(&vm, &memory, &config, timings)?;
 
     let stop = AtomicBool::new(false);
-    let shared = Arc::new(Shared { ports, mmio, memory, ending: ending.clone(), stop });
+    let shared = Arc::new(Shared { ports, mmio, memory, ending: ending.clone(), stop, timings });
     let mut vcpus = (0..args.cpus)
         .map(|id| Vcpu::new(&vm, id, &processor, shared.clone()))
         .collect::<Result<Vec<_>, _>>()?;
     vcpus[0].enter_at(&entry)?;
+    timings.reached("vCPUs made");
 
     let guest = Guest::start(vcpus, shared)?;
     let console = console::attend(&serial, &power, &ending, signals, args.console == Console::Stdio);
@@ -135,8 +142,15 @@ fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
 ///
 /// # Errors
 /// Of the two, KVM's first.
-fn fill(vm: &VmFd, memory: &GuestMemoryMmap, config: &boot::Config<'_>) -> Result<Entry, Error> {
-    let (registered, entry) = beside("load", || boot::load(memory, config), || memory::register(vm, memory))?;
+fn fill(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    config: &boot::Config<'_>,
+    timings: Timings,
+) -> Result<Entry, Error> {
+    let load = || boot::load(memory, config).inspect(|_| timings.reached("kernel loaded"));
+    let register = || memory::register(vm, memory).inspect(|()| timings.reached("memory given to KVM"));
+    let (registered, entry) = beside("load", load, register)?;
     registered?;
     Ok(entry?)
 }

@@ -6,7 +6,7 @@
 //!
 //! - `main.rs`, `cli.rs`, `memory_config.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
 //! - `machine.rs`: builds, runs, takes apart. `memory.rs`, `bus.rs`, `cpuid.rs`, `vcpu.rs`, `nic.rs`: its parts.
-//! - `hugepages.rs`: the host's pools of them.
+//! - `hugepages.rs`: the host's pools of them. `timings.rs`: how long the start takes.
 //! - `transport.rs`: where the guest finds its devices. `irq.rs`: irqfds, the routes of messages, ioeventfds.
 //! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
 //! - `doctor.rs`: what this host can do. `explain.rs`: what each wire is.
@@ -36,18 +36,22 @@ mod nic;
 mod report;
 mod signals;
 mod terminal;
+mod timings;
 mod transport;
 mod vcpu;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 
 use crate::cli::{Cli, Command, Run};
 use crate::ending::Outcome;
 use crate::error::Error;
+use crate::timings::Timings;
 
 fn main() -> ExitCode {
+    let began = Instant::now();
     let cli = Cli::parse();
     report::log_to_stderr(match cli.verbose {
         0 => log::LevelFilter::Warn,
@@ -61,7 +65,7 @@ fn main() -> ExitCode {
         tell(panic);
     }));
     match cli.command {
-        Command::Run(args) => run(&args),
+        Command::Run(args) => run(&args, Timings::new(args.timings, began)),
         Command::Explain(args) => {
             report::answer(&explain::text(args.wire));
             ExitCode::SUCCESS
@@ -74,10 +78,11 @@ fn main() -> ExitCode {
 }
 
 /// Runs a guest, and turns its end into the exit status that the help names.
-fn run(args: &Run) -> ExitCode {
+fn run(args: &Run, timings: Timings) -> ExitCode {
+    timings.reached("command line read");
     let outcome = signals::listen()
         .map_err(|source| Error::Host { what: "listen to signals", source })
-        .and_then(|signals| machine::run(args, signals));
+        .and_then(|signals| machine::run(args, signals, timings));
     match outcome {
         Ok(Outcome::PowerOff | Outcome::Reset | Outcome::Quit) => ExitCode::SUCCESS,
         Ok(Outcome::Crash(crash)) => {

@@ -17,6 +17,7 @@ use crate::bus::Bus;
 use crate::cpuid::Processor;
 use crate::ending::{Ending, Outcome};
 use crate::error::{Crash, Error, Position, Where};
+use crate::timings::Timings;
 
 /// Exits to user space by what the guest did: the price of a device in user space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) ending: Arc<Ending>,
     /// Set when the threads are to leave.
     pub(crate) stop: AtomicBool,
+    pub(crate) timings: Timings,
 }
 
 /// A vCPU that is ready to run: the first at the kernel's entry, the others waiting for INIT and SIPI.
@@ -118,6 +120,10 @@ impl Vcpu {
     fn run(mut self) -> Exits {
         let run: *const kvm_run = self.fd.get_kvm_run();
         let shared = self.shared.clone();
+        // The others wait in KVM for their INIT.
+        if self.id == 0 {
+            shared.timings.reached("first KVM_RUN");
+        }
         while !shared.stop.load(Ordering::Acquire) {
             let crash = match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
