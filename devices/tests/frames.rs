@@ -190,6 +190,33 @@ fn a_frame_larger_than_any_packet_is_lost_and_counted() {
     assert_eq!(rig.dropped(), (1, 0));
 }
 
+/// Linux asks before each frame for an interrupt once three quarters of what is on the ring are used, and so, of a ring that
+/// is empty, at the next one: as many interrupts as pings are what it asks for.
+#[test]
+fn a_driver_of_event_indices_is_interrupted_where_it_asked_and_nowhere_else() {
+    let mut rig = Rig::started(PLAIN | F_EVENT_IDX);
+    let mut sent = 0;
+    for (ahead, frames, expected) in [(1, 1, 1), (1, 1, 1), (48, 64, 1), (1, 9, 1), (65, 64, 0), (1, 1, 1)] {
+        let before = rig.counters.interrupts.load(Ordering::Relaxed);
+        rig.tx.want_interrupt_after(ahead);
+        for _ in 0..frames {
+            rig.send(&frame(60, sent), &[], false);
+            sent += 1;
+            wait("the frame", || {
+                rig.tx.pending() > 0 && rig.counters.tx_frames.load(Ordering::Relaxed) == sent
+            });
+            rig.peer.recv().unwrap();
+        }
+        wait("all of them", || usize::from(rig.tx.pending()) == frames);
+        // Only then does the pair decide; and of what it must not do, it gets the time.
+        let raised = || rig.counters.interrupts.load(Ordering::Relaxed) - before;
+        wait("the interrupt", || raised() >= expected);
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(raised(), expected, "of {frames} frames, asked for at number {ahead}");
+        assert_eq!(rig.reap_tx(), frames);
+    }
+}
+
 #[test]
 fn interrupts_come_when_the_driver_wants_them() {
     for features in FEATURES {
