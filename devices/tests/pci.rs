@@ -167,6 +167,7 @@ impl Rig {
         rig.set(28, 2, 0);
         rig.set(20, 1, 0xf);
         assert_eq!(rig.get(20, 1), 0xf);
+        rig.set(28, 2, 2);
         rig
     }
 

@@ -187,7 +187,7 @@ impl PciTransport {
             _ => {
                 // A queue is disabled by a reset alone: VIRTIO_F_RING_RESET is not offered.
                 if let Some(field) = queue_field(offset, data.len())
-                    && (field, value) != (QueueField::Ready, 0)
+                    && (field != QueueField::Ready || value == 1)
                 {
                     setup.set_queue(status, field, value);
                 }
