@@ -45,6 +45,7 @@
 //! for the next driver.
 #![forbid(unsafe_code)]
 
+mod once;
 pub mod pci;
 pub mod reset;
 pub mod serial;

@@ -1,5 +1,6 @@
 //! The PCI bus and the virtio transport on it, without KVM: a driver that finds everything by the specification's own path.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -164,10 +165,11 @@ impl Rig {
             rig.set(offset, 4, address);
         }
         rig.set(28, 2, 1);
+        // Neither of which disables it.
         rig.set(28, 2, 0);
+        rig.set(28, 2, 2);
         rig.set(20, 1, 0xf);
         assert_eq!(rig.get(20, 1), 0xf);
-        rig.set(28, 2, 2);
         rig
     }
 
@@ -455,6 +457,61 @@ fn a_vector_that_cannot_be_opened_stays_pending_until_it_can() {
     seen.refuse.store(false, Ordering::Relaxed);
     rig.set_vector(1, MESSAGE, 0);
     assert_eq!((seen.open(), seen.sent(1)), (vec![(1, MESSAGE)], 1));
+}
+
+/// What the thread of a test logs as a warning, as a vCPU's does for its guest.
+struct Warnings;
+
+thread_local! {
+    static WARNINGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+impl log::Log for Warnings {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if record.level() <= log::Level::Warn {
+            WARNINGS.with_borrow_mut(|warnings| warnings.push(record.args().to_string()));
+        }
+    }
+    fn flush(&self) {}
+}
+
+#[test]
+fn what_a_guest_can_have_refused_for_ever_is_said_once() {
+    log::set_logger(&Warnings).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let rig = Rig::started();
+    rig.set_msix_control(0x8000);
+    rig.seen[0].refuse.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        for vector in 0..3 {
+            rig.set_vector(vector, MESSAGE, 0);
+        }
+    }
+    WARNINGS.with_borrow_mut(|warnings| {
+        assert!(matches!(&warnings[..], [one] if one.contains("stays masked")), "{warnings:?}");
+        warnings.clear();
+    });
+    for _ in 0..3 {
+        for (offset, len, value) in [
+            (20, 1, 0),
+            (20, 1, 1),
+            (20, 1, 3),
+            (8, 4, 1),
+            (12, 4, 1),
+            (20, 1, 0xb),
+            (28, 2, 1),
+            (20, 1, 0xf),
+        ] {
+            rig.set(offset, len, value);
+        }
+        assert_eq!(rig.get(20, 1), 0x4f, "a queue without rings");
+    }
+    WARNINGS.with_borrow(|warnings| {
+        assert!(matches!(&warnings[..], [one] if one.contains("cannot start")), "{warnings:?}");
+    });
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Shortcuts;
+use crate::once::Once;
 
 /// The capability's ID.
 pub const CAPABILITY: u8 = 0x11;
@@ -79,6 +80,7 @@ pub struct Table {
     vectors: Arc<Vectors>,
     entries: Vec<Entry>,
     function_masked: bool,
+    refused: Once,
 }
 
 struct Entry {
@@ -93,7 +95,7 @@ impl Table {
     pub fn new(vectors: Arc<Vectors>) -> Self {
         let entry = || Entry { message: Message::default(), masked: true, open: None };
         let entries = (0..vectors.count()).map(|_| entry()).collect();
-        Self { vectors, entries, function_masked: false }
+        Self { vectors, entries, function_masked: false, refused: Once::default() }
     }
 
     /// The guest wrote message control.
@@ -159,7 +161,7 @@ impl Table {
         if let Some(message) = wanted {
             match shortcuts.open(vector as u16, event, message) {
                 Ok(()) => entry.open = Some(message),
-                Err(error) => log::warn!("MSI-X vector {vector} stays masked: {error}"),
+                Err(error) => log::log!(self.refused.level(), "MSI-X vector {vector} stays masked: {error}"),
             }
         }
     }

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::{F_VERSION_1, QueueSetup, VirtQueue};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::once::Once;
 
 /// A device, and what its driver has said of it so far.
 pub(super) struct Setup {
@@ -24,6 +25,7 @@ pub(super) struct Setup {
     driver_features: u64,
     pub(super) queue_sel: u32,
     queues: Vec<Queue>,
+    refused: Once,
 }
 
 #[derive(Clone, Copy)]
@@ -76,6 +78,7 @@ impl Setup {
             driver_features: 0,
             queue_sel: 0,
             queues,
+            refused: Once::default(),
         }
     }
 
@@ -176,7 +179,8 @@ impl Setup {
         status.fetch_or(new, Ordering::AcqRel);
         let starts = new & !old & DRIVER_OK != 0 && new & (FAILED | NEEDS_RESET) == 0;
         if starts && let Err(error) = self.activate(interrupt, kicks) {
-            log::warn!("virtio device {}: cannot start: {error}", self.device.device_type());
+            let device = self.device.device_type();
+            log::log!(self.refused.level(), "virtio device {device}: cannot start: {error}");
             let _ = interrupt.needs_reset();
         }
     }

@@ -17,6 +17,7 @@ use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::orders::{Answer, Order, Orders};
+use crate::once::Once;
 use crate::virtio::queue::{Chain, Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -66,6 +67,8 @@ pub struct Control {
     filter: RxFilter,
     /// The pairs after the first.
     others: Vec<Orders>,
+    /// Whether it was said that the host refused something.
+    refused: Arc<Once>,
     /// How many pairs are enabled.
     pairs: u16,
     /// The buffers of the command in hand: those that we read, and those that we write.
@@ -78,13 +81,14 @@ impl Control {
     /// of which is enabled.
     pub fn new(name: String, queue: ActiveQueue, accepted: u64, mac: SharedMac, filter: RxFilter) -> Self {
         let (command, answer) = (IovBuffer::new(), IovBuffer::new());
-        Self { name, queue, accepted, mac, filter, others: Vec::new(), pairs: 1, command, answer }
+        let (others, refused) = (Vec::new(), Arc::default());
+        Self { name, queue, accepted, mac, filter, others, refused, pairs: 1, command, answer }
     }
 
-    /// The same with more pairs than the first.
+    /// The same with more pairs than the first. What the host refuses them is said once, for which `refused` stands.
     #[must_use]
-    pub fn with_others(self, others: Vec<Orders>) -> Self {
-        Self { others, ..self }
+    pub fn with_others(self, others: Vec<Orders>, refused: Arc<Once>) -> Self {
+        Self { others, refused, ..self }
     }
 
     /// What the driver kicks.
@@ -120,7 +124,7 @@ impl Control {
     }
 
     fn handle(&mut self, rings: &Mapped<'_>, chain: Chain, backend: &mut dyn Backend) -> Result<(), Error> {
-        let Self { name, queue, accepted, mac, filter, others, pairs, command, answer } = self;
+        let Self { name, queue, accepted, mac, filter, others, refused, pairs, command, answer } = self;
         let (mut command, mut answer) = (command.start(), answer.start());
         queue.ring.gather(rings, chain, |buffer, writable| {
             let into = if writable { &mut answer } else { &mut command };
@@ -136,14 +140,15 @@ impl Control {
                 backend.set_filter(&new)?;
                 mac.set(new.mac);
                 // On the same wire, what the first takes the others do.
-                tell(others, |_| Order::Filter(new.clone()))
-                    .unwrap_or_else(|error| log::warn!("{name}: a queue pair keeps its filter: {error}"));
+                if let Err(error) = tell(others, |_| Order::Filter(new.clone())) {
+                    log::log!(refused.level(), "{name}: a queue pair keeps its filter: {error}");
+                }
                 *filter = new;
                 Ok(())
             }
             Change::Pairs(new) => enable(others, new).map(|()| *pairs = new).inspect_err(|_| {
                 if let Err(error) = enable(others, *pairs) {
-                    log::warn!("{name}: cannot go back to {pairs} queue pairs: {error}");
+                    log::log!(refused.level(), "{name}: cannot go back to {pairs} queue pairs: {error}");
                 }
             }),
         });

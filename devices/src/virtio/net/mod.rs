@@ -19,6 +19,7 @@ pub use self::queue_pair::run_on;
 use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use super::{Activation, ActiveQueue, VirtioDevice};
+use crate::once::Once;
 
 /// The device type of a network card (virtio 1.2 §5).
 pub const TYPE_NET: u32 = 1;
@@ -72,6 +73,8 @@ pub struct VirtioNet {
     queue_sizes: Vec<u16>,
     slots: Vec<Slot>,
     affinity: Vec<u16>,
+    /// Whether it was said that the host refused something.
+    refused: Arc<Once>,
 }
 
 /// Where a pair's backend is: here, or in its thread. In neither after that thread panicked.
@@ -79,6 +82,7 @@ struct Slot {
     backend: Option<Box<dyn Backend>>,
     thread: Option<PairThread>,
     counters: Arc<Counters>,
+    broken: Arc<Once>,
 }
 
 impl VirtioNet {
@@ -88,14 +92,19 @@ impl VirtioNet {
         let can = backends.iter().map(|backend| backend.offloads()).fold(all, both);
         let slots: Vec<_> = backends
             .into_iter()
-            .map(|backend| Slot { backend: Some(backend), thread: None, counters: Arc::default() })
+            .map(|backend| Slot {
+                backend: Some(backend),
+                thread: None,
+                counters: Arc::default(),
+                broken: Arc::default(),
+            })
             .collect();
         let features = offer(&config, can, slots.len());
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * slots.len()];
         // Behind the last pair (§5.1.2), for a driver that negotiates all of them.
         queue_sizes.push(control::QUEUE_SIZE);
         let mac = SharedMac::new(config.mac);
-        Self { config, mac, features, queue_sizes, slots, affinity: Vec::new() }
+        Self { config, mac, features, queue_sizes, slots, affinity: Vec::new(), refused: Arc::default() }
     }
 
     /// The same with the thread of each pair on a CPU of the host, as far as `cpus` goes. A thread that cannot be there, for it
@@ -139,7 +148,7 @@ impl VirtioNet {
             others.push(orders);
             inboxes.push(inbox);
         }
-        control = control.map(|control| control.with_others(others));
+        control = control.map(|control| control.with_others(others, Arc::clone(&self.refused)));
         let inboxes = std::iter::once(None).chain(inboxes.into_iter().map(Some));
         for ((number, slot), inbox) in self.slots.iter_mut().enumerate().zip(inboxes) {
             // Receive queues are the even ones (§5.1.2).
@@ -160,6 +169,7 @@ impl VirtioNet {
                 control: control.take(),
                 inbox,
                 counters: Arc::clone(&slot.counters),
+                broken: Arc::clone(&slot.broken),
             });
             match PairThread::start(pair) {
                 Ok(thread) => slot.thread = Some(thread),
@@ -179,7 +189,8 @@ impl VirtioNet {
         for backend in self.slots.iter_mut().filter_map(|slot| slot.backend.as_mut()) {
             // A NIC that receives too little can still be of use, and its driver will say more.
             if let Err(error) = backend.set_filter(&filter) {
-                log::warn!("{}: cannot set which frames it receives: {error}", self.config.name);
+                let (level, name) = (self.refused.level(), &self.config.name);
+                log::log!(level, "{name}: cannot set which frames it receives: {error}");
             }
         }
         filter
@@ -238,7 +249,8 @@ impl VirtioDevice for VirtioNet {
             }
         }
         if let Err((number, error)) = self.disable_others() {
-            log::warn!("{}: cannot have the host leave queue pair {number} alone: {error}", self.config.name);
+            let (level, name) = (self.refused.level(), &self.config.name);
+            log::log!(level, "{name}: cannot have the host leave queue pair {number} alone: {error}");
         }
         self.mac.set(self.config.mac);
     }

@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
 use super::orders::{Inbox, Order};
+use crate::once::Once;
 use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -139,6 +140,8 @@ pub struct PairParts {
     pub inbox: Option<Inbox>,
     /// Where it counts.
     pub counters: Arc<Counters>,
+    /// Whether it was said that a driver broke its rings.
+    pub broken: Arc<Once>,
 }
 
 /// Two rings and the backend between which it moves frames.
@@ -219,7 +222,8 @@ impl QueuePair {
             result = self.receive();
         }
         if let Err(error) = result {
-            log::warn!("{}: the driver broke its ring: {error}", self.parts.name);
+            let PairParts { name, broken, .. } = &self.parts;
+            log::log!(broken.level(), "{name}: the driver broke its ring: {error}");
             self.end();
         }
     }
