@@ -236,7 +236,11 @@ impl Vm {
     #[track_caller]
     pub fn type_in(&mut self, text: &str) {
         let stdin = self.stdin.as_mut().expect("standard input is open");
-        stdin.write_all(text.as_bytes()).expect("wirevm reads its standard input");
+        if let Err(error) = stdin.write_all(text.as_bytes()) {
+            // Its last words come a moment later.
+            let _ = self.child.wait();
+            panic!("wirevm does not read its standard input: {error}\n{}", self.state());
+        }
     }
 
     /// Closes the console's input, as the end of a file does.

@@ -50,7 +50,7 @@ fn plain(line: &str) -> String {
     let is_index = first.ends_with(':') && first.starts_with(|c: char| c.is_ascii_digit());
     let is_mac = |word: &str| word.len() == 17 && word.matches(':').count() == 5;
     let word = |word| match word {
-        mac if is_mac(mac) && !mac.starts_with("02:") && !mac.starts_with("ff:") => "MAC",
+        mac if is_mac(mac) && !mac.starts_with("02:00:00:") && !mac.starts_with("ff:") => "MAC",
         address if address.starts_with("fe80::") && !address.starts_with("fe80::ff:fe00:") => "fe80::MAC",
         // The kernel does not know the state of one that never lost its carrier.
         "UNKNOWN" => "UP",
