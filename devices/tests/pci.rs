@@ -385,6 +385,30 @@ fn a_driver_gets_the_device_going_and_a_reset_forgets() {
 }
 
 #[test]
+fn without_bus_master_the_device_stops_until_it_is_reset() {
+    let rig = Rig::started();
+    let resets = || rig.seen[0].resets.load(Ordering::Relaxed);
+    let before = resets();
+    rig.set(16, 2, 0);
+    rig.set_msix_control(0x8000);
+    rig.set_config(1, 4, 2, 2);
+    rig.set_config(1, 4, 2, 6);
+    assert_eq!((rig.get(20, 1), resets()), (0xf, before), "a driver that has not set it is served");
+    rig.set_config(1, 4, 2, 2);
+    assert_eq!((rig.get(20, 1), resets()), (0x4f, before + 1));
+    assert_eq!(rig.get(0x2000, 4), 0, "an interrupt is a write as well");
+    rig.set_config(1, 4, 2, 6);
+    assert_eq!(
+        (rig.get(20, 1), rig.seen[0].starts.lock().unwrap().len()),
+        (0x4f, 1),
+        "a reset is what it needs"
+    );
+    rig.set(20, 1, 0);
+    rig.set_config(1, 4, 2, 2);
+    assert_eq!((rig.get(20, 1), resets()), (0, before + 2), "there is nothing to stop");
+}
+
+#[test]
 fn vectors_open_and_close_with_masks_and_messages() {
     let rig = Rig::started();
     let seen = &rig.seen[0];

@@ -10,7 +10,7 @@ pub const LEN: usize = 256;
 const COMMAND: usize = 0x04;
 /// In COMMAND: the function answers in its BARs.
 const MEMORY_SPACE: u16 = 1 << 1;
-/// In COMMAND: it may write to memory. It reads back, and nothing else follows: a virtio device works by its own status.
+/// In COMMAND: it may reach into memory.
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
 const STATUS: usize = 0x06;
@@ -120,6 +120,11 @@ impl Configuration {
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.bytes[offset..offset + N]);
         bytes
+    }
+
+    /// Whether COMMAND lets the function reach into memory.
+    pub fn bus_master(&self) -> bool {
+        u16::from_le_bytes(self.get(COMMAND)) & BUS_MASTER != 0
     }
 
     /// Where BAR 0 of `len` bytes is decoded: nowhere while COMMAND says so, nor outside of `window`, whatever is there.

@@ -18,12 +18,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::signals::{NO_VECTOR, Signals};
 use self::space::Space;
-use super::setup::{Half, QueueField, Setup};
+use super::setup::{Half, QueueField, Setup, needs_reset};
 use super::{Interrupt, VirtioDevice};
 use crate::BusDevice;
 use crate::pci::msix::Vectors;
@@ -110,6 +111,18 @@ impl PciTransport {
 
     fn space(&self) -> MutexGuard<'_, Space> {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest took Bus Master away: nothing touches its memory when this returns (PCI Local Bus 3.0 §6.2.2). Linux does
+    /// so before it starts another kernel (kexec), whose memory it then is. What the queues had in hand is lost, so only a
+    /// reset gets the device going again. A driver that never sets the bit is served all the same: its status says enough.
+    fn silence(&self) {
+        let mut setup = self.setup();
+        if self.signals.status.load(Ordering::Acquire) & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            setup.device.reset();
+            // Not told by an interrupt, which is a write as well.
+            needs_reset(&self.signals.status);
+        }
     }
 
     /// Has notifications come from where the BAR now is.
@@ -226,18 +239,24 @@ impl Function for PciTransport {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
-        let (accessed, written) = {
+        let (silenced, accessed, written) = {
             let mut space = self.space();
             let space = &mut *space;
+            let master = space.config.bus_master();
             space.config.write(offset, data);
+            let silenced = master && !space.config.bus_master();
             self.place(space);
             let control = space.msix + 2;
             if offset < control + 2 && control < offset + data.len() {
                 let control = u16::from_le_bytes(space.config.get(control));
                 space.table.set_control(control, &*self.shortcuts);
             }
-            (space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
+            (silenced, space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
         };
+        // Behind the lock of the space: nobody holds both.
+        if silenced {
+            self.silence();
+        }
         if let Some((at, len)) = accessed {
             BusDevice::write(self, at, &written[..len]);
         }
