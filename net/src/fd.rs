@@ -21,8 +21,8 @@ pub use self::problem::FdProblem;
 use crate::host::{Link, Netlink};
 use crate::macvtap::Groups;
 use crate::{
-    Backend, Error, FdConfig, HEADER_LEN, Iov, MTU, Mac, Offloads, Opened, RxFilter, Sent, Wiring, autoconf,
-    queue, sys, tuntap,
+    Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, Offloads, Opened, RxFilter, Wiring, autoconf, queue, sys,
+    tuntap,
 };
 
 /// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
@@ -257,16 +257,6 @@ impl Drop for Inherited {
 impl Backend for Inherited {
     fn fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
-    }
-
-    #[inline]
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
-    }
-
-    #[inline]
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        sys::readv(self.device.as_fd(), space)
     }
 
     fn offloads(&self) -> Offloads {

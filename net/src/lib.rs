@@ -98,11 +98,21 @@ pub trait Backend: Send {
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// Sends one whole frame, header first.
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent>;
+    ///
+    /// The default writes it to [`fd`](Self::fd), which is right for a descriptor that takes frames as they are.
+    #[inline]
+    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
+        sys::writev(self.fd(), frame).map(|_| Sent::Gone)
+    }
 
     /// Receives one whole frame into `space`, header first, and returns its length in bytes with the header. A frame
     /// larger than the space is an error and is lost. `num_buffers` of the header is left for the caller to fill.
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize>;
+    ///
+    /// The default reads it from [`fd`](Self::fd).
+    #[inline]
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        sys::readv(self.fd(), space)
+    }
 
     /// What the host end can do, whatever was last set.
     fn offloads(&self) -> Offloads;

@@ -32,7 +32,7 @@ use crate::host::sysfs::{self, Sysfs};
 use crate::host::{Link, LinkId, Netlink, holders};
 use crate::queue::Queue;
 use crate::sys::Membership;
-use crate::{Addresses, Backend, Error, HEADER_LEN, Iov, LinkName, Offloads, RxFilter, Sent, sys, tuntap};
+use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys, tuntap};
 
 /// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
 #[derive(Debug)]
@@ -129,16 +129,6 @@ impl Macvtap {
 impl Backend for Macvtap {
     fn fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
-    }
-
-    #[inline]
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
-    }
-
-    #[inline]
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        sys::readv(self.device.as_fd(), space)
     }
 
     fn offloads(&self) -> Offloads {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::tuntap::Found;
-use crate::{Backend, HEADER_LEN, Iov, Offloads, Sent, sys};
+use crate::{Backend, HEADER_LEN, Offloads, sys};
 
 /// One more queue of a link. What is the link's and not the queue's (its offloads, its address, its groups) is set by the first
 /// one.
@@ -29,16 +29,6 @@ impl Queue {
 impl Backend for Queue {
     fn fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
-    }
-
-    #[inline]
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
-    }
-
-    #[inline]
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        sys::readv(self.device.as_fd(), space)
     }
 
     fn offloads(&self) -> Offloads {

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::queue::Queue;
 use crate::tuntap::TunDevice;
-use crate::{Backend, Error, Iov, LinkName, Offloads, Sent, TunMode};
+use crate::{Backend, Error, LinkName, Offloads, TunMode};
 
 /// A tap, by its first queue. Dropped, it goes, unless it is persistent: then it is as it was before.
 #[derive(Debug)]
@@ -45,16 +45,6 @@ impl Tap {
 impl Backend for Tap {
     fn fd(&self) -> BorrowedFd<'_> {
         self.device.fd()
-    }
-
-    #[inline]
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        self.device.send(frame)
-    }
-
-    #[inline]
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        self.device.recv(space)
     }
 
     fn offloads(&self) -> Offloads {

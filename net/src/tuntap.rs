@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::host::{Link, Namespace, Netlink, Tun, holders};
 use crate::queue::Queue;
-use crate::{Backend, Error, HEADER_LEN, Iov, LinkName, Offloads, Sent, sys};
+use crate::{Backend, Error, HEADER_LEN, LinkName, Offloads, sys};
 
 /// The name for a new link: the kernel puts the least free number.
 const TEMPLATE: &str = "wirevm%d";
@@ -154,16 +154,6 @@ impl TunDevice {
 impl Backend for TunDevice {
     fn fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
-    }
-
-    #[inline]
-    fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        sys::writev(self.device.as_fd(), frame).map(|_| Sent::Gone)
-    }
-
-    #[inline]
-    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        sys::readv(self.device.as_fd(), space)
     }
 
     fn offloads(&self) -> Offloads {
