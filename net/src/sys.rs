@@ -296,12 +296,6 @@ fn ifreq() -> libc::ifreq {
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
-/// Moves the calling thread into a new, empty network namespace.
-pub(crate) fn leave_network() -> io::Result<()> {
-    // SAFETY: CLONE_NEWNET takes no memory and changes this thread only.
-    checked(unsafe { libc::unshare(libc::CLONE_NEWNET) } as isize).map(drop)
-}
-
 /// Fills `bytes` from the kernel's random number generator, `getrandom(2)`.
 pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     // SAFETY: the kernel writes at most `bytes.len()` bytes to `bytes`.

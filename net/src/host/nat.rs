@@ -215,7 +215,7 @@ impl Nat {
         let table = table("wirevm0", &hosts, &guests, &[forward]);
         let there = || {
             let refused = |source| Error::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
-            sys::leave_network().map_err(refused)?;
+            sys::unshare_network().map_err(refused)?;
             Self::make(&table, Vec::new()).map(drop)
         };
         thread::scope(|scope| scope.spawn(there).join())

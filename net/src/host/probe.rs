@@ -19,7 +19,7 @@ type Tried = (&'static str, &'static str, Result<(), Refusal>);
 /// On a thread that is about to end.
 fn try_out() -> Vec<Tried> {
     const NAMES: [(&str, &str); 2] = [("bridges", "bridge"), ("macvtaps", "macvtap")];
-    if let Err(error) = sys::leave_network() {
+    if let Err(error) = sys::unshare_network() {
         let errno = error.raw_os_error().unwrap_or(libc::EPERM);
         let refused = || Err(Refusal::from(std::io::Error::from_raw_os_error(errno)));
         return NAMES.map(|(what, module)| (what, module, refused())).into();
