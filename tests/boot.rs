@@ -221,23 +221,14 @@ fn limit_of_vcpus() -> u32 {
 /// Stock Linux guests.
 mod stock {
     use super::*;
+    use harness::need;
     use harness::netns::Netns;
-    use harness::skip;
     use harness::stock::{self, BOOT};
 
     /// A command in the guest, on an emulated processor on a busy machine.
     const COMMAND: Duration = Duration::from_secs(60);
 
     /// The value, or the end of a test that cannot have it.
-    macro_rules! need {
-        ($value:expr) => {
-            match $value {
-                Ok(value) => value,
-                Err(why) => skip!("{why}"),
-            }
-        };
-    }
-
     /// Warnings and errors of the guest's kernel that speak of what wirevm shows it.
     #[track_caller]
     fn no_warning_is_ours(vm: &mut Vm) {

@@ -6,18 +6,9 @@ mod stock {
 
     use harness::netns::Netns;
     use harness::stock;
-    use harness::{Vm, skip};
+    use harness::{Vm, need};
 
     const COMMAND: Duration = Duration::from_secs(60);
-
-    macro_rules! need {
-        ($value:expr) => {
-            match $value {
-                Ok(value) => value,
-                Err(why) => skip!("{why}"),
-            }
-        };
-    }
 
     /// A machine at the other end of the cable of the host's NIC `nic`, at 172.31.0.1 and fd00:31::1.
     fn lan(host: &Netns) -> Result<Netns, String> {

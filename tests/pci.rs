@@ -3,19 +3,9 @@
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, guest, handmade, puts, skip};
+use harness::{TempDir, Vm, guest, handmade, need, puts};
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// A namespace, or the end of a test that cannot have one.
-macro_rules! netns {
-    () => {
-        match Netns::new() {
-            Ok(netns) => netns,
-            Err(why) => skip!("{why}"),
-        }
-    };
-}
 
 /// Assembly: the first device's configuration space by the ECAM in rbx.
 macro_rules! ecam {
@@ -119,7 +109,7 @@ macro_rules! idt {
 /// Runs a guest with a tap, and gives the machine after its end.
 macro_rules! run {
     ($code:expr) => {{
-        let netns = netns!();
+        let netns = need!(Netns::new());
         let dir = TempDir::new();
         let kernel = handmade::kernel(&dir, $code);
         let mut vm =
@@ -241,7 +231,7 @@ fn the_bus_can_be_full_and_a_device_of_many_queues_has_as_many_vectors() {
         "mov word ptr [rdi + 0x3200], 128",
         puts!("full\\n"),
     );
-    let netns = netns!();
+    let netns = need!(Netns::new());
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, code());
     let mut args = vec!["-v", "run", "--kernel", kernel.to_str().unwrap()];
@@ -315,21 +305,12 @@ mod stock {
     const COMMAND: Duration = Duration::from_secs(60);
     const TRANSFER: Duration = Duration::from_secs(240);
 
-    macro_rules! need {
-        ($value:expr) => {
-            match $value {
-                Ok(value) => value,
-                Err(why) => skip!("{why}"),
-            }
-        };
-    }
-
     #[test]
     fn every_kernel_gives_each_queue_its_vector_and_moves_them_under_traffic() {
         let mut kernels = need!(stock::debian());
         kernels.extend(stock::slim());
         for kernel in &kernels {
-            let netns = netns!();
+            let netns = need!(Netns::new());
             let net = ["--cpus", "2", "--net", "tap,host=172.31.0.1/24,queues=2"];
             let mut vm = kernel.boot(&netns, "wirevm.dhcp", &net);
             let lines = vm.sh("grep virtio0 /proc/interrupts", COMMAND);

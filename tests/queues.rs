@@ -8,21 +8,12 @@ mod stock {
     use harness::netns::Netns;
     use harness::stock::{self, Stock};
     use harness::traffic::Noise;
-    use harness::{Vm, guest, handmade, skip, wirevm_path};
+    use harness::{Vm, guest, handmade, need, wirevm_path};
 
     const COMMAND: Duration = Duration::from_secs(60);
     /// For the streams of a test at the slowest.
     const TRANSFER: Duration = Duration::from_secs(240);
     const STREAMS: usize = 4;
-
-    macro_rules! need {
-        ($value:expr) => {
-            match $value {
-                Ok(value) => value,
-                Err(why) => skip!("{why}"),
-            }
-        };
-    }
 
     // What `ethtool -L eth0 combined N` does, for the guest has no ethtool: N is the number of the program's words, and its exit
     // status the error number.

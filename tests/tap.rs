@@ -4,20 +4,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, guest, handmade, puts, skip};
+use harness::{TempDir, Vm, guest, handmade, need, puts, skip};
 use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// A namespace, or the end of a test that cannot have one.
-macro_rules! netns {
-    () => {
-        match Netns::new() {
-            Ok(netns) => netns,
-            Err(why) => skip!("{why}"),
-        }
-    };
-}
 
 guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
 
@@ -107,7 +97,7 @@ fn frames_and_their_interrupts_cost_no_exit() {
         "5: mov eax, [rdi + 0x60]", "test al, 1", "jz 97f",
         puts!("interrupted\\n"),
     );
-    let netns = netns!();
+    let netns = need!(Netns::new());
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, code());
     let path = kernel.to_str().unwrap();
@@ -148,7 +138,7 @@ fn nonsense_in_every_register_and_ring_stops_the_nic_and_not_the_machine() {
         "4: pause", "cmp word ptr [0x405002], 1", "jne 4b",
         puts!("works\\n"),
     );
-    let netns = netns!();
+    let netns = need!(Netns::new());
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, code());
     let path = kernel.to_str().unwrap();
@@ -161,7 +151,7 @@ fn nonsense_in_every_register_and_ring_stops_the_nic_and_not_the_machine() {
 
 #[test]
 fn the_wire_is_there_while_the_guest_runs_and_gone_after_it() {
-    let netns = netns!();
+    let netns = need!(Netns::new());
     // One that stays, up once: the kernel gives a link its queueing discipline then and does not take it back.
     netns.sh("ip tuntap add keep mode tap; ip link set keep up; ip link set keep down");
     let before = netns.state();
@@ -203,7 +193,7 @@ fn the_wire_is_there_while_the_guest_runs_and_gone_after_it() {
 
 #[test]
 fn a_killed_wirevm_takes_its_own_taps_with_it() {
-    let netns = netns!();
+    let netns = need!(Netns::new());
     let before = netns.state();
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, forever());
@@ -226,7 +216,7 @@ fn a_killed_wirevm_takes_its_own_taps_with_it() {
 
 #[test]
 fn what_explain_prints_makes_the_same_wire_by_hand() {
-    let (ours, byhand) = (netns!(), netns!());
+    let (ours, byhand) = (need!(Netns::new()), need!(Netns::new()));
     for netns in [&ours, &byhand] {
         netns.sh("ip tuntap add keep mode tap vnet_hdr");
     }
@@ -268,7 +258,7 @@ fn an_unprivileged_user_may_use_a_tap_made_for_him() {
     if std::fs::metadata("/dev/net/tun").is_err() {
         skip!("this machine has no /dev/net/tun");
     }
-    let netns = netns!();
+    let netns = need!(Netns::new());
     netns.sh("ip tuntap add his mode tap user 65534; ip link set his addrgenmode none up");
     let before = netns.state();
     let dir = TempDir::new();
@@ -299,15 +289,6 @@ mod stock {
     const COMMAND: Duration = Duration::from_secs(60);
     /// For 64 MiB at the slowest.
     const TRANSFER: Duration = Duration::from_secs(240);
-
-    macro_rules! need {
-        ($value:expr) => {
-            match $value {
-                Ok(value) => value,
-                Err(why) => skip!("{why}"),
-            }
-        };
-    }
 
     /// A guest with a NIC on a tap, whose DHCP wirevm has answered.
     #[track_caller]
@@ -349,7 +330,7 @@ mod stock {
     fn debian_s_kernels_ping_and_carry_64_mib_each_way_with_all_offloads() {
         // Each kernel on the other transport; on PCI, all of them are in `pci.rs`.
         for (kernel, transport) in need!(stock::debian()).iter().zip(["mmio", "pci"]) {
-            let netns = netns!();
+            let netns = need!(Netns::new());
             let before = netns.state();
             let mut vm = boot_on(transport, kernel, &netns, "tap,host=172.31.0.1/24");
             vm.sh("ping -c 3 -i 0.2 -W 10 172.31.0.1", COMMAND);
@@ -373,7 +354,7 @@ mod stock {
     #[test]
     fn a_guest_knows_its_addresses_its_router_and_its_resolvers() {
         let kernel = need!(stock::fastest());
-        let netns = netns!();
+        let netns = need!(Netns::new());
         netns.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
         let before = netns.state();
         let mut vm = boot(&kernel, &netns, "tap,host=172.31.0.1/24,host=fd00::1/64,mac=02:00:00:00:00:2a");
@@ -410,7 +391,7 @@ mod stock {
     #[test]
     fn jumbo_frames_pass_whole() {
         let kernel = need!(stock::fastest());
-        let netns = netns!();
+        let netns = need!(Netns::new());
         let mut vm = boot(&kernel, &netns, "tap,host=172.31.0.1/24,mtu=9000");
         assert_eq!(vm.sh("cat /sys/class/net/eth0/mtu", COMMAND).trim(), "9000");
         // 9000 less the IPv4 and ICMP headers; one more byte would not fit.
@@ -423,7 +404,7 @@ mod stock {
     fn the_driver_can_be_unbound_and_bound_under_traffic() {
         let kernel = need!(stock::newest());
         for transport in ["pci", "mmio"] {
-            let netns = netns!();
+            let netns = need!(Netns::new());
             let mut vm = boot_on(transport, &kernel, &netns, "tap,host=172.31.0.1/24,mac=02:00:00:00:00:2a");
             netns.sh("ip neigh replace 172.31.0.2 lladdr 02:00:00:00:00:2a dev wirevm0");
             let mut flood = netns.command("ping");
@@ -446,7 +427,7 @@ mod stock {
     fn a_guest_under_traffic_ends_at_once_and_leaves_nothing() {
         let kernel = need!(stock::fastest());
         for signal in [Signal::INT, Signal::KILL] {
-            let netns = netns!();
+            let netns = need!(Netns::new());
             let before = netns.state();
             let vm = &mut boot(&kernel, &netns, "tap,host=172.31.0.1/24");
             let mut flood = netns.command("ping");

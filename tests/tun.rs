@@ -7,20 +7,11 @@ mod stock {
     use harness::netns::Netns;
     use harness::stock;
     use harness::traffic::Noise;
-    use harness::{Vm, skip};
+    use harness::{Vm, need};
 
     const COMMAND: Duration = Duration::from_secs(60);
     /// For some MiB at the slowest.
     const TRANSFER: Duration = Duration::from_secs(120);
-
-    macro_rules! need {
-        ($value:expr) => {
-            match $value {
-                Ok(value) => value,
-                Err(why) => skip!("{why}"),
-            }
-        };
-    }
 
     /// Sends `mib` MiB of noise from `host` to the guest over TCP, has it sent back, and compares.
     #[track_caller]

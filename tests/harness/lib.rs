@@ -27,6 +27,17 @@ macro_rules! skip {
     }};
 }
 
+/// What a test needs, out of a `Result`; without it the test cannot run, and says the error as the reason.
+#[macro_export]
+macro_rules! need {
+    ($value:expr) => {
+        match $value {
+            Ok(value) => value,
+            Err(why) => $crate::skip!("{why}"),
+        }
+    };
+}
+
 /// The program under test: `$WIREVM`, else the one that cargo built beside this test.
 pub fn wirevm_path() -> PathBuf {
     if let Some(path) = std::env::var_os("WIREVM") {

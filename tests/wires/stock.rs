@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use harness::stock::{self, Stock};
 use harness::traffic::Noise;
-use harness::{Vm, skip};
+use harness::{Vm, need, skip};
 
 use crate::reach::differences;
 use crate::row::{Family, Row};
@@ -12,15 +12,6 @@ use crate::world::{World, on};
 
 pub(crate) const COMMAND: Duration = Duration::from_secs(60);
 const TRANSFER: Duration = Duration::from_secs(240);
-
-macro_rules! need {
-    ($value:expr) => {
-        match $value {
-            Ok(value) => value,
-            Err(why) => skip!("{why}"),
-        }
-    };
-}
 
 mod elsewhere;
 

@@ -1,7 +1,7 @@
 //! Stock Linux guests on wires whose host's end is in another network namespace, and on a network that gives no addresses.
 
 use harness::netns::Netns;
-use harness::{Vm, skip, stock};
+use harness::{Vm, need, stock};
 
 use super::COMMAND;
 
