@@ -305,14 +305,13 @@ mod stock {
                 continue;
             };
             let mut vm = kernel.boot(&netns, "", &["--memory", &format!("{mib}M")]);
+            // What the firmware's map gave the kernel; what it keeps of that for itself differs from kernel to kernel.
+            let told = vm.sh("dmesg | sed -n 's|.*Memory: [0-9]*K/\\([0-9]*\\)K available.*|\\1|p'", COMMAND);
+            let told: u64 = told.trim().parse().expect("a number of KiB");
+            assert!((mib << 10) - told < 1 << 10, "{told} KiB of {mib} MiB\n{}", vm.state());
             let total = vm.sh("awk '/MemTotal/ { print $2 }' /proc/meminfo", COMMAND);
             let total: u64 = total.trim().parse().expect("a number of KiB");
-            // The kernel keeps its own code, its page structures (1/64) and some more.
-            assert!(
-                (mib << 10) - total < (mib << 10) / 40 + (64 << 10),
-                "{total} KiB of {mib} MiB\n{}",
-                vm.state()
-            );
+            assert!(total > told / 8 * 5, "{total} KiB of {mib} MiB\n{}", vm.state());
             assert!(total < mib << 10, "{total} KiB of {mib} MiB");
             // Every page of a file on each side of the hole holds what was written.
             let check = "dd if=/dev/urandom of=/dev/shm/a bs=1M count=16 2>/dev/null && cp /dev/shm/a /dev/shm/b && cmp /dev/shm/a /dev/shm/b";
