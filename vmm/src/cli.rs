@@ -71,7 +71,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
     pub(crate) console: Console,
 
-    /// Print each change to the host's network as the ip command that would do the same
+    /// Print each change to the host's network as the command (ip, nft, sysctl) that would do the same
     #[arg(long)]
     pub(crate) explain: bool,
 
