@@ -123,8 +123,49 @@ fn the_address_is_the_drivers_until_the_reset() {
 }
 
 #[test]
+fn offloads_go_off_and_on_and_are_as_negotiated_after_a_reset() {
+    let linux = Offloads { uso: false, ..ALL };
+    let mut rig = Rig::started(COMMANDS);
+    assert_eq!(rig.peer.accepted(), Some(linux));
+    for (bits, want) in [
+        // As Linux does with its generic receive offload off, and on again.
+        (F_GUEST_CSUM, Offloads { csum: true, ..Offloads::default() }),
+        (F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6, linux),
+        (0, Offloads::default()),
+        (F_GUEST_CSUM | F_GUEST_TSO6, Offloads { tso4: false, ..linux }),
+        (F_GUEST_TSO4 | F_GUEST_TSO6, Offloads::default()),
+    ] {
+        assert_eq!(rig.command(&offloads_set(bits), &[2]), OK, "{bits:#x}");
+        assert_eq!(rig.peer.accepted(), Some(want), "{bits:#x}");
+        rig.check();
+    }
+    rig.start(COMMANDS, 256);
+    assert_eq!(rig.peer.accepted(), Some(linux), "another driver begins anew");
+    let uso = F_GUEST_USO4 | F_GUEST_USO6;
+    rig.start(COMMANDS | uso, 256);
+    assert_eq!(rig.command(&offloads_set(F_GUEST_CSUM | uso), &[2]), OK);
+    assert_eq!(rig.peer.accepted(), Some(Offloads { csum: true, uso: true, ..Offloads::default() }));
+}
+
+#[test]
+fn an_offload_that_was_not_negotiated_is_an_error_and_changes_nothing() {
+    const OTHERS: u64 = 1 << 9 | 1 << 10 | F_CSUM | F_HOST_TSO4 | F_HOST_USO | F_MRG_RXBUF;
+    let guest = [F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6];
+    for without in guest {
+        let mut rig = Rig::started((COMMANDS | F_GUEST_USO4 | F_GUEST_USO6) & !without);
+        let before = rig.peer.accepted();
+        for bits in [without, F_GUEST_CSUM | without, OTHERS, 1 << 63, u64::MAX] {
+            assert_eq!(rig.command(&offloads_set(bits), &[2]), ERR, "{bits:#x} without {without:#x}");
+            assert_eq!(rig.peer.accepted(), before);
+        }
+        rig.check();
+    }
+}
+
+#[test]
 fn what_makes_no_sense_is_an_error_and_changes_nothing() {
     let mut rig = Rig::started(COMMANDS);
+    let accepted = rig.peer.accepted();
     let cut = |bytes: usize| {
         let mut command = table(&[OTHER], &groups(2));
         command.truncate(command.len() - bytes);
@@ -147,6 +188,10 @@ fn what_makes_no_sense_is_an_error_and_changes_nothing() {
         vec![MAC_CLASS, 2, 0],
         vec![2, 0, 1, 0],
         vec![4, 0, 1, 0],
+        vec![5, 0],
+        vec![5, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        longer(offloads_set(0)),
+        offloads_set(0)[..9].to_vec(),
         vec![0xff, 0xff, 0xff],
         cut(1),
         cut(6),
@@ -159,7 +204,7 @@ fn what_makes_no_sense_is_an_error_and_changes_nothing() {
     ] {
         assert_eq!(rig.command(&command, &[]), ERR, "{command:x?}");
     }
-    assert_eq!(filter(&rig), fresh());
+    assert_eq!((filter(&rig), rig.peer.accepted()), (fresh(), accepted));
     assert_eq!(rig.command(&[RX_CLASS, 0, 1], &[]), OK, "and then one that does");
     rig.check();
 }
@@ -171,10 +216,12 @@ fn what_was_not_negotiated_is_no_command() {
         (F_CTRL_RX, table(&[], &[])),
         (F_CTRL_RX_EXTRA, vec![RX_CLASS, 3, 1]),
         (F_CTRL_MAC_ADDR, address_set(OTHER)),
+        (F_CTRL_GUEST_OFFLOADS, offloads_set(0)),
     ] {
         let mut rig = Rig::started(COMMANDS & !without);
+        let accepted = rig.peer.accepted();
         assert_eq!(rig.command(&command, &[2]), ERR, "{command:x?}");
-        assert_eq!(filter(&rig), fresh());
+        assert_eq!((filter(&rig), rig.peer.accepted()), (fresh(), accepted));
     }
     // A queue that is set up and was not negotiated is left alone.
     let mut rig = Rig::new();
@@ -202,7 +249,7 @@ fn many_commands_at_once_are_all_answered() {
     wait("an interrupt", || rig.irq.read().is_ok());
 }
 
-/// A wire whose host never lets the NIC have another address.
+/// A wire whose host never lets the NIC have another address, and never finishes all checksums.
 struct Strict(SocketBackend);
 
 impl Backend for Strict {
@@ -219,6 +266,9 @@ impl Backend for Strict {
         self.0.offloads()
     }
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
+        if !accepted.csum {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         self.0.set_offloads(accepted)
     }
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
@@ -238,6 +288,8 @@ fn what_the_host_refuses_is_an_error_and_changes_nothing() {
     assert_eq!(config_mac(&rig), MAC);
     assert_eq!(rig.command(&[RX_CLASS, 1, 1], &[2]), OK);
     assert_eq!(filter(&rig), RxFilter { all_multicast: true, ..fresh() }, "the address is not in it");
+    let accepted = rig.peer.accepted();
+    assert_eq!((rig.command(&offloads_set(0), &[2]), rig.peer.accepted()), (ERR, accepted));
     rig.check();
 }
 
@@ -283,14 +335,14 @@ proptest! {
     /// Whatever the command: an answer, and a NIC that works.
     #[test]
     fn commands_of_any_content_are_answered(
-        commands in proptest::collection::vec((0u8..3, 0u8..7, proptest::collection::vec(any::<u8>(), 0..80)), 1..8),
+        commands in proptest::collection::vec((0u8..6, 0u8..7, proptest::collection::vec(any::<u8>(), 0..80)), 1..8),
     ) {
         let mut rig = Rig::started(COMMANDS);
         for (class, number, data) in commands {
-            let before = filter(&rig);
+            let before = (filter(&rig), rig.peer.accepted());
             let command = [&[class, number][..], &data].concat();
             let answer = rig.command(&command, &[]);
-            prop_assert!(answer == OK || answer == ERR && filter(&rig) == before);
+            prop_assert!(answer == OK || answer == ERR && (filter(&rig), rig.peer.accepted()) == before);
             prop_assert_eq!(config_mac(&rig), filter(&rig).mac.octets());
         }
         rig.check();

@@ -44,10 +44,12 @@ impl Many {
         let config = NetDeviceConfig { name: "test".into(), mac: Mac::new(MAC).unwrap(), mtu: Some(MTU) };
         let refuses = Arc::new(AtomicBool::new(false));
         let (mut backends, mut peers): (Vec<Box<dyn Backend>>, _) = (Vec::new(), Vec::new());
-        for _ in 0..PAIRS {
+        for pair in 0..PAIRS {
             let (backend, peer) = SocketBackend::pair().unwrap();
             peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            backends.push(Box::new(Stubborn(backend.with_offloads(ALL), Arc::clone(&refuses))));
+            let (socket, refuses, last) =
+                (backend.with_offloads(ALL), Arc::clone(&refuses), pair == PAIRS - 1);
+            backends.push(Box::new(Stubborn { socket, refuses, last }));
             peers.push(peer);
         }
         let nic = VirtioNet::new(config, backends);
@@ -142,32 +144,46 @@ fn rings(memory: &GuestMemoryMmap) -> (Vec<[MockRing; 2]>, MockRing) {
     ((0..PAIRS as u64).map(|pair| [ring(6 + 2 * pair), ring(7 + 2 * pair)]).collect(), ring(3))
 }
 
-/// A wire that cannot be disabled, or enabled, while it refuses.
-struct Stubborn(SocketBackend, Arc<AtomicBool>);
+/// A wire that, while it refuses, cannot be enabled, nor, the last one, have other offloads.
+struct Stubborn {
+    socket: SocketBackend,
+    refuses: Arc<AtomicBool>,
+    last: bool,
+}
+
+impl Stubborn {
+    /// Whether it refuses, this once.
+    fn refuses(&self) -> bool {
+        self.refuses.swap(false, Ordering::Relaxed)
+    }
+}
 
 impl Backend for Stubborn {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
+        self.socket.fd()
     }
     fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
-        self.0.send(frame)
+        self.socket.send(frame)
     }
     fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
-        self.0.recv(space)
+        self.socket.recv(space)
     }
     fn offloads(&self) -> Offloads {
-        self.0.offloads()
+        self.socket.offloads()
     }
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
-        self.0.set_offloads(accepted)
+        match self.last && self.refuses() {
+            true => Err(io::ErrorKind::InvalidInput.into()),
+            false => self.socket.set_offloads(accepted),
+        }
     }
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
-        self.0.set_filter(filter)
+        self.socket.set_filter(filter)
     }
     fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
-        match enabled && self.1.swap(false, Ordering::Relaxed) {
+        match enabled && self.refuses() {
             true => Err(io::ErrorKind::PermissionDenied.into()),
-            false => self.0.set_enabled(enabled),
+            false => self.socket.set_enabled(enabled),
         }
     }
 }
@@ -308,6 +324,22 @@ fn each_pair_hears_of_the_address() {
     for peer in &many.peers {
         assert_eq!(peer.filter(), Some(RxFilter::new(Mac::new(MAC).unwrap())), "until the reset");
     }
+}
+
+#[test]
+fn each_pair_hears_of_the_offloads_and_all_go_back_where_one_refuses() {
+    let mut many = Many::started(MANY, PAIRS);
+    let accepted = |many: &Many| -> Vec<_> {
+        many.peers.iter().map(|peer| peer.accepted().expect("set at the start")).collect()
+    };
+    let negotiated = Offloads { uso: false, ..ALL };
+    assert_eq!(accepted(&many), [negotiated; PAIRS]);
+    let (checksums, want) = (F_GUEST_CSUM, Offloads { csum: true, ..Offloads::default() });
+    many.refuses.store(true, Ordering::Relaxed);
+    assert_eq!((many.command(&offloads_set(checksums)), accepted(&many)), (ERR, vec![negotiated; PAIRS]));
+    assert_eq!((many.command(&offloads_set(checksums)), accepted(&many)), (OK, vec![want; PAIRS]));
+    many.start(MANY, PAIRS);
+    assert_eq!(accepted(&many), [negotiated; PAIRS], "until the reset");
 }
 
 #[test]

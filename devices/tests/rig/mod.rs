@@ -23,6 +23,7 @@ pub const ALL: Offloads = Offloads { csum: true, tso4: true, tso6: true, uso: tr
 
 pub const F_CSUM: u64 = 1 << 0;
 pub const F_GUEST_CSUM: u64 = 1 << 1;
+pub const F_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
 pub const F_MTU: u64 = 1 << 3;
 pub const F_MAC: u64 = 1 << 5;
 pub const F_GUEST_TSO4: u64 = 1 << 7;
@@ -55,7 +56,12 @@ pub const LINUX: u64 = PLAIN
     | F_HOST_TSO6;
 
 /// With all of the control queue.
-pub const COMMANDS: u64 = LINUX | F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;
+pub const COMMANDS: u64 =
+    LINUX | F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR | F_CTRL_GUEST_OFFLOADS;
+/// `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.2 §5.1.6.5.6).
+pub fn offloads_set(bits: u64) -> Vec<u8> {
+    [&[5, 0][..], &bits.to_le_bytes()].concat()
+}
 
 pub const MEMORY: usize = 16 << 20;
 const RX_RING: u64 = 0x1_0000;

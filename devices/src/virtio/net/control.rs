@@ -1,8 +1,8 @@
-//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, its address, and how many queue pairs are
-//! enabled.
+//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, what is left undone in them, its address, and
+//! how many queue pairs are enabled.
 //!
-//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`] or number of pairs, the backends take that, and
-//! only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
+//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`], other [`Offloads`] or another number of pairs, the
+//! backends take that, and only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
 //!
 //! It rides on the thread of the first queue pair, whose backend it is that filters, and reaches the other pairs by message
 //! ([`orders`](super::orders)). A command may allocate, up to two lists of [`MAX_ADDRESSES`] for each pair; frames wait for it
@@ -12,10 +12,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use net::{Addresses, Backend, Iov, IovBuffer, Mac, RxFilter};
+use net::{Addresses, Backend, Iov, IovBuffer, Mac, Offloads, RxFilter};
 use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
+use super::features::{guest_offloads, may_set};
 use super::orders::{Answer, Order, Orders};
 use crate::once::Once;
 use crate::virtio::queue::{Chain, Error, Mapped};
@@ -30,7 +31,7 @@ const BURST: usize = 16;
 /// Class and command, before a command's data.
 const HEADER_LEN: usize = 2;
 
-/// The feature bits that this queue carries (§5.1.3).
+/// The feature bits that this queue carries (§5.1.3), whatever the backends can do.
 pub(super) const FEATURES: [u32; 4] =
     [VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_MAC_ADDR];
 
@@ -65,6 +66,7 @@ pub struct Control {
     accepted: u64,
     mac: SharedMac,
     filter: RxFilter,
+    offloads: Offloads,
     /// The pairs after the first.
     others: Vec<Orders>,
     /// Whether it was said that the host refused something.
@@ -77,12 +79,12 @@ pub struct Control {
 }
 
 impl Control {
-    /// The control queue of a driver that accepted these feature bits, over backends that filter as `filter` says, the first
-    /// of which is enabled.
+    /// The control queue of a driver that accepted these feature bits, over backends that filter as `filter` says and offload
+    /// what it accepted, the first of which is enabled.
     pub fn new(name: String, queue: ActiveQueue, accepted: u64, mac: SharedMac, filter: RxFilter) -> Self {
         let (command, answer) = (IovBuffer::new(), IovBuffer::new());
-        let (others, refused) = (Vec::new(), Arc::default());
-        Self { name, queue, accepted, mac, filter, others, refused, pairs: 1, command, answer }
+        let (others, refused, offloads) = (Vec::new(), Arc::default(), guest_offloads(accepted));
+        Self { name, queue, accepted, mac, filter, offloads, others, refused, pairs: 1, command, answer }
     }
 
     /// The same with more pairs than the first. What the host refuses them is said once, for which `refused` stands.
@@ -124,7 +126,8 @@ impl Control {
     }
 
     fn handle(&mut self, rings: &Mapped<'_>, chain: Chain, backend: &mut dyn Backend) -> Result<(), Error> {
-        let Self { name, queue, accepted, mac, filter, others, refused, pairs, command, answer } = self;
+        let Self { name, queue, accepted, mac, filter, offloads, others, refused, pairs, command, answer } =
+            self;
         let (mut command, mut answer) = (command.start(), answer.start());
         queue.ring.gather(rings, chain, |buffer, writable| {
             let into = if writable { &mut answer } else { &mut command };
@@ -145,6 +148,13 @@ impl Control {
                 }
                 *filter = new;
                 Ok(())
+            }
+            Change::Offloads(new) => {
+                offload(backend, others, new).map(|()| *offloads = new).inspect_err(|_| {
+                    if let Err(error) = offload(backend, others, *offloads) {
+                        log::log!(refused.level(), "{name}: cannot go back to the offloads before: {error}");
+                    }
+                })
             }
             Change::Pairs(new) => enable(others, new).map(|()| *pairs = new).inspect_err(|_| {
                 if let Err(error) = enable(others, *pairs) {
@@ -167,6 +177,8 @@ impl Control {
 /// What a command changes.
 enum Change {
     Filter(RxFilter),
+    /// What the driver takes in the frames it receives.
+    Offloads(Offloads),
     /// How many pairs are enabled.
     Pairs(u16),
 }
@@ -174,6 +186,12 @@ enum Change {
 /// Has the first `pairs` pairs receive frames, and no others; the first one always does.
 fn enable(others: &[Orders], pairs: u16) -> io::Result<()> {
     tell(others, |index| Order::Enable(index + 1 < usize::from(pairs)))
+}
+
+/// Has the host leave undone on every pair what the driver takes.
+fn offload(backend: &mut dyn Backend, others: &[Orders], offloads: Offloads) -> io::Result<()> {
+    backend.set_offloads(offloads)?;
+    tell(others, |_| Order::Offloads(offloads))
 }
 
 /// Gives each pair its order, by its index in `others`, and waits until all have answered. A pair that has ended needs no
@@ -212,6 +230,15 @@ fn understand(command: &Iov<'_>, accepted: u64, filter: &RxFilter, most: u16) ->
             return valid
                 .then_some(Change::Pairs(pairs))
                 .ok_or_else(|| malformed("there are not so many pairs"));
+        }
+        (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET)
+            if has(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) =>
+        {
+            exact(command, HEADER_LEN + 8)?;
+            let bits = u64::from_le_bytes(read(command, HEADER_LEN)?);
+            return may_set(bits, accepted)
+                .then(|| Change::Offloads(guest_offloads(bits)))
+                .ok_or_else(|| malformed("an offload was not negotiated"));
         }
         _ => return Err(malformed("there is no such command")),
     }

@@ -3,21 +3,22 @@
 //! The frames themselves are in [`queue_pair`], and what the driver says of them in [`control`].
 
 pub mod control;
+mod features;
 mod orders;
 pub mod queue_pair;
 
 use std::io;
 use std::sync::Arc;
 
-use net::{Backend, Mac, Offloads, RxFilter};
+use net::{Backend, Mac, RxFilter};
 use virtio_bindings::virtio_net::*;
 
 use self::control::{Control, SharedMac};
+use self::features::{guest_offloads, offer};
 use self::orders::orders;
 pub use self::queue_pair::Counters;
 pub use self::queue_pair::run_on;
 use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
-use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use super::{Activation, ActiveQueue, VirtioDevice};
 use crate::once::Once;
 
@@ -88,8 +89,7 @@ struct Slot {
 impl VirtioNet {
     /// A card with one queue pair for each of `backends`, of which there is at least one. It offers what all of them can.
     pub fn new(config: NetDeviceConfig, backends: Vec<Box<dyn Backend>>) -> Self {
-        let all = Offloads { csum: true, tso4: true, tso6: true, uso: true };
-        let can = backends.iter().map(|backend| backend.offloads()).fold(all, both);
+        let can = features::common(backends.iter().map(|backend| backend.offloads()));
         let slots: Vec<_> = backends
             .into_iter()
             .map(|backend| Slot {
@@ -122,7 +122,7 @@ impl VirtioNet {
 
     fn start(&mut self, activation: Activation) -> Result<(), Error> {
         let Activation { memory, accepted, interrupt, queues } = activation;
-        let offloads = accepted_offloads(accepted);
+        let offloads = guest_offloads(accepted);
         let room = Room::new(accepted, self.config.mtu);
         let mut by_index: Vec<Option<ActiveQueue>> = self.queue_sizes.iter().map(|_| None).collect();
         for queue in queues {
@@ -259,42 +259,5 @@ impl VirtioDevice for VirtioNet {
 impl Drop for VirtioNet {
     fn drop(&mut self) {
         self.reset();
-    }
-}
-
-fn both(a: Offloads, b: Offloads) -> Offloads {
-    Offloads { csum: a.csum & b.csum, tso4: a.tso4 & b.tso4, tso6: a.tso6 & b.tso6, uso: a.uso & b.uso }
-}
-
-/// The feature bits (§5.1.3, USO of virtio 1.3) of a card whose backends can do `can`. A bit is offered together with those
-/// that it needs (§5.1.3.1), so large packets come with checksums or not at all.
-fn offer(config: &NetDeviceConfig, can: Offloads, pairs: usize) -> u64 {
-    let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
-    let mut offer = |condition: bool, bits: &[u32]| {
-        if condition {
-            features |= bits.iter().fold(0, |all, bit| all | 1 << bit);
-        }
-    };
-    offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
-    offer(true, &control::FEATURES);
-    offer(pairs > 1, &[VIRTIO_NET_F_MQ]);
-    offer(config.mtu.is_some(), &[VIRTIO_NET_F_MTU]);
-    offer(can.csum, &[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM]);
-    offer(can.csum && can.tso4, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4]);
-    offer(can.csum && can.tso6, &[VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_GUEST_TSO6]);
-    offer(can.csum && can.uso, &[VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]);
-    features
-}
-
-/// What the driver takes in the frames it receives. A bit without those it needs (§5.1.3.1) counts as not accepted: the
-/// host then does more work than it had to, and the driver gets nothing it cannot read.
-fn accepted_offloads(accepted: u64) -> Offloads {
-    let has = |bit: u32| accepted & 1 << bit != 0;
-    let csum = has(VIRTIO_NET_F_GUEST_CSUM);
-    Offloads {
-        csum,
-        tso4: csum && has(VIRTIO_NET_F_GUEST_TSO4),
-        tso6: csum && has(VIRTIO_NET_F_GUEST_TSO6),
-        uso: csum && has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6),
     }
 }

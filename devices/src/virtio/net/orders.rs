@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use net::RxFilter;
+use net::{Offloads, RxFilter};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// One thing for a pair to do.
@@ -17,6 +17,8 @@ pub(super) enum Order {
     Enable(bool),
     /// Another address, or other frames to receive.
     Filter(RxFilter),
+    /// Leave other work to the driver in the frames that it receives.
+    Offloads(Offloads),
 }
 
 type Message = (Order, Sender<io::Result<()>>);

@@ -255,6 +255,7 @@ impl QueuePair {
         let Some(inbox) = inbox else { return };
         inbox.obey(|order| match order {
             Order::Filter(filter) => backend.set_filter(&filter),
+            Order::Offloads(offloads) => backend.set_offloads(offloads),
             Order::Enable(enabled) => {
                 backend.set_enabled(enabled)?;
                 *receive = match (enabled, *receive) {

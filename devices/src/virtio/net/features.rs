@@ -1,0 +1,70 @@
+//! The feature bits of a NIC (virtio 1.2 §5.1.3), and the host's offloads that some of them stand for.
+
+use net::Offloads;
+use virtio_bindings::virtio_net::*;
+
+use super::{NetDeviceConfig, control};
+use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+
+/// The bits that say what the driver takes in the frames it receives, and that it may switch while it runs (§5.1.6.5.6).
+const GUEST: [u32; 5] = [
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+];
+
+/// What all of several backends can do.
+pub(super) fn common(all: impl Iterator<Item = Offloads>) -> Offloads {
+    let every = Offloads { csum: true, tso4: true, tso6: true, uso: true };
+    all.fold(every, |a, b| Offloads {
+        csum: a.csum & b.csum,
+        tso4: a.tso4 & b.tso4,
+        tso6: a.tso6 & b.tso6,
+        uso: a.uso & b.uso,
+    })
+}
+
+/// The feature bits (§5.1.3, USO of virtio 1.3) of a card whose backends can do `can`. A bit is offered together with those
+/// that it needs (§5.1.3.1), so large packets come with checksums or not at all.
+pub(super) fn offer(config: &NetDeviceConfig, can: Offloads, pairs: usize) -> u64 {
+    let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
+    let mut offer = |condition: bool, bits: &[u32]| {
+        if condition {
+            features |= mask(bits);
+        }
+    };
+    offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
+    offer(true, &control::FEATURES);
+    offer(pairs > 1, &[VIRTIO_NET_F_MQ]);
+    offer(config.mtu.is_some(), &[VIRTIO_NET_F_MTU]);
+    offer(can.csum, &[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS]);
+    offer(can.csum && can.tso4, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4]);
+    offer(can.csum && can.tso6, &[VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_GUEST_TSO6]);
+    offer(can.csum && can.uso, &[VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]);
+    features
+}
+
+/// What the driver takes in the frames it receives, by the `bits` that it accepted or has set since. A bit without those it
+/// needs (§5.1.3.1) counts as not there: the host then does more work than it had to, and the driver gets nothing it cannot
+/// read.
+pub(super) fn guest_offloads(bits: u64) -> Offloads {
+    let has = |bit: u32| bits & 1 << bit != 0;
+    let csum = has(VIRTIO_NET_F_GUEST_CSUM);
+    Offloads {
+        csum,
+        tso4: csum && has(VIRTIO_NET_F_GUEST_TSO4),
+        tso6: csum && has(VIRTIO_NET_F_GUEST_TSO6),
+        uso: csum && has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6),
+    }
+}
+
+/// Whether a driver of these `accepted` features may set exactly `bits` of what it takes in the frames it receives.
+pub(super) fn may_set(bits: u64, accepted: u64) -> bool {
+    bits & !(mask(&GUEST) & accepted) == 0
+}
+
+fn mask(bits: &[u32]) -> u64 {
+    bits.iter().fold(0, |all, bit| all | 1 << bit)
+}
