@@ -25,8 +25,8 @@ setup: ## fetch packages, kernels and the guest's image; says nothing when all a
 kernel: ## the slim guest kernel, built from Debian's source; some minutes, and tests go faster
 	@resources/guest-kernel/build
 
-build: ## the release program, target/release/wirevm
-	@cargo build --release
+build: ## the release program, target/release/wirevm, which needs no library
+	@cargo rustc --release --package vmm --bin wirevm -- -C target-feature=+crt-static
 
 clean: ## remove all that was built and fetched
 	@rm -rf "$(TARGET)"
