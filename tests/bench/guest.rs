@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::stock::resources;
-use harness::wirevm;
+use harness::{TempDir, wirevm};
 
 /// A kernel and its initramfs.
 #[derive(Clone, Debug)]
@@ -35,6 +35,17 @@ impl Kernel {
             }
         }
         found
+    }
+
+    /// The same in `directory`, which is to be in memory: the lab reads a file of its host slowly.
+    pub(crate) fn copied(self, directory: &TempDir) -> Result<Self, String> {
+        let copy = |from: PathBuf| {
+            let to = directory.path(&from.file_name().expect("a file").to_string_lossy());
+            let copied = std::fs::copy(&from, &to);
+            copied.map(|_| to).map_err(|error| format!("cannot copy {}: {error}", from.display()))
+        };
+        let (image, initrd, bench_initrd) = (copy(self.image)?, copy(self.initrd)?, copy(self.bench_initrd)?);
+        Ok(Self { image, initrd, bench_initrd, ..self })
     }
 }
 

@@ -12,7 +12,8 @@ use harness::{TempDir, Vm};
 use crate::Options;
 use crate::guest::{Guest, Kernel, Vmm};
 use crate::memory::Resident;
-use crate::report::{Row, Samples, Table};
+use crate::report::{Row, Table};
+use crate::rounds::{Turns, take_turns};
 use crate::traffic;
 
 const VMMS: [Vmm; 3] = [Vmm::Wirevm, Vmm::Microvm { vhost: false }, Vmm::Microvm { vhost: true }];
@@ -47,13 +48,9 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let kernel = Kernel::all().into_iter().next().ok_or("there is no kernel: run make setup")?;
     let rounds = options.rounds(3);
     let files = TempDir::new();
-    // A file of the lab's host is slow to read.
-    let copy = |from, name| {
-        let to = files.path(name);
-        fs::copy(from, &to).map(|_| to).map_err(|error| format!("cannot copy a kernel: {error}"))
-    };
-    let (image, initrd) = (copy(&kernel.image, "kernel")?, copy(&kernel.bench_initrd, "initrd")?);
-    let guest = Guest { kernel: &image, initrd: &initrd, memory_mib: MEMORY_MIB, tap: Some(TAP) };
+    let kernel = kernel.copied(&files)?;
+    let guest =
+        Guest { kernel: &kernel.image, initrd: &kernel.bench_initrd, memory_mib: MEMORY_MIB, tap: Some(TAP) };
     let host = Netns::new()?;
     host.sh(&format!(
         "ip tuntap add dev {TAP} mode tap vnet_hdr && ip addr add {HOST}/24 dev {TAP} && ip link set {TAP} up"
@@ -63,29 +60,9 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
         vmm.warm_up();
     }
 
-    let mut figures = vec![vec![Samples::default(); FIGURES.len()]; vmms.len()];
-    let mut failures = Vec::new();
-    for round in 0..rounds {
-        for at in 0..vmms.len() {
-            let at = if round % 2 == 0 { at } else { vmms.len() - 1 - at };
-            let name = vmms[at].name();
-            eprintln!("bench: round {} of {rounds}: {name}", round + 1);
-            // One guest that fails is a figure less, and said under the table.
-            match traffic::attempt(|| measure(vmms[at], &guest, &host)) {
-                Ok(measured) => {
-                    figures[at].iter_mut().zip(measured).for_each(|(samples, figure)| samples.push(figure))
-                }
-                Err(error) => {
-                    eprintln!("bench: {name}: {error}");
-                    failures.push(format!(
-                        "round {} of {name} failed: {}",
-                        round + 1,
-                        error.lines().next().unwrap_or("")
-                    ));
-                }
-            }
-        }
-    }
+    let names: Vec<_> = vmms.iter().map(|vmm| vmm.name().to_owned()).collect();
+    let Turns { figures, failures } =
+        take_turns(rounds, &names, |at| measure(vmms[at], &guest, &host).map(|figures| figures.map(Some)));
     let row = |(index, (what, unit)): (usize, (&str, &'static str))| Row {
         what: what.to_owned(),
         unit,
@@ -97,7 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
             "Guests: kernel {}, 1 vCPU, {MEMORY_MIB} MiB, one NIC on the same tap, median of {rounds} (min-max)",
             kernel.name
         ),
-        columns: vmms.iter().map(|vmm| vmm.name().to_owned()).collect(),
+        columns: names,
         rows: FIGURES.into_iter().enumerate().map(row).collect(),
         notes: vec![
             format!(

@@ -21,6 +21,7 @@ mod guest;
 mod lab;
 mod memory;
 mod report;
+mod rounds;
 mod start;
 mod sys;
 mod traffic;

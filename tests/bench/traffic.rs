@@ -1,7 +1,6 @@
 //! What the programs that make traffic say, and what KVM counts meanwhile.
 
 use std::fs;
-use std::panic::{self, AssertUnwindSafe};
 use std::process::Stdio;
 
 use harness::netns::Netns;
@@ -10,12 +9,6 @@ use harness::netns::Netns;
 const EXITS: &str = "/sys/kernel/debug/kvm/exits";
 /// Seconds that a command may take.
 const LIMIT: &str = "60";
-
-/// One measurement. A guest that stands still, as the lab's QEMU makes one do now and then, is a figure less.
-pub(crate) fn attempt<T>(measure: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let done = panic::catch_unwind(AssertUnwindSafe(measure));
-    done.unwrap_or_else(|_| Err("the guest did not answer, see above".to_owned()))
-}
 
 /// How many exits all guests had while `call` ran.
 pub(crate) fn exits_during<T>(call: impl FnOnce() -> Result<T, String>) -> Result<(T, f64), String> {

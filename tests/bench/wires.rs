@@ -2,7 +2,7 @@
 //!
 //! The guest starts the traffic, since behind a NAT nobody else can; its console is silent while exits are counted.
 
-use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use harness::{TempDir, Vm, wirevm};
 
 use crate::Options;
 use crate::guest::{CMDLINE, Kernel};
-use crate::report::{Row, Samples, Table};
+use crate::report::{Row, Table};
+use crate::rounds::{Turns, take_turns};
 use crate::traffic;
 
 /// As the README names it; its `--net`; and what the guest types for its address, at 10.0.0.2 or behind a router.
@@ -42,35 +43,15 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let kernel = Kernel::all().into_iter().next().ok_or("there is no kernel: run make setup")?;
     let rounds = options.rounds(3);
     let files = TempDir::new();
-    // A file of the lab's host is slow to read.
-    let copy = |from, name| {
-        let to = files.path(name);
-        fs::copy(from, &to).map(|_| to).map_err(|error| format!("cannot copy a kernel: {error}"))
-    };
-    let (image, initrd) = (copy(&kernel.image, "kernel")?, copy(&kernel.bench_initrd, "initrd")?);
-    let (image, initrd) = (image.to_str().expect("UTF-8"), initrd.to_str().expect("UTF-8"));
-
-    let mut figures = vec![vec![Samples::default(); FIGURES.len()]; WIRES.len()];
-    let mut failures = Vec::new();
-    for round in 0..rounds {
-        for at in 0..WIRES.len() {
-            let at = if round % 2 == 0 { at } else { WIRES.len() - 1 - at };
-            let (name, net, address) = WIRES[at];
-            eprintln!("bench: round {} of {rounds}: {name}", round + 1);
-            let args =
-                ["run", "--kernel", image, "--initrd", initrd, "--memory", MEMORY, "--cmdline", CMDLINE];
-            match traffic::attempt(|| measure(&[&args[..], &["--net", net]].concat(), address)) {
-                Ok(measured) => {
-                    figures[at].iter_mut().zip(measured).for_each(|(samples, figure)| samples.push(figure))
-                }
-                Err(error) => {
-                    eprintln!("bench: {name}: {error}");
-                    let first = error.lines().next().unwrap_or("");
-                    failures.push(format!("round {} of {name} failed: {first}", round + 1));
-                }
-            }
-        }
-    }
+    let kernel = kernel.copied(&files)?;
+    let path = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
+    let (image, initrd) = (path(&kernel.image), path(&kernel.bench_initrd));
+    let args = ["run", "--kernel", &image, "--initrd", &initrd, "--memory", MEMORY, "--cmdline", CMDLINE];
+    let names = WIRES.map(|(name, ..)| name.to_owned());
+    let Turns { figures, failures } = take_turns(rounds, &names, |at| {
+        let (_, net, address) = WIRES[at];
+        measure(&[&args[..], &["--net", net]].concat(), address).map(|figures| figures.map(Some))
+    });
     let row =
         |((name, ..), cells): ((&str, _, _), _)| Row { what: name.to_owned(), unit: "", cells, goal: None };
     let says = format!(
