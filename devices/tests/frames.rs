@@ -112,7 +112,7 @@ fn many_small_buffers_are_used_as_far_as_one_frame_can() {
     let mut rig = Rig::started(LINUX);
     for chain in 0..11 {
         let base = CHAIN_DATA + 0x1_0000 * chain;
-        rig.post_chain((0..100).map(|i| Buffer::writable(base + 64 * i, 64)).collect(), true);
+        rig.post_chain((0..100).map(|i| Buffer::writable(base + 128 * i, 64)).collect(), true);
     }
     // That makes 64000 bytes: not a byte of the eleventh chain is used.
     rig.peer.send(&frame(65000, 1)).unwrap();

@@ -45,13 +45,14 @@ impl IovBuffer {
     /// Room for [`Self::MAX`] buffers.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        Self { entries: Vec::with_capacity(Self::MAX) }
+        // The byte of `with_spill` finds room behind entries that are consumed.
+        Self { entries: Vec::with_capacity(Self::MAX + 1) }
     }
 
     /// Starts a frame without buffers.
     pub fn start(&mut self) -> Iov<'_> {
         self.entries.clear();
-        Iov { entries: &mut self.entries, len: 0, memory: PhantomData }
+        Iov { entries: &mut self.entries, consumed: 0, len: 0, memory: PhantomData }
     }
 
     /// Starts a frame of `front` and what `frame` has behind its first `skip` bytes. No byte is copied, only where the
@@ -64,7 +65,7 @@ impl IovBuffer {
     ) -> (Iov<'a>, bool) {
         let mut view = self.start();
         let mut whole = view.push(front);
-        for entry in frame.entries.iter() {
+        for entry in frame.as_iovecs() {
             let skipped = skip.min(entry.iov_len);
             skip -= skipped;
             let len = entry.iov_len - skipped;
@@ -84,9 +85,14 @@ impl IovBuffer {
 }
 
 /// The buffers of one frame, in order: guest memory that stays mapped for `'m`.
+///
+/// Buffers that follow each other in memory are one here. A Linux guest cuts its receive buffers out of large pages, one behind
+/// the other, and to read each buffer's address and length takes the kernel a good part of what a small frame does.
 #[derive(Debug)]
 pub struct Iov<'m> {
     entries: &'m mut Vec<libc::iovec>,
+    /// How many of the entries, from the front, are no part of it any more.
+    consumed: usize,
     len: usize,
     memory: PhantomData<VolatileSlice<'m>>,
 }
@@ -101,27 +107,54 @@ impl<'m> Iov<'m> {
     /// Appends a buffer; false, with nothing done, where the frame has [`IovBuffer::MAX`] already.
     #[must_use]
     pub fn push(&mut self, buffer: VolatileSlice<'m>) -> bool {
-        if self.entries.len() == IovBuffer::MAX {
-            return false;
-        }
         // The pointer stays valid without its guard: memory here is mmapped, so the guard holds nothing.
-        let pointer = buffer.ptr_guard_mut().as_ptr();
-        self.entries.push(libc::iovec { iov_base: pointer.cast(), iov_len: buffer.len() });
-        self.len += buffer.len();
+        let (pointer, len) = (buffer.ptr_guard_mut().as_ptr(), buffer.len());
+        if let Some(last) = self.entries[self.consumed..].last_mut()
+            && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == pointer
+        {
+            last.iov_len += len;
+        } else {
+            if self.buffers() == IovBuffer::MAX {
+                return false;
+            }
+            if self.entries.len() == IovBuffer::MAX {
+                self.entries.drain(..self.consumed);
+                self.consumed = 0;
+            }
+            self.entries.push(libc::iovec { iov_base: pointer.cast(), iov_len: len });
+        }
+        self.len += len;
         true
     }
 
-    /// Takes the first `buffers` buffers away, so that what follows them is the room for the next frame: gathering the
-    /// room for a large frame costs more than receiving a small one into it.
-    pub fn consume(&mut self, buffers: usize) {
-        let buffers = buffers.min(self.entries.len());
-        self.len -= self.entries.drain(..buffers).map(|entry| entry.iov_len).sum::<usize>();
+    /// Takes the first `len` bytes away, so that what follows them is the room for the next frame: gathering the room for a
+    /// large frame costs more than receiving a small one into it.
+    pub fn consume(&mut self, len: usize) {
+        let mut left = len.min(self.len);
+        self.len -= left;
+        for entry in &mut self.entries[self.consumed..] {
+            if left < entry.iov_len {
+                entry.iov_base = entry.iov_base.cast::<u8>().wrapping_add(left).cast();
+                entry.iov_len -= left;
+                break;
+            }
+            left -= entry.iov_len;
+            self.consumed += 1;
+        }
     }
 
-    /// Takes away all but the first `buffers` buffers.
-    pub fn truncate(&mut self, buffers: usize) {
-        let buffers = buffers.min(self.entries.len());
-        self.len -= self.entries.drain(buffers..).map(|entry| entry.iov_len).sum::<usize>();
+    /// Takes away all but the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        while self.len > len
+            && let Some(last) = self.entries.last_mut()
+        {
+            let more = (self.len - len).min(last.iov_len);
+            last.iov_len -= more;
+            self.len -= more;
+            if last.iov_len == 0 {
+                self.entries.pop();
+            }
+        }
     }
 
     /// Bytes in all buffers together.
@@ -134,14 +167,14 @@ impl<'m> Iov<'m> {
         self.len == 0
     }
 
-    /// How many buffers there are.
+    /// How many buffers there are, as the system calls count them.
     pub fn buffers(&self) -> usize {
-        self.entries.len()
+        self.entries.len() - self.consumed
     }
 
     /// The buffers as the system calls take them.
     pub(crate) fn as_iovecs(&self) -> &[libc::iovec] {
-        self.entries
+        &self.entries[self.consumed..]
     }
 
     /// Calls `call` with the buffers and `spill` as one more behind them, or, where there are [`IovBuffer::MAX`] already,
@@ -151,11 +184,11 @@ impl<'m> Iov<'m> {
         spill: &mut u8,
         call: impl FnOnce(&[libc::iovec], bool) -> R,
     ) -> R {
-        let room = self.entries.len() < IovBuffer::MAX;
+        let room = self.buffers() < IovBuffer::MAX;
         if room {
             self.entries.push(libc::iovec { iov_base: std::ptr::from_mut(spill).cast(), iov_len: 1 });
         }
-        let result = call(self.entries, room);
+        let result = call(self.as_iovecs(), room);
         if room {
             self.entries.pop();
         }
@@ -165,8 +198,9 @@ impl<'m> Iov<'m> {
     /// Copies bytes from `offset` on into `into`, and returns how many there were.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> usize {
         self.copy(offset, into.len(), |guest, at, len| {
-            // SAFETY: `guest` is `len` bytes of mapped guest memory (see `push`), `into[at..][..len]` is ours, and they
-            // cannot overlap. The guest may write meanwhile; the bytes are plain data, whatever they come out as.
+            // SAFETY: `guest` is `len` bytes of mapped guest memory (see `push`; it may be of two mappings, one behind the
+            // other), `into[at..][..len]` is ours, and they cannot overlap. The guest may write meanwhile; the bytes are plain
+            // data, whatever they come out as.
             unsafe { std::ptr::copy_nonoverlapping(guest, into[at..][..len].as_mut_ptr(), len) }
         })
     }
@@ -182,7 +216,7 @@ impl<'m> Iov<'m> {
     /// Calls `piece(guest pointer, offset in ours, length)` for each contiguous run of `[offset, offset + want)`.
     fn copy(&self, offset: usize, want: usize, mut piece: impl FnMut(*mut u8, usize, usize)) -> usize {
         let (mut skip, mut done) = (offset, 0);
-        for entry in self.entries.iter() {
+        for entry in self.as_iovecs() {
             if skip >= entry.iov_len {
                 skip -= entry.iov_len;
                 continue;
@@ -203,12 +237,19 @@ impl<'m> Iov<'m> {
 mod tests {
     use super::*;
 
+    /// Pushes the ranges of `memory`.
+    fn push_all<'m>(iov: &mut Iov<'m>, memory: VolatileSlice<'m>, ranges: &[std::ops::Range<usize>]) {
+        for range in ranges {
+            assert!(iov.push(memory.subslice(range.start, range.len()).unwrap()));
+        }
+    }
+
     #[test]
     fn bytes_are_found_across_buffers() {
-        let (mut a, mut b) = (*b"abc", *b"defg");
+        let mut bytes = *b"abc-defg";
         let mut room = IovBuffer::new();
         let mut iov = room.start();
-        assert!(iov.push(VolatileSlice::from(&mut a[..])) && iov.push(VolatileSlice::from(&mut b[..])));
+        push_all(&mut iov, VolatileSlice::from(&mut bytes[..]), &[0..3, 4..8]);
         assert_eq!((iov.len(), iov.buffers()), (7, 2));
 
         let mut out = [0; 4];
@@ -219,38 +260,73 @@ mod tests {
 
         assert_eq!(iov.write_at(1, b"XYZ"), 3);
         drop(iov);
-        assert_eq!((&a, &b), (b"aXY", b"Zefg"));
+        assert_eq!(&bytes, b"aXY-Zefg");
     }
 
     #[test]
     fn buffers_leave_at_both_ends() {
-        let (mut a, mut b, mut c) = (*b"abc", *b"defg", *b"h");
+        let mut bytes = *b"abc-defg-h";
         let mut room = IovBuffer::new();
         let mut iov = room.start();
-        for bytes in [&mut a[..], &mut b[..], &mut c[..]] {
-            assert!(iov.push(VolatileSlice::from(bytes)));
-        }
-        iov.truncate(2);
+        push_all(&mut iov, VolatileSlice::from(&mut bytes[..]), &[0..3, 4..8, 9..10]);
+        iov.truncate(7);
         assert_eq!((iov.len(), iov.buffers()), (7, 2));
+        iov.truncate(6);
+        iov.consume(3);
+        assert_eq!((iov.len(), iov.buffers()), (3, 1));
+        let mut out = [0; 4];
+        assert_eq!(iov.read_at(0, &mut out), 3);
+        assert_eq!(&out, b"def\0", "the second buffer is the first now");
         iov.consume(1);
-        assert_eq!((iov.len(), iov.buffers()), (4, 1));
-        let mut out = [0; 2];
-        assert_eq!(iov.read_at(0, &mut out), 2);
-        assert_eq!(&out, b"de", "the second buffer is the first now");
+        assert_eq!((iov.read_at(0, &mut out), &out[..2], iov.len()), (2, &b"ef"[..], 2), "and a part of it");
         iov.consume(9);
-        assert!(iov.is_empty());
+        assert!(iov.is_empty() && iov.buffers() == 0);
+    }
+
+    #[test]
+    fn buffers_one_behind_the_other_are_one() {
+        let mut bytes = *b"abcdefghi-";
+        let memory = VolatileSlice::from(&mut bytes[..]);
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        push_all(&mut iov, memory, &[0..3, 3..3, 3..6, 6..7, 8..9, 7..8]);
+        assert_eq!((iov.len(), iov.buffers()), (9, 3), "back is not behind");
+        let mut out = [0; 9];
+        assert_eq!(iov.read_at(0, &mut out), 9);
+        assert_eq!(&out, b"abcdefgih");
+        iov.truncate(5);
+        assert_eq!((iov.len(), iov.buffers()), (5, 1));
+        iov.consume(3);
+        assert!(iov.push(memory.subslice(9, 1).unwrap()));
+        assert_eq!((iov.read_at(0, &mut out), &out[..3], iov.buffers()), (3, &b"de-"[..], 2));
+    }
+
+    #[test]
+    fn room_that_is_consumed_is_room_again() {
+        let mut bytes = [0; 2 * IovBuffer::MAX + 2];
+        let memory = VolatileSlice::from(&mut bytes[..]);
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        let capacity = iov.entries.capacity();
+        let byte = |at: usize| memory.subslice(2 * at, 1).unwrap();
+        assert!((0..IovBuffer::MAX).all(|at| iov.push(byte(at))));
+        assert!(!iov.push(byte(IovBuffer::MAX)));
+        iov.consume(1);
+        let mut spill = 0;
+        assert_eq!(iov.with_spill(&mut spill, |all, spilled| (all.len(), spilled)), (IovBuffer::MAX, true));
+        assert!(iov.push(byte(IovBuffer::MAX)) && !iov.push(byte(0)));
+        assert_eq!((iov.len(), iov.buffers()), (IovBuffer::MAX, IovBuffer::MAX));
+        assert_eq!(iov.entries.capacity(), capacity, "nothing is allocated on the way of a frame");
     }
 
     #[test]
     fn a_view_has_another_front() {
-        let (mut a, mut b) = (*b"abc", *b"defg");
+        let mut bytes = *b"abc-defg";
         let (mut room, mut scratch) = (IovBuffer::new(), IovBuffer::new());
         for (skip, rest) in [(0, "abcdefg"), (2, "cdefg"), (3, "defg"), (5, "fg"), (7, ""), (9, "")] {
             let mut front = *b"XY";
             let mut iov = room.start();
-            for bytes in [&mut a[..], &mut [], &mut b[..]] {
-                assert!(iov.push(VolatileSlice::from(bytes)));
-            }
+            push_all(&mut iov, VolatileSlice::from(&mut bytes[..]), &[0..3, 8..8, 4..8]);
             let (view, whole) = scratch.start_behind(VolatileSlice::from(&mut front[..]), &iov, skip);
             let mut out = [0; 16];
             let len = view.read_at(0, &mut out);

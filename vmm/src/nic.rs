@@ -82,7 +82,7 @@ impl Nic {
     /// Logs what went over the wire.
     pub(crate) fn log_counters(&self) {
         for counters in &self.counters {
-            let [sent, sent_bytes, lost, received, received_bytes, received_lost, interrupts] = [
+            let [sent, sent_bytes, lost, received, received_bytes, received_lost, interrupts, calls] = [
                 &counters.tx_frames,
                 &counters.tx_bytes,
                 &counters.tx_dropped,
@@ -90,11 +90,12 @@ impl Nic {
                 &counters.rx_bytes,
                 &counters.rx_dropped,
                 &counters.interrupts,
+                &counters.calls,
             ]
             .map(|counter| counter.load(Ordering::Relaxed));
             log::info!(
                 "{}: sent {sent} frames ({sent_bytes} bytes, {lost} lost), received {received} ({received_bytes} bytes, \
-                 {received_lost} lost), {interrupts} interrupts",
+                 {received_lost} lost), {interrupts} interrupts, {calls} system calls",
                 self.link
             );
         }

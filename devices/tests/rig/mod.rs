@@ -105,11 +105,22 @@ impl Rig {
         Self::with(Box::new(backend.with_offloads(ALL)), peer)
     }
 
+    /// A rig whose pair looks about for so long before it sleeps.
+    pub fn polling(poll: Duration) -> Self {
+        let (backend, peer) = SocketBackend::pair().unwrap();
+        peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self::around(Box::new(backend.with_offloads(ALL)), peer, poll)
+    }
+
     /// A rig around any backend; `peer` is the wire if it is a socket.
     pub fn with(backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
+        Self::around(backend, peer, Duration::ZERO)
+    }
+
+    fn around(backend: Box<dyn Backend>, peer: SocketPeer, poll: Duration) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let config = NetDeviceConfig { name: "test".into(), mac: Mac::new(MAC).unwrap(), mtu: Some(MTU) };
-        let nic = VirtioNet::new(config, vec![backend]);
+        let nic = VirtioNet::new(config, vec![backend]).with_poll(poll);
         let counters = nic.counters().remove(0);
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let device = MmioTransport::new(Box::new(nic), memory.clone(), irq.try_clone().unwrap()).unwrap();
@@ -194,34 +205,36 @@ impl Rig {
 
     /// Adds a frame to the transmit ring, cut at `cuts`, and kicks; false if the ring is full.
     pub fn send(&mut self, frame: &[u8], cuts: &[usize], indirect: bool) -> bool {
-        if self.tx_at + frame.len() as u64 > TX_DATA_LEN {
+        let len = (frame.len() + cuts.len()) as u64;
+        if self.tx_at + len > TX_DATA_LEN {
             self.tx_at = 0;
         }
         let at = TX_DATA + self.tx_at;
-        self.tx_at += frame.len() as u64;
-        self.memory.write_slice(frame, GuestAddress(at)).unwrap();
-        let mut buffers = Vec::new();
-        let mut from = 0;
-        for cut in cuts.iter().copied().chain([frame.len()]) {
-            buffers.push(Buffer::readable(at + from as u64, (cut - from) as u32));
-            from = cut;
-        }
+        self.tx_at += len;
+        let buffers = self.write_apart(frame, cuts, at);
         let table = TABLES + 0x8_0000 + 0x400 * u64::from(self.tx.free().saturating_sub(1));
         let head = if indirect { self.tx.add_indirect(table, &buffers) } else { self.tx.add(&buffers) };
         self.kick_tx();
         head.is_some()
     }
 
+    /// Writes bytes into buffers that end at `cuts`, each a byte behind the one before: together they would be one.
+    fn write_apart(&self, bytes: &[u8], cuts: &[usize], at: u64) -> Vec<Buffer> {
+        let mut from = 0;
+        let ends = cuts.iter().copied().chain([bytes.len()]);
+        let buffer = |(index, end): (usize, usize)| {
+            let piece = &bytes[std::mem::replace(&mut from, end)..end];
+            let at = at + (end - piece.len() + index) as u64;
+            self.memory.write_slice(piece, GuestAddress(at)).unwrap();
+            Buffer::readable(at, piece.len() as u32)
+        };
+        ends.enumerate().map(buffer).collect()
+    }
+
     /// Sends one command on the control queue, in buffers that end at `cuts`, and waits for the answer.
     pub fn command(&mut self, command: &[u8], cuts: &[usize]) -> u8 {
-        self.memory.write_slice(command, GuestAddress(COMMAND)).unwrap();
         self.memory.write_obj(0xaau8, GuestAddress(ANSWER)).unwrap();
-        let mut buffers = Vec::new();
-        let mut from = 0;
-        for cut in cuts.iter().copied().chain([command.len()]) {
-            buffers.push(Buffer::readable(COMMAND + from as u64, (cut - from) as u32));
-            from = cut;
-        }
+        let mut buffers = self.write_apart(command, cuts, COMMAND);
         buffers.push(Buffer::writable(ANSWER, 1));
         let head = self.control.add(&buffers).unwrap();
         if self.control.publish() {

@@ -46,13 +46,21 @@ fn pieces<'a>(mut bytes: &'a mut [u8], cuts: &[usize]) -> Vec<&'a mut [u8]> {
     pieces
 }
 
+/// Calls `call` with the pieces of `bytes`, which are apart in memory.
 fn with_iov<T>(bytes: &mut [u8], cuts: &[usize], call: impl FnOnce(&mut Iov<'_>) -> T) -> T {
+    let mut apart: Vec<_> = pieces(bytes, cuts).into_iter().map(|piece| [piece, &mut [0]].concat()).collect();
     let mut room = IovBuffer::new();
     let mut iov = room.start();
-    for piece in pieces(bytes, cuts) {
+    for piece in &mut apart {
+        let (_, piece) = piece.split_last_mut().unwrap();
         assert!(iov.push(VolatileSlice::from(piece)));
     }
-    call(&mut iov)
+    let result = call(&mut iov);
+    drop(iov);
+    for (piece, from) in pieces(bytes, cuts).into_iter().zip(apart) {
+        piece.copy_from_slice(&from[..piece.len()]);
+    }
+    result
 }
 
 fn send(tun: &mut Tun<SocketBackend>, frame: &[u8], cuts: &[usize]) -> io::Result<Sent> {

@@ -98,7 +98,8 @@ fn stuck(begin: Instant, what: &str) -> io::Result<()> {
 pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration) -> io::Result<Moved> {
     let mut driver = start(rig, nic)?;
     let counters = nic.counters().remove(0);
-    let dropped = counters.tx_dropped.load(Ordering::Relaxed);
+    let (dropped, calls) = (&counters.tx_dropped, &counters.calls);
+    let [lost, called] = [dropped, calls].map(|counter| counter.load(Ordering::Relaxed));
     let headers = Rig::headers(shape);
     let frames: Vec<_> = (0..RING).map(|place| Rig::frame_buffers(shape, place)).collect();
     let mut places: Vec<u16> = (0..RING).collect();
@@ -131,9 +132,10 @@ pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration)
         std::hint::spin_loop();
         stuck(begin, "sends")?;
     }
-    let moved = Moved { frames: sent, wall: begin.elapsed(), cpu: cpu.time()? - cpu_begin };
+    let (wall, cpu) = (begin.elapsed(), cpu.time()? - cpu_begin);
     nic.reset();
-    match counters.tx_dropped.load(Ordering::Relaxed) - dropped {
+    let moved = Moved { frames: sent, wall, cpu, calls: calls.load(Ordering::Relaxed) - called };
+    match dropped.load(Ordering::Relaxed) - lost {
         0 => Ok(moved),
         lost => Err(io::Error::other(format!("the tap refused {lost} of {sent} frames"))),
     }
@@ -145,6 +147,8 @@ pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration)
 /// the frames of a drain take, over and above one too few for that.
 pub(super) fn receive(rig: &Rig, nic: &mut VirtioNet, shape: Shape, drains: usize) -> io::Result<Moved> {
     let mut driver = start(rig, nic)?;
+    let counters = nic.counters().remove(0);
+    let calls = || counters.calls.load(Ordering::Relaxed);
     let mut places: Vec<u16> = (0..RING).collect();
     let mut place_of = [0; RING as usize];
     let mut to_post = shape.window() - 1;
@@ -154,7 +158,7 @@ pub(super) fn receive(rig: &Rig, nic: &mut VirtioNet, shape: Shape, drains: usiz
         rig.fill_tap(shape)?;
         let mut left = shape.queue * shape.bytes();
         to_post += shape.queue * shape.taken();
-        let (begin, cpu_begin) = (Instant::now(), cpu.time()?);
+        let (begin, cpu_begin, calls_begin) = (Instant::now(), cpu.time()?, calls());
         while left > 0 {
             let more = places.len().min(to_post);
             for place in places.drain(places.len() - more..) {
@@ -173,7 +177,8 @@ pub(super) fn receive(rig: &Rig, nic: &mut VirtioNet, shape: Shape, drains: usiz
             std::hint::spin_loop();
             stuck(begin, "receives")?;
         }
-        sum += Moved { frames: shape.queue as u64, wall: begin.elapsed(), cpu: cpu.time()? - cpu_begin };
+        let (wall, cpu) = (begin.elapsed(), cpu.time()? - cpu_begin);
+        sum += Moved { frames: shape.queue as u64, wall, cpu, calls: calls() - calls_begin };
     }
     nic.reset();
     Ok(sum)

@@ -23,8 +23,10 @@ pub(super) const TABLES: u64 = 0x10_0000;
 pub(super) const TABLE: u64 = 18 * 16 + 32;
 /// What a guest's stack writes of each frame that it sends, whatever becomes of the payload: up to the end of TCP's header.
 const HEADERS: usize = HEADER_LEN + 54;
-/// Receive buffers, 4 KiB apart.
+/// Receive buffers: as Linux does, cut one behind the other out of large pages, which are apart.
 const RX_DATA: u64 = 0x20_0000;
+const LARGE_PAGE: u64 = 32 << 10;
+const LARGE_PAGES_APART: u64 = LARGE_PAGE + 4096;
 /// Frames to send.
 const TX_DATA: u64 = 0x100_0000;
 /// The room without which the NIC receives nothing: a frame of 64 KiB.
@@ -163,7 +165,8 @@ impl Rig {
             self.memory.write_slice(&content, GuestAddress(shape.place(place))).map_err(io::Error::other)?;
         }
         // Each page of the receive buffers is there, too.
-        let pages = vec![0; usize::from(RING) * 4096 + ROOM];
+        let last = Self::receive_buffer(shape, RING - 1).addr - RX_DATA;
+        let pages = vec![0; last as usize + ROOM];
         self.memory.write_slice(&pages, GuestAddress(RX_DATA)).map_err(io::Error::other)
     }
 
@@ -186,7 +189,9 @@ impl Rig {
 
     /// The receive buffer at `place`.
     pub(super) fn receive_buffer(shape: Shape, place: u16) -> Buffer {
-        Buffer::writable(RX_DATA + 4096 * u64::from(place), shape.rx_buffer as u32)
+        let (len, place) = (shape.rx_buffer as u64, u64::from(place));
+        let each = LARGE_PAGE / len;
+        Buffer::writable(RX_DATA + LARGE_PAGES_APART * (place / each) + len * (place % each), len as u32)
     }
 
     fn iovecs<'a>(&'a self, buffers: impl IntoIterator<Item = Buffer>) -> Iovecs<'a> {

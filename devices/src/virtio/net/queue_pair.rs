@@ -3,9 +3,12 @@
 //! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and is moved into its thread;
 //! joining the thread gives it back. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
 //!
-//! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver, who was
-//! asked to kick, or for the host, whose descriptor is registered edge-triggered once and for all, or, receiving, for the control
-//! queue to enable the pair. An event for which nobody waits costs a wake-up and nothing else.
+//! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
+//! descriptor is registered edge-triggered once and for all, or, receiving, for the control queue to enable the pair. An event
+//! for which nobody waits costs a wake-up and nothing else.
+//!
+//! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
+//! still looks about ([`PairParts::poll`]), the ring of the other is looked at instead: a kick costs the guest an exit.
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
@@ -17,6 +20,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use net::{Backend, HEADER_LEN, Iov, IovBuffer, Sent};
 use virtio_bindings::virtio_net::*;
@@ -29,11 +33,15 @@ use crate::once::Once;
 use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 use crate::virtio::{ActiveQueue, Interrupt};
 
-/// Chains that one direction uses before the other, and a stop, get their turn; they are shown to the driver together. A
-/// frame to be sent is one; a large one received takes many, so that counting frames would show the driver nothing before
-/// all of its ring is used, and then each would wait for the other in turn. At 64 KiB each, a
-/// burst takes less than half a millisecond.
-const BURST: u32 = 64;
+/// Chains that are shown to the driver together, with one interrupt at most. A frame to be sent is one; a large one received
+/// takes many, so that counting frames would show the driver nothing before all of its ring is used, and then each would wait
+/// for the other in turn.
+const BATCH: u64 = 64;
+/// Chains that one direction uses before the other, and a stop, get their turn. To go on later costs to gather the room for a
+/// large frame anew, and to ask for events a system call.
+const BURST: u64 = 256;
+/// Bytes after which they get it as well: some hundred microseconds of large frames.
+const BURST_BYTES: u64 = 1 << 20;
 /// The largest frame, header included: 64 KiB of packet behind an Ethernet header with a VLAN tag.
 const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
 /// The room that a driver leaves for a large frame (§5.1.6.3.1): 65550 bytes and the header.
@@ -82,6 +90,9 @@ pub struct Counters {
     /// Frames that the host could not hand over, or that did not fit what the driver posted.
     pub rx_dropped: AtomicU64,
     pub interrupts: AtomicU64,
+    /// System calls of the pair's thread: one for each frame that it tried to send or receive, and those by which it waited and
+    /// interrupted. What a command on the control queue takes is not among them.
+    pub calls: AtomicU64,
 }
 
 /// Adds without a locked instruction: there is one writer.
@@ -96,7 +107,9 @@ fn count(counter: &AtomicU64, more: u64) {
 enum Next {
     /// There may be frames: run it.
     Work,
-    /// The ring has too little, and the driver was asked to kick.
+    /// The ring has too little: it is looked at again.
+    Ring,
+    /// The same, and the driver was asked to kick.
     Driver,
     /// The host said "not now": its descriptor tells.
     Host,
@@ -110,8 +123,6 @@ struct Posted {
     chain: Chain,
     /// Bytes of room.
     len: usize,
-    /// How many buffers of the frame's [`Iov`] are its.
-    buffers: usize,
     /// Descriptors that it takes of the queue's.
     descriptors: u16,
 }
@@ -134,6 +145,8 @@ pub struct PairParts {
     pub backend: Box<dyn Backend>,
     /// How much the driver posts for a frame.
     pub room: Room,
+    /// How long its thread looks about for frames before it sleeps, each time that there are none any more.
+    pub poll: Duration,
     /// The NIC's control queue, if this is the pair that it rides with.
     pub control: Option<Control>,
     /// What the NIC's control queue says to this pair, if it is another one: it is not enabled then until it is told so.
@@ -203,29 +216,65 @@ impl QueuePair {
         }
     }
 
-    /// Moves frames: one burst of each direction that has work. Nothing blocks.
-    pub fn process(&mut self) {
+    /// Moves frames: one burst of each direction that has work. Nothing blocks. False if there was nothing to do.
+    pub fn process(&mut self) -> bool {
         if self.ended {
-            return;
+            return false;
         }
         if self.ordered {
             self.obey();
         }
-        let mut result = Ok(());
+        self.attempt(Self::try_process)
+    }
+
+    fn try_process(&mut self) -> Result<bool, Error> {
+        self.look()?;
+        let worked = self.has_work();
         if self.commanded {
-            result = self.command();
+            self.command()?;
         }
-        if result.is_ok() && self.transmit == Next::Work {
-            result = self.transmit();
+        if self.transmit == Next::Work {
+            self.transmit()?;
         }
-        if result.is_ok() && self.receive == Next::Work {
-            result = self.receive();
+        if self.receive == Next::Work {
+            self.receive()?;
         }
-        if let Err(error) = result {
+        Ok(worked)
+    }
+
+    /// Asks the driver to kick where its ring has too little. What it added meanwhile is work.
+    pub fn arm(&mut self) {
+        self.attempt(|this| {
+            let PairParts { memory, tx, rx, .. } = &mut this.parts;
+            for (next, queue) in [(&mut this.transmit, tx), (&mut this.receive, rx)] {
+                if *next == Next::Ring {
+                    let armed = queue.ring.arm(&queue.ring.map(memory)?)?;
+                    *next = if armed { Next::Driver } else { Next::Work };
+                }
+            }
+            Ok(false)
+        });
+    }
+
+    /// What the driver added without being asked to kick is work.
+    fn look(&mut self) -> Result<(), Error> {
+        let PairParts { memory, tx, rx, .. } = &self.parts;
+        for (next, queue) in [(&mut self.transmit, tx), (&mut self.receive, rx)] {
+            if *next == Next::Ring && queue.ring.has_more(&queue.ring.map(memory)?)? {
+                *next = Next::Work;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the pair where the driver broke its ring.
+    fn attempt(&mut self, attempt: impl FnOnce(&mut Self) -> Result<bool, Error>) -> bool {
+        attempt(self).unwrap_or_else(|error| {
             let PairParts { name, broken, .. } = &self.parts;
             log::log!(broken.level(), "{name}: the driver broke its ring: {error}");
             self.end();
-        }
+            true
+        })
     }
 
     /// Ends the pair for good, and tells the driver.
@@ -272,12 +321,18 @@ impl QueuePair {
     fn transmit(&mut self) -> Result<(), Error> {
         let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
         let rings = tx.ring.map(memory)?;
-        let ring = &mut tx.ring;
-        let (mut frames, mut bytes, mut dropped) = (0, 0, 0);
+        let (mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0);
         let mut next = Next::Work;
-        for _ in 0..BURST {
-            let Some(chain) = ring.pop(&rings)? else {
-                next = Next::Driver;
+        for used in 0..BURST {
+            if used != 0 && used % BATCH == 0 {
+                show(tx, &rings, &**interrupt, counters)?;
+            }
+            if bytes >= BURST_BYTES {
+                break;
+            }
+            let ring = &mut tx.ring;
+            let Some(chain) = ring.next(&rings)? else {
+                next = Next::Ring;
                 break;
             };
             let mut frame = self.iov.start();
@@ -290,6 +345,7 @@ impl QueuePair {
             let sent = if frame.len() > MAX_FRAME {
                 Err(io::ErrorKind::InvalidInput.into())
             } else {
+                calls += 1;
                 backend.send(&frame)
             };
             match sent {
@@ -314,6 +370,7 @@ impl QueuePair {
         count(&counters.tx_frames, frames);
         count(&counters.tx_bytes, bytes);
         count(&counters.tx_dropped, dropped);
+        count(&counters.calls, calls);
         show(tx, &rings, &**interrupt, counters)
     }
 
@@ -322,19 +379,24 @@ impl QueuePair {
     fn receive(&mut self) -> Result<(), Error> {
         let PairParts { memory, rx, backend, counters, interrupt, room, .. } = &mut self.parts;
         let rings = rx.ring.map(memory)?;
-        let (ring, posted) = (&mut rx.ring, &mut self.posted);
-        let (mut used, mut frames, mut bytes, mut dropped) = (0, 0, 0, 0);
+        let posted = &mut self.posted;
+        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
         let mut next = Next::Work;
         posted.clear();
         let mut space = self.iov.start();
-        while used < BURST {
-            if !gather(ring, &rings, *room, &mut space, posted)? {
-                next = Next::Driver;
+        while used < BURST && bytes < BURST_BYTES {
+            if used >= shown + BATCH {
+                show(rx, &rings, &**interrupt, counters)?;
+                shown = used;
+            }
+            if !gather(&mut rx.ring, &rings, *room, &mut space, posted)? {
+                next = Next::Ring;
                 break;
             }
+            calls += 1;
             match backend.recv(&mut space) {
                 Ok(len) if len >= HEADER_LEN && len <= space.len() => {
-                    used += u32::from(fill(ring, &rings, len, &mut space, posted)?);
+                    used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted)?);
                     frames += 1;
                     bytes += (len - HEADER_LEN) as u64;
                 }
@@ -351,16 +413,17 @@ impl QueuePair {
         }
         drop(space);
         // A host end that only ever fails (a deleted tap) is left alone until its descriptor says something new.
-        if dropped == u64::from(BURST) {
+        if dropped == BURST {
             next = Next::Host;
         }
         for _ in posted.drain(..) {
-            ring.undo_pop();
+            rx.ring.undo_pop();
         }
         self.receive = next;
         count(&counters.rx_frames, frames);
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
+        count(&counters.calls, calls);
         show(rx, &rings, &**interrupt, counters)
     }
 }
@@ -374,29 +437,29 @@ fn gather<'m>(
     posted: &mut VecDeque<Posted>,
 ) -> Result<bool, Error> {
     while posted.is_empty() || room.mergeable && space.len() < LARGE_ROOM {
-        let Some(chain) = ring.pop(rings)? else {
+        let Some(chain) = ring.next(rings)? else {
             // With every descriptor of the ring in hand there is nothing to wait for: a small ring takes small frames.
             let descriptors: u32 = posted.iter().map(|posted| u32::from(posted.descriptors)).sum();
             let all = descriptors >= u32::from(ring.size());
             return Ok(!posted.is_empty() && (all || space.len() >= room.need));
         };
-        let (len, buffers) = (space.len(), space.buffers());
+        let len = space.len();
         let descriptors = match ring.writable(rings, chain, space) {
             Ok(descriptors) => descriptors,
             // A frame has no more buffers than this, so it has to do with those before.
             Err(Error::TooManyBuffers(_)) if !posted.is_empty() => {
-                space.truncate(buffers);
+                space.truncate(len);
                 ring.undo_pop();
                 break;
             }
             Err(error) => return Err(error),
         };
-        let (len, buffers) = (space.len() - len, space.buffers() - buffers);
+        let len = space.len() - len;
         // §5.1.6.3.1; and chains of no length would make a frame without end.
         if len < HEADER_LEN {
             return Err(Error::TooShort(chain.head));
         }
-        posted.push_back(Posted { chain, len, buffers, descriptors });
+        posted.push_back(Posted { chain, len, descriptors });
     }
     Ok(true)
 }
@@ -410,7 +473,7 @@ fn fill(
     space: &mut Iov<'_>,
     posted: &mut VecDeque<Posted>,
 ) -> Result<u16, Error> {
-    let (mut left, mut chains, mut buffers) = (len, 0u16, 0);
+    let (mut left, mut chains, mut room) = (len, 0u16, 0);
     while left > 0
         && let Some(first) = posted.pop_front()
     {
@@ -418,11 +481,11 @@ fn fill(
         ring.push_used(rings, first.chain.head, part as u32)?;
         left -= part;
         chains += 1;
-        buffers += first.buffers;
+        room += first.len;
     }
     // One without mergeable buffers as well (§5.1.6.4.1).
     space.write_at(NUM_BUFFERS, &chains.to_le_bytes());
-    space.consume(buffers);
+    space.consume(room);
     Ok(chains)
 }
 
@@ -435,6 +498,7 @@ fn show(
 ) -> Result<(), Error> {
     if queue.ring.publish(rings)? {
         count(&counters.interrupts, 1);
+        count(&counters.calls, 1);
         if let Err(error) = interrupt.queue(queue.index) {
             log::warn!("cannot interrupt the guest: {error}");
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
@@ -10,7 +11,7 @@ use event_manager::{
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Inbox, Next, PairParts, QueuePair};
+use super::{Inbox, Next, PairParts, QueuePair, count};
 
 const RX_KICK: u32 = 0;
 const TX_KICK: u32 = 1;
@@ -143,23 +144,59 @@ pub fn run_on(cpu: u16) -> io::Result<()> {
     Ok(sched_setaffinity(None, &cpus)?)
 }
 
-/// The pair's life: frames until there are none, then sleep until something happens.
+/// The pair's life: frames until there are none, then a look about, then sleep until something happens.
 fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
+    let poll = subscriber(&mut manager, id).parts.poll;
+    let mut idle = Idle::new(poll);
     loop {
         let pair = subscriber(&mut manager, id);
-        pair.process();
+        let worked = pair.process();
+        if !pair.has_work() && !idle.looks_about(worked) {
+            pair.arm();
+        }
         if pair.ended {
             // Else the control queue would wait for a pair that has gone.
             pair.parts.inbox.iter_mut().for_each(Inbox::close);
             return take(manager, id);
         }
         // With work left, events are only collected: neither direction starves the other or a stop.
-        let timeout = if pair.has_work() { 0 } else { -1 };
+        let timeout = if pair.has_work() || idle.looks() { 0 } else { -1 };
+        count(&pair.parts.counters.calls, 1);
         if let Err(error) = manager.run_with_timeout(timeout) {
             let pair = subscriber(&mut manager, id);
             log::error!("{}: cannot wait for events: {error}", pair.parts.name);
             pair.end();
         }
+    }
+}
+
+/// Whether a thread without work looks about a while longer.
+struct Idle {
+    poll: Duration,
+    /// Until then, while it does.
+    until: Option<Instant>,
+}
+
+impl Idle {
+    fn new(poll: Duration) -> Self {
+        Self { poll, until: None }
+    }
+
+    /// Asked each time that there is no work, with whether there was some just now: that begins the while anew.
+    fn looks_about(&mut self, worked: bool) -> bool {
+        if self.poll.is_zero() {
+            return false;
+        }
+        let now = Instant::now();
+        if worked {
+            self.until = Some(now + self.poll);
+        }
+        self.until = self.until.filter(|&until| now < until);
+        self.looks()
+    }
+
+    fn looks(&self) -> bool {
+        self.until.is_some()
     }
 }
 

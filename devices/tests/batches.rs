@@ -1,0 +1,176 @@
+//! What the frames of a pair have in common: one store of the used index and one interrupt for a batch, and kicks only before
+//! a sleep.
+
+mod rig;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use devices::virtio::mock::{Buffer, MockRing};
+use devices::virtio::net::queue_pair::{Counters, PairParts, QueuePair, Room};
+use devices::virtio::queue::{F_EVENT_IDX, VirtQueue};
+use devices::virtio::{ActiveQueue, Interrupt};
+use net::{SocketBackend, SocketPeer};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use rig::*;
+
+const FEATURES: [u64; 2] = [PLAIN, PLAIN | F_EVENT_IDX];
+/// Two batches and a part of one.
+const FRAMES: u16 = 150;
+const BATCHES: u64 = 3;
+/// Longer than a busy machine keeps a thread waiting.
+const POLL: Duration = Duration::from_millis(500);
+const DATA: u64 = 0x40_0000;
+
+/// Interrupts, counted.
+struct Irq(EventFd);
+
+impl Interrupt for Irq {
+    fn queue(&self, _: u16) -> std::io::Result<()> {
+        self.0.write(1)
+    }
+    fn config(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn needs_reset(&self) -> std::io::Result<()> {
+        panic!("the driver broke nothing");
+    }
+}
+
+/// A pair without its thread, so that a test says when it does what.
+struct Bench {
+    pair: QueuePair,
+    rx: MockRing,
+    tx: MockRing,
+    peer: SocketPeer,
+    irq: EventFd,
+    counters: Arc<Counters>,
+}
+
+impl Bench {
+    fn new(features: u64) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let (backend, peer) = SocketBackend::pair().unwrap();
+        peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        memory.write_slice(&frame(60, 1), GuestAddress(DATA)).unwrap();
+        let ring = |base| MockRing::new(&memory, base, 256, features & F_EVENT_IDX != 0);
+        let (rx, tx) = (ring(0x1_0000), ring(0x2_0000));
+        let queue = |index, ring: &MockRing| ActiveQueue {
+            index,
+            ring: VirtQueue::new(ring.setup(), features, &memory).unwrap(),
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+        };
+        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
+        let counters = Arc::<Counters>::default();
+        let pair = QueuePair::new(PairParts {
+            name: "test".into(),
+            cpu: None,
+            memory: memory.clone(),
+            interrupt: Arc::new(Irq(irq.try_clone().unwrap())),
+            rx: queue(0, &rx),
+            tx: queue(1, &tx),
+            backend: Box::new(backend),
+            room: Room::new(features, None),
+            poll: Duration::ZERO,
+            control: None,
+            inbox: None,
+            counters: Arc::clone(&counters),
+            broken: Arc::default(),
+        });
+        Self { pair, rx, tx, peer, irq, counters }
+    }
+
+    /// Adds a frame to send; whether the device wants a kick for it.
+    fn add(&mut self) -> bool {
+        self.tx.add(&[Buffer::readable(DATA, 72)]).unwrap();
+        self.tx.publish()
+    }
+
+    fn interrupts(&self) -> u64 {
+        self.irq.read().unwrap_or(0)
+    }
+}
+
+#[test]
+fn a_batch_is_shown_by_one_store_and_one_interrupt() {
+    for features in FEATURES {
+        let mut bench = Bench::new(features);
+        // A driver without event indices is interrupted at each store, so that these are counted.
+        let batches = if features & F_EVENT_IDX == 0 { BATCHES } else { 1 };
+        (0..FRAMES).for_each(|_| assert!(bench.tx.add(&[Buffer::readable(DATA, 72)]).is_some()));
+        bench.tx.publish();
+        bench.tx.want_interrupts(true);
+        bench.pair.process();
+        assert_eq!((bench.tx.pending(), bench.interrupts()), (FRAMES, batches), "sent");
+
+        let room = |at: u16| Buffer::writable(DATA + 2048 * u64::from(at), 2048);
+        (0..FRAMES).for_each(|at| assert!(bench.rx.add(&[room(at)]).is_some()));
+        bench.rx.publish();
+        bench.rx.want_interrupts(true);
+        (0..FRAMES).for_each(|_| bench.peer.send(&frame(60, 2)).unwrap());
+        bench.pair.wake();
+        bench.pair.process();
+        assert_eq!((bench.rx.pending(), bench.interrupts()), (FRAMES, batches), "received");
+        let calls = bench.counters.calls.load(Ordering::Relaxed);
+        assert_eq!(calls, 2 * (u64::from(FRAMES) + batches), "one for each frame and each interrupt");
+    }
+}
+
+#[test]
+fn a_kick_is_asked_for_before_a_sleep_and_not_before() {
+    for features in FEATURES {
+        let mut bench = Bench::new(features);
+        bench.add();
+        assert!(bench.pair.process());
+        // Without a kick the next frames are found as well: by a look.
+        for _ in 0..3 {
+            assert!(!bench.add(), "a kick is asked for though the thread is awake");
+            assert!(bench.pair.process() && !bench.pair.has_work());
+        }
+        assert!(!bench.pair.process(), "there is nothing");
+        bench.pair.arm();
+        assert!(!bench.pair.has_work());
+        assert!(bench.add(), "no kick is asked for, and the thread sleeps");
+        bench.pair.wake();
+        bench.pair.process();
+        // What came between the last look and the wish is not slept on.
+        assert!(!bench.add());
+        bench.pair.arm();
+        assert!(bench.pair.has_work());
+        bench.pair.process();
+        (0..6).for_each(|_| assert_eq!(bench.peer.recv().unwrap().len(), 72));
+    }
+}
+
+#[test]
+fn a_thread_that_looks_about_needs_no_kick_and_then_asks_for_one() {
+    for features in FEATURES {
+        let mut rig = Rig::polling(POLL);
+        rig.start(features, 256);
+        assert!(rig.send(&frame(60, 1), &[], false));
+        rig.peer.recv().unwrap();
+        thread::sleep(Duration::from_millis(20));
+        for _ in 0..50 {
+            let frame = frame(60, 3);
+            rig.memory.write_slice(&frame, GuestAddress(CHAIN_DATA)).unwrap();
+            rig.tx.add(&[Buffer::readable(CHAIN_DATA, frame.len() as u32)]).unwrap();
+            assert!(!rig.tx.publish(), "a kick is asked for");
+            assert_eq!(rig.peer.recv().unwrap(), frame);
+        }
+        // What the host brings is found, too.
+        rig.post(8, 2048);
+        rig.peer.send(&frame(60, 4)).unwrap();
+        rig.received();
+        // It ends: the thread sleeps, and takes no processor.
+        thread::sleep(2 * POLL);
+        let calls = rig.counters.calls.load(Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(rig.counters.calls.load(Ordering::Relaxed), calls, "it does not sleep");
+        rig.tx.add(&[Buffer::readable(CHAIN_DATA, 72)]).unwrap();
+        assert!(rig.tx.publish(), "it sleeps, and asks for no kick");
+    }
+}
