@@ -29,15 +29,6 @@ mod stock {
         "mov edi, eax", "neg edi", "mov eax, 60", "syscall",
     );
 
-    /// Puts a program into the guest, by its shell.
-    fn install(vm: &mut Vm, path: &str, program: &[u8]) {
-        for part in program.chunks(100) {
-            let bytes: String = part.iter().map(|byte| format!("\\{byte:03o}")).collect();
-            vm.sh(&format!("printf '{bytes}' >>{path}"), COMMAND);
-        }
-        vm.sh(&format!("chmod +x {path}"), COMMAND);
-    }
-
     /// The queues that the guest's driver made.
     fn queues(vm: &mut Vm) -> String {
         vm.sh("cd /sys/class/net/eth0/queues && echo *", COMMAND).trim().to_owned()
@@ -90,7 +81,7 @@ mod stock {
         streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
 
         // The driver wants one, and two again, under traffic.
-        install(&mut vm, "/dev/shm/channels", &handmade::program(channels()));
+        handmade::install(&mut vm, "/dev/shm/channels", channels());
         let mut flood = netns.command("ping");
         let flood =
             flood.args(["-f", "-w", "300", "172.31.0.2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();

@@ -1,8 +1,9 @@
 //! Guests of a few instructions, for what needs no operating system.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::TempDir;
+use crate::{TempDir, Vm};
 
 /// Where a hand-made guest is loaded; it begins with its first instruction, in 64-bit mode, with the first 4 GiB mapped
 /// one to one and without a stack.
@@ -84,6 +85,16 @@ pub fn program(code: &[u8]) -> Vec<u8> {
         file[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
     file
+}
+
+/// Puts `code` into a Linux guest as the program `path`, by its shell.
+pub fn install(vm: &mut Vm, path: &str, code: &[u8]) {
+    const COMMAND: Duration = Duration::from_secs(60);
+    for part in program(code).chunks(100) {
+        let bytes: String = part.iter().map(|byte| format!("\\{byte:03o}")).collect();
+        vm.sh(&format!("printf '{bytes}' >>{path}"), COMMAND);
+    }
+    vm.sh(&format!("chmod +x {path}"), COMMAND);
 }
 
 /// Writes the guest as a kernel file.
