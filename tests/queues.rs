@@ -143,6 +143,36 @@ mod stock {
     }
 
     #[test]
+    fn a_thread_looks_about_as_long_as_it_is_told() {
+        let kernel = need!(stock::fastest());
+        let netns = need!(Netns::new());
+        let before = netns.state();
+        let net =
+            ["-v", "--net", "tap=idle,host=172.31.0.1/24", "--net", "tap=busy,host=172.31.1.1/24,poll=5000"];
+        let mut vm = kernel.boot(&netns, "", &net);
+        for (nic, subnet) in [(0, "172.31.0"), (1, "172.31.1")] {
+            vm.sh(&format!("ip addr add {subnet}.2/24 dev eth{nic} && ip link set eth{nic} up"), COMMAND);
+            vm.sh(&format!("ping -c 5 -i 0.2 -W 10 {subnet}.1"), COMMAND);
+        }
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+        let messages = vm.messages();
+        let calls = |link: &str| -> u64 {
+            let line =
+                messages.lines().find(|line| line.contains(&format!("{link}: sent "))).expect("the counters");
+            let calls =
+                line.trim_end().strip_suffix(" system calls").and_then(|line| line.rsplit(' ').next());
+            calls.and_then(|calls| calls.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+        };
+        let (idle, busy) = (calls("idle"), calls("busy"));
+        assert!(
+            idle > 10 && busy > 10 * idle,
+            "{idle} system calls, and {busy} of a thread that looks about"
+        );
+        netns.is_as(&before);
+    }
+
+    #[test]
     fn two_inherited_descriptors_of_a_macvtap_are_two_pairs() {
         let kernel = need!(stock::fastest());
         let netns = need!(Netns::new());

@@ -55,6 +55,7 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
             &["run", "--kernel", "x", "--net", "tap,affinity=0:1"],
             &["--net", "affinity=0:1", "one CPU for each"],
         ),
+        (&["run", "--kernel", "x", "--net", "tun,poll=10001"], &["--net", "poll=10001", "10000 at most"]),
         (&["run", "--kernel", "x", "--net", "tap,mtu=9"], &["--net", "mtu=9", "68"]),
         (&["run", "--kernel", "x", "--net", "tap,mac=01:00:00:00:00:00"], &["--net", "mac=", "multicast"]),
         (&["run", "--kernel", "x", "--net", "tap,host=172.31.0.0/24"], &["--net", "host=172.31.0.0/24"]),

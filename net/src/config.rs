@@ -8,6 +8,7 @@ mod bridge;
 mod fd;
 mod keys;
 mod macvtap;
+mod poll;
 mod queues;
 mod tap;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tun;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 pub use self::bridge::BridgeConfig;
 pub use self::fd::FdConfig;
@@ -56,6 +58,7 @@ pub const MTU: RangeInclusive<u16> = 68..=65521;
 ///   mtu=BYTES           the MTU of the link and the guest, 68 to 65521 (the link's own)
 ///   queues=N|auto       how many queue pairs, auto: as many as the guest has vCPUs (1; not for fd)
 ///   affinity=CPU[:CPU]...   the host's CPU on which each queue pair's thread runs, one for each (any)
+///   poll=MICROSECONDS   how long each queue pair's thread looks about for frames before it sleeps, up to 10000 (0)
 ///   netns=NAME          the network namespace of the host's end, made where it is absent (ours; not for fd)
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +73,8 @@ pub struct NetConfig {
     pub queues: Queues,
     /// The host's CPU on which the thread of each queue pair runs, as many as [`queues`](Self::queues) says; empty for any.
     pub affinity: Vec<u16>,
+    /// How long the thread of each queue pair looks about for frames before it sleeps.
+    pub poll: Duration,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
@@ -174,8 +179,9 @@ impl FromStr for NetConfig {
             _ => (keys.take("queues", str::parse)?.unwrap_or_default(), keys.take("netns", str::parse)?),
         };
         let affinity = keys.take("affinity", affinity::parse)?.unwrap_or_default();
+        let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
         keys.finish(&wire)?;
-        let this = Self { wire, mac, mtu, queues, affinity, netns };
+        let this = Self { wire, mac, mtu, queues, affinity, poll, netns };
         this.check_affinity().map(|()| this)
     }
 }
@@ -202,6 +208,9 @@ impl fmt::Display for NetConfig {
         }
         if !self.affinity.is_empty() {
             write!(f, ",affinity={}", affinity::show(&self.affinity))?;
+        }
+        if !self.poll.is_zero() {
+            write!(f, ",poll={}", self.poll.as_micros())?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

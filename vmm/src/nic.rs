@@ -62,6 +62,7 @@ impl Nic {
         }
         let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
         let device = VirtioNet::new(device, opened.backends).with_affinity(&config.affinity);
+        let device = device.with_poll(config.poll);
         Ok(Self {
             link: opened.link,
             counters: device.counters(),

@@ -128,6 +128,24 @@ fn each_queue_pair_may_have_a_cpu() {
     }
 }
 
+#[test]
+fn a_thread_looks_about_for_a_while_that_makes_sense() {
+    for wire in ["tap", "bridge=br0", "macvtap=eth0", "tun", "fd=5"] {
+        let poll = |text: &str| parse(&format!("{wire}{text}")).unwrap().poll;
+        assert_eq!(
+            ["", ",poll=0", ",poll=50", ",poll=10000"].map(poll).map(|poll| poll.as_micros()),
+            [0, 0, 50, 10_000]
+        );
+    }
+    for wrong in ["10001", "-1", "1.5", "50us", "on", "99999999999"] {
+        refused(
+            &format!("tap,poll={wrong}"),
+            &format!("poll={wrong}: it is a number of microseconds, 10000 at most"),
+        );
+    }
+    refused("tap,poll=1,poll=1", "poll= is given twice");
+}
+
 /// The text of the refusal names `key`.
 fn refused(spec: &str, key: &str) {
     let error = parse(spec).expect_err(spec);
@@ -222,7 +240,7 @@ fn a_refusal_says_what_there_is() {
         ("bridge=br0,x=1", &["uplink=", "vlan="]),
         ("macvtap=eth0,x=1", &["mode=", "source=", "host="]),
         ("tun,x=1", &["host=", "guest=", "dhcp="]),
-        ("fd=5,x=1", &["mac=", "mtu=", "affinity="]),
+        ("fd=5,x=1", &["mac=", "mtu=", "affinity=", "poll="]),
     ] {
         for key in keys {
             assert!(remedy(spec).contains(key), "{spec}: {key}");
@@ -272,6 +290,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "mtu=[0-9]{2,5}",
         1 => "queues=([0-9]{1,2}|auto)",
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
+        1 => "poll=[0-9]{1,5}",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -339,14 +358,15 @@ fn wires() -> impl Strategy<Value = Wire> {
 fn specs() -> impl Strategy<Value = NetConfig> {
     let netns = option::of("[a-z]{1,9}".prop_map(|name| name.parse().unwrap()));
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
-    (wires(), option::of(macs()), option::of(MTU), queues, any::<bool>(), netns).prop_map(
-        |(wire, mac, mtu, queues, bound, netns)| {
+    let poll = (0..=10_000u64).prop_map(Duration::from_micros);
+    (wires(), option::of(macs()), option::of(MTU), queues, any::<bool>(), poll, netns).prop_map(
+        |(wire, mac, mtu, queues, bound, poll, netns)| {
             let (queues, netns) = match &wire {
                 Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
             };
             let cpus = if bound { queues.number() } else { 0 };
-            NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), netns }
+            NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, netns }
         },
     )
 }

@@ -7,7 +7,7 @@ use super::keys::{Keys, on_or_off, place};
 use crate::{Error, HostAddress, LinkName};
 
 pub(super) const KIND: &str = "tun";
-pub(super) const KEYS: &str = "host=, guest=, dhcp=, mac=, mtu=, queues=, affinity=, netns=";
+pub(super) const KEYS: &str = "host=, guest=, dhcp=, mac=, mtu=, queues=, affinity=, poll=, netns=";
 
 /// A tun: IP packets on the host, Ethernet for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -39,17 +39,17 @@ impl Interrupt for Irq {
 }
 
 /// The guest's side of the NIC while it runs.
-struct Driver {
-    rx: MockRing,
-    tx: MockRing,
-    rx_kick: EventFd,
-    tx_kick: EventFd,
+pub(super) struct Driver {
+    pub(super) rx: MockRing,
+    pub(super) tx: MockRing,
+    pub(super) rx_kick: EventFd,
+    pub(super) tx_kick: EventFd,
     /// The NIC's thread.
-    thread: u32,
+    pub(super) thread: u32,
 }
 
 /// Starts the NIC, its thread on the mover's core.
-fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Driver> {
+pub(super) fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Driver> {
     let accepted = nic.features();
     let ring = |base| {
         let mut ring = MockRing::new(&rig.memory, base, RING, true);
@@ -90,7 +90,7 @@ pub(super) fn nic_thread(name: &str) -> io::Result<u32> {
     Err(io::Error::other("the NIC has no thread"))
 }
 
-fn stuck(begin: Instant, what: &str) -> io::Result<()> {
+pub(super) fn stuck(begin: Instant, what: &str) -> io::Result<()> {
     if begin.elapsed() < STUCK { Ok(()) } else { Err(io::Error::other(format!("the NIC {what} no more"))) }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::time::Duration;
 
 use devices::virtio::mock::Buffer;
 use devices::virtio::net::{NetDeviceConfig, VirtioNet};
@@ -122,6 +123,13 @@ pub(super) struct Nic {
     _wiring: Wiring,
 }
 
+impl Nic {
+    /// The same with threads that look about for so long before they sleep.
+    pub(super) fn poll(self, poll: Duration) -> Self {
+        Self { device: self.device.with_poll(poll), ..self }
+    }
+}
+
 /// All that stays the same while the movers take turns, the NIC among them.
 pub(super) struct Rig {
     pub(super) memory: GuestMemoryMmap,
@@ -216,6 +224,11 @@ impl Rig {
                 (self.iovecs(places), ROOM.div_ceil(shape.rx_buffer), shape.bytes().div_ceil(shape.rx_buffer))
             }
         }
+    }
+
+    /// Puts one frame into the tap's queue.
+    pub(super) fn fill_one(&self, shape: Shape) -> io::Result<()> {
+        self.sender.send(&shape.content(HEADER_LEN - 2))
     }
 
     /// Puts frames into the tap's queue until it holds what it is to hold.
