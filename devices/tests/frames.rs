@@ -314,6 +314,42 @@ fn what_the_driver_does_not_accept_is_turned_off() {
 }
 
 #[test]
+fn a_frame_that_the_driver_cannot_read_is_lost_and_counted() {
+    // As it may wait on the host since a driver that could: flags and type of segments.
+    const NONE: u8 = 0;
+    const TCPV4: u8 = 1;
+    const TCPV6: u8 = 4;
+    const UDP_L4: u8 = 5;
+    let with = |flags, kind| {
+        let mut frame = frame(200, 7);
+        (frame[0], frame[1]) = (flags, kind);
+        frame
+    };
+    let all = [(1, NONE), (1, TCPV4), (1, TCPV6), (1, UDP_L4)];
+    for (features, takes) in [
+        (PLAIN, &[][..]),
+        (LINUX, &all[..3]),
+        (LINUX & !F_GUEST_TSO4, &[all[0], all[2]]),
+        (LINUX | F_GUEST_USO4 | F_GUEST_USO6, &all),
+    ] {
+        let mut rig = Rig::started(features);
+        rig.post(64, 2048);
+        for (lost, &(flags, kind)) in all.iter().filter(|frame| !takes.contains(frame)).enumerate() {
+            rig.peer.send(&with(flags, kind)).unwrap();
+            wait("the loss", || rig.dropped() == (0, lost as u64 + 1));
+        }
+        for &(flags, kind) in takes {
+            rig.peer.send(&with(flags, kind)).unwrap();
+            assert_same(&rig.received().0, &with(flags, kind));
+        }
+        // DATA_VALID is of a driver that takes checksums; another one is not told.
+        rig.peer.send(&with(2, NONE)).unwrap();
+        let told = if features & F_GUEST_CSUM == 0 { 0 } else { 2 };
+        assert_same(&rig.received().0, &with(told, NONE));
+    }
+}
+
+#[test]
 fn only_what_the_backend_can_is_offered() {
     let rig = Rig::new();
     let control = F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;

@@ -12,8 +12,10 @@
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
+mod room;
 mod thread;
 
+pub use self::room::Room;
 pub use self::thread::{PairThread, run_on};
 
 use std::collections::VecDeque;
@@ -22,15 +24,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use net::{Backend, HEADER_LEN, Iov, IovBuffer, Sent};
-use virtio_bindings::virtio_net::*;
+use net::{Backend, HEADER_LEN, IovBuffer, Sent};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::room::{Posted, fill, gather};
 use super::control::Control;
 use super::orders::{Inbox, Order};
 use crate::once::Once;
-use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
+use crate::virtio::queue::{Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
 
 /// Chains that are shown to the driver together, with one interrupt at most. A frame to be sent is one; a large one received
@@ -44,38 +46,6 @@ const BURST: u64 = 256;
 const BURST_BYTES: u64 = 1 << 20;
 /// The largest frame, header included: 64 KiB of packet behind an Ethernet header with a VLAN tag.
 const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
-/// The room that a driver leaves for a large frame (§5.1.6.3.1): 65550 bytes and the header.
-const LARGE_ROOM: usize = HEADER_LEN + 65550;
-/// The room that a driver leaves otherwise (§5.1.6.3.1): an Ethernet frame of 1514 bytes and the header.
-const SMALL_ROOM: usize = HEADER_LEN + 1514;
-/// Offset of `num_buffers` in the header (§5.1.6).
-const NUM_BUFFERS: usize = 10;
-
-/// How much a driver posts for one frame, by what it accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`); otherwise it takes one, whatever its size.
-    mergeable: bool,
-    /// Bytes without which nothing is received if the driver can post more: a frame that does not fit is lost.
-    need: usize,
-}
-
-impl Room {
-    /// The room under the `accepted` features, for packets of up to `mtu` bytes where that is known.
-    pub fn new(accepted: u64, mtu: Option<u16>) -> Self {
-        let has = |bits: &[u32]| bits.iter().any(|bit| accepted & 1 << bit != 0);
-        let large = [
-            VIRTIO_NET_F_GUEST_TSO4,
-            VIRTIO_NET_F_GUEST_TSO6,
-            VIRTIO_NET_F_GUEST_USO4,
-            VIRTIO_NET_F_GUEST_USO6,
-        ];
-        let mtu = mtu.map_or(0, |mtu| HEADER_LEN + 18 + usize::from(mtu));
-        let need = if has(&large) { LARGE_ROOM } else { SMALL_ROOM.max(mtu) };
-        Self { mergeable: has(&[VIRTIO_NET_F_MRG_RXBUF]), need }
-    }
-}
-
 /// What went through a pair, seen from the guest. Only the pair's thread writes, so anybody can read at any time; bytes are
 /// those of the frames, without the virtio header.
 #[derive(Debug, Default)]
@@ -87,7 +57,7 @@ pub struct Counters {
     pub tx_dropped: AtomicU64,
     pub rx_frames: AtomicU64,
     pub rx_bytes: AtomicU64,
-    /// Frames that the host could not hand over, or that did not fit what the driver posted.
+    /// Frames that the host could not hand over, that did not fit what the driver posted, or that it cannot read.
     pub rx_dropped: AtomicU64,
     pub interrupts: AtomicU64,
     /// System calls of the pair's thread: one for each frame that it tried to send or receive, and those by which it waited and
@@ -117,16 +87,6 @@ enum Next {
     Control,
 }
 
-/// A receive chain whose buffers wait for a frame.
-#[derive(Clone, Copy, Debug)]
-struct Posted {
-    chain: Chain,
-    /// Bytes of room.
-    len: usize,
-    /// Descriptors that it takes of the queue's.
-    descriptors: u16,
-}
-
 /// All that makes a pair.
 pub struct PairParts {
     /// What its thread is called.
@@ -143,7 +103,7 @@ pub struct PairParts {
     pub tx: ActiveQueue,
     /// Where the frames go.
     pub backend: Box<dyn Backend>,
-    /// How much the driver posts for a frame.
+    /// What the driver posts for a frame, and reads.
     pub room: Room,
     /// How long its thread looks about for frames before it sleeps, each time that there are none any more.
     pub poll: Duration,
@@ -395,7 +355,7 @@ impl QueuePair {
             }
             calls += 1;
             match backend.recv(&mut space) {
-                Ok(len) if len >= HEADER_LEN && len <= space.len() => {
+                Ok(len) if len >= HEADER_LEN && len <= space.len() && room.suits(&mut space) => {
                     used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted)?);
                     frames += 1;
                     bytes += (len - HEADER_LEN) as u64;
@@ -426,67 +386,6 @@ impl QueuePair {
         count(&counters.calls, calls);
         show(rx, &rings, &**interrupt, counters)
     }
-}
-
-/// Tops `space` up with chains until the largest frame fits; false if the driver has to post more first.
-fn gather<'m>(
-    ring: &mut VirtQueue,
-    rings: &Mapped<'m>,
-    room: Room,
-    space: &mut Iov<'m>,
-    posted: &mut VecDeque<Posted>,
-) -> Result<bool, Error> {
-    while posted.is_empty() || room.mergeable && space.len() < LARGE_ROOM {
-        let Some(chain) = ring.next(rings)? else {
-            // With every descriptor of the ring in hand there is nothing to wait for: a small ring takes small frames.
-            let descriptors: u32 = posted.iter().map(|posted| u32::from(posted.descriptors)).sum();
-            let all = descriptors >= u32::from(ring.size());
-            return Ok(!posted.is_empty() && (all || space.len() >= room.need));
-        };
-        let len = space.len();
-        let descriptors = match ring.writable(rings, chain, space) {
-            Ok(descriptors) => descriptors,
-            // A frame has no more buffers than this, so it has to do with those before.
-            Err(Error::TooManyBuffers(_)) if !posted.is_empty() => {
-                space.truncate(len);
-                ring.undo_pop();
-                break;
-            }
-            Err(error) => return Err(error),
-        };
-        let len = space.len() - len;
-        // §5.1.6.3.1; and chains of no length would make a frame without end.
-        if len < HEADER_LEN {
-            return Err(Error::TooShort(chain.head));
-        }
-        posted.push_back(Posted { chain, len, descriptors });
-    }
-    Ok(true)
-}
-
-/// Gives the driver the first `len` bytes of `space`: as many chains from the front of `posted` as they reach into, which is
-/// at least one. Returns how many.
-fn fill(
-    ring: &mut VirtQueue,
-    rings: &Mapped<'_>,
-    len: usize,
-    space: &mut Iov<'_>,
-    posted: &mut VecDeque<Posted>,
-) -> Result<u16, Error> {
-    let (mut left, mut chains, mut room) = (len, 0u16, 0);
-    while left > 0
-        && let Some(first) = posted.pop_front()
-    {
-        let part = left.min(first.len);
-        ring.push_used(rings, first.chain.head, part as u32)?;
-        left -= part;
-        chains += 1;
-        room += first.len;
-    }
-    // One without mergeable buffers as well (§5.1.6.4.1).
-    space.write_at(NUM_BUFFERS, &chains.to_le_bytes());
-    space.consume(room);
-    Ok(chains)
 }
 
 /// Shows the driver what the burst used, and interrupts it if it wants that.
