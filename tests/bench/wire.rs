@@ -179,7 +179,7 @@ fn bare_send(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> {
             }
             let until = known.min(at + BURST);
             for frame in at..until {
-                frames[frame % frames.len()].writev(rig.tap.as_fd())?;
+                frames[frame % frames.len()].writev(rig.taps[0].as_fd())?;
             }
             at = until;
             sent.0.store(at, Ordering::Release);
@@ -217,7 +217,7 @@ fn bare_receive(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> 
             // As the NIC's thread, it sleeps until it is told.
             kick.read()?;
             for _ in 0..shape.queue {
-                space.readv(at..at + window, rig.tap.as_fd())?;
+                space.readv(at..at + window, rig.taps[0].as_fd())?;
                 at = (at + step) % (space.len() - window);
             }
             spent += cpu.time()? - begin;

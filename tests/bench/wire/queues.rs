@@ -1,10 +1,14 @@
-//! Two queue pairs beside one: how much more goes out when another core moves frames too.
+//! Two queue pairs beside one: how much more goes out when another core moves frames too; and two bare loops beside one, which is
+//! what the host's kernel has to give.
 //!
 //! The driver fills the rings, then sleeps until the last frame is used, so that it takes no core from the pairs: each has one of
 //! its own. The clock starts with the kicks.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::virtio::mock::{Buffer, MockRing};
@@ -20,7 +24,7 @@ use super::rig::{RING, Rig, Shape, TABLE, TABLES};
 use crate::Options;
 use crate::report::{Goal, Row, Samples, Table};
 use crate::start::in_namespace;
-use crate::sys::Cpu;
+use crate::sys::{self, Cpu};
 
 /// Bytes of the Ethernet frames; of smaller ones a ring is sent before the second core is awake.
 const SIZES: [usize; 2] = [1514, 65000];
@@ -60,17 +64,23 @@ struct Pair {
     thread: Cpu,
 }
 
+/// What takes turns: two movers or one, of the NIC's or bare loops.
+const TURNS: [(usize, bool); 4] = [(2, true), (1, true), (2, false), (1, false)];
+
 pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let rounds = options.rounds(9);
     let rows = in_namespace(|| measure(rounds, &options.only).map_err(|error| error.to_string()))??;
-    let columns = ["two over one", "two pairs", "one pair"].map(str::to_owned).to_vec();
+    let columns =
+        ["two over one", "two pairs", "one pair", "bare: two over one", "two bare loops", "one bare loop"];
     let title = format!("Queues: two queue pairs and a tap, no guest, median of {rounds} (min-max)");
     let notes = vec![
         "each pair has a core, so the goal is one where two cores are free".to_owned(),
-        "a ring of 1514 bytes lasts an eighth of a millisecond, and to wake the second core is part of it"
+        "a ring of 1514 bytes lasts an eighth of a millisecond, and to wake the second core is part of it, of the bare \
+         loops' too: those sleep, wake and send the same frames to the same queues of the tap"
             .to_owned(),
+        "awake: so many frames in the movers' own processor time, as in a stream that lets none of them sleep".to_owned(),
     ];
-    Ok(Table { title, columns, rows, notes })
+    Ok(Table { title, columns: columns.map(str::to_owned).to_vec(), rows, notes })
 }
 
 fn measure(rounds: usize, only: &str) -> io::Result<Vec<Row>> {
@@ -84,50 +94,167 @@ fn measure(rounds: usize, only: &str) -> io::Result<Vec<Row>> {
         }
         let shape = Shape::new(size);
         rig.write_frames(shape)?;
-        let mut rates = [const { Samples::new() }; 2];
-        let mut costs = rates.clone();
-        // The first round warms up.
-        for round in 0..=rounds {
-            for at in 0..2 {
-                // Two, then one, and the other way round.
-                let at = (at + round) % 2;
-                let pairs = &mut pairs[..2 - at];
-                let cpu = |pairs: &[Pair]| {
-                    pairs.iter().map(|pair| pair.thread.time()).sum::<io::Result<Duration>>()
-                };
-                let begin = cpu(pairs)?;
-                let wall: Duration = (0..BURSTS).map(|_| burst(&rig, shape, pairs)).sum::<io::Result<_>>()?;
-                let frames = (BURSTS * pairs.len() * usize::from(RING)) as f64;
-                if round > 0 {
-                    rates[at].push(frames / wall.as_secs_f64() / 1e3);
-                    costs[at].push((cpu(pairs)? - begin).as_nanos() as f64 / frames);
-                }
+        let bare = Bare::all(PAIRS)?;
+        let [rates, awake, costs] = thread::scope(|scope| {
+            for (number, bare) in (0..).zip(&bare) {
+                let rig = &rig;
+                scope.spawn(move || bare.run(rig, shape, number));
             }
-        }
-        let row = |what, unit, figures: &[Samples; 2], goal| Row {
-            what,
-            unit,
-            cells: std::iter::once(figures[0].over(&figures[1])).chain(figures.iter().cloned()).collect(),
-            goal,
+            let figures = take_turns(&rig, shape, rounds, &mut pairs, &bare);
+            bare.iter().try_for_each(Bare::end)?;
+            figures
+        })?;
+        let row = |what, unit, [two, one, bare_two, bare_one]: [Samples; 4], goal| {
+            let (over, bare_over) = (two.over(&one), bare_two.over(&bare_one));
+            Row { what, unit, cells: vec![over, two, one, bare_over, bare_two, bare_one], goal }
         };
-        rows.push(row(what.clone(), "k frames/s", &rates, Some(Goal::AtLeast(1.7))));
-        rows.push(row(format!("{what}, cpu"), "ns/frame", &costs, None));
+        rows.push(row(what.clone(), "k frames/s", rates, Some(Goal::AtLeast(1.7))));
+        rows.push(row(format!("{what}, awake"), "k frames/s", awake, Some(Goal::AtLeast(1.7))));
+        rows.push(row(format!("{what}, cpu"), "ns/frame", costs, None));
     }
     nic.device.reset();
     Ok(rows)
 }
 
+/// For each of [`TURNS`] the rate, what it is while the movers are awake, and the processor time of a frame.
+fn take_turns(
+    rig: &Rig,
+    shape: Shape,
+    rounds: usize,
+    pairs: &mut [Pair],
+    bare: &[Bare],
+) -> io::Result<[[Samples; 4]; 3]> {
+    let mut figures = [const { [const { Samples::new() }; 4] }; 3];
+    // The first round warms up.
+    for round in 0..=rounds {
+        for at in 0..TURNS.len() {
+            let at = if round % 2 == 0 { at } else { TURNS.len() - 1 - at };
+            let (movers, ours) = TURNS[at];
+            let threads: Vec<_> = match ours {
+                true => pairs[..movers].iter().map(|pair| pair.thread).collect(),
+                false => bare[..movers].iter().map(Bare::thread).collect(),
+            };
+            let cpu = || threads.iter().map(|thread| thread.time()).sum::<io::Result<Duration>>();
+            let begin = cpu()?;
+            let mut wall = Duration::ZERO;
+            for _ in 0..BURSTS {
+                wall += match ours {
+                    true => burst(rig, shape, &mut pairs[..movers])?,
+                    false => bare_burst(rig, shape, &bare[..movers])?,
+                };
+            }
+            let frames = (BURSTS * movers * usize::from(RING)) as f64;
+            if round > 0 {
+                figures[0][at].push(frames / wall.as_secs_f64() / 1e3);
+                let cost = (cpu()? - begin).as_nanos() as f64 / frames;
+                figures[1][at].push(movers as f64 / cost * 1e6);
+                figures[2][at].push(cost);
+            }
+        }
+    }
+    Ok(figures)
+}
+
+/// A loop of `writev(2)` on a queue of the tap, which sleeps until it is told of a ring full of frames, and tells when they are
+/// gone.
+struct Bare {
+    kick: EventFd,
+    irq: EventFd,
+    thread: AtomicU32,
+    failed: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Bare {
+    fn all(count: u16) -> io::Result<Vec<Self>> {
+        let one = |_| {
+            let (kick, irq) = (EventFd::new(0)?, EventFd::new(0)?);
+            Ok(Self {
+                kick,
+                irq,
+                thread: AtomicU32::default(),
+                failed: AtomicBool::default(),
+                over: AtomicBool::default(),
+            })
+        };
+        (0..count).map(one).collect()
+    }
+
+    fn run(&self, rig: &Rig, shape: Shape, number: u16) {
+        self.thread.store(sys::thread_number(), Ordering::Release);
+        let frames: Vec<_> = rig.frames(shape, false).collect();
+        let work = || -> io::Result<()> {
+            sys::pin(sys::thread_number(), rig.cores.pairs[usize::from(number)])?;
+            loop {
+                self.kick.read()?;
+                if self.over.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                for frame in 0..RING {
+                    frames[usize::from(place(number, frame))]
+                        .writev(rig.taps[usize::from(number)].as_fd())?;
+                }
+                self.irq.write(1)?;
+            }
+        };
+        if work().is_err() {
+            self.failed.store(true, Ordering::Release);
+            let _ = self.irq.write(1);
+        }
+    }
+
+    /// Its thread, once there is one.
+    fn thread(&self) -> Cpu {
+        loop {
+            match self.thread.load(Ordering::Acquire) {
+                0 => thread::yield_now(),
+                number => return Cpu::Thread(number),
+            }
+        }
+    }
+
+    fn end(&self) -> io::Result<()> {
+        self.over.store(true, Ordering::Release);
+        self.kick.write(1)
+    }
+}
+
+/// Where the frame of a mover is: each has memory of its own.
+fn place(mover: u16, frame: u16) -> u16 {
+    let own = RING / PAIRS;
+    own * mover + frame % own
+}
+
+/// Writes the headers of a mover's frame, of a flow of its own, as a guest's processors have.
+fn write_headers(rig: &Rig, shape: Shape, mover: u16, frame: u16) -> io::Result<()> {
+    let mut headers = Rig::headers(shape);
+    headers[SOURCE_PORT] = mover as u8 + 1;
+    rig.write_headers(shape, &headers, place(mover, frame))
+}
+
+/// What [`burst`] is for the pairs.
+fn bare_burst(rig: &Rig, shape: Shape, movers: &[Bare]) -> io::Result<Duration> {
+    for number in 0..movers.len() as u16 {
+        (0..RING).try_for_each(|frame| write_headers(rig, shape, number, frame))?;
+    }
+    let begin = Instant::now();
+    movers.iter().rev().try_for_each(|bare| bare.kick.write(1))?;
+    for bare in movers {
+        bare.irq.read()?;
+        if bare.failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("the tap refuses a frame of a bare loop"));
+        }
+    }
+    Ok(begin.elapsed())
+}
+
 /// Fills the ring of each pair, kicks them all, and says how long they took until the last frame was gone.
 fn burst(rig: &Rig, shape: Shape, pairs: &mut [Pair]) -> io::Result<Duration> {
-    for (number, pair) in pairs.iter_mut().enumerate() {
-        // A flow of its own, as a guest's processors have, in memory of its own.
-        let mut headers = Rig::headers(shape);
-        headers[SOURCE_PORT] = number as u8 + 1;
+    for (number, pair) in (0..).zip(&mut *pairs) {
         while pair.tx.reap().is_some() {}
         for frame in 0..RING {
-            let own = RING / PAIRS;
-            let place = own * number as u16 + frame % own;
-            rig.write_headers(shape, &headers, place)?;
+            write_headers(rig, shape, number, frame)?;
+            let place = place(number, frame);
             let buffers = Rig::frame_buffers(shape, place);
             let head = match buffers.len() {
                 1 => pair.tx.add(&buffers),

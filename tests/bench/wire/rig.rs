@@ -111,10 +111,12 @@ impl Shape {
 }
 
 /// Who runs where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Cores {
     pub(super) mover: usize,
     pub(super) driver: usize,
+    /// Of each of several pairs.
+    pub(super) pairs: Vec<usize>,
 }
 
 /// The NIC, and its link.
@@ -133,8 +135,8 @@ impl Nic {
 /// All that stays the same while the movers take turns, the NIC among them.
 pub(super) struct Rig {
     pub(super) memory: GuestMemoryMmap,
-    /// The NIC's tap, once more.
-    pub(super) tap: OwnedFd,
+    /// The queues of the NIC's tap, once more.
+    pub(super) taps: Vec<OwnedFd>,
     pub(super) cores: Cores,
     sender: LinkSender,
 }
@@ -147,7 +149,8 @@ impl Rig {
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         let config = format!("tap,mtu=1500,queues={queues}").parse().map_err(io::Error::other)?;
         let opened = net::open(&config, &mut |_| ()).map_err(io::Error::other)?;
-        let tap = opened.backends[0].fd().try_clone_to_owned()?;
+        let taps = opened.backends.iter().map(|backend| backend.fd().try_clone_to_owned());
+        let taps = taps.collect::<io::Result<_>>()?;
         let queue = Command::new("ip").args(["link", "set", &opened.link, "txqueuelen", "1024"]).status()?;
         if !queue.success() {
             return Err(io::Error::other("ip cannot set the length of the tap's queue"));
@@ -161,9 +164,10 @@ impl Rig {
         let device = if queues > 1 { device.with_affinity(&affinity) } else { device };
         let nic = Nic { device, _wiring: opened.wiring };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
-        let cores = Cores { mover: cores[cores.len() - 1], driver: cores[0] };
+        let all = affinity.iter().map(|&core| core.into()).collect();
+        let cores = Cores { mover: cores[cores.len() - 1], driver: cores[0], pairs: all };
         sys::pin(sys::thread_number(), cores.driver)?;
-        Ok((Self { memory, tap, cores, sender }, nic))
+        Ok((Self { memory, taps, cores, sender }, nic))
     }
 
     /// Writes the frames to be sent into guest memory.

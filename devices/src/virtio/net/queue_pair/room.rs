@@ -12,6 +12,11 @@ use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 const LARGE_ROOM: usize = HEADER_LEN + 65550;
 /// The room that a driver leaves otherwise (§5.1.6.3.1): an Ethernet frame of 1514 bytes and the header.
 const SMALL_ROOM: usize = HEADER_LEN + 1514;
+/// Every type of segments that a host leaves to a driver: a bit for each `gso_type` (§5.1.6).
+const TYPES: u8 = 1 << VIRTIO_NET_HDR_GSO_NONE
+    | 1 << VIRTIO_NET_HDR_GSO_TCPV4
+    | 1 << VIRTIO_NET_HDR_GSO_TCPV6
+    | 1 << VIRTIO_NET_HDR_GSO_UDP_L4;
 /// Offset of `num_buffers` in the header (§5.1.6).
 const NUM_BUFFERS: usize = 10;
 
@@ -24,7 +29,7 @@ pub struct Room {
     need: usize,
     /// A checksum may be left to it.
     partial: bool,
-    /// The types of segments that may be: a bit for each `gso_type`.
+    /// The types of segments that may be, of [`TYPES`].
     types: u8,
 }
 
@@ -54,6 +59,10 @@ impl Room {
     /// Whether the driver can read the frame: one that waited on the host since a driver before this one may leave it more than
     /// it takes. (What it has switched off since may still come, for it did negotiate that.)
     pub(super) fn suits(&self, frame: &mut Iov<'_>) -> bool {
+        // The kernel has only just written it: to read it at once is to wait for that.
+        if self.partial && self.types == TYPES {
+            return true;
+        }
         let mut start = [0; 2];
         frame.read_at(0, &mut start);
         let [flags, kind] = start.map(u32::from);
