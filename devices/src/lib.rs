@@ -32,8 +32,10 @@
 //! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
-//! | `virtio/net/queue_pair/thread.rs` | their thread: events, start and stop |
-//! | `virtio/net/control.rs` | the control queue: which frames are received, the NIC's address, how many pairs |
+//! | `virtio/net/queue_pair/room.rs` | the buffers that a received frame fills |
+//! | `virtio/net/queue_pair/thread.rs` | their thread: events, looking about, start and stop |
+//! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
+//! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
 //! | `virtio/net/orders.rs` | what the control queue has the other pairs do, by message |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |
