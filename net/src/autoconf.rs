@@ -3,19 +3,24 @@
 //!
 //! What the guest sends is hostile: a frame that may be a question is copied once, and only the copy is looked at, for the
 //! guest may still write the original.
+//!
+//! Where the kernel carries the frames (vhost-net), no question comes by here: a [`Listener`] on the host's link hears them.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::dhcp::{self, Lease};
+use crate::listener::Listener;
 use crate::router::{self, Router};
 use crate::{Backend, HEADER_LEN, Iov, Offloads, RxFilter, Sent};
 
 /// A question is one unfragmented Ethernet frame; what is larger is none.
 const QUESTION_MAX: usize = HEADER_LEN + 14 + 1500;
+/// Questions that are answered in one go: a guest that asks without end is not the only work of its thread.
+const QUESTIONS: usize = 16;
 /// The longest answer: a DHCP message that every client takes.
 pub(crate) const ANSWER_MAX: usize = HEADER_LEN + 14 + 576;
 
@@ -38,13 +43,15 @@ pub(crate) enum Verdict {
 ///
 /// A guest asks for a router once, but must hear of it again before the advertisement's lifetime ends. There is no timer:
 /// that is looked at when the guest has received all there was, by whatever queue, for the guest that renews its DHCP lease,
-/// looks for a neighbour or talks at all receives something in half of that time.
+/// looks for a neighbour or talks at all receives something in half of that time. With a listener, who waits for it is told when.
 pub struct Autoconf<B> {
     backend: B,
     lease: Option<Lease>,
     router: Option<Arc<Router>>,
     /// The wire's: the guest may ask by one queue and talk by another.
     due: Arc<Due>,
+    /// Where the kernel carries the frames of all queues; then it is of the first.
+    listener: Option<Listener>,
     answer: [u8; ANSWER_MAX],
     /// Bytes of `answer` that wait to be received; 0 for none.
     waits: usize,
@@ -72,6 +79,12 @@ impl Due {
         self.at.store(self.now() + AGAIN, Ordering::Relaxed);
     }
 
+    /// How long until it is time; none before the guest has asked.
+    fn left(&self) -> Option<Duration> {
+        let at = self.at.load(Ordering::Relaxed);
+        (at != 0).then(|| Duration::from_nanos(at.saturating_sub(self.now())))
+    }
+
     /// True where it is time, for one who asks.
     fn take(&self) -> bool {
         let (at, now) = (self.at.load(Ordering::Relaxed), self.now());
@@ -84,21 +97,21 @@ impl Due {
 const AGAIN: u64 = router::AGAIN.as_nanos() as u64;
 
 /// The queues of a wire, `first` and `others`, with answers to DHCP, if there is a `lease`, and to router solicitations, if there
-/// is a `router`, in front of each.
+/// is a `router`, in front of each; or, with a `listener`, beside all of them.
 pub(crate) fn in_front<A: Backend + 'static, B: Backend + 'static>(
     first: A,
     others: Vec<B>,
     lease: Option<Lease>,
     router: Option<Router>,
+    listener: Option<Listener>,
 ) -> Vec<Box<dyn Backend>> {
-    let others = others.into_iter();
-    let (first, others): (Box<dyn Backend>, Vec<Box<dyn Backend>>) = if lease.is_none() && router.is_none() {
-        (Box::new(first), others.map(|other| Box::new(other) as _).collect())
-    } else {
-        let first = Autoconf::new(first, lease, router);
-        let others = others.map(|other| Box::new(first.beside(other)) as _).collect();
-        (Box::new(first), others)
+    let (answers, listens) = (lease.is_some() || router.is_some(), listener.is_some());
+    let front = Autoconf { listener, ..Autoconf::new(first, lease, router) };
+    let boxed = |other| -> Box<dyn Backend> {
+        if answers && !listens { Box::new(front.beside(other)) } else { Box::new(other) }
     };
+    let others: Vec<_> = others.into_iter().map(boxed).collect();
+    let first: Box<dyn Backend> = if answers { Box::new(front) } else { Box::new(front.backend) };
     std::iter::once(first).chain(others).collect()
 }
 
@@ -114,13 +127,14 @@ impl<B: Backend> Autoconf<B> {
     /// `backend`.
     pub fn new(backend: B, lease: Option<Lease>, router: Option<Router>) -> Self {
         let due = Arc::new(Due { start: Instant::now(), at: AtomicU64::new(0) });
-        Self { backend, lease, router: router.map(Arc::new), due, answer: [0; ANSWER_MAX], waits: 0 }
+        let router = router.map(Arc::new);
+        Self { backend, lease, router, due, listener: None, answer: [0; ANSWER_MAX], waits: 0 }
     }
 
     /// The same in front of another queue of the wire.
     pub(crate) fn beside<C: Backend>(&self, backend: C) -> Autoconf<C> {
         let (lease, router, due) = (self.lease.clone(), self.router.clone(), Arc::clone(&self.due));
-        Autoconf { backend, lease, router, due, answer: [0; ANSWER_MAX], waits: 0 }
+        Autoconf { backend, lease, router, due, listener: None, answer: [0; ANSWER_MAX], waits: 0 }
     }
 
     /// Looks at a frame that may be a question. Apart, so that the path of every other frame stays small.
@@ -131,9 +145,14 @@ impl<B: Backend> Autoconf<B> {
             return Verdict::Pass;
         }
         let len = frame.read_at(0, &mut copy);
+        self.reply(question, &copy[..len])
+    }
+
+    /// Makes the answer to a frame, where it is a question.
+    fn reply(&mut self, question: Question, frame: &[u8]) -> Verdict {
         let verdict = match (question, &self.lease, &self.router) {
-            (Question::Dhcp, Some(lease), _) => lease.answer(&copy[..len], &mut self.answer),
-            (Question::Router, _, Some(router)) => router.answer(&copy[..len], &mut self.answer),
+            (Question::Dhcp, Some(lease), _) => lease.answer(frame, &mut self.answer),
+            (Question::Router, _, Some(router)) => router.answer(frame, &mut self.answer),
             _ => Verdict::Pass,
         };
         if let Verdict::Reply(len) = verdict {
@@ -155,9 +174,19 @@ impl<B: Backend> Autoconf<B> {
         Ok(space.write_at(0, &self.answer[..len]))
     }
 
+    /// Sends what waits, by the listener. What is lost, the guest asks for again.
+    fn send_answer(&mut self) {
+        let len = std::mem::take(&mut self.waits);
+        if let Some(listener) = &self.listener
+            && let Err(error) = listener.send(&self.answer[..len])
+        {
+            log::debug!("cannot answer the guest: {error}");
+        }
+    }
+
     /// Lets `time` pass.
     #[cfg(test)]
-    pub(crate) fn elapse(&mut self, time: std::time::Duration) {
+    pub(crate) fn elapse(&mut self, time: Duration) {
         if self.due.is_set() {
             let at = self.due.at.load(Ordering::Relaxed).saturating_sub(time.as_nanos() as u64);
             self.due.at.store(at.max(self.due.now()), Ordering::Relaxed);
@@ -181,10 +210,19 @@ impl<B: Backend> Autoconf<B> {
 fn question(frame: &Iov<'_>) -> Option<Question> {
     // The Ethernet type, the IPv6 header, the type of ICMPv6; or the IPv4 header and the ports of UDP.
     let mut bytes = [0; 2 + 40 + 1];
-    let len = frame.read_at(HEADER_LEN + 12, &mut bytes);
-    if dhcp::may_be_request(&bytes[..len]) {
+    let len = frame.read_at(TYPE_AT, &mut bytes);
+    question_at(&bytes[..len])
+}
+
+/// Where the Ethernet type is.
+const TYPE_AT: usize = HEADER_LEN + 12;
+
+/// What a frame may be that goes on with `bytes` from its Ethernet type on.
+#[inline]
+fn question_at(bytes: &[u8]) -> Option<Question> {
+    if dhcp::may_be_request(bytes) {
         Some(Question::Dhcp)
-    } else if router::may_be_solicitation(&bytes[..len]) {
+    } else if router::may_be_solicitation(bytes) {
         Some(Question::Router)
     } else {
         None
@@ -245,5 +283,37 @@ impl<B: Backend> Backend for Autoconf<B> {
         Ok(())
     }
 
-    // `vhost_fd` stays none: the kernel would carry the guest's questions past us.
+    /// None without a listener: the kernel would carry the guest's questions past us.
+    fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().and_then(|_| self.backend.vhost_fd())
+    }
+
+    fn asked_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(Listener::fd)
+    }
+
+    fn answer(&mut self) -> Option<Duration> {
+        for _ in 0..QUESTIONS {
+            let mut frame = [0; QUESTION_MAX + 1];
+            let len = match self.listener.as_ref()?.recv(&mut frame) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.due.is_set() && self.advertise_again() {
+                        self.send_answer();
+                    }
+                    return self.due.left();
+                }
+                // The link was set down: it is told once, and there may be more.
+                Err(_) => continue,
+            };
+            let asked =
+                (len <= QUESTION_MAX).then(|| frame.get(TYPE_AT..len).and_then(question_at)).flatten();
+            if let Some(question) = asked
+                && let Verdict::Reply(_) = self.reply(question, &frame[..len])
+            {
+                self.send_answer();
+            }
+        }
+        Some(Duration::ZERO)
+    }
 }

@@ -74,7 +74,8 @@ pub(crate) fn open(
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
     wiring.settle();
     Ok(Opened {
-        backends: autoconf::in_front(tap, others, None, None),
+        backends: autoconf::in_front(tap, others, None, None, None),
+        vhosts: Vec::new(),
         mac,
         mtu,
         link: name,

@@ -14,6 +14,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod tun;
+mod vhost;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -26,6 +27,7 @@ pub use self::macvtap::{MacvtapConfig, MacvtapMode};
 pub use self::queues::Queues;
 pub use self::tap::{Forward, Protocol, TapConfig};
 pub use self::tun::TunConfig;
+pub use self::vhost::VhostMode;
 
 use self::keys::{Keys, mtu};
 use crate::{Error, Mac, NetnsName};
@@ -59,6 +61,7 @@ pub const MTU: RangeInclusive<u16> = 68..=65521;
 ///   queues=N|auto       how many queue pairs, auto: as many as the guest has vCPUs (1; not for fd)
 ///   affinity=CPU[:CPU]...   the host's CPU on which each queue pair's thread runs, one for each (any)
 ///   poll=MICROSECONDS   how long each queue pair's thread looks about for frames before it sleeps, up to 10000 (0)
+///   vhost=on|off|auto   the kernel (vhost-net) carries the frames; auto: where it can (off; not for tun)
 ///   netns=NAME          the network namespace of the host's end, made where it is absent (ours; not for fd)
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub struct NetConfig {
     pub affinity: Vec<u16>,
     /// How long the thread of each queue pair looks about for frames before it sleeps.
     pub poll: Duration,
+    /// Who carries the frames; on a tun, always our own threads.
+    pub vhost: VhostMode,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
@@ -180,8 +185,12 @@ impl FromStr for NetConfig {
         };
         let affinity = keys.take("affinity", affinity::parse)?.unwrap_or_default();
         let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
+        let vhost = match &wire {
+            Wire::Tun(_) => VhostMode::Off,
+            _ => keys.take("vhost", str::parse)?.unwrap_or_default(),
+        };
         keys.finish(&wire)?;
-        let this = Self { wire, mac, mtu, queues, affinity, poll, netns };
+        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, netns };
         this.check_affinity().map(|()| this)
     }
 }
@@ -211,6 +220,9 @@ impl fmt::Display for NetConfig {
         }
         if !self.poll.is_zero() {
             write!(f, ",poll={}", self.poll.as_micros())?;
+        }
+        if self.vhost != VhostMode::default() {
+            write!(f, ",vhost={}", self.vhost)?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

@@ -90,6 +90,20 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// The device of vhost-net does not open.
+    #[error("cannot open {}", crate::vhost::DEVICE)]
+    OpenVhost {
+        /// The reason.
+        source: io::Error,
+    },
+    /// The guest's questions, which the kernel would carry past us, cannot be heard.
+    #[error("cannot hear the guest's DHCP on {link}, whose frames vhost-net carries")]
+    Listen {
+        /// The link.
+        link: String,
+        /// The reason.
+        source: io::Error,
+    },
     /// A new link, named by the kernel, cannot be made.
     #[error("cannot make a {mode}")]
     MakeTun {
@@ -438,6 +452,18 @@ impl Error {
                 ),
                 _ => "load the tun driver: sudo modprobe tun".to_owned(),
             },
+            Self::OpenVhost { source } => match source.kind() {
+                io::ErrorKind::PermissionDenied => format!(
+                    "join the group that owns it, or run as root (sudo chown :kvm {0}; sudo chmod 0660 {0}); or take vhost=off",
+                    crate::vhost::DEVICE
+                ),
+                _ => "load the module (sudo modprobe vhost_net), or take vhost=auto or off: wirevm's own threads then carry \
+                     the frames"
+                    .to_owned(),
+            },
+            Self::Listen { source, .. } if not_permitted(source) => {
+                "run it as root, or with CAP_NET_RAW; or take dhcp=off, or vhost=off".to_owned()
+            }
             Self::MakeTun { mode, queues, source } if not_permitted(source) => {
                 let queues_key = if *queues > 1 { format!(",queues={queues}") } else { String::new() };
                 let own = own(*mode, &format!("{mode}0"), *queues);

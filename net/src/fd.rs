@@ -75,8 +75,9 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     let mut wiring = Wiring::begin()?;
     wiring.settle();
     let notices = down.into_iter().collect();
-    let (backends, ignored) = (autoconf::in_front(backend, others, None, None), Arc::default());
-    Ok(Opened { backends, mac, mtu: mtu.unwrap_or(own), link: name, ignored, notices, wiring })
+    let (backends, ignored) = (autoconf::in_front(backend, others, None, None, None), Arc::default());
+    let vhosts = Vec::new();
+    Ok(Opened { backends, vhosts, mac, mtu: mtu.unwrap_or(own), link: name, ignored, notices, wiring })
 }
 
 /// Refuses queues that are not all of one link, or not all different.

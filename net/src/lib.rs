@@ -1,7 +1,8 @@
 //! Frames and the host: where a NIC's frames go, and the host's wiring that takes them there.
 //!
 //! **Invariant: this crate knows frames and the host, never a guest.** There is no virtqueue here, no KVM, and no
-//! guest-physical address: guest memory arrives as an [`Iov`], a list of buffers that somebody else may be writing.
+//! guest-physical address: guest memory arrives as an [`Iov`], a list of buffers that somebody else may be writing. (`vhost.rs`
+//! alone is told where rings are, to hand them on to the host's kernel.)
 //!
 //! **Invariant: one frame format.** Every frame that crosses [`Backend`], both ways, starts with the 12-byte
 //! `virtio_net_hdr_v1` (virtio 1.2 §5.1.6). No header length travels through an interface.
@@ -9,7 +10,7 @@
 //! **Invariant: what we change on the host we change back**, in reverse order, when [`Opened`] is dropped, and what was
 //! there already is neither done nor undone.
 //!
-//! **Invariant: `unsafe` is in `iov.rs` and `sys.rs`, and nowhere else.**
+//! **Invariant: `unsafe` is in `iov.rs`, `sys.rs`, `sys/` and `vhost.rs`, and nowhere else.**
 //!
 //! # Map
 //! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
@@ -18,7 +19,8 @@
 //! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `queue.rs`: a
 //!   further queue of one. `tuntap.rs`: the links of the tun driver under two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
-//!   `router.rs` in front of one, which tell the guest its addresses.
+//!   `router.rs` in front of one, which tell the guest its addresses; `listener.rs`: their ear where the kernel carries the frames.
+//! - `vhost.rs`: vhost-net, the carrier that is not ours.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/runtime.rs`, `host/clean.rs`:
 //!   the records that outlive us, and undoing those of the dead. `host/namespace.rs`: network namespaces.
@@ -26,7 +28,7 @@
 //!   device. `host/holders.rs`: who holds a tap.
 //! - `host/nat.rs`: NAT. `host/forwarding.rs`: that the kernel passes packets on. `host/firewall.rs`: what others' rules drop.
 //!   `host/probe.rs`: which kinds of link this kernel makes.
-//! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`.
+//! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`; `sys/packet.rs`: packet sockets.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
 //! lock, and no copy.
@@ -42,6 +44,7 @@ mod fd;
 mod filter;
 mod host;
 mod iov;
+mod listener;
 mod macvtap;
 mod neighbour;
 mod queue;
@@ -54,18 +57,20 @@ mod sys;
 mod tap;
 mod tun;
 mod tuntap;
+mod vhost;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
 pub use bridge::uplink::UplinkProblem;
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
-    TunConfig, Wire,
+    TunConfig, VhostMode, Wire,
 };
 pub use dhcp::Lease;
 pub use error::Error;
@@ -77,12 +82,14 @@ pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
 pub use host::{Step, Wiring, clean, left_over};
 pub use iov::{Iov, IovBuffer, prefetch};
+use listener::Listener;
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
 pub use subnet::{HostAddress, HostV4, HostV6};
 pub use tap::Tap;
 pub use tuntap::TunMode;
+pub use vhost::{Carrying, Ring, Vhost};
 
 /// Length in bytes of `virtio_net_hdr_v1`, with which every frame starts (virtio 1.2 §5.1.6).
 pub const HEADER_LEN: usize = 12;
@@ -148,6 +155,18 @@ pub trait Backend: Send {
     fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// While vhost-net carries the frames: the descriptor to poll, edge-triggered, that is readable when the guest may have asked
+    /// something that this end [answers](Self::answer) itself. None where it answers nothing.
+    fn asked_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Answers what the guest asked, while vhost-net carries the frames. Returns after how long this is to be called again although
+    /// nothing is asked; none for not at all.
+    fn answer(&mut self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What became of a frame handed to [`Backend::send`].
@@ -178,6 +197,8 @@ pub struct Offloads {
 pub struct Opened {
     /// One for each queue pair.
     pub backends: Vec<Box<dyn Backend>>,
+    /// One for each as well, where the kernel is to carry the frames; else none.
+    pub vhosts: Vec<Vhost>,
     /// The guest's Ethernet address.
     pub mac: Mac,
     /// The MTU for the guest, in bytes.
@@ -208,10 +229,19 @@ pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, E
         Some(mac) => mac,
         None => Mac::random().map_err(|source| Error::RandomMac { source })?,
     };
-    match &config.netns {
+    let mut notices = Vec::new();
+    let vhosts = vhost::open(config.vhost, config.queues.number(), &mut notices)?;
+    let vhost = if vhosts.is_empty() { VhostMode::Off } else { config.vhost };
+    let config = &NetConfig { vhost, ..config.clone() };
+    let mut opened = match &config.netns {
         None => open_here(config, mac, tell),
         Some(name) => open_in(name, config, mac, tell),
+    }?;
+    opened.notices.extend(notices);
+    if opened.backends.iter().all(|backend| backend.vhost_fd().is_some()) {
+        opened.vhosts = vhosts;
     }
+    Ok(opened)
 }
 
 /// Makes the wire in the network namespace `name`, on a thread in there.
@@ -285,8 +315,28 @@ fn open_tap(
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
     let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
     notices.extend(told.notices);
-    let backends = autoconf::in_front(tap, others, told.lease, told.router);
+    let answers = told.lease.is_some() || told.router.is_some();
+    let listener = if answers { listen(all.vhost, &link, &mut notices)? } else { None };
+    let backends = autoconf::in_front(tap, others, told.lease, told.router, listener);
     wiring.settle();
-    let ignored = Arc::default();
-    Ok(Opened { backends, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
+    let (ignored, vhosts) = (Arc::default(), Vec::new());
+    Ok(Opened { backends, vhosts, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
+}
+
+/// Hears the guest's questions on the host's `link`, where the kernel is to carry its frames; where `vhost` leaves it open and that
+/// cannot be, a notice says so, and our own threads carry them.
+fn listen(vhost: VhostMode, link: &host::Link, notices: &mut Vec<String>) -> Result<Option<Listener>, Error> {
+    if vhost == VhostMode::Off {
+        return Ok(None);
+    }
+    match Listener::open(link.id.index) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if vhost == VhostMode::Auto => {
+            notices.push(format!(
+                "wirevm's own threads carry the frames, for nothing else would hear the guest's DHCP: {error}"
+            ));
+            Ok(None)
+        }
+        Err(source) => Err(Error::Listen { link: link.id.name.clone(), source }),
+    }
 }

@@ -31,7 +31,7 @@ pub(crate) use self::make::open;
 use crate::host::sysfs::{self, Sysfs};
 use crate::host::{Link, LinkId, Netlink, holders};
 use crate::queue::Queue;
-use crate::sys::Membership;
+use crate::sys::packet::{self, Membership};
 use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys, tuntap};
 
 /// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
@@ -224,13 +224,13 @@ impl Groups {
         let fd = self.socket.as_fd();
         let new: Vec<_> = wanted.iter().filter(|wanted| !self.joined.contains(wanted)).copied().collect();
         for (count, membership) in new.iter().enumerate() {
-            if let Err(error) = sys::join(fd, self.index, *membership) {
-                new[..count].iter().for_each(|joined| drop(sys::leave(fd, self.index, *joined)));
+            if let Err(error) = packet::join(fd, self.index, *membership) {
+                new[..count].iter().for_each(|joined| drop(packet::leave(fd, self.index, *joined)));
                 return Err(error);
             }
         }
         for old in self.joined.iter().filter(|old| !wanted.contains(old)) {
-            if let Err(error) = sys::leave(fd, self.index, *old) {
+            if let Err(error) = packet::leave(fd, self.index, *old) {
                 log::warn!("cannot leave a group: {error}");
             }
         }

@@ -1,6 +1,8 @@
 //! The system calls of this crate that no safe wrapper has: frames in and out, the ioctls of `/dev/net/tun`
-//! (kernel `Documentation/networking/tuntap.rst`, `linux/if_tun.h`), and random bytes.
+//! (kernel `Documentation/networking/tuntap.rst`, `linux/if_tun.h`), and random bytes; in `packet.rs`, packet sockets.
 #![allow(unsafe_code)]
+
+pub(crate) mod packet;
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
@@ -203,54 +205,6 @@ pub(crate) fn set_hardware_address(fd: BorrowedFd<'_>, mac: [u8; 6]) -> io::Resu
     request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
     // SAFETY: SIOCSIFHWADDR reads one `ifreq`, which `request` is.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFHWADDR, &request) } as isize)?;
-    Ok(())
-}
-
-/// What a packet socket can have a link receive (packet(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Membership {
-    /// Everything.
-    Promiscuous,
-    /// Every group.
-    AllMulticast,
-    /// One group.
-    Multicast([u8; 6]),
-}
-
-/// Has the link of that index receive this as long as `socket`, a packet socket, is open.
-pub(crate) fn join(socket: BorrowedFd<'_>, index: u32, membership: Membership) -> io::Result<()> {
-    set_membership(socket, libc::PACKET_ADD_MEMBERSHIP, index, membership)
-}
-
-/// Takes back what [`join`] did.
-pub(crate) fn leave(socket: BorrowedFd<'_>, index: u32, membership: Membership) -> io::Result<()> {
-    set_membership(socket, libc::PACKET_DROP_MEMBERSHIP, index, membership)
-}
-
-fn set_membership(
-    socket: BorrowedFd<'_>,
-    option: libc::c_int,
-    index: u32,
-    membership: Membership,
-) -> io::Result<()> {
-    let (kind, address) = match membership {
-        Membership::Promiscuous => (libc::PACKET_MR_PROMISC, None),
-        Membership::AllMulticast => (libc::PACKET_MR_ALLMULTI, None),
-        Membership::Multicast(address) => (libc::PACKET_MR_MULTICAST, Some(address)),
-    };
-    let mut request = libc::packet_mreq {
-        mr_ifindex: index as libc::c_int,
-        mr_type: kind as libc::c_ushort,
-        mr_alen: address.map_or(0, |address| address.len() as libc::c_ushort),
-        mr_address: [0; 8],
-    };
-    request.mr_address[..6].copy_from_slice(&address.unwrap_or_default());
-    let len = size_of_val(&request) as libc::socklen_t;
-    // SAFETY: both options read one `packet_mreq`, which `request` is, of the length that is given.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const request).cast(), len)
-    };
-    checked(result as isize)?;
     Ok(())
 }
 

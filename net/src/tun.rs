@@ -109,9 +109,10 @@ pub(crate) fn open(
     let tun = Tun::new(device, mac, gateway);
     let ignored = tun.not_ip();
     let others: Vec<_> = others.into_iter().map(|queue| tun.beside(queue)).collect();
-    let backends = autoconf::in_front(tun, others, told.lease, told.router);
+    let backends = autoconf::in_front(tun, others, told.lease, told.router, None);
     wiring.settle();
-    Ok(Opened { backends, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
+    let vhosts = Vec::new();
+    Ok(Opened { backends, vhosts, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its

@@ -6,7 +6,7 @@ use super::keys::{Keys, needed_place, number};
 use crate::{Error, LinkName};
 
 pub(super) const KIND: &str = "bridge";
-pub(super) const KEYS: &str = "uplink=, vlan=, mac=, mtu=, queues=, affinity=, poll=, netns=";
+pub(super) const KEYS: &str = "uplink=, vlan=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A tap on a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::keys::{Keys, number};
 use crate::Error;
 
 pub(super) const KIND: &str = "fd";
-pub(super) const KEYS: &str = "mac=, mtu=, affinity=, poll=";
+pub(super) const KEYS: &str = "mac=, mtu=, affinity=, poll=, vhost=";
 
 /// Descriptors that we inherited.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::keys::{Keys, needed_place};
 use crate::{Error, HostAddress, LinkName, Mac};
 
 pub(super) const KIND: &str = "macvtap";
-pub(super) const KEYS: &str = "mode=, source=, host=, mac=, mtu=, queues=, affinity=, poll=, netns=";
+pub(super) const KEYS: &str = "mode=, source=, host=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A macvtap on a NIC of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]

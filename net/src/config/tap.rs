@@ -7,7 +7,8 @@ use super::keys::{Keys, number, on_or_off, place};
 use crate::{Error, HostAddress, LinkName};
 
 pub(super) const KIND: &str = "tap";
-pub(super) const KEYS: &str = "host=, dhcp=, nat, forward=, mac=, mtu=, queues=, affinity=, poll=, netns=";
+pub(super) const KEYS: &str =
+    "host=, dhcp=, nat, forward=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A tap that the host routes to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -146,6 +146,22 @@ fn a_thread_looks_about_for_a_while_that_makes_sense() {
     refused("tap,poll=1,poll=1", "poll= is given twice");
 }
 
+#[test]
+fn the_kernel_carries_the_frames_of_every_wire_but_a_tun() {
+    for wire in ["tap", "bridge=br0", "macvtap=eth0", "fd=5"] {
+        let vhost = |text: &str| parse(&format!("{wire}{text}")).unwrap().vhost;
+        assert_eq!(
+            ["", ",vhost=off", ",vhost=on", ",vhost=auto"].map(vhost),
+            [VhostMode::Off, VhostMode::Off, VhostMode::On, VhostMode::Auto]
+        );
+    }
+    for wrong in ["1", "kernel"] {
+        refused(&format!("tap,vhost={wrong}"), &format!("vhost={wrong}: it is on, off or auto"));
+    }
+    refused("tap,vhost=on,vhost=off", "vhost= is given twice");
+    refused("tun,vhost=on", "tun has no key \"vhost\"");
+}
+
 /// The text of the refusal names `key`.
 fn refused(spec: &str, key: &str) {
     let error = parse(spec).expect_err(spec);
@@ -240,7 +256,7 @@ fn a_refusal_says_what_there_is() {
         ("bridge=br0,x=1", &["uplink=", "vlan="]),
         ("macvtap=eth0,x=1", &["mode=", "source=", "host="]),
         ("tun,x=1", &["host=", "guest=", "dhcp="]),
-        ("fd=5,x=1", &["mac=", "mtu=", "affinity=", "poll="]),
+        ("fd=5,x=1", &["mac=", "mtu=", "affinity=", "poll=", "vhost="]),
     ] {
         for key in keys {
             assert!(remedy(spec).contains(key), "{spec}: {key}");
@@ -291,6 +307,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "queues=([0-9]{1,2}|auto)",
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
         1 => "poll=[0-9]{1,5}",
+        1 => "vhost=(on|off|auto|x)",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -359,14 +376,17 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let netns = option::of("[a-z]{1,9}".prop_map(|name| name.parse().unwrap()));
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
     let poll = (0..=10_000u64).prop_map(Duration::from_micros);
-    (wires(), option::of(macs()), option::of(MTU), queues, any::<bool>(), poll, netns).prop_map(
-        |(wire, mac, mtu, queues, bound, poll, netns)| {
+    let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
+    let carrier = (queues, any::<bool>(), poll, vhost);
+    (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
+        |(wire, mac, mtu, (queues, bound, poll, vhost), netns)| {
+            let vhost = if matches!(wire, Wire::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
             };
             let cpus = if bound { queues.number() } else { 0 };
-            NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, netns }
+            NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, vhost, netns }
         },
     )
 }

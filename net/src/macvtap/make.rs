@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Macvtap;
 use crate::host::netlink::AddressOnLink;
@@ -112,8 +113,9 @@ pub(crate) fn open(
     }
     let mac = Mac::new(macvtap.mac()).map_err(|why| Error::value("mac", made.id.to_string(), why))?;
     let mtu = u16::try_from(made.mtu).unwrap_or(*crate::MTU.end());
-    let backends = autoconf::in_front(macvtap, others, None, None);
-    Ok(Opened { backends, mac, mtu, link: made.id.name, notices, ignored: Default::default(), wiring })
+    let backends = autoconf::in_front(macvtap, others, None, None, None);
+    let (link, ignored, vhosts) = (made.id.name, Arc::default(), Vec::new());
+    Ok(Opened { backends, vhosts, mac, mtu, link, notices, ignored, wiring })
 }
 
 /// The well-known trap of each mode, in words, unless the user has seen to it.
