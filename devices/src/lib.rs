@@ -36,6 +36,7 @@
 //! | `virtio/net/queue_pair/thread.rs` | their thread: events, looking about, start and stop |
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
 //! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
+//! | `virtio/net/vhost.rs` | the kernel as the carrier of frames, in place of the two loops |
 //! | `virtio/net/orders.rs` | what the control queue has the other pairs do, by message |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |

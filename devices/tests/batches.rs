@@ -76,6 +76,7 @@ impl Bench {
             backend: Box::new(backend),
             room: Room::new(features, None),
             poll: Duration::ZERO,
+            carried: None,
             control: None,
             inbox: None,
             counters: Arc::clone(&counters),

@@ -59,12 +59,17 @@ impl Vectors {
         self.enabled.load(Ordering::Acquire)
     }
 
+    /// What raises a vector; none where there is no such one.
+    pub fn event(&self, vector: u16) -> Option<&EventFd> {
+        self.events.get(usize::from(vector))
+    }
+
     /// Raises a vector; nothing happens where there is no such one.
     ///
     /// # Errors
     /// The eventfd's.
     pub fn raise(&self, vector: u16) -> io::Result<()> {
-        self.events.get(usize::from(vector)).map_or(Ok(()), |event| event.write(1))
+        self.event(vector).map_or(Ok(()), |event| event.write(1))
     }
 
     /// Forgets what is pending.

@@ -33,6 +33,9 @@ pub trait VirtioDevice: Send {
     /// The driver is ready (`DRIVER_OK`): the device gets its rings and starts to work.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
 
+    /// What [`Interrupt::event`] answers may have changed, while the device is active.
+    fn rerouted(&mut self) {}
+
     /// Stops all work and forgets what was negotiated (virtio 1.2 §2.1); the device can be activated again. Returns once
     /// nothing touches guest memory any more.
     fn reset(&mut self);
@@ -64,6 +67,12 @@ pub struct ActiveQueue {
 pub trait Interrupt: Send + Sync {
     /// Queue `index` has used buffers for the driver (virtio 1.2 §2.3).
     fn queue(&self, index: u16) -> io::Result<()>;
+
+    /// The eventfd by which [`queue`](Self::queue) tells at present, for somebody who writes it instead. None where it takes more
+    /// than that.
+    fn event(&self, _index: u16) -> Option<&EventFd> {
+        None
+    }
 
     /// The device configuration changed.
     fn config(&self) -> io::Result<()>;

@@ -113,6 +113,13 @@ impl PciTransport {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The vectors are others now, and the device may be at work.
+    fn rerouted(&self, setup: &mut Setup) {
+        if self.signals.status.load(Ordering::Acquire) & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            setup.device.rerouted();
+        }
+    }
+
     /// The guest took Bus Master away: nothing touches its memory when this returns (PCI Local Bus 3.0 §6.2.2). Linux does
     /// so before it starts another kernel (kexec), whose memory it then is. What the queues had in hand is lost, so only a
     /// reset gets the device going again. A driver that never sets the bit is served all the same: its status says enough.
@@ -195,6 +202,7 @@ impl PciTransport {
             (26, 2) => {
                 if let Some(vector) = signals.queue_vectors.get(setup.queue_sel as usize) {
                     signals.set(vector, value as u16);
+                    self.rerouted(setup);
                 }
             }
             _ => {
@@ -239,7 +247,7 @@ impl Function for PciTransport {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
-        let (silenced, accessed, written) = {
+        let (silenced, rerouted, accessed, written) = {
             let mut space = self.space();
             let space = &mut *space;
             let master = space.config.bus_master();
@@ -247,15 +255,19 @@ impl Function for PciTransport {
             let silenced = master && !space.config.bus_master();
             self.place(space);
             let control = space.msix + 2;
-            if offset < control + 2 && control < offset + data.len() {
+            let rerouted = offset < control + 2 && control < offset + data.len();
+            if rerouted {
                 let control = u16::from_le_bytes(space.config.get(control));
                 space.table.set_control(control, &*self.shortcuts);
             }
-            (silenced, space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
+            (silenced, rerouted, space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
         };
         // Behind the lock of the space: nobody holds both.
         if silenced {
             self.silence();
+        }
+        if rerouted {
+            self.rerouted(&mut self.setup());
         }
         if let Some((at, len)) = accessed {
             BusDevice::write(self, at, &written[..len]);

@@ -185,6 +185,16 @@ impl VirtQueue {
         self.queue.size()
     }
 
+    /// Where the rings are.
+    pub fn setup(&self) -> QueueSetup {
+        QueueSetup {
+            size: self.size(),
+            desc_table: self.queue.desc_table(),
+            avail_ring: self.queue.avail_ring(),
+            used_ring: self.queue.used_ring(),
+        }
+    }
+
     /// How far the device is: the next available and the next used index, both running over all 65536 values.
     pub fn position(&self) -> (u16, u16) {
         (self.queue.next_avail(), self.queue.next_used())

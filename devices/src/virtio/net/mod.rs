@@ -6,12 +6,13 @@ pub mod control;
 mod features;
 mod orders;
 pub mod queue_pair;
+mod vhost;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::{Backend, Mac, RxFilter};
+use net::{Backend, Mac, RxFilter, Vhost};
 use virtio_bindings::virtio_net::*;
 
 use self::control::{Control, SharedMac};
@@ -20,6 +21,7 @@ use self::orders::orders;
 pub use self::queue_pair::Counters;
 pub use self::queue_pair::run_on;
 use self::queue_pair::{PairParts, PairThread, QueuePair, Room};
+use self::vhost::{Carrier, Load};
 use super::{Activation, ActiveQueue, VirtioDevice};
 use crate::once::Once;
 
@@ -56,6 +58,8 @@ enum Error {
     Disable(usize, #[source] io::Error),
     #[error("cannot make an eventfd for the orders to queue pair {0}")]
     Orders(usize, #[source] io::Error),
+    #[error("cannot have vhost-net carry the frames of queue pair {0}")]
+    Vhost(usize, #[source] io::Error),
     #[error("cannot start the thread of queue pair {0}")]
     Thread(usize, #[source] io::Error),
 }
@@ -66,6 +70,8 @@ enum Error {
 /// - *Running*, from `activate` to `reset`: the backends are in the pairs' threads. Only the first pair receives, until the
 ///   driver enables more (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`, virtio 1.2 §5.1.6.5.5); one that did not negotiate
 ///   `VIRTIO_NET_F_MQ` has just that one.
+///
+/// Where there is a [`Vhost`] for each pair, the kernel carries the frames while the NIC is running, and the threads have the rest.
 ///
 /// A pair whose driver broke its ring has ended its thread by itself, and is still *running* until the reset joins it.
 pub struct VirtioNet {
@@ -83,6 +89,9 @@ pub struct VirtioNet {
 /// Where a pair's backend is: here, or in its thread. In neither after that thread panicked.
 struct Slot {
     backend: Option<Box<dyn Backend>>,
+    /// Of a NIC whose frames the kernel carries: at rest, or at work.
+    vhost: Option<Vhost>,
+    carrier: Option<Carrier>,
     thread: Option<PairThread>,
     counters: Arc<Counters>,
     broken: Arc<Once>,
@@ -96,6 +105,8 @@ impl VirtioNet {
             .into_iter()
             .map(|backend| Slot {
                 backend: Some(backend),
+                vhost: None,
+                carrier: None,
                 thread: None,
                 counters: Arc::default(),
                 broken: Arc::default(),
@@ -131,6 +142,21 @@ impl VirtioNet {
     #[must_use]
     pub fn with_poll(mut self, poll: Duration) -> Self {
         self.poll = poll;
+        self
+    }
+
+    /// The same with the kernel to carry the frames: by one of `vhosts` for each pair, or, where there are none, as before. The
+    /// backends have a descriptor for it ([`Backend::vhost_fd`]).
+    ///
+    /// # Panics
+    /// There are some, and not one for each pair.
+    #[must_use]
+    pub fn with_vhosts(mut self, vhosts: Vec<Vhost>) -> Self {
+        assert!(vhosts.is_empty() || vhosts.len() == self.slots.len(), "one for each pair");
+        self.features = vhost::offer(self.features, &vhosts);
+        for (slot, vhost) in self.slots.iter_mut().zip(vhosts) {
+            slot.vhost = Some(vhost);
+        }
         self
     }
 
@@ -176,9 +202,24 @@ impl VirtioNet {
             };
             let backend = slot.backend.as_mut().ok_or(Error::Lost(number))?;
             backend.set_offloads(offloads).map_err(|error| Error::Offloads(number, error))?;
+            let cpu = self.affinity.get(number).copied();
+            let mut carried = None;
+            if let Some((vhost, wire)) = slot.vhost.take().zip(backend.vhost_fd()) {
+                let (memory, interrupt, queues, poll) = (&memory, &interrupt, [&rx, &tx], self.poll);
+                match Carrier::start(vhost, &Load { memory, accepted, interrupt, queues, wire, cpu, poll }) {
+                    Ok((carrier, theirs)) => {
+                        slot.carrier = Some(carrier);
+                        carried = Some(theirs);
+                    }
+                    Err((vhost, error)) => {
+                        slot.vhost = Some(vhost);
+                        return Err(Error::Vhost(number, error));
+                    }
+                }
+            }
             let pair = QueuePair::new(PairParts {
                 name: format!("{}-{number}", self.config.name),
-                cpu: self.affinity.get(number).copied(),
+                cpu,
                 memory: memory.clone(),
                 interrupt: Arc::clone(&interrupt),
                 rx,
@@ -186,6 +227,7 @@ impl VirtioNet {
                 backend: slot.backend.take().ok_or(Error::Lost(number))?,
                 room,
                 poll: self.poll,
+                carried,
                 control: control.take(),
                 inbox,
                 counters: Arc::clone(&slot.counters),
@@ -262,10 +304,25 @@ impl VirtioDevice for VirtioNet {
         })
     }
 
+    fn rerouted(&mut self) {
+        for carrier in self.slots.iter().filter_map(|slot| slot.carrier.as_ref()) {
+            if let Err(error) = carrier.reroute() {
+                log::log!(
+                    self.refused.level(),
+                    "{}: interrupts come by other vectors: {error}",
+                    self.config.name
+                );
+            }
+        }
+    }
+
     fn reset(&mut self) {
         for slot in &mut self.slots {
             if let Some(pair) = slot.thread.take().and_then(PairThread::stop) {
                 slot.backend = Some(pair.into_backend());
+            }
+            if let Some(carrier) = slot.carrier.take() {
+                slot.vhost = carrier.stop();
             }
         }
         if let Err((number, error)) = self.disable_others() {

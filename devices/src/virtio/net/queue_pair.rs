@@ -10,6 +10,9 @@
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still looks about ([`PairParts::poll`]), the ring of the other is looked at instead: a kick costs the guest an exit.
 //!
+//! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways, and until the reset. Then the thread
+//! has the control queue, and little else.
+//!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
 mod room;
@@ -31,6 +34,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::room::{Posted, fill, gather};
 use super::control::Control;
 use super::orders::{Inbox, Order};
+use super::vhost::Carried;
 use crate::once::Once;
 use crate::virtio::queue::{Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
@@ -87,6 +91,8 @@ enum Next {
     Host,
     /// The driver has not enabled the pair, which then receives nothing: the control queue tells.
     Control,
+    /// The kernel carries the frames.
+    Kernel,
 }
 
 /// All that makes a pair.
@@ -109,6 +115,8 @@ pub struct PairParts {
     pub room: Room,
     /// How long its thread looks about for frames before it sleeps, each time that there are none any more.
     pub poll: Duration,
+    /// What there is to hear of the kernel, if it carries the frames.
+    pub carried: Option<Carried>,
     /// The NIC's control queue, if this is the pair that it rides with.
     pub control: Option<Control>,
     /// What the NIC's control queue says to this pair, if it is another one: it is not enabled then until it is told so.
@@ -128,6 +136,10 @@ pub struct QueuePair {
     commanded: bool,
     /// The inbox may have orders.
     ordered: bool,
+    /// The guest may have asked the backend something, past us.
+    asked: bool,
+    /// After how long it is to be looked at although nothing was asked.
+    look_again: Option<Duration>,
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
@@ -139,10 +151,16 @@ pub struct QueuePair {
 impl QueuePair {
     /// A pair that has not looked at its rings yet.
     pub fn new(parts: PairParts) -> Self {
-        let receive = if parts.inbox.is_some() { Next::Control } else { Next::Work };
+        let (transmit, receive) = match (&parts.carried, &parts.inbox) {
+            (Some(_), _) => (Next::Kernel, Next::Kernel),
+            (None, Some(_)) => (Next::Work, Next::Control),
+            (None, None) => (Next::Work, Next::Work),
+        };
         Self {
+            asked: parts.carried.is_some(),
+            look_again: None,
             parts,
-            transmit: Next::Work,
+            transmit,
             receive,
             commanded: true,
             ordered: true,
@@ -162,7 +180,11 @@ impl QueuePair {
 
     /// True while [`process`](Self::process) has something to do without a new event.
     pub fn has_work(&self) -> bool {
-        self.transmit == Next::Work || self.receive == Next::Work || self.commanded || self.ordered
+        self.transmit == Next::Work
+            || self.receive == Next::Work
+            || self.commanded
+            || self.ordered
+            || self.asked
     }
 
     /// True once the driver broke its ring, or the pair was told to stop: nothing happens any more.
@@ -172,8 +194,11 @@ impl QueuePair {
 
     /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
     pub fn wake(&mut self) {
-        (self.transmit, self.commanded, self.ordered) = (Next::Work, true, true);
-        if self.receive != Next::Control {
+        (self.commanded, self.ordered) = (true, true);
+        if self.transmit != Next::Kernel {
+            self.transmit = Next::Work;
+        }
+        if !matches!(self.receive, Next::Control | Next::Kernel) {
             self.receive = Next::Work;
         }
     }
@@ -194,6 +219,9 @@ impl QueuePair {
         let worked = self.has_work();
         if self.commanded {
             self.command()?;
+        }
+        if self.asked {
+            self.answer();
         }
         if self.transmit == Next::Work {
             self.transmit()?;
@@ -242,6 +270,9 @@ impl QueuePair {
     /// Ends the pair for good, and tells the driver.
     fn end(&mut self) {
         self.ended = true;
+        if let Some(carried) = &self.parts.carried {
+            carried.silence();
+        }
         if let Err(error) = self.parts.interrupt.needs_reset() {
             log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
         }
@@ -258,6 +289,29 @@ impl QueuePair {
         Ok(())
     }
 
+    /// What the guest asks of the backend itself, while the kernel carries the frames.
+    #[cold]
+    fn answer(&mut self) {
+        self.look_again = self.parts.backend.answer();
+        self.asked = self.look_again.is_some_and(|left| left.is_zero());
+    }
+
+    /// The kernel says that a ring makes no sense.
+    #[cold]
+    fn carrier_failed(&mut self) {
+        let PairParts { name, broken, .. } = &self.parts;
+        log::log!(broken.level(), "{name}: the driver broke its ring, says vhost-net");
+        self.end();
+    }
+
+    /// The kernel has used buffers of a queue that has no vector.
+    #[cold]
+    fn relay(&mut self, queue: u16) {
+        if let Err(error) = self.parts.interrupt.queue(queue) {
+            log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
+        }
+    }
+
     /// What the control queue, on another pair's thread, says to this one.
     #[cold]
     fn obey(&mut self) {
@@ -270,6 +324,8 @@ impl QueuePair {
             Order::Enable(enabled) => {
                 backend.set_enabled(enabled)?;
                 *receive = match (enabled, *receive) {
+                    // The host brings frames here or not; who carries them is the same.
+                    (_, Next::Kernel) => Next::Kernel,
                     (false, _) => Next::Control,
                     (true, Next::Control) => Next::Work,
                     (true, next) => next,

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::pci::msix::Vectors;
 use crate::virtio::{Interrupt, setup};
 
@@ -51,6 +53,12 @@ impl Interrupt for Signals {
             self.isr.fetch_or(ISR_QUEUE, Ordering::Release);
         }
         self.queue_vectors.get(usize::from(index)).map_or(Ok(()), |vector| self.raise(vector))
+    }
+
+    fn event(&self, index: u16) -> Option<&EventFd> {
+        // Without MSI-X there is the ISR status to set.
+        let vector = self.queue_vectors.get(usize::from(index)).filter(|_| self.vectors.enabled())?;
+        self.vectors.event(vector.load(Ordering::Acquire))
     }
 
     fn config(&self) -> io::Result<()> {

@@ -19,6 +19,10 @@ const HOST: u32 = 2;
 const CONTROL_KICK: u32 = 3;
 const ORDERS: u32 = 4;
 const STOP: u32 = 5;
+const RX_RELAY: u32 = 6;
+const TX_RELAY: u32 = 7;
+const CARRIER: u32 = 8;
+const ASKED: u32 = 9;
 
 impl MutEventSubscriber for QueuePair {
     /// Notes what an event allows; the frames move in [`QueuePair::process`].
@@ -35,6 +39,10 @@ impl MutEventSubscriber for QueuePair {
             TX_KICK => wake(&mut self.transmit, Next::Driver),
             CONTROL_KICK => self.commanded = true,
             ORDERS => self.ordered = true,
+            ASKED => self.asked = true,
+            RX_RELAY => self.relay(self.parts.rx.index),
+            TX_RELAY => self.relay(self.parts.tx.index),
+            CARRIER => self.carrier_failed(),
             HOST => {
                 if failed || set.contains(EventSet::IN) {
                     wake(&mut self.receive, Next::Host);
@@ -52,11 +60,21 @@ impl MutEventSubscriber for QueuePair {
         // counter would take centuries to fill.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let host = edge | EventSet::OUT;
-        let PairParts { rx, tx, backend, control, inbox, .. } = &self.parts;
-        let mut watched = ops
-            .add(Events::with_data(&rx.kick, RX_KICK, edge))
-            .and_then(|()| ops.add(Events::with_data(&tx.kick, TX_KICK, edge)))
-            .and_then(|()| ops.add(Events::with_data(&backend.fd(), HOST, host)));
+        let PairParts { rx, tx, backend, carried, control, inbox, .. } = &self.parts;
+        let mut watched = match carried {
+            None => ops
+                .add(Events::with_data(&rx.kick, RX_KICK, edge))
+                .and_then(|()| ops.add(Events::with_data(&tx.kick, TX_KICK, edge)))
+                .and_then(|()| ops.add(Events::with_data(&backend.fd(), HOST, host))),
+            // The kernel waits for the kicks and the host.
+            Some(carried) => ops
+                .add(Events::with_data(&carried.relays[0], RX_RELAY, edge))
+                .and_then(|()| ops.add(Events::with_data(&carried.relays[1], TX_RELAY, edge)))
+                .and_then(|()| ops.add(Events::with_data(&carried.error, CARRIER, edge))),
+        };
+        if let Some(asked) = backend.asked_fd().filter(|_| carried.is_some()) {
+            watched = watched.and_then(|()| ops.add(Events::with_data(&asked, ASKED, edge)));
+        }
         if let Some(control) = control {
             let kick = Events::with_data(&control.queue().kick, CONTROL_KICK, edge);
             watched = watched.and_then(|()| ops.add(kick));
@@ -146,8 +164,9 @@ pub fn run_on(cpu: u16) -> io::Result<()> {
 
 /// The pair's life: frames until there are none, then a look about, then sleep until something happens.
 fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
-    let poll = subscriber(&mut manager, id).parts.poll;
-    let mut idle = Idle::new(poll);
+    let PairParts { poll, carried, .. } = &subscriber(&mut manager, id).parts;
+    // The kernel looks about itself.
+    let mut idle = Idle::new(if carried.is_none() { *poll } else { Duration::ZERO });
     loop {
         let pair = subscriber(&mut manager, id);
         let worked = pair.process();
@@ -160,14 +179,23 @@ fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
             return take(manager, id);
         }
         // With work left, events are only collected: neither direction starves the other or a stop.
-        let timeout = if pair.has_work() || idle.looks() { 0 } else { -1 };
+        let timeout = if pair.has_work() || idle.looks() { 0 } else { pair.look_again.map_or(-1, millis) };
         count(&pair.parts.counters.calls, 1);
-        if let Err(error) = manager.run_with_timeout(timeout) {
-            let pair = subscriber(&mut manager, id);
-            log::error!("{}: cannot wait for events: {error}", pair.parts.name);
-            pair.end();
+        match manager.run_with_timeout(timeout) {
+            Ok(0) if timeout > 0 => subscriber(&mut manager, id).asked = true,
+            Ok(_) => {}
+            Err(error) => {
+                let pair = subscriber(&mut manager, id);
+                log::error!("{}: cannot wait for events: {error}", pair.parts.name);
+                pair.end();
+            }
         }
     }
+}
+
+/// No less than `time`, as epoll_wait(2) takes it.
+fn millis(time: Duration) -> i32 {
+    time.as_millis().saturating_add(1).try_into().unwrap_or(i32::MAX)
 }
 
 /// Whether a thread without work looks about a while longer.
