@@ -97,6 +97,7 @@ Keys:
   queues=N|auto              queue pairs, each with a thread, 1 to 64; auto: as many as vCPUs (1; not for fd)
   affinity=CPU[:CPU]...      the host's CPU for the thread of each queue pair (any)
   poll=MICROSECONDS          how long that thread looks about for frames before it sleeps, 10000 at most (0)
+  vhost=on|off|auto          the kernel (vhost-net) carries the frames; auto: where it can (off; not for tun)
   netns=NAME                 the network namespace of the host's end, made where it is absent (not for fd)
   host=ADDRESS/LENGTH        the host's address, one for IPv4 and one for IPv6 (tap, tun; macvtap: on a macvlan beside it)
   dhcp=on|off                tell the guest its addresses, by DHCP and router advertisement (on; tap, tun)

@@ -209,7 +209,7 @@ fn left_over() -> Vec<Finding> {
 fn examine() -> Vec<Finding> {
     let mut findings = vec![kvm(), rights(), device("/dev/net/tun", "taps and tuns", "tun", true)];
     findings.extend(net::link_kinds());
-    findings.push(device("/dev/vhost-net", "vhost-net, which is not used yet", "vhost_net", false));
+    findings.push(device("/dev/vhost-net", "vhost=on", "vhost_net", false));
     findings.extend(net::findings());
     findings.push(reverse_path());
     findings.extend(wireless());

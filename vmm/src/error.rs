@@ -37,6 +37,8 @@ pub(crate) enum Error {
     Nic(NicError),
     #[error("NIC {index}: affinity={cpu}: CPU {cpu} is offline, is not there, or is not ours to use")]
     Affinity { index: usize, cpu: u16, source: io::Error },
+    #[error("NIC {index}: vhost=on goes with --transport pci alone")]
+    VhostByMmio { index: usize },
     #[error("NIC {first} and NIC {second} both have {what}")]
     SameTwice { what: String, first: usize, second: usize },
     #[error("cannot open {} for the console", path.display())]
@@ -159,6 +161,9 @@ impl Error {
                 let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
                 let online = online.trim();
                 format!("take one that is online ({online}) and in the cpuset of this process, or leave affinity= away")
+            }
+            Self::VhostByMmio { .. } => {
+                "leave --transport mmio away, or take vhost=auto or off: wirevm's own threads then carry the frames".into()
             }
             Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
             Self::OpenConsole { .. } => "name a file that you may write, in a directory that exists".into(),

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Re
     // Declared in the order in which they must go, last first. Memory that is not to be had leaves the host's network alone.
     let memory = memory::map(&args.memory)?;
     timings.reached("guest memory mapped");
-    let mut nics = Nic::open_all(&args.net, args.cpus, args.explain)?;
+    let mut nics = Nic::open_all(args)?;
     timings.reached("host plumbing done");
     let vm = Arc::new(new_vm(&kvm)?);
     timings.reached("VM made");

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet, run_on};
-use net::{NetConfig, Wiring};
+use net::{NetConfig, VhostMode, Wiring};
 
+use crate::cli::{Run, Transport};
 use crate::error::{Error, NicError};
 use crate::report;
 
@@ -26,20 +27,21 @@ pub(crate) struct Nic {
 }
 
 impl Nic {
-    /// Opens the wire of each NIC in order, for a guest with so many vCPUs. With `explain`, each change of the host is printed
-    /// as it is made.
+    /// Opens the wire of each NIC in order, for the guest of `args`. With `--explain`, each change of the host is printed as it
+    /// is made.
     ///
     /// # Errors
     /// The first that cannot be opened, or two that cannot be together; what was changed until then is changed back.
-    pub(crate) fn open_all(configs: &[NetConfig], cpus: u32, explain: bool) -> Result<Vec<Self>, Error> {
-        check_distinct(configs)?;
+    pub(crate) fn open_all(args: &Run) -> Result<Vec<Self>, Error> {
+        check_distinct(&args.net)?;
         let mut resolved = Vec::new();
-        for (index, config) in configs.iter().enumerate() {
-            let config = config.for_guest(cpus).map_err(|error| nic_error(index, config, error))?;
+        for (index, config) in args.net.iter().enumerate() {
+            let mut config = config.for_guest(args.cpus).map_err(|error| nic_error(index, config, error))?;
+            config.vhost = carrier(index, config.vhost, args.transport)?;
             check_affinity(index, &config.affinity)?;
             resolved.push(config);
         }
-        resolved.iter().enumerate().map(|(index, config)| Self::open(index, config, explain)).collect()
+        resolved.iter().enumerate().map(|(index, config)| Self::open(index, config, args.explain)).collect()
     }
 
     fn open(index: usize, config: &NetConfig, explain: bool) -> Result<Self, Error> {
@@ -49,23 +51,26 @@ impl Nic {
             }
         };
         let opened = net::open(config, &mut tell).map_err(|error| nic_error(index, config, error))?;
+        let carried = !opened.vhosts.is_empty();
         log::info!(
-            "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}",
+            "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}{}",
             config.wire.kind(),
             opened.link,
             opened.mac,
             opened.mtu,
-            opened.backends.len()
+            opened.backends.len(),
+            if carried { ", carried by vhost-net" } else { "" }
         );
         for notice in &opened.notices {
             log::warn!("NIC {index}: {notice}");
         }
         let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
         let device = VirtioNet::new(device, opened.backends).with_affinity(&config.affinity);
-        let device = device.with_poll(config.poll);
+        let device = device.with_poll(config.poll).with_vhosts(opened.vhosts);
         Ok(Self {
             link: opened.link,
-            counters: device.counters(),
+            // The kernel counts on the link alone.
+            counters: if carried { Vec::new() } else { device.counters() },
             device: Some(device),
             ignored: opened.ignored,
             _wiring: opened.wiring,
@@ -107,6 +112,18 @@ impl Nic {
                 self.link
             );
         }
+    }
+}
+
+/// Who carries the frames of a NIC on this transport: by MMIO each interrupt has a reason that only we can write.
+fn carrier(index: usize, vhost: VhostMode, transport: Transport) -> Result<VhostMode, Error> {
+    match (vhost, transport) {
+        (VhostMode::On, Transport::Mmio) => Err(Error::VhostByMmio { index }),
+        (VhostMode::Auto, Transport::Mmio) => {
+            log::warn!("NIC {index}: wirevm's own threads carry the frames: vhost-net takes --transport pci");
+            Ok(VhostMode::Off)
+        }
+        (vhost, _) => Ok(vhost),
     }
 }
 
