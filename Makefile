@@ -2,7 +2,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test lab bench setup kernel build clean
+.PHONY: help run test soak lab bench setup kernel build clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -12,6 +12,9 @@ run: setup build ## boot a Linux guest and show its network at work; with a term
 
 test: ## every test there is; the last line is the count
 	@tests/run
+
+soak: ## the same, with each guest on every transport and carrier of frames: an hour
+	@tests/run --soak
 
 lab: ## a shell where KVM is real; make lab CMD='...' runs that there instead
 	@if [ -n "$$CMD" ]; then tests/lab/lab -- bash -c "$$CMD"; else tests/lab/lab; fi

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, guest, handmade, need, puts};
+use harness::{TempDir, Variant, Vm, counts_frames, guest, handmade, need, puts, skip, variant};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -171,7 +171,8 @@ fn a_device_is_found_both_ways_and_its_frames_and_interrupts_cost_no_exit() {
     );
     let vm = run!(code());
     assert_eq!(vm.console(), "found\npending\ninterrupted\nby each\nmasked\n", "{}", vm.state());
-    assert!(vm.messages().contains("sent 1102 frames (66120 bytes, 0 lost)"), "{}", vm.state());
+    let sent = vm.messages().contains("sent 1102 frames (66120 bytes, 0 lost)");
+    assert!(sent == counts_frames(), "{}", vm.state());
     // Setting the device up takes a few dozen.
     let exits = mmio_exits(&vm);
     assert!(exits < 100, "{exits} MMIO exits\n{}", vm.state());
@@ -179,6 +180,9 @@ fn a_device_is_found_both_ways_and_its_frames_and_interrupts_cost_no_exit() {
 
 #[test]
 fn a_bar_that_moves_takes_its_notifications_along() {
+    if variant() == Variant::Vhost {
+        skip!("the kernel looks for frames a moment longer, and finds the one that nobody notified it of");
+    }
     guest!(code:
         ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
         driver!(), "xor ecx, ecx",
@@ -241,6 +245,63 @@ fn the_bus_can_be_full_and_a_device_of_many_queues_has_as_many_vectors() {
     vm.ends_with(0, SOON);
     assert_eq!(vm.console(), "full\n", "{}", vm.state());
     assert!(!vm.messages().contains("stays masked"), "{}", vm.state());
+}
+
+#[test]
+fn a_queue_interrupts_by_the_vector_that_it_has_and_by_none() {
+    guest!(code:
+        handler!(),
+        // Vector 0x41 goes to the label 6.
+        "mov esi, 0x200410", "lea rax, [rip + 6f]",
+        "mov [rsi], ax", "mov word ptr [rsi + 2], 0x10", "mov word ptr [rsi + 4], 0x8e00",
+        "shr rax, 16", "mov [rsi + 6], ax", "mov qword ptr [rsi + 8], 0",
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6", "mov word ptr [rbx + 0x42], 0x8000", vector!("0"),
+        "mov dword ptr [rdi + 0x1010], 0xfee00000", "mov dword ptr [rdi + 0x1014], 0",
+        "mov dword ptr [rdi + 0x1018], 0x41", "mov dword ptr [rdi + 0x101c], 0",
+        driver!(), "xor ecx, ecx",
+        offer!(), "sti", "2: hlt", "jmp 2b",
+        idt!(),
+        "5: mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
+        puts!("two\n"),
+        // The queue takes the other one while it is at work.
+        "mov word ptr [rdi + 22], 1", "mov word ptr [rdi + 26], 1",
+        offer!(), "mov esp, 0x300000", "sti", "3: hlt", "jmp 3b",
+        "6: mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
+        puts!("one\n"),
+        // Without MSI-X, the ISR status says it.
+        "mov word ptr [rbx + 0x42], 0", "mov al, [rdi + 0x400]", "mov al, [rdi + 0x400]", "test al, al", "jnz 97f",
+        offer!(), "7: pause", "mov al, [rdi + 0x400]", "test al, 1", "jz 7b",
+        puts!("polled\n"),
+        // And with it again, the vector.
+        "mov word ptr [rbx + 0x42], 0x8000",
+        "lea rax, [rip + 8f]", "mov esi, 0x200410", "mov [rsi], ax", "shr rax, 16", "mov [rsi + 6], ax",
+        offer!(), "mov esp, 0x300000", "sti", "9: hlt", "jmp 9b",
+        "8:", puts!("one again\n"),
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "two\none\npolled\none again\n", "{}", vm.state());
+}
+
+#[test]
+fn a_ring_that_lies_stops_its_nic_until_the_reset() {
+    guest!(code:
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
+        driver!(),
+        // More entries than the queue has.
+        "mov word ptr [0x404002], 0x7000", "mov word ptr [rdi + 0x3004], 1",
+        "2: pause", "test byte ptr [rdi + 20], 0x40", "jz 2b",
+        puts!("needs reset\n"),
+        // What is right comes too late.
+        "mov word ptr [0x404002], 1", "mov word ptr [rdi + 0x3004], 1",
+        "mov eax, 20000", "3: dec eax", "jnz 3b", "cmp word ptr [0x405002], 0", "jne 97f",
+        "mov byte ptr [rdi + 20], 0", "mov dword ptr [0x404000], 0", "mov dword ptr [0x405000], 0",
+        driver!(), "xor ecx, ecx",
+        offer!(), "4: pause", "cmp word ptr [0x405002], cx", "jne 4b",
+        puts!("works\n"),
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "needs reset\nworks\n", "{}", vm.state());
+    assert!(vm.messages().contains("the driver broke its ring"), "{}", vm.state());
 }
 
 #[test]

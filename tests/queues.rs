@@ -8,7 +8,7 @@ mod stock {
     use harness::netns::Netns;
     use harness::stock::{self, Stock};
     use harness::traffic::Noise;
-    use harness::{Vm, guest, handmade, need, wirevm_path};
+    use harness::{Variant, Vm, counts_frames, guest, handmade, need, skip, variant, varied, wirevm_path};
 
     const COMMAND: Duration = Duration::from_secs(60);
     /// For the streams of a test at the slowest.
@@ -59,7 +59,7 @@ mod stock {
         }
     }
 
-    /// Frames sent and received by each pair, as wirevm counted them until the end.
+    /// Frames sent and received by each pair, as wirevm counted them until the end; none where the kernel carried them.
     fn frames(messages: &str, link: &str) -> Vec<(u64, u64)> {
         let number = |rest: &str| rest.split(' ').next().unwrap().parse::<u64>().unwrap();
         let start = format!("{link}: sent ");
@@ -118,7 +118,8 @@ mod stock {
         vm.ends_with(0, COMMAND);
         let frames = frames(&vm.messages(), "t0");
         assert!(
-            frames.len() == 2 && frames.iter().all(|&(sent, received)| sent > 100 && received > 100),
+            frames.len() == if counts_frames() { 2 } else { 0 }
+                && frames.iter().all(|&(sent, received)| sent > 100 && received > 100),
             "{frames:?}"
         );
         netns.is_as(&before);
@@ -138,12 +139,17 @@ mod stock {
         vm.type_in("poweroff\n");
         vm.ends_with(0, COMMAND);
         let frames = frames(&vm.messages(), "mine");
-        assert_eq!((frames.len(), &frames[1..]), (3, &[(0, 0), (0, 0)][..]));
+        if counts_frames() {
+            assert_eq!((frames.len(), &frames[1..]), (3, &[(0, 0), (0, 0)][..]));
+        }
         netns.is_as(&before);
     }
 
     #[test]
     fn a_thread_looks_about_as_long_as_it_is_told() {
+        if variant() == Variant::Vhost {
+            skip!("it is about wirevm's own threads");
+        }
         let kernel = need!(stock::fastest());
         let netns = need!(Netns::new());
         let before = netns.state();
@@ -185,7 +191,10 @@ mod stock {
         exec 5<>/run/tap 6<>/run/tap; exec \"$0\" \"$@\"";
         let mut command = netns.command("unshare");
         command.args(["--mount", "sh", "-c", script]).arg(wirevm_path());
-        command.args(kernel.args("")).args(["-v", "--cpus", "2", "--net", "fd=5:6"]);
+        let args = kernel.args("");
+        let args: Vec<_> =
+            args.iter().map(String::as_str).chain(["-v", "--cpus", "2", "--net", "fd=5:6"]).collect();
+        command.args(varied(&args));
         let mut vm = Vm::start(command.stdin(Stdio::piped()));
         vm.expect_from_shell("guest# ", stock::BOOT);
         vm.sh("ip addr add 172.31.0.2/24 dev eth0 && ip link set eth0 up", COMMAND);
@@ -195,7 +204,8 @@ mod stock {
         vm.ends_with(0, COMMAND);
         let frames = frames(&vm.messages(), "mv0");
         assert!(
-            frames.len() == 2 && frames.iter().all(|&(sent, received)| sent + received > 100),
+            frames.len() == if counts_frames() { 2 } else { 0 }
+                && frames.iter().all(|&(sent, received)| sent + received > 100),
             "{frames:?}"
         );
     }

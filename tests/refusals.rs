@@ -56,6 +56,8 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
             &["--net", "affinity=0:1", "one CPU for each"],
         ),
         (&["run", "--kernel", "x", "--net", "tun,poll=10001"], &["--net", "poll=10001", "10000 at most"]),
+        (&["run", "--kernel", "x", "--net", "tap,vhost=yes"], &["--net", "vhost=yes", "on, off or auto"]),
+        (&["run", "--kernel", "x", "--net", "tun,vhost=on"], &["--net", "tun has no key \"vhost\""]),
         (&["run", "--kernel", "x", "--net", "tap,mtu=9"], &["--net", "mtu=9", "68"]),
         (&["run", "--kernel", "x", "--net", "tap,mac=01:00:00:00:00:00"], &["--net", "mac=", "multicast"]),
         (&["run", "--kernel", "x", "--net", "tap,host=172.31.0.0/24"], &["--net", "host=172.31.0.0/24"]),
@@ -89,6 +91,8 @@ fn a_machine_that_cannot_be_is_refused() {
     refused(&run(&["--net", "tap,queues=auto,affinity=0:0"]), 1, &words);
     refused(&run(&["--net", "tap=t0", "--net", "tap=t0"]), 1, &["NIC 0 and NIC 1 both have the tap t0"]);
     refused(&run(&["--console", "/no/such/dir/file"]), 1, &["/no/such/dir/file", "No such file"]);
+    let vhost = ["--transport", "mmio", "--net", "tap", "--net", "tap,vhost=on"];
+    refused(&run(&vhost), 1, &["NIC 1: vhost=on goes with --transport pci", "vhost=auto"]);
 }
 
 #[test]
@@ -231,6 +235,35 @@ fn a_tap_that_cannot_be_had_is_refused_with_the_reason() {
     refused(&run("tap=many"), 1, &["NIC 0 (tap): cannot", "many", "multi_queue"]);
     refused(&run("tap=three"), 1, &["NIC 0 (tap)", "three", "tun"]);
     refused(&run("tap=v0"), 1, &["NIC 0 (tap)", "v0"]);
+}
+
+#[test]
+fn without_vhost_net_it_is_refused_or_done_without_and_said() {
+    let netns = match Netns::new() {
+        Ok(netns) => netns,
+        Err(why) => skip!("{why}"),
+    };
+    let before = netns.state();
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    // A /dev of its own, with all that a guest needs but vhost-net.
+    let script = "mount -t tmpfs tmpfs /dev && mkdir /dev/net && mknod /dev/kvm c 10 232 && mknod /dev/net/tun c 10 200 && \
+                  exec \"$0\" run --kernel \"$1\" --net \"$2\"";
+    let run = |net: &str| {
+        let mut command = netns.command("unshare");
+        refuse(command.args(["--mount", "sh", "-c", script]).arg(wirevm_path()).arg(&kernel).arg(net))
+    };
+    let words =
+        ["NIC 0 (tap): cannot open /dev/vhost-net", "No such file", "modprobe vhost_net", "vhost=auto"];
+    refused(&run("tap,host=172.31.0.1/24,vhost=on"), 1, &words);
+    let output = run("tap,host=172.31.0.1/24,vhost=auto");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"hello\n"[..]), "{text}");
+    assert!(
+        text.lines().count() == 1 && text.contains("NIC 0: wirevm's own threads carry the frames"),
+        "{text}"
+    );
+    netns.is_as(&before);
 }
 
 #[test]

@@ -11,8 +11,10 @@ pub mod handmade;
 pub mod netns;
 pub mod stock;
 pub mod traffic;
+mod variant;
 mod vm;
 
+pub use variant::{Variant, counts_frames, variant, varied};
 pub use vm::{Output, Terminal, Vm};
 
 use std::path::PathBuf;

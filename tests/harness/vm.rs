@@ -154,11 +154,11 @@ impl Vm {
         (vm, Terminal(end))
     }
 
-    /// Starts `wirevm` with `args` in a network namespace.
+    /// Starts `wirevm` with `args`, [varied](crate::varied), in a network namespace.
     pub fn start_in(netns: &Netns, args: &[&str]) -> Self {
         let path = crate::wirevm_path();
         let mut command = netns.command(path.to_str().expect("a path in UTF-8"));
-        let mut vm = Self::start(command.args(args));
+        let mut vm = Self::start(command.args(crate::varied(args)));
         vm.netns = Some(netns.clone());
         vm
     }
