@@ -262,21 +262,21 @@ fn a_queue_interrupts_by_the_vector_that_it_has_and_by_none() {
         offer!(), "sti", "2: hlt", "jmp 2b",
         idt!(),
         "5: mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
-        puts!("two\n"),
+        puts!("two\\n"),
         // The queue takes the other one while it is at work.
         "mov word ptr [rdi + 22], 1", "mov word ptr [rdi + 26], 1",
         offer!(), "mov esp, 0x300000", "sti", "3: hlt", "jmp 3b",
         "6: mov esi, 0xfee000b0", "mov dword ptr [rsi], 0",
-        puts!("one\n"),
+        puts!("one\\n"),
         // Without MSI-X, the ISR status says it.
         "mov word ptr [rbx + 0x42], 0", "mov al, [rdi + 0x400]", "mov al, [rdi + 0x400]", "test al, al", "jnz 97f",
         offer!(), "7: pause", "mov al, [rdi + 0x400]", "test al, 1", "jz 7b",
-        puts!("polled\n"),
+        puts!("polled\\n"),
         // And with it again, the vector.
         "mov word ptr [rbx + 0x42], 0x8000",
         "lea rax, [rip + 8f]", "mov esi, 0x200410", "mov [rsi], ax", "shr rax, 16", "mov [rsi + 6], ax",
         offer!(), "mov esp, 0x300000", "sti", "9: hlt", "jmp 9b",
-        "8:", puts!("one again\n"),
+        "8:", puts!("one again\\n"),
     );
     let vm = run!(code());
     assert_eq!(vm.console(), "two\none\npolled\none again\n", "{}", vm.state());
@@ -290,14 +290,14 @@ fn a_ring_that_lies_stops_its_nic_until_the_reset() {
         // More entries than the queue has.
         "mov word ptr [0x404002], 0x7000", "mov word ptr [rdi + 0x3004], 1",
         "2: pause", "test byte ptr [rdi + 20], 0x40", "jz 2b",
-        puts!("needs reset\n"),
+        puts!("needs reset\\n"),
         // What is right comes too late.
         "mov word ptr [0x404002], 1", "mov word ptr [rdi + 0x3004], 1",
         "mov eax, 20000", "3: dec eax", "jnz 3b", "cmp word ptr [0x405002], 0", "jne 97f",
         "mov byte ptr [rdi + 20], 0", "mov dword ptr [0x404000], 0", "mov dword ptr [0x405000], 0",
         driver!(), "xor ecx, ecx",
         offer!(), "4: pause", "cmp word ptr [0x405002], cx", "jne 4b",
-        puts!("works\n"),
+        puts!("works\\n"),
     );
     let vm = run!(code());
     assert_eq!(vm.console(), "needs reset\nworks\n", "{}", vm.state());
@@ -365,6 +365,60 @@ mod stock {
 
     const COMMAND: Duration = Duration::from_secs(60);
     const TRANSFER: Duration = Duration::from_secs(240);
+
+    /// The kernel's threads that carry frames for `vm`: where each may run, and for how many ticks it did.
+    fn carriers(vm: &Vm) -> Vec<(String, u64)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", vm.pid())).expect("it runs");
+        let read =
+            |task: &std::path::Path, file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let carriers =
+            tasks.map(|task| task.unwrap().path()).filter(|task| read(task, "comm").starts_with("vhost-"));
+        let of = |task: std::path::PathBuf| {
+            let status = read(&task, "status");
+            let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            // utime and stime, counted from the state behind the name in parentheses.
+            let stat = read(&task, "stat");
+            let ticks = stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2);
+            (cpus.unwrap().trim().to_owned(), ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum())
+        };
+        carriers.map(of).collect()
+    }
+
+    #[test]
+    fn the_kernel_s_carrier_is_where_and_looks_about_as_long_as_it_is_told() {
+        if !std::path::Path::new("/dev/vhost-net").exists() {
+            skip!("there is no /dev/vhost-net");
+        }
+        // A frame, and some milliseconds of rest; over and over.
+        guest!(code:
+            ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
+            driver!(), "xor ecx, ecx",
+            puts!("running\\n"),
+            "2:", offer!(), "3: pause", "cmp word ptr [0x405002], cx", "jne 3b",
+            "mov eax, 300000", "4: dec eax", "jnz 4b", "jmp 2b",
+        );
+        let netns = need!(Netns::new());
+        let before = netns.state();
+        let dir = TempDir::new();
+        let kernel = handmade::kernel(&dir, code());
+        let ticks = [("affinity=1", "1"), ("poll=10000", "0-1")].map(|(key, cpus)| {
+            let net = format!("tap,vhost=on,{key}");
+            let mut vm =
+                Vm::start_in(&netns, &["-v", "run", "--net", &net, "--kernel", kernel.to_str().unwrap()]);
+            vm.expect("running\n", SOON);
+            vm.expect_message("carried by vhost-net", SOON);
+            std::thread::sleep(Duration::from_secs(5));
+            let carriers = carriers(&vm);
+            vm.signal(rustix::process::Signal::TERM);
+            vm.ends_with(0, SOON);
+            match &carriers[..] {
+                [(allowed, ticks)] if allowed == cpus => *ticks,
+                _ => panic!("{carriers:?}\n{}", vm.state()),
+            }
+        });
+        assert!(ticks[1] > 2 * ticks[0].max(10), "{ticks:?} ticks, the second time with poll=10000");
+        netns.is_as(&before);
+    }
 
     #[test]
     fn every_kernel_gives_each_queue_its_vector_and_moves_them_under_traffic() {
