@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 
-use boot::{Entry, layout};
+use boot::layout;
 use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
 use devices::serial::Serial;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -56,29 +56,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Re
     // Declared in the order in which they must go, last first. Memory that is not to be had leaves the host's network alone.
     let memory = memory::map(&args.memory)?;
     timings.reached("guest memory mapped");
-    let mut nics = Nic::open_all(args)?;
-    timings.reached("host plumbing done");
-    let vm = Arc::new(new_vm(&kvm)?);
-    timings.reached("VM made");
-
-    let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
-    let sink: EventSink = {
-        let ending = ending.clone();
-        Arc::new(move |event| ending.guest(event))
-    };
-    let serial = new_serial(&vm, args, &ending)?;
-    let power = Arc::new(AcpiPower::new(sink.clone(), irqfd(&vm, layout::GED_GSI)?));
-    let mut ports = Bus::default();
-    ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
-    ports.insert(I8042::PORT, I8042::LEN, Arc::new(I8042::new(sink.clone())));
-    ports.insert(layout::SLEEP_CONTROL.into(), AcpiPower::LEN, power.clone());
-    ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink)));
-
-    let mut mmio = Bus::default();
-    let devices = nics.iter_mut().map(Nic::take_device);
-    let places = transport::show(args.transport, &vm, &memory, devices, &mut ports, &mut mmio)?;
-    timings.reached("devices made");
-
+    let places = transport::places(args.transport, args.net.len());
     let config = boot::Config {
         kernel: &args.kernel,
         initrd: args.initrd.as_deref(),
@@ -89,7 +67,12 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Re
             pci: args.transport == Transport::Pci,
         },
     };
-    let entry = fill(&vm, &memory, &config, timings)?;
+    // Side by side: neither needs the other, to wire the host takes a while, and KVM waits for milliseconds until no reader of the
+    // memory that it had before is left (SRCU).
+    let load = || boot::load(&memory, &config).inspect(|_| timings.reached("kernel loaded"));
+    let (body, entry) = beside("load", load, || Body::new(&kvm, args, &memory, timings))?;
+    let Body { nics, vm, ports, mmio, serial, power, ending } = body?;
+    let entry = entry?;
 
     let stop = AtomicBool::new(false);
     let shared = Arc::new(Shared { ports, mmio, memory, ending: ending.clone(), stop, timings });
@@ -106,6 +89,46 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Re
     joined?;
     nics.iter().for_each(Nic::log_counters);
     Ok(ending.outcome().expect("the console is attended until the end"))
+}
+
+/// The machine but for its vCPUs and what is in its memory, in the order in which its parts must go, last first.
+struct Body {
+    nics: Vec<Nic>,
+    vm: Arc<VmFd>,
+    ports: Bus,
+    mmio: Bus,
+    serial: Arc<Serial>,
+    power: Arc<AcpiPower>,
+    ending: Arc<Ending>,
+}
+
+impl Body {
+    fn new(kvm: &Kvm, args: &Run, memory: &GuestMemoryMmap, timings: Timings) -> Result<Self, Error> {
+        let mut nics = Nic::open_all(args)?;
+        timings.reached("host plumbing done");
+        let vm = Arc::new(new_vm(kvm)?);
+        timings.reached("VM made");
+        let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
+        let sink: EventSink = {
+            let ending = ending.clone();
+            Arc::new(move |event| ending.guest(event))
+        };
+        let serial = new_serial(&vm, args, &ending)?;
+        let power = Arc::new(AcpiPower::new(sink.clone(), irqfd(&vm, layout::GED_GSI)?));
+        let mut ports = Bus::default();
+        ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
+        ports.insert(I8042::PORT, I8042::LEN, Arc::new(I8042::new(sink.clone())));
+        ports.insert(layout::SLEEP_CONTROL.into(), AcpiPower::LEN, power.clone());
+        ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink)));
+
+        let mut mmio = Bus::default();
+        let devices = nics.iter_mut().map(Nic::take_device);
+        transport::show(args.transport, &vm, memory, devices, &mut ports, &mut mmio)?;
+        timings.reached("devices made");
+        memory::register(&vm, memory)?;
+        timings.reached("memory given to KVM");
+        Ok(Self { nics, vm, ports, mmio, serial, power, ending })
+    }
 }
 
 /// What can be refused before anything is made.
@@ -135,24 +158,6 @@ fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(kvm_error("create the timer"))?;
     Ok(vm)
-}
-
-/// Gives `memory` to the VM and loads the kernel into it, side by side: KVM waits for milliseconds until no reader of what
-/// it had before is left (SRCU), which is as long as the kernel takes to load, and neither needs the other.
-///
-/// # Errors
-/// Of the two, KVM's first.
-fn fill(
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
-    config: &boot::Config<'_>,
-    timings: Timings,
-) -> Result<Entry, Error> {
-    let load = || boot::load(memory, config).inspect(|_| timings.reached("kernel loaded"));
-    let register = || memory::register(vm, memory).inspect(|()| timings.reached("memory given to KVM"));
-    let (registered, entry) = beside("load", load, register)?;
-    registered?;
-    Ok(entry?)
 }
 
 /// Runs `here` on this thread and `there` on one called `name`, and gives what both say once both are done.

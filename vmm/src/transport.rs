@@ -30,8 +30,16 @@ pub(crate) fn limit(transport: Transport) -> usize {
     }
 }
 
+/// The MMIO windows of so many devices, for ACPI to list.
+pub(crate) fn places(transport: Transport, devices: usize) -> Vec<layout::VirtioMmio> {
+    match transport {
+        Transport::Pci => Vec::new(),
+        Transport::Mmio => (0..).map_while(layout::virtio_mmio).take(devices).collect(),
+    }
+}
+
 /// Shows `devices`, which are not more than [`limit`], to the guest: what they notify reaches them without an exit, as do
-/// their interrupts the guest. Returns the MMIO windows that ACPI is to list.
+/// their interrupts the guest.
 ///
 /// # Errors
 /// KVM or the host has no resources for it.
@@ -42,10 +50,9 @@ pub(crate) fn show(
     devices: impl Iterator<Item = VirtioNet>,
     ports: &mut Bus,
     mmio: &mut Bus,
-) -> Result<Vec<layout::VirtioMmio>, Error> {
+) -> Result<(), Error> {
     let window = layout::PCI_WINDOW..layout::PCI_WINDOW + layout::PCI_WINDOW_LEN;
     let mut root = RootComplex::new(window.clone());
-    let mut places = Vec::new();
     match transport {
         Transport::Pci => {
             let routes = Routes::new(vm.clone());
@@ -60,9 +67,8 @@ pub(crate) fn show(
             }
         }
         Transport::Mmio => {
-            for (device, place) in devices.zip((0..).map_while(layout::virtio_mmio)) {
+            for (device, place) in devices.zip(places(transport, limit(transport))) {
                 mmio.insert(place.base, place.size, mmio_transport(vm, memory, device, place)?);
-                places.push(place);
             }
         }
     }
@@ -73,7 +79,7 @@ pub(crate) fn show(
     }
     // With the host bridge alone, if there is no more.
     ports.insert(Ports::PORT, Ports::LEN, Arc::new(Ports(root)));
-    Ok(places)
+    Ok(())
 }
 
 fn mmio_transport(
