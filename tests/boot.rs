@@ -228,7 +228,6 @@ mod stock {
     /// A command in the guest, on an emulated processor on a busy machine.
     const COMMAND: Duration = Duration::from_secs(60);
 
-    /// The value, or the end of a test that cannot have it.
     /// Warnings and errors of the guest's kernel that speak of what wirevm shows it.
     #[track_caller]
     fn no_warning_is_ours(vm: &mut Vm) {
@@ -256,8 +255,8 @@ mod stock {
             "i8042",
             "command line",
         ];
-        // A driver that asks each AMD guest for what only bare metal has.
-        let theirs = ["amd_pstate: the _CPC object"];
+        // A driver that asks each AMD guest for what only bare metal has; a host that is busy with other things for a while.
+        let theirs = ["amd_pstate: the _CPC object", "hrtimer: interrupt took"];
         let found: Vec<_> = log
             .lines()
             .filter(|line| ours.iter().any(|word| line.to_lowercase().contains(word)))
