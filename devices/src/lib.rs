@@ -16,6 +16,8 @@
 //! guest: kick ──ioeventfd──► QueuePair::process ─► transmit() ─► Backend::send ─► writev(2)
 //!                            QueuePair::process ─► receive()  ─► Backend::recv ─► readv(2) ──irqfd──► guest
 //! ```
+//! With vhost-net, the kernel does all of that, and the pair's thread sleeps.
+//!
 //! A chain's buffers are gathered into a [`net::Iov`] and handed to the system call where they are, in guest memory. Used
 //! buffers are shown, and the guest is interrupted, once for a burst of frames.
 //!

@@ -31,7 +31,9 @@
 //! - `filter.rs`: which frames a NIC receives. `iov.rs`: guest buffers. `sys.rs`: ioctls, `readv`, `writev`; `sys/packet.rs`: packet sockets.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
-//! lock, and no copy.
+//! lock, and no copy. (io_uring was measured beside them on a tap: 64 frames of 64 or 1514 bytes in one submission cost 1 to 3%
+//! more of the thread's time for each frame, both ways. A frame is half a microsecond's work of the kernel's, and the system call
+//! is the least of it.)
 #![deny(unsafe_code)]
 
 mod address;

@@ -1,4 +1,8 @@
 //! The feature bits of a NIC (virtio 1.2 §5.1.3), and the host's offloads that some of them stand for.
+//!
+//! Not offered is `VIRTIO_NET_F_RSS`: the host's kernel chooses the queue of a frame that it brings, and brings an answer where the
+//! question went out. Another choice would take a BPF program in a tap (`TUNSETSTEERINGEBPF`), a right to load it, and has no way
+//! into a macvtap.
 
 use net::Offloads;
 use virtio_bindings::virtio_net::*;
