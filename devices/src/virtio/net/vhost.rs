@@ -138,10 +138,16 @@ fn call(interrupt: &dyn Interrupt, queue: u16, relay: &EventFd) -> RawFd {
     interrupt.event(queue).unwrap_or(relay).as_raw_fd()
 }
 
-/// Has the kernel make its thread, on that CPU: it is there where the thread is that asks for it.
+/// Has the kernel make its thread, on that CPU: it is there where the thread is that asks for it. Where that cannot be, for the CPU
+/// went offline, it is on any.
 fn own(vhost: &mut Vhost, cpu: Option<u16>) -> io::Result<()> {
     let Some(cpu) = cpu else { return vhost.own() };
-    let there = || run_on(cpu).and_then(|()| vhost.own());
+    let there = || {
+        if let Err(error) = run_on(cpu) {
+            log::warn!("the kernel cannot carry frames on CPU {cpu}, and does on any: {error}");
+        }
+        vhost.own()
+    };
     let owned = thread::scope(|scope| scope.spawn(there).join());
     owned.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
