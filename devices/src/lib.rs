@@ -34,6 +34,7 @@
 //! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
+//! | `virtio/net/queue_pair/duties.rs` | what a pair's thread does beside that |
 //! | `virtio/net/queue_pair/room.rs` | the buffers that a received frame fills |
 //! | `virtio/net/queue_pair/thread.rs` | their thread: events, looking about, start and stop |
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |

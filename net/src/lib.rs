@@ -84,7 +84,6 @@ pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
 pub use host::{Step, Wiring, clean, left_over};
 pub use iov::{Iov, IovBuffer, prefetch};
-use listener::Listener;
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
@@ -318,27 +317,9 @@ fn open_tap(
     let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
     notices.extend(told.notices);
     let answers = told.lease.is_some() || told.router.is_some();
-    let listener = if answers { listen(all.vhost, &link, &mut notices)? } else { None };
+    let listener = if answers { listener::Listener::beside(&link, all.vhost, &mut notices)? } else { None };
     let backends = autoconf::in_front(tap, others, told.lease, told.router, listener);
     wiring.settle();
     let (ignored, vhosts) = (Arc::default(), Vec::new());
     Ok(Opened { backends, vhosts, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
-}
-
-/// Hears the guest's questions on the host's `link`, where the kernel is to carry its frames; where `vhost` leaves it open and that
-/// cannot be, a notice says so, and our own threads carry them.
-fn listen(vhost: VhostMode, link: &host::Link, notices: &mut Vec<String>) -> Result<Option<Listener>, Error> {
-    if vhost == VhostMode::Off {
-        return Ok(None);
-    }
-    match Listener::open(link.id.index) {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error) if vhost == VhostMode::Auto => {
-            notices.push(format!(
-                "wirevm's own threads carry the frames, for nothing else would hear the guest's DHCP: {error}"
-            ));
-            Ok(None)
-        }
-        Err(source) => Err(Error::Listen { link: link.id.name.clone(), source }),
-    }
 }

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{readv, writev};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::HEADER_LEN;
+use crate::host::Link;
 use crate::sys::packet::{self, Instruction};
+use crate::{Error, HEADER_LEN, VhostMode};
 
 /// Of the header that a packet socket has before each frame: `virtio_net_hdr_v1` without `num_buffers`.
 const SOCKET_HEADER_LEN: usize = 10;
@@ -30,6 +31,28 @@ impl Listener {
         packet::attach_filter(fd, &QUESTIONS)?;
         packet::bind(fd, index)?;
         Ok(Self(socket))
+    }
+
+    /// On the host's `link`, where the kernel is to carry its frames. Where `vhost` leaves that open and there cannot be one, a notice
+    /// says so, and our own threads carry them.
+    pub(crate) fn beside(
+        link: &Link,
+        vhost: VhostMode,
+        notices: &mut Vec<String>,
+    ) -> Result<Option<Self>, Error> {
+        if vhost == VhostMode::Off {
+            return Ok(None);
+        }
+        match Self::open(link.id.index) {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) if vhost == VhostMode::Auto => {
+                notices.push(format!(
+                    "wirevm's own threads carry the frames, for nothing else would hear the guest's DHCP: {error}"
+                ));
+                Ok(None)
+            }
+            Err(source) => Err(Error::Listen { link: link.id.name.clone(), source }),
+        }
     }
 
     /// Readable when there may be a question.

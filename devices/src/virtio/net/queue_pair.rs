@@ -15,6 +15,7 @@
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
 
+mod duties;
 mod room;
 mod thread;
 
@@ -33,7 +34,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::room::{Posted, fill, gather};
 use super::control::Control;
-use super::orders::{Inbox, Order};
+use super::orders::Inbox;
 use super::vhost::Carried;
 use crate::once::Once;
 use crate::virtio::queue::{Error, Mapped};
@@ -276,63 +277,6 @@ impl QueuePair {
         if let Err(error) = self.parts.interrupt.needs_reset() {
             log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
         }
-    }
-
-    /// What the driver says on the control queue.
-    #[cold]
-    fn command(&mut self) -> Result<(), Error> {
-        let PairParts { memory, interrupt, backend, control, .. } = &mut self.parts;
-        self.commanded = match control {
-            Some(control) => control.process(memory, &**interrupt, &mut **backend)?,
-            None => false,
-        };
-        Ok(())
-    }
-
-    /// What the guest asks of the backend itself, while the kernel carries the frames.
-    #[cold]
-    fn answer(&mut self) {
-        self.look_again = self.parts.backend.answer();
-        self.asked = self.look_again.is_some_and(|left| left.is_zero());
-    }
-
-    /// The kernel says that a ring makes no sense.
-    #[cold]
-    fn carrier_failed(&mut self) {
-        let PairParts { name, broken, .. } = &self.parts;
-        log::log!(broken.level(), "{name}: the driver broke its ring, says vhost-net");
-        self.end();
-    }
-
-    /// The kernel has used buffers of a queue that has no vector.
-    #[cold]
-    fn relay(&mut self, queue: u16) {
-        if let Err(error) = self.parts.interrupt.queue(queue) {
-            log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
-        }
-    }
-
-    /// What the control queue, on another pair's thread, says to this one.
-    #[cold]
-    fn obey(&mut self) {
-        self.ordered = false;
-        let Self { parts: PairParts { inbox, backend, .. }, receive, .. } = self;
-        let Some(inbox) = inbox else { return };
-        inbox.obey(|order| match order {
-            Order::Filter(filter) => backend.set_filter(&filter),
-            Order::Offloads(offloads) => backend.set_offloads(offloads),
-            Order::Enable(enabled) => {
-                backend.set_enabled(enabled)?;
-                *receive = match (enabled, *receive) {
-                    // The host brings frames here or not; who carries them is the same.
-                    (_, Next::Kernel) => Next::Kernel,
-                    (false, _) => Next::Control,
-                    (true, Next::Control) => Next::Work,
-                    (true, next) => next,
-                };
-                Ok(())
-            }
-        });
     }
 
     /// Guest to host. Each frame is done, deferred, or ends the burst.
