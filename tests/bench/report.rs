@@ -3,21 +3,25 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// One figure, measured once in each round.
+/// One figure, measured once in each round; none of a round that failed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Samples(Vec<f64>);
+pub(crate) struct Samples(Vec<Option<f64>>);
 
 impl Samples {
     pub(crate) const fn new() -> Self {
         Self(Vec::new())
     }
 
-    pub(crate) fn push(&mut self, value: f64) {
-        self.0.push(value);
+    pub(crate) fn push(&mut self, value: impl Into<Option<f64>>) {
+        self.0.push(value.into());
+    }
+
+    fn values(&self) -> impl Iterator<Item = f64> {
+        self.0.iter().copied().flatten()
     }
 
     pub(crate) fn median(&self) -> Option<f64> {
-        let mut sorted = self.0.clone();
+        let mut sorted: Vec<_> = self.values().collect();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
         match sorted.len() {
@@ -27,19 +31,23 @@ impl Samples {
         }
     }
 
+    /// The least and the most.
     fn range(&self) -> (f64, f64) {
-        self.0.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), &v| (min.min(v), max.max(v)))
+        self.values().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), v| (min.min(v), max.max(v)))
     }
 
-    /// Each round's figure over the other's of the same round.
+    /// Each round's figure over the other's of the same round, where there are both.
     pub(crate) fn over(&self, other: &Self) -> Self {
-        Self(self.0.iter().zip(&other.0).filter(|(_, other)| **other != 0.0).map(|(a, b)| a / b).collect())
+        let ratio = |(a, b): (&Option<f64>, &Option<f64>)| {
+            a.zip(*b).filter(|(_, other)| *other != 0.0).map(|(a, b)| a / b)
+        };
+        Self(self.0.iter().zip(&other.0).map(ratio).collect())
     }
 }
 
 impl FromIterator<f64> for Samples {
     fn from_iter<T: IntoIterator<Item = f64>>(values: T) -> Self {
-        Self(values.into_iter().collect())
+        Self(values.into_iter().map(Some).collect())
     }
 }
 
@@ -116,8 +124,8 @@ impl Table {
     pub(crate) fn write_json(&self, path: &Path) -> Result<(), String> {
         let rows = self.rows.iter().map(|row| {
             let cells = self.columns.iter().zip(&row.cells).map(|(name, samples)| {
-                let rounds = samples.0.iter().map(|value| value.to_string());
-                let median = samples.median().map_or("null".to_owned(), |median| median.to_string());
+                let rounds = samples.0.iter().map(|value| json_number(*value));
+                let median = json_number(samples.median());
                 format!("{}: {{\"median\": {median}, \"rounds\": {}}}", quote(name), array(rounds))
             });
             let cells: Vec<_> = cells.collect();
@@ -158,21 +166,26 @@ fn machine() -> String {
 fn cell(samples: &Samples) -> String {
     let Some(median) = samples.median() else { return "-".to_owned() };
     let (min, max) = samples.range();
-    match samples.0.len() {
+    match samples.values().count() {
         1 => number(median),
         _ => format!("{} ({}-{})", number(median), number(min), number(max)),
     }
 }
 
-/// Three digits that matter, or all before the point.
+/// About three digits that matter, or all before the point.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
         0.0 => 0,
+        small if small < 0.1 => 3,
         small if small < 10.0 => 2,
         small if small < 100.0 => 1,
         _ => 0,
     };
     format!("{value:.digits$}")
+}
+
+fn json_number(value: Option<f64>) -> String {
+    value.map_or("null".to_owned(), |value| value.to_string())
 }
 
 fn array(items: impl Iterator<Item = String>) -> String {
@@ -189,4 +202,37 @@ fn quote(text: &str) -> String {
         }
     }
     quoted + "\""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples<const N: usize>(values: [Option<f64>; N]) -> Samples {
+        let mut samples = Samples::new();
+        values.into_iter().for_each(|value| samples.push(value));
+        samples
+    }
+
+    #[test]
+    fn numbers_have_the_digits_that_matter() {
+        let said = [0.0, 0.0312, 0.5, 9.876, 45.67, 1234.5, -0.5].map(number);
+        assert_eq!(said, ["0", "0.031", "0.50", "9.88", "45.7", "1234", "-0.50"]);
+    }
+
+    #[test]
+    fn a_round_that_failed_is_no_figure() {
+        let some = samples([Some(4.0), None, Some(2.0)]);
+        assert_eq!(some.median(), Some(3.0));
+        assert_eq!(cell(&some), "3.00 (2.00-4.00)");
+        assert_eq!(cell(&samples([None, Some(2.0)])), "2.00");
+        assert_eq!(cell(&samples([None])), "-");
+    }
+
+    #[test]
+    fn a_ratio_is_of_figures_of_one_round() {
+        let (ours, theirs) = (samples([Some(4.0), None, Some(9.0)]), samples([Some(2.0), Some(1.0), None]));
+        assert_eq!(ours.over(&theirs).median(), Some(2.0));
+        assert_eq!(ours.over(&samples([Some(0.0); 3])).median(), None);
+    }
 }
