@@ -1,10 +1,9 @@
-//! The guests that are started, and the VMMs that start them.
+//! The guests that are started.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use harness::TempDir;
 use harness::stock::resources;
-use harness::{TempDir, wirevm};
 
 /// A kernel and its initramfs.
 #[derive(Clone, Debug)]
@@ -62,51 +61,3 @@ pub(crate) struct Guest<'a> {
 /// Words on every guest's kernel command line. Nothing that is not the guest's own output crosses the console, which costs
 /// an exit for each byte.
 pub(crate) const CMDLINE: &str = "console=ttyS0 loglevel=1 panic=-1";
-
-/// A VMM in one configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Vmm {
-    Wirevm,
-    /// `qemu-system-x86_64 -M microvm`, with QEMU's own NIC or with the kernel's.
-    Microvm {
-        vhost: bool,
-    },
-}
-
-impl Vmm {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Wirevm => "wirevm",
-            Self::Microvm { vhost: false } => "qemu microvm",
-            Self::Microvm { vhost: true } => "qemu microvm, vhost",
-        }
-    }
-
-    /// Starts `guest` with its console on standard input and output.
-    pub(crate) fn command(self, guest: &Guest<'_>) -> Command {
-        let memory = format!("{}M", guest.memory_mib);
-        match self {
-            Self::Wirevm => {
-                let mut command = wirevm();
-                command.args(["run", "--memory", &memory, "--cmdline", CMDLINE]);
-                command.args([Path::new("--kernel"), guest.kernel]);
-                command.args([Path::new("--initrd"), guest.initrd]);
-                command.arg("--net").arg(guest.tap.map_or("tap".to_owned(), |tap| format!("tap={tap}")));
-                command
-            }
-            Self::Microvm { vhost } => {
-                let mut command = Command::new("qemu-system-x86_64");
-                command.args(["-M", "microvm", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory]);
-                command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-                command.args(["-serial", "stdio", "-append", CMDLINE]);
-                command.args([Path::new("-kernel"), guest.kernel]);
-                command.args([Path::new("-initrd"), guest.initrd]);
-                let mut netdev = "tap,id=net,script=no,downscript=no".to_owned();
-                netdev += &guest.tap.map_or(String::new(), |tap| format!(",ifname={tap}"));
-                netdev += if vhost { ",vhost=on" } else { "" };
-                command.args(["-netdev", &netdev, "-device", "virtio-net-device,netdev=net"]);
-                command
-            }
-        }
-    }
-}

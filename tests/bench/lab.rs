@@ -2,21 +2,19 @@
 //!
 //! All traffic is driven from the host, so that no byte crosses the console, and with it no exit, while exits are counted.
 
-use std::fs;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::netns::Netns;
 use harness::{TempDir, Vm};
 
 use crate::Options;
-use crate::guest::{Guest, Kernel, Vmm};
+use crate::guest::{Guest, Kernel};
 use crate::memory::Resident;
 use crate::report::{Row, Table};
 use crate::rounds::{Turns, take_turns};
 use crate::traffic;
+use crate::vmm::Vmm;
 
-const VMMS: [Vmm; 3] = [Vmm::Wirevm, Vmm::Microvm { vhost: false }, Vmm::Microvm { vhost: true }];
 const MEMORY_MIB: u64 = 256;
 const TAP: &str = "bench0";
 const HOST: &str = "172.31.0.1";
@@ -55,12 +53,12 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     host.sh(&format!(
         "ip tuntap add dev {TAP} mode tap vnet_hdr && ip addr add {HOST}/24 dev {TAP} && ip link set {TAP} up"
     ));
-    let vmms: Vec<_> = VMMS.into_iter().filter(Vmm::can_run).collect();
+    let (vmms, notes) = Vmm::all();
     for vmm in &vmms {
         vmm.warm_up();
     }
 
-    let names: Vec<_> = vmms.iter().map(|vmm| vmm.name().to_owned()).collect();
+    let names: Vec<_> = vmms.iter().map(|vmm| vmm.name()).collect();
     let Turns { figures, failures } =
         take_turns(rounds, &names, |at| measure(vmms[at], &guest, &host).map(|figures| figures.map(Some)));
     let row = |(index, (what, unit)): (usize, (&str, &'static str))| Row {
@@ -83,6 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
             "resident: over the guest's own memory".to_owned(),
         ]
         .into_iter()
+        .chain(notes)
         .chain(failures)
         .collect(),
     })
@@ -145,18 +144,4 @@ fn tcp(host: &Netns, options: &str) -> Result<(f64, f64), String> {
     let (said, exits) = traffic::exits_during(|| traffic::shell(host, &command))?;
     let mbits = traffic::mbits(&said)?;
     Ok((mbits, exits / traffic::mib(mbits, TCP_SECONDS)))
-}
-
-impl Vmm {
-    /// Whether the host has what it takes.
-    fn can_run(&self) -> bool {
-        *self != Self::Microvm { vhost: true } || fs::exists("/dev/vhost-net").unwrap_or(false)
-    }
-
-    /// Has the program and its libraries read from the disk.
-    fn warm_up(self) {
-        let program =
-            self.command(&Guest { kernel: "".as_ref(), initrd: "".as_ref(), memory_mib: 1, tap: None });
-        let _ = Command::new(program.get_program()).arg("--version").stdout(Stdio::null()).status();
-    }
 }

@@ -26,6 +26,7 @@ mod rounds;
 mod start;
 mod sys;
 mod traffic;
+mod vmm;
 mod wire;
 mod wires;
 

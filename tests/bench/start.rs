@@ -7,14 +7,15 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::Options;
-use crate::guest::{Guest, Kernel, Vmm};
+use crate::guest::{Guest, Kernel};
 use crate::memory::Resident;
 use crate::report::{Goal, Row, Samples, Table};
 use crate::sys;
+use crate::vmm::{Machine, Vmm};
 
 const MEMORY_MIB: u64 = 256;
 const MIB: f64 = 1048576.0;
-const VMMS: [Vmm; 2] = [Vmm::Wirevm, Vmm::Microvm { vhost: false }];
+const VMMS: [Vmm; 2] = [Vmm::Wirevm { vhost: false }, Vmm::Qemu { machine: Machine::Microvm, vhost: false }];
 
 struct Start {
     until_run: Duration,
@@ -37,7 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
         "Start: process start to first KVM_RUN, one tap, {MEMORY_MIB} MiB of guest memory, median of {rounds} (min-max)"
     );
     let notes = vec!["resident: over the guest's own memory, at the first KVM_RUN".to_owned()];
-    Ok(Table { title, columns: VMMS.map(|vmm| vmm.name().to_owned()).to_vec(), rows, notes })
+    Ok(Table { title, columns: VMMS.map(|vmm| vmm.name()).to_vec(), rows, notes })
 }
 
 /// Runs `call` on a thread in a network namespace of its own, in which its children are too.
