@@ -187,6 +187,12 @@ impl Vm {
         self.take(end)
     }
 
+    /// The same where nothing depends on it: whether the console shows `text` in time.
+    pub fn shows(&mut self, text: &str, timeout: Duration) -> bool {
+        let end = self.console.find(self.seen, text, Instant::now() + timeout);
+        end.map(|end| self.take(end)).is_some()
+    }
+
     /// As [`Self::expect`], of a guest's shell; Enter is pressed each time that it is silent for long, and it is said if that
     /// helped: a serial port that waits for an interrupt goes on at an input, and an interrupt that was lost is a defect.
     #[track_caller]
