@@ -77,14 +77,15 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
         tap: Some(drive::TAP),
     };
     let host = Netns::new()?;
-    let (vmms, mut notes) = Vmm::all();
+    let (mut vmms, mut notes) = Vmm::all();
+    vmms.retain(|vmm| vmm.name().contains(&options.only));
     let calls = Calls::new().map_err(|why| notes.push(format!("system calls are not counted: {why}"))).ok();
     for vmm in &vmms {
         vmm.warm_up();
     }
 
-    let names: Vec<_> = vmms.iter().map(|vmm| vmm.name()).collect();
-    let measure = |at: usize| drive::measure(vmms[at], &guest, &host, calls.as_ref()).map(|seen| seen.0);
+    let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
+    let measure = |at: usize| drive::measure(&vmms[at], &guest, &host, calls.as_ref()).map(|seen| seen.0);
     let Turns { figures, failures } = take_turns(rounds, &names, measure);
     // What was never measured is no column; the failures tell why.
     let was_measured =
@@ -93,7 +94,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     if vmms.is_empty() {
         return Err(format!("no guest could be measured\n{}", failures.join("\n")));
     }
-    let names: Vec<_> = vmms.iter().map(|vmm| vmm.name()).collect();
+    let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
     let row = |(index, figure): (usize, &Figure)| {
         let cells: Vec<_> = figures.iter().map(|of_vmm| of_vmm[index].clone()).collect();
         Row { what: figure.what.to_owned(), unit: figure.unit, cells, goal: None }

@@ -8,7 +8,8 @@
 //! - `wire`: frames through the NIC's own thread and a tap, against a bare loop of the same system calls.
 //! - `queues`: the same through two pairs, beside one.
 //! - `poll`: one frame at a time, with a thread that looks about for the next one and with one that sleeps.
-//! - `lab`: a guest's boot, throughput, latency and exits under `wirevm` and QEMU. Needs a KVM that runs Linux.
+//! - `lab`: a guest's boot, throughput, latency, exits and system calls under `wirevm`, QEMU and the VMMs that the environment
+//!   names. Needs a KVM that runs Linux.
 //! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
 //!
 //! **Invariant: what is compared takes turns**, in every round, in an order that alternates, so that a machine that
@@ -21,6 +22,7 @@
 mod guest;
 mod lab;
 mod memory;
+mod peer;
 mod report;
 mod rounds;
 mod start;
@@ -39,7 +41,7 @@ use report::Table;
 struct Options {
     /// How often each thing is measured; none for what suits the part.
     rounds: Option<usize>,
-    /// Of the wire, only what has this in its name: for a profiler.
+    /// Of the wire and of the VMMs, only what has this in its name: for a profiler.
     only: String,
 }
 

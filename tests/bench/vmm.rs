@@ -6,12 +6,14 @@ use std::process::{Command, Stdio};
 use harness::wirevm;
 
 use crate::guest::{CMDLINE, Guest};
+use crate::peer::Peer;
 
 /// A VMM in one configuration; with `vhost` it is the kernel's vhost-net that carries the frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Vmm {
     Wirevm { vhost: bool },
     Qemu { machine: Machine, vhost: bool },
+    Peer(Peer),
 }
 
 /// A machine of `qemu-system-x86_64 -M`.
@@ -26,7 +28,7 @@ pub(crate) enum Machine {
 impl Vmm {
     /// All that can run here, and what a reader must know of others.
     pub(crate) fn all() -> (Vec<Self>, Vec<String>) {
-        let mut notes = Vec::new();
+        let (peers, mut notes) = Peer::all();
         let kernel_can = std::fs::exists("/dev/vhost-net").unwrap_or(false);
         let wirevm_can = wirevm_knows("vhost=");
         if !kernel_can {
@@ -43,34 +45,46 @@ impl Vmm {
                 vmms.extend((!vhost || kernel_can).then_some(Self::Qemu { machine, vhost }));
             }
         }
+        vmms.extend(peers.into_iter().map(Self::Peer));
         (vmms, notes)
     }
 
-    pub(crate) fn name(self) -> String {
+    pub(crate) fn name(&self) -> String {
         let name = match self {
             Self::Wirevm { .. } => "wirevm",
             Self::Qemu { machine: Machine::Microvm, .. } => "qemu microvm",
             Self::Qemu { machine: Machine::Q35, .. } => "qemu q35",
+            Self::Peer(peer) => return peer.name.clone(),
         };
         format!("{name}{}", if self.vhost() { ", vhost" } else { "" })
     }
 
-    pub(crate) fn vhost(self) -> bool {
+    pub(crate) fn vhost(&self) -> bool {
         match self {
-            Self::Wirevm { vhost } | Self::Qemu { vhost, .. } => vhost,
+            Self::Wirevm { vhost } | Self::Qemu { vhost, .. } => *vhost,
+            Self::Peer(peer) => peer.vhost,
         }
     }
 
     /// Starts `guest` with its console on standard input and output.
-    pub(crate) fn command(self, guest: &Guest<'_>) -> Command {
+    pub(crate) fn command(&self, guest: &Guest<'_>) -> Command {
         match self {
-            Self::Wirevm { vhost } => wirevm_command(vhost, guest),
-            Self::Qemu { machine, vhost } => qemu_command(machine, vhost, guest),
+            Self::Wirevm { vhost } => wirevm_command(*vhost, guest),
+            Self::Qemu { machine, vhost } => qemu_command(*machine, *vhost, guest),
+            Self::Peer(peer) => {
+                let words = peer.command(guest);
+                let mut command = Command::new(&words[0]);
+                command.args(&words[1..]);
+                command
+            }
         }
     }
 
-    /// Has the program and its libraries read from the disk.
-    pub(crate) fn warm_up(self) {
+    /// Has the program and its libraries read from the disk. A peer may be a script, which is not asked what it does not know.
+    pub(crate) fn warm_up(&self) {
+        if matches!(self, Self::Peer(_)) {
+            return;
+        }
         let program =
             self.command(&Guest { kernel: "".as_ref(), initrd: "".as_ref(), memory_mib: 1, tap: None });
         let mut command = Command::new(program.get_program());

@@ -45,7 +45,7 @@ pub(super) fn notes() -> Vec<String> {
 }
 
 pub(super) fn measure(
-    vmm: Vmm,
+    vmm: &Vmm,
     guest: &Guest<'_>,
     host: &Netns,
     calls: Option<&Calls>,
@@ -58,7 +58,15 @@ pub(super) fn measure(
     let command = vmm.command(guest);
     let begin = Instant::now();
     let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
-    let mut vm = Vm::start(inside.args(command.get_args()));
+    inside.args(command.get_args());
+    let (mut vm, _terminal) = match vmm {
+        // Some VMMs start on a terminal alone.
+        Vmm::Peer(_) => {
+            let (vm, terminal) = Vm::start_on_terminal(&inside);
+            (vm, Some(terminal))
+        }
+        _ => (Vm::start(&mut inside), None),
+    };
     if !vm.shows("guest# ", BOOT) {
         // What it says as it ends comes a moment later.
         thread::sleep(Duration::from_millis(200));
