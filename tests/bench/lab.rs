@@ -10,8 +10,9 @@ use harness::TempDir;
 use harness::netns::Netns;
 
 use crate::Options;
+use crate::compare::{Aim, Better, beside};
 use crate::guest::{Guest, Kernel};
-use crate::report::{Row, Samples, Table};
+use crate::report::{Goal, Row, Samples, Table};
 use crate::rounds::{Turns, take_turns};
 use crate::vmm::Vmm;
 use count::Calls;
@@ -22,34 +23,44 @@ const MEMORY_MIB: u64 = 256;
 struct Figure {
     what: &'static str,
     unit: &'static str,
+    /// None for what says how the row above came about, and is no merit.
+    better: Option<Better>,
+}
+
+const fn more(what: &'static str, unit: &'static str) -> Figure {
+    Figure { what, unit, better: Some(Better::More) }
+}
+
+const fn less(what: &'static str, unit: &'static str) -> Figure {
+    Figure { what, unit, better: Some(Better::Less) }
 }
 
 /// What is measured of a guest, in the order of the rows.
 const FIGURES: [Figure; 24] = [
-    Figure { what: "start to the shell of init", unit: "s" },
-    Figure { what: "TCP, host to guest", unit: "Mbit/s" },
-    Figure { what: "TCP, guest to host", unit: "Mbit/s" },
-    Figure { what: "TCP, 4 streams, host to guest", unit: "Mbit/s" },
-    Figure { what: "TCP, 4 streams, guest to host", unit: "Mbit/s" },
-    Figure { what: "UDP, 64 bytes, host to guest", unit: "k/s" },
-    Figure { what: "UDP, 64 bytes, guest to host", unit: "k/s" },
-    Figure { what: "UDP lost, host to guest", unit: "%" },
-    Figure { what: "UDP lost, guest to host", unit: "%" },
-    Figure { what: "TCP request/response", unit: "per s" },
-    Figure { what: "ping", unit: "ms" },
-    Figure { what: "exits, TCP, host to guest", unit: "per MiB" },
-    Figure { what: "exits, TCP, guest to host", unit: "per MiB" },
-    Figure { what: "exits, UDP, host to guest", unit: "per frame" },
-    Figure { what: "exits, UDP, guest to host", unit: "per frame" },
-    Figure { what: "exits, request/response", unit: "each" },
-    Figure { what: "exits, ping", unit: "each" },
-    Figure { what: "exits, idle", unit: "per s" },
-    Figure { what: "system calls, TCP, host to guest", unit: "per MiB" },
-    Figure { what: "system calls, TCP, guest to host", unit: "per MiB" },
-    Figure { what: "system calls, UDP, host to guest", unit: "per frame" },
-    Figure { what: "system calls, UDP, guest to host", unit: "per frame" },
-    Figure { what: "system calls, request/response", unit: "each" },
-    Figure { what: "resident", unit: "MiB" },
+    less("start to the shell of init", "s"),
+    more("TCP, host to guest", "Mbit/s"),
+    more("TCP, guest to host", "Mbit/s"),
+    more("TCP, 4 streams, host to guest", "Mbit/s"),
+    more("TCP, 4 streams, guest to host", "Mbit/s"),
+    more("UDP, 64 bytes, host to guest", "k/s"),
+    more("UDP, 64 bytes, guest to host", "k/s"),
+    Figure { what: "UDP lost, host to guest", unit: "%", better: None },
+    Figure { what: "UDP lost, guest to host", unit: "%", better: None },
+    more("TCP request/response", "per s"),
+    less("ping", "ms"),
+    less("exits, TCP, host to guest", "per MiB"),
+    less("exits, TCP, guest to host", "per MiB"),
+    less("exits, UDP, host to guest", "per frame"),
+    less("exits, UDP, guest to host", "per frame"),
+    less("exits, request/response", "each"),
+    less("exits, ping", "each"),
+    less("exits, idle", "per s"),
+    less("system calls, TCP, host to guest", "per MiB"),
+    less("system calls, TCP, guest to host", "per MiB"),
+    less("system calls, UDP, host to guest", "per frame"),
+    less("system calls, UDP, guest to host", "per frame"),
+    less("system calls, request/response", "each"),
+    less("resident", "MiB"),
 ];
 
 /// What was measured of one guest, in the order of [`FIGURES`].
@@ -97,7 +108,8 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
     let row = |(index, figure): (usize, &Figure)| {
         let cells: Vec<_> = figures.iter().map(|of_vmm| of_vmm[index].clone()).collect();
-        Row { what: figure.what.to_owned(), unit: figure.unit, cells, goal: None }
+        let goal = figure.better.and_then(|better| against(&vmms, &names, &cells, better)).map(Goal::Beside);
+        Row { what: figure.what.to_owned(), unit: figure.unit, cells, goal }
     };
     Ok(Table {
         title: format!(
@@ -108,4 +120,43 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
         rows: FIGURES.iter().enumerate().map(row).collect(),
         notes: [drive::notes(), notes, failures].concat(),
     })
+}
+
+/// What became of the two goals in one row: ahead of each user-space path with ours, and level with vhost-net under another
+/// VMM with it under ours.
+fn against(vmms: &[Vmm], names: &[String], cells: &[Samples], better: Better) -> Option<String> {
+    let ours = |vmm: &Vmm| matches!(vmm, Vmm::Wirevm { .. });
+    let compare = |vhost, aim| {
+        let of = |vmm: &Vmm| vmm.vhost() == vhost;
+        let mine = vmms.iter().position(|vmm| ours(vmm) && of(vmm))?;
+        let others = (0..vmms.len()).filter(|&at| !ours(&vmms[at]) && of(&vmms[at]));
+        let others: Vec<_> = others.map(|at| (names[at].as_str(), &cells[at])).collect();
+        beside(&cells[mine], &others, better, aim)
+    };
+    let said: Vec<_> =
+        [compare(false, Aim::Ahead), compare(true, Aim::Level)].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::Machine;
+
+    #[test]
+    fn each_path_is_compared_with_its_own_kind() {
+        let machine = Machine::Q35;
+        let qemu = [false, true].map(|vhost| Vmm::Qemu { machine, vhost });
+        let vmms = [false, true].map(|vhost| Vmm::Wirevm { vhost }).into_iter().chain(qemu);
+        let vmms: Vec<_> = vmms.collect();
+        let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
+        let cells: Vec<Samples> =
+            [20.0, 39.0, 10.0, 40.0].map(|value| [value].into_iter().collect()).to_vec();
+        let said = against(&vmms, &names, &cells, Better::More).unwrap();
+        assert_eq!(said, "2.00 qemu q35, ahead; 0.97 qemu q35, vhost, level");
+        // Without vhost, the other comparison remains.
+        let user: Vec<_> = [0, 2].map(|at| vmms[at].clone()).to_vec();
+        let (names, cells) = ([0, 2].map(|at| names[at].clone()), [0, 2].map(|at| cells[at].clone()));
+        assert_eq!(against(&user, &names, &cells, Better::Less).unwrap(), "0.50 qemu q35, BEHIND");
+    }
 }

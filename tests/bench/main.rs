@@ -19,6 +19,7 @@
 //! `make bench` builds what is measured, and runs each part where it can run. `unsafe` is in `sys.rs`.
 #![deny(unsafe_code)]
 
+mod compare;
 mod guest;
 mod lab;
 mod memory;

@@ -43,6 +43,11 @@ impl Samples {
         };
         Self(self.0.iter().zip(&other.0).map(ratio).collect())
     }
+
+    /// The same with each figure changed.
+    pub(crate) fn map(&self, change: impl Fn(f64) -> f64) -> Self {
+        Self(self.0.iter().map(|value| value.map(&change)).collect())
+    }
 }
 
 impl FromIterator<f64> for Samples {
@@ -51,19 +56,25 @@ impl FromIterator<f64> for Samples {
     }
 }
 
-/// What the first column is to reach.
-#[derive(Clone, Copy, Debug)]
+/// What a row is to reach.
+#[derive(Clone, Debug)]
 pub(crate) enum Goal {
+    /// The first column.
     Under(f64),
     AtLeast(f64),
+    /// What became of columns beside each other, in words.
+    Beside(String),
 }
 
 impl Goal {
-    fn say(self, value: f64) -> String {
-        let (word, goal, reached) = match self {
-            Self::Under(goal) => ("under", goal, value < goal),
-            Self::AtLeast(goal) => ("at least", goal, value >= goal),
+    fn say(&self, first: Option<f64>) -> String {
+        let (word, goal, reached): (_, _, fn(f64, f64) -> bool) = match self {
+            Self::Under(goal) => ("under", *goal, |value, goal| value < goal),
+            Self::AtLeast(goal) => ("at least", *goal, |value, goal| value >= goal),
+            Self::Beside(said) => return said.clone(),
         };
+        let Some(value) = first else { return String::new() };
+        let reached = reached(value, goal);
         format!("{word} {}: {}", number(goal), if reached { "reached" } else { "MISSED" })
     }
 }
@@ -99,7 +110,7 @@ impl Table {
             line.extend(row.cells.iter().map(cell));
             line.resize(2 + self.columns.len(), String::new());
             let first = row.cells.first().and_then(Samples::median);
-            line.extend(goals.then(|| row.goal.zip(first).map(|(goal, v)| goal.say(v)).unwrap_or_default()));
+            line.extend(goals.then(|| row.goal.as_ref().map(|goal| goal.say(first)).unwrap_or_default()));
             lines.push(line);
         }
         let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -130,9 +141,10 @@ impl Table {
             });
             let cells: Vec<_> = cells.collect();
             let (what, unit) = (quote(&row.what), quote(row.unit));
-            let goal = match row.goal {
+            let goal = match &row.goal {
                 Some(Goal::Under(goal)) => format!(", \"under\": {goal}"),
                 Some(Goal::AtLeast(goal)) => format!(", \"at_least\": {goal}"),
+                Some(Goal::Beside(said)) => format!(", \"beside\": {}", quote(said)),
                 None => String::new(),
             };
             format!(
@@ -173,7 +185,7 @@ fn cell(samples: &Samples) -> String {
 }
 
 /// About three digits that matter, or all before the point.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let digits = match value.abs() {
         0.0 => 0,
         small if small < 0.1 => 3,
