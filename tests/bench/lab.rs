@@ -12,6 +12,7 @@ use harness::netns::Netns;
 use crate::Options;
 use crate::compare::{Aim, Better, beside};
 use crate::guest::{Guest, Kernel};
+use crate::plot;
 use crate::report::{Goal, Row, Samples, Table};
 use crate::rounds::{Turns, take_turns};
 use crate::vmm::Vmm;
@@ -111,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
         let goal = figure.better.and_then(|better| against(&vmms, &names, &cells, better)).map(Goal::Beside);
         Row { what: figure.what.to_owned(), unit: figure.unit, cells, goal }
     };
-    Ok(Table {
+    let table = Table {
         title: format!(
             "Guests: kernel {}, 1 vCPU, {MEMORY_MIB} MiB, one NIC on a tap, median of {rounds} (min-max)",
             kernel.name
@@ -119,7 +120,12 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
         columns: names.clone(),
         rows: FIGURES.iter().enumerate().map(row).collect(),
         notes: [drive::notes(), notes, failures].concat(),
-    })
+    };
+    if let Some(out) = &options.out {
+        let better = FIGURES.map(|figure| figure.better);
+        plot::write(&out.join("lab.svg"), &table, &better)?;
+    }
+    Ok(table)
 }
 
 /// What became of the two goals in one row: ahead of each user-space path with ours, and level with vhost-net under another

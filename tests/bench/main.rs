@@ -24,6 +24,7 @@ mod guest;
 mod lab;
 mod memory;
 mod peer;
+mod plot;
 mod report;
 mod rounds;
 mod start;
@@ -44,6 +45,8 @@ struct Options {
     rounds: Option<usize>,
     /// Of the wire and of the VMMs, only what has this in its name: for a profiler.
     only: String,
+    /// Where files go.
+    out: Option<PathBuf>,
 }
 
 impl Options {
@@ -63,8 +66,7 @@ const PARTS: [(&str, Part); 6] = [
 ];
 
 fn main() -> ExitCode {
-    let mut options = Options { rounds: None, only: String::new() };
-    let mut out = None;
+    let mut options = Options { rounds: None, only: String::new(), out: None };
     let mut wanted = Vec::new();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -80,7 +82,7 @@ fn main() -> ExitCode {
                 None => return usage(),
             },
             ("--out", _) => match words.next() {
-                Some(directory) => out = Some(PathBuf::from(directory)),
+                Some(directory) => options.out = Some(PathBuf::from(directory)),
                 None => return usage(),
             },
             _ => return usage(),
@@ -94,7 +96,7 @@ fn main() -> ExitCode {
     for (name, part) in wanted {
         let result = part(&options).and_then(|table| {
             table.print();
-            out.as_deref().map_or(Ok(()), |out| table.write_json(&out.join(format!("{name}.json"))))
+            options.out.as_deref().map_or(Ok(()), |out| table.write_json(&out.join(format!("{name}.json"))))
         });
         if let Err(error) = result {
             eprintln!("error: {name}: {error}");
