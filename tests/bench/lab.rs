@@ -68,11 +68,13 @@ const FIGURES: [Figure; 24] = [
 struct Seen([Option<f64>; FIGURES.len()]);
 
 impl Seen {
+    /// What is over nothing (no frame passed) is no figure.
+    ///
     /// # Panics
     /// There is no such row.
     fn set(&mut self, what: &str, value: f64) {
         let row = FIGURES.iter().position(|figure| figure.what == what);
-        self.0[row.unwrap_or_else(|| panic!("no row is {what:?}"))] = Some(value);
+        self.0[row.unwrap_or_else(|| panic!("no row is {what:?}"))] = Some(value).filter(|v| v.is_finite());
     }
 }
 
@@ -148,6 +150,16 @@ fn against(vmms: &[Vmm], names: &[String], cells: &[Samples], better: Better) ->
 mod tests {
     use super::*;
     use crate::vmm::Machine;
+
+    #[test]
+    fn a_figure_goes_into_its_row_and_what_is_over_nothing_does_not() {
+        let mut seen = Seen([None; FIGURES.len()]);
+        seen.set("ping", 2.5);
+        seen.set("exits, ping", 1.0 / 0.0);
+        let set: Vec<_> =
+            FIGURES.iter().zip(seen.0).filter_map(|(row, value)| Some((row.what, value?))).collect();
+        assert_eq!(set, [("ping", 2.5)]);
+    }
 
     #[test]
     fn each_path_is_compared_with_its_own_kind() {
