@@ -1,6 +1,6 @@
 //! What became of a figure beside the same of other systems.
 
-use crate::report::{Samples, number};
+use crate::report::{Samples, cell};
 
 /// Which way a figure is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +21,26 @@ pub(crate) enum Aim {
     Level,
 }
 
-/// `ours` beside that of `others` to which it compares worst: `1.25 NAME, ahead`. The number is the median of the ratios of
-/// figures of the same round, turned so that more than 1 is better. None where nothing can be compared.
+/// `ours` beside that of `others` to which it compares worst: `1.25 (1.10-1.30) NAME, ahead`. The number is the median of the ratios
+/// of figures of the same round, turned so that more than 1 is better. None where nothing can be compared.
 pub(crate) fn beside(
     ours: &Samples,
     others: &[(&str, &Samples)],
     better: Better,
     aim: Aim,
 ) -> Option<String> {
-    let ratios =
-        others.iter().filter_map(|(name, theirs)| Some((times_better(ours, theirs, better).median()?, name)));
-    let (ratio, name) = ratios.min_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    let ratios = others.iter().filter_map(|(name, theirs)| {
+        let ratios = times_better(ours, theirs, better);
+        Some((ratios.median()?, ratios, name))
+    });
+    let (ratio, ratios, name) = ratios.min_by(|(a, ..), (b, ..)| a.total_cmp(b))?;
     let said = match aim {
         Aim::Ahead if ratio > 1.0 => "ahead",
         Aim::Level if ratio > 1.0 / LEVEL => "ahead",
         Aim::Level if ratio >= LEVEL => "level",
         _ => "BEHIND",
     };
-    Some(format!("{} {name}, {said}", number(ratio)))
+    Some(format!("{} {name}, {said}", cell(&ratios)))
 }
 
 fn times_better(ours: &Samples, theirs: &Samples, better: Better) -> Samples {
@@ -61,9 +63,11 @@ mod tests {
     fn the_worst_comparison_counts_in_either_sense() {
         let (ours, slow, fast) = (samples([10.0, 12.0]), samples([5.0, 6.0]), samples([20.0, 24.0]));
         let say = |better| beside(&ours, &[("slow", &slow), ("fast", &fast)], better, Aim::Ahead).unwrap();
-        assert_eq!(say(Better::More), "0.50 fast, BEHIND");
-        assert_eq!(say(Better::Less), "0.50 slow, BEHIND");
-        assert_eq!(beside(&ours, &[("slow", &slow)], Better::More, Aim::Ahead).unwrap(), "2.00 slow, ahead");
+        assert_eq!(say(Better::More), "0.50 (0.50-0.50) fast, BEHIND");
+        assert_eq!(say(Better::Less), "0.50 (0.50-0.50) slow, BEHIND");
+        let mixed = samples([5.0, 24.0, 10.0]);
+        let said = beside(&samples([10.0; 3]), &[("mixed", &mixed)], Better::More, Aim::Ahead).unwrap();
+        assert_eq!(said, "1.00 (0.42-2.00) mixed, BEHIND");
     }
 
     #[test]

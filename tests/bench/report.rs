@@ -175,7 +175,8 @@ fn machine() -> String {
     format!("{cpus} x {model}, Linux {}, load {}", release.trim(), load.split(' ').next().unwrap_or("?"))
 }
 
-fn cell(samples: &Samples) -> String {
+/// The median, with the least and the most where there are several.
+pub(crate) fn cell(samples: &Samples) -> String {
     let Some(median) = samples.median() else { return "-".to_owned() };
     let (min, max) = samples.range();
     match samples.values().count() {
