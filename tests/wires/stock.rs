@@ -69,7 +69,11 @@ fn what_reaches_what_is_what_explain_prints() {
 /// A forwarded port reaches into the guest behind the NAT.
 #[track_caller]
 fn forwarded_port(world: &World, guest: &mut Vm) {
-    guest.type_in("(echo through the port | nc -l -p 80) &\n");
+    // Until somebody listens at port 80.
+    guest.sh(
+        "(echo through the port | nc -l -p 80) & until grep -q ':0050 .* 0A ' /proc/net/tcp*; do sleep 0.1; done",
+        COMMAND,
+    );
     let busybox = stock::resources().join("busybox");
     let answer = world.lan.sh(&format!("{} nc 10.11.0.1 8011 </dev/null", busybox.display()));
     assert_eq!(answer.trim(), "through the port", "{}", guest.state());
