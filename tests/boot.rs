@@ -1,8 +1,9 @@
 //! The machine itself: kernels in, guests out, and everything that can be wrong with either.
 
+use std::process::Command;
 use std::time::Duration;
 
-use harness::{TempDir, Vm, guest, handmade, puts, wirevm};
+use harness::{TempDir, Vm, guest, handmade, puts, wirevm, wirevm_path};
 use rustix::process::Signal;
 
 /// What a hand-made guest may take, also where KVM emulates each of its instructions on a busy machine.
@@ -169,25 +170,25 @@ fn signals_end_the_run_at_once() {
     }
 }
 
+// Prints for ever, and reads no key.
+guest!(spam: "mov edx, 0x3f8", "mov al, 'x'", "2: out dx, al", "jmp 2b");
+
 #[test]
 fn a_console_that_nobody_reads_does_not_keep_the_run_from_ending() {
-    guest!(code: "mov edx, 0x3f8", "mov al, 'x'", "2: out dx, al", "jmp 2b");
     let dir = TempDir::new();
-    let kernel = handmade::kernel(&dir, code());
-    let (read, write) = std::io::pipe().unwrap();
-    let mut child = wirevm().arg("run").arg("--kernel").arg(kernel).stdout(write).spawn().unwrap();
-    // The pipe holds 64 KiB; at the slowest that is filled in a second or two.
-    std::thread::sleep(Duration::from_secs(3));
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
-    let until = std::time::Instant::now() + SOON;
-    while child.try_wait().unwrap().is_none() {
-        if std::time::Instant::now() > until {
-            child.kill().unwrap();
-            panic!("wirevm did not end");
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    let kernel = handmade::kernel(&dir, spam());
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut vm = Vm::start_unread(wirevm().arg("run").arg("--kernel").arg(&kernel));
+        vm.stalls(SOON);
+        vm.signal(signal);
+        vm.ends_with(0, SOON);
     }
-    drop(read);
+    // Its messages go the same way here, and there is no room for them either.
+    let script = "exec \"$0\" -v run --kernel \"$1\" 2>&1";
+    let mut vm = Vm::start_unread(Command::new("sh").args(["-c", script]).arg(wirevm_path()).arg(&kernel));
+    vm.stalls(SOON);
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
 }
 
 #[test]

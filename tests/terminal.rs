@@ -53,6 +53,35 @@ fn ctrl_a_is_the_escape_key() {
 }
 
 #[test]
+fn a_terminal_that_stalls_does_not_keep_the_run_from_ending() {
+    guest!(spam: "mov edx, 0x3f8", "mov al, 'x'", "2: out dx, al", "jmp 2b");
+    let dir = TempDir::new();
+    for signal in [None, Some(Signal::TERM), Some(Signal::INT)] {
+        let (mut vm, terminal) = Vm::start_on_stalled_terminal(run(&dir, spam()).arg("-v"));
+        let before = terminal.settings();
+        vm.stalls(SOON);
+        match signal {
+            None => vm.type_in("\x01x"),
+            Some(signal) => vm.signal(signal),
+        }
+        vm.ends_with(0, SOON);
+        assert_eq!(terminal.settings(), before, "{signal:?}");
+    }
+}
+
+#[test]
+fn the_escape_key_is_heard_though_the_guest_reads_no_key() {
+    guest!(deaf: puts!("ready\\r\\n"), "2: hlt", "jmp 2b");
+    let dir = TempDir::new();
+    let (mut vm, _terminal) = Vm::start_on_terminal(&run(&dir, deaf()));
+    vm.expect("ready\r\n", SOON);
+    // More than the serial port holds.
+    vm.type_in(&"z".repeat(200));
+    vm.type_in("\x01x");
+    vm.ends_with(0, SOON);
+}
+
+#[test]
 fn the_terminal_is_given_back_after_a_signal_and_after_a_crash() {
     guest!(crash: puts!("ready\\r\\n"), "2: mov edx, 0x3fd", "in al, dx", "test al, 1", "jz 2b", "ud2");
     let dir = TempDir::new();

@@ -12,13 +12,18 @@ use crate::BusDevice;
 /// A serial port whose interrupt is an eventfd and whose output is whatever was given.
 ///
 /// Output goes byte by byte, flushed, from the vCPU that wrote it: where the output blocks, so does that vCPU, as on a line
-/// with flow control. What cannot be written is lost, as on a line that was pulled out.
+/// with flow control, and each that writes after it; nobody else does. What cannot be written is lost, as on a line that was
+/// pulled out.
 pub struct Serial {
+    /// Locked before `uart` where both are, so that bytes go out in the order in which they were written.
+    output: Mutex<Box<dyn Write + Send>>,
+    /// Never held while the output blocks: whoever has input for the guest, or ends the run, must not wait for that.
     uart: Mutex<Uart>,
     space: EventFd,
 }
 
-type Uart = vm_superio::Serial<Irq, Space, Box<dyn Write + Send>>;
+/// The UART keeps a byte that it sends until it is taken out for the output.
+type Uart = vm_superio::Serial<Irq, Space, Vec<u8>>;
 
 impl Serial {
     /// How many ports it spans.
@@ -30,8 +35,8 @@ impl Serial {
     /// Where no eventfd can be made.
     pub fn new(irq: EventFd, output: Box<dyn Write + Send>) -> io::Result<Self> {
         let space = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let uart = Uart::with_events(Irq(irq), Space(space.try_clone()?), output);
-        Ok(Self { uart: Mutex::new(uart), space })
+        let uart = Uart::with_events(Irq(irq), Space(space.try_clone()?), Vec::new());
+        Ok(Self { output: Mutex::new(output), uart: Mutex::new(uart), space })
     }
 
     /// How many bytes of input there is room for.
@@ -59,9 +64,22 @@ impl Serial {
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
-        // A vCPU that panicked in here left a register or two behind, which no other vCPU is worse off for.
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.uart)
     }
+
+    /// Writes a register, and returns the byte that goes out for it, if one does.
+    fn set(&self, offset: u8, byte: u8) -> Option<u8> {
+        let mut uart = self.uart();
+        if let Err(error) = uart.write(offset, byte) {
+            log::debug!("serial port: {error:?}");
+        }
+        uart.writer_mut().pop()
+    }
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A vCPU that panicked in here left a register or two behind, which no other vCPU is worse off for.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BusDevice for Serial {
@@ -72,10 +90,18 @@ impl BusDevice for Serial {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let (0..Self::LEN, &[byte]) = (offset, data)
-            && let Err(error) = self.uart().write(offset as u8, byte)
-        {
-            log::debug!("serial port: {error:?}");
+        match (offset, data) {
+            // The register that sends.
+            (0, &[byte]) => {
+                let mut output = unpoisoned(&self.output);
+                if let Some(sent) = self.set(0, byte)
+                    && let Err(error) = output.write_all(&[sent]).and_then(|()| output.flush())
+                {
+                    log::debug!("serial port: {error}");
+                }
+            }
+            (1..Self::LEN, &[byte]) => drop(self.set(offset as u8, byte)),
+            _ => {}
         }
     }
 }
@@ -164,6 +190,41 @@ mod tests {
         byte(&serial, 0);
         serial.space_event().read().unwrap();
         assert_eq!(serial.input_space(), room);
+    }
+
+    #[test]
+    fn an_output_that_blocks_holds_up_nobody_but_writers() {
+        struct Stalled(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>);
+        impl Write for Stalled {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.send(()).unwrap();
+                self.1.recv().unwrap();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (writes, is_writing) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
+        let serial = Arc::new(Serial::new(irq, Box::new(Stalled(writes, may_go_on))).unwrap());
+        let of_vcpu = serial.clone();
+        let vcpu = std::thread::spawn(move || of_vcpu.write(0, b"x"));
+        is_writing.recv().unwrap();
+        let other = std::thread::spawn(move || {
+            let room = serial.input_space();
+            (room, serial.enqueue(b"y").unwrap(), byte(&serial, 5) & 1)
+        });
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !other.is_finished() && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(other.is_finished(), "who has input waits for the output");
+        let (room, taken, ready) = other.join().unwrap();
+        assert_eq!((room > 0, taken, ready), (true, 1, 1));
+        go_on.send(()).unwrap();
+        vcpu.join().unwrap();
     }
 
     #[test]

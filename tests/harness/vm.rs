@@ -108,6 +108,15 @@ pub struct Vm {
 impl Vm {
     /// Starts `command` with its console on pipes.
     pub fn start(command: &mut Command) -> Self {
+        let mut vm = Self::start_unread(command);
+        vm.console = Stream::of(vm.child.stdout.take().expect("piped"));
+        vm.messages = Stream::of(vm.child.stderr.take().expect("piped"));
+        vm.lag = Duration::from_secs(2);
+        vm
+    }
+
+    /// Starts `command` with its console on pipes that stay open, and nobody reads what it prints.
+    pub fn start_unread(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -116,18 +125,31 @@ impl Vm {
             .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         Self {
             stdin: child.stdin.take().map(|stdin| Box::new(stdin) as _),
-            console: Stream::of(child.stdout.take().expect("piped")),
-            messages: Stream::of(child.stderr.take().expect("piped")),
+            console: Stream::default(),
+            messages: Stream::default(),
             child,
             seen: 0,
             netns: None,
-            lag: Duration::from_secs(2),
+            lag: Duration::ZERO,
         }
     }
 
     /// Starts `command` on a terminal of its own, as a shell does in the foreground. The console is what the terminal
     /// shows, with wirevm's messages among it.
     pub fn start_on_terminal(command: &Command) -> (Self, Terminal) {
+        let (mut vm, terminal, master) = Self::on_terminal(command);
+        vm.console = Stream::of(master);
+        vm.lag = Duration::from_millis(100);
+        (vm, terminal)
+    }
+
+    /// The same on a terminal that shows nothing: nobody reads what is printed.
+    pub fn start_on_stalled_terminal(command: &Command) -> (Self, Terminal) {
+        let (vm, terminal, _) = Self::on_terminal(command);
+        (vm, terminal)
+    }
+
+    fn on_terminal(command: &Command) -> (Self, Terminal, File) {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         unlockpt(&master).expect("its other end");
         let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
@@ -144,14 +166,14 @@ impl Vm {
         let write = File::from(master.try_clone().expect("a descriptor"));
         let vm = Self {
             stdin: Some(Box::new(write)),
-            console: Stream::of(File::from(master)),
-            messages: Stream::of(std::io::empty()),
+            console: Stream::default(),
+            messages: Stream::default(),
             child,
             seen: 0,
             netns: None,
-            lag: Duration::from_millis(100),
+            lag: Duration::ZERO,
         };
-        (vm, Terminal(end))
+        (vm, Terminal(end), File::from(master))
     }
 
     /// Starts `wirevm` with `args`, [varied](crate::varied), in a network namespace.
@@ -277,6 +299,23 @@ impl Vm {
     /// Sends a signal to wirevm.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("our child");
+    }
+
+    /// Waits until the first vCPU's thread sleeps for good, as it does in the midst of an output that stalls.
+    #[track_caller]
+    pub fn stalls(&self, timeout: Duration) {
+        const FOR_GOOD: u32 = 30;
+        let until = Instant::now() + timeout;
+        let mut asleep = 0;
+        while asleep < FOR_GOOD {
+            assert!(Instant::now() < until, "no vCPU stalls within {timeout:?}\n{}", self.state());
+            std::thread::sleep(Duration::from_millis(10));
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten();
+            // proc_pid_stat(5): the name in brackets, then the state.
+            let stats = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("stat")));
+            let sleeps = stats.flatten().any(|stat| stat.contains(" (vcpu0) S "));
+            asleep = if sleeps { asleep + 1 } else { 0 };
+        }
     }
 
     /// Waits for the end of wirevm, and returns its exit status.

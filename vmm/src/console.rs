@@ -1,5 +1,6 @@
 //! What the main thread does while the guest runs: keys to the guest's serial port, signals, and the wait for the end.
 
+use std::collections::VecDeque;
 use std::io;
 
 use devices::reset::AcpiPower;
@@ -28,12 +29,19 @@ pub(crate) fn attend(
     };
     // Without the terminal's foreground its input is not ours to read.
     let input = stdio && (raw.is_some() || !rustix::termios::isatty(io::stdin()));
-    let mut keyboard =
-        Keyboard { serial, power, ending, escape: raw.is_some().then(Escape::default), open: input };
+    let mut keyboard = Keyboard {
+        serial,
+        power,
+        ending,
+        signals,
+        escape: raw.is_some().then(Escape::default),
+        open: input,
+        waiting: VecDeque::new(),
+    };
 
     while ending.outcome().is_none() {
         let stdin = io::stdin();
-        let wait_for_keys = keyboard.open && serial.input_space() > 0;
+        let wait_for_keys = keyboard.wants_more();
         let mut fds = vec![
             PollFd::from_borrowed_fd(fd::of(ending.event()), PollFlags::IN),
             PollFd::from_borrowed_fd(fd::of(signals), PollFlags::IN),
@@ -48,11 +56,12 @@ pub(crate) fn attend(
         };
         let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         if ready[1] {
-            log::info!("ended by {}", signals::last().unwrap_or("a signal"));
             ending.end(Outcome::Quit);
+            log::info!("ended by {}", signals::last().unwrap_or("a signal"));
         }
         if ready[2] {
             let _ = serial.space_event().read();
+            keyboard.give();
         }
         if ready.get(3) == Some(&true) {
             keyboard.read();
@@ -66,16 +75,29 @@ struct Keyboard<'a> {
     serial: &'a Serial,
     power: &'a AcpiPower,
     ending: &'a Ending,
+    signals: &'a EventFd,
     /// On a terminal only: what comes through a pipe is all the guest's.
     escape: Option<Escape>,
     open: bool,
+    /// Keys that the guest has no room for yet.
+    waiting: VecDeque<u8>,
 }
 
 impl Keyboard<'_> {
-    /// Reads no more than the guest has room for, so that nothing is lost.
+    /// How many keys wait for a guest that reads none; those after them are lost, as on a terminal of its own.
+    const WAITING: usize = 1 << 16;
+
+    /// A pipe is left alone while the guest has no room, so that nothing of it is lost. A terminal is always read: the
+    /// escape may come.
+    fn wants_more(&self) -> bool {
+        self.open && (self.escape.is_some() || self.serial.input_space() > 0)
+    }
+
+    /// Reads what there is.
     fn read(&mut self) {
         let mut bytes = [0; 64];
-        let room = self.serial.input_space().min(bytes.len());
+        let room =
+            if self.escape.is_some() { bytes.len() } else { self.serial.input_space().min(bytes.len()) };
         let len = match rustix::io::read(io::stdin(), &mut bytes[..room]) {
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return,
             Err(_) | Ok(0) => {
@@ -84,12 +106,16 @@ impl Keyboard<'_> {
             }
             Ok(len) => len,
         };
-        let mut keys = Vec::with_capacity(len);
         for &byte in &bytes[..len] {
             match self.escape.as_mut().map_or(Some(Key::Guest(byte)), |escape| escape.key(byte)) {
                 None => {}
-                Some(Key::Guest(byte)) => keys.push(byte),
-                Some(Key::Quit) => self.ending.end(Outcome::Quit),
+                Some(Key::Guest(byte)) if self.waiting.len() < Self::WAITING => self.waiting.push_back(byte),
+                Some(Key::Guest(_)) => {}
+                Some(Key::Quit) => {
+                    self.ending.end(Outcome::Quit);
+                    // As a signal does, it lets go of whoever waits to say something.
+                    let _ = self.signals.write(1);
+                }
                 Some(Key::PowerButton) => {
                     if let Err(e) = self.power.press() {
                         log::warn!("cannot press the power button: {e}");
@@ -98,6 +124,13 @@ impl Keyboard<'_> {
                 Some(Key::Help) => report::print(&format!("\n{}\n", terminal::HELP)),
             }
         }
+        self.give();
+    }
+
+    /// Gives the guest as many keys as it has room for.
+    fn give(&mut self) {
+        let room = self.serial.input_space().min(self.waiting.len());
+        let keys: Vec<_> = self.waiting.drain(..room).collect();
         if let Err(e) = self.serial.enqueue(&keys) {
             log::warn!("cannot tell the guest of its input: {e}");
         }

@@ -4,18 +4,40 @@ use std::error::Error;
 use std::fmt::Write;
 use std::io::Write as _;
 
-use crate::terminal;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::{fd, signals, terminal};
 
 /// Prints `error` on standard error: what failed, why, and what the user can do.
 pub(crate) fn error(error: &dyn Error, remedy: Option<&str>) {
     print(&render(error, remedy));
 }
 
-/// Prints lines on standard error, readable also while the terminal is raw.
+/// Prints lines on standard error, readable also while the terminal is raw. A reader that stalls is waited for, but keeps
+/// nothing from ending: once a signal was heard, what cannot be printed is dropped.
 pub(crate) fn print(text: &str) {
     let text = if terminal::is_raw() { text.replace('\n', "\r\n") } else { text.to_owned() };
-    // With standard error gone there is nobody to tell.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let (stderr, signals) = (std::io::stderr(), signals::event());
+    // One message at a time, though threads speak at once.
+    let stderr = stderr.lock();
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let mut fds = vec![PollFd::new(&stderr, PollFlags::OUT)];
+        fds.extend(signals.map(|event| PollFd::from_borrowed_fd(fd::of(event), PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) if fds[0].revents().is_empty() => return,
+            Ok(_) => {}
+        }
+        match rustix::io::write(&stderr, rest) {
+            Ok(len) => rest = &rest[len..],
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // With standard error gone there is nobody to tell.
+            Err(_) => return,
+        }
+    }
 }
 
 /// Prints what was asked for on standard output. A reader that leaves early, as a pager may, is no failure.

@@ -29,6 +29,11 @@ pub(crate) fn listen() -> io::Result<&'static EventFd> {
     Ok(event)
 }
 
+/// What [`listen`] returned, where it was called.
+pub(crate) fn event() -> Option<&'static EventFd> {
+    EVENT.get()
+}
+
 /// The signal heard last, by name.
 pub(crate) fn last() -> Option<&'static str> {
     match LAST.load(Ordering::Relaxed) {
