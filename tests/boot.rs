@@ -1,9 +1,12 @@
 //! The machine itself: kernels in, guests out, and everything that can be wrong with either.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::time::Duration;
 
 use harness::{TempDir, Vm, guest, handmade, puts, wirevm, wirevm_path};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 
 /// What a hand-made guest may take, also where KVM emulates each of its instructions on a busy machine.
@@ -189,6 +192,33 @@ fn a_console_that_nobody_reads_does_not_keep_the_run_from_ending() {
     vm.stalls(SOON);
     vm.signal(Signal::TERM);
     vm.ends_with(0, SOON);
+}
+
+#[test]
+fn a_pipe_as_the_console_needs_a_reader_who_may_stall() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, spam());
+    let fifo = dir.path("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let run = || {
+        let mut command = wirevm();
+        command.arg("run").arg("--kernel").arg(&kernel).arg("--console").arg(&fifo);
+        command
+    };
+    let mut vm = Vm::start(&mut run());
+    vm.ends_with(1, SOON);
+    let messages = vm.messages();
+    assert!(
+        messages.contains("is a pipe that nobody reads")
+            && messages.contains("\n  try:   start its reader first: cat "),
+        "{messages}"
+    );
+    let _reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+    let mut vm = Vm::start(&mut run());
+    vm.stalls(SOON);
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
+    assert_eq!(vm.messages(), "");
 }
 
 #[test]

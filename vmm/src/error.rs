@@ -43,6 +43,8 @@ pub(crate) enum Error {
     SameTwice { what: String, first: usize, second: usize },
     #[error("cannot open {} for the console", path.display())]
     OpenConsole { path: PathBuf, source: io::Error },
+    #[error("the console {} is a pipe that nobody reads", path.display())]
+    ConsoleUnread { path: PathBuf },
     #[error("cannot {what}")]
     Host { what: &'static str, source: io::Error },
     #[error("{0} panicked; this is a bug in wirevm")]
@@ -166,6 +168,7 @@ impl Error {
                 "leave --transport mmio away, or take vhost=auto or off: wirevm's own threads then carry the frames".into()
             }
             Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
+            Self::ConsoleUnread { path } => format!("start its reader first: cat {}", path.display()),
             Self::OpenConsole { .. } => "name a file that you may write, in a directory that exists".into(),
             Self::Host { .. } | Self::Bug(_) => return None,
         })

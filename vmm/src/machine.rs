@@ -3,7 +3,6 @@
 //! Taking apart goes in one order: vCPUs stop, devices stop, the host's network is as before, the terminal is given back.
 //! It is the same after the guest's end, a signal, a failed start and a panic of one of our threads.
 
-use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +25,7 @@ use crate::error::Error;
 use crate::irq::irqfd;
 use crate::memory;
 use crate::nic::Nic;
-use crate::terminal::Stdout;
+use crate::output;
 use crate::timings::Timings;
 use crate::transport;
 use crate::vcpu::{Running, Shared, Vcpu};
@@ -104,16 +103,19 @@ struct Body {
 
 impl Body {
     fn new(kvm: &Kvm, args: &Run, memory: &GuestMemoryMmap, timings: Timings) -> Result<Self, Error> {
+        let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
+        let stop_output = ending.event().try_clone().map_err(host("duplicate an eventfd"))?;
+        // A console that is not to be had leaves the host's network alone.
+        let output = output::open(&args.console, stop_output)?;
         let mut nics = Nic::open_all(args)?;
         timings.reached("host plumbing done");
         let vm = Arc::new(new_vm(kvm)?);
         timings.reached("VM made");
-        let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
         let sink: EventSink = {
             let ending = ending.clone();
             Arc::new(move |event| ending.guest(event))
         };
-        let serial = new_serial(&vm, args, &ending)?;
+        let serial = new_serial(&vm, output)?;
         let power = Arc::new(AcpiPower::new(sink.clone(), irqfd(&vm, layout::GED_GSI)?));
         let mut ports = Bus::default();
         ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
@@ -180,15 +182,7 @@ fn beside<H, T: Send>(
     })
 }
 
-fn new_serial(vm: &VmFd, args: &Run, ending: &Ending) -> Result<Arc<Serial>, Error> {
-    let output: Box<dyn Write + Send> = match &args.console {
-        Console::Stdio => {
-            Box::new(Stdout::new(ending.event().try_clone().map_err(host("duplicate an eventfd"))?))
-        }
-        Console::File(path) => {
-            Box::new(File::create(path).map_err(|source| Error::OpenConsole { path: path.clone(), source })?)
-        }
-    };
+fn new_serial(vm: &VmFd, output: Box<dyn Write + Send>) -> Result<Arc<Serial>, Error> {
     let serial = Serial::new(irqfd(vm, layout::COM1_GSI)?, output).map_err(host("make an eventfd"))?;
     Ok(Arc::new(serial))
 }

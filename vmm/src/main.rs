@@ -9,6 +9,7 @@
 //! - `hugepages.rs`: the host's pools of them. `timings.rs`: how long the start takes.
 //! - `transport.rs`: where the guest finds its devices. `irq.rs`: irqfds, the routes of messages, ioeventfds.
 //! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
+//!   `output.rs`: where the guest's serial port writes to.
 //! - `doctor.rs`: what this host can do. `explain.rs`: what each wire is.
 //!
 //! Threads: the main thread, one for each vCPU, and one for each queue pair of a NIC (in `devices`). A frame never meets the
@@ -33,6 +34,7 @@ mod machine;
 mod memory;
 mod memory_config;
 mod nic;
+mod output;
 mod report;
 mod signals;
 mod terminal;

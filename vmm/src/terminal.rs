@@ -1,13 +1,9 @@
 //! The user's terminal: raw while the guest has it, and given back whatever happens.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
-use vmm_sys_util::eventfd::EventFd;
-
-use crate::fd;
 
 /// How the terminal was before [`Raw::enter`]; None while it is so now.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -93,49 +89,6 @@ impl Escape {
             b'a' | b'A' | Self::CTRL_A => Key::Guest(Self::CTRL_A),
             _ => Key::Help,
         })
-    }
-}
-
-/// Standard output as the console's other end. A reader that stalls holds the guest up, as a slow line would, but not
-/// the end of the machine: once `stop` is readable, what cannot be written is dropped.
-pub(crate) struct Stdout {
-    stop: EventFd,
-}
-
-impl Stdout {
-    /// Writes until `stop` is readable.
-    pub(crate) fn new(stop: EventFd) -> Self {
-        Self { stop }
-    }
-}
-
-impl Write for Stdout {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stdout = io::stdout();
-        loop {
-            let mut fds = [
-                PollFd::new(&stdout, PollFlags::OUT),
-                PollFd::from_borrowed_fd(fd::of(&self.stop), PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                result => result?,
-            };
-            if !fds[0].revents().is_empty() {
-                // Straight to the descriptor: `std::io::Stdout` would hold a line back until its end.
-                match rustix::io::write(&stdout, bytes) {
-                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => continue,
-                    result => return Ok(result?),
-                }
-            }
-            if !fds[1].revents().is_empty() {
-                return Ok(bytes.len());
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
