@@ -118,7 +118,7 @@ pub(crate) struct Doctor {
     #[arg(short, long, conflicts_with_all = ["json", "clean"])]
     pub(crate) quiet: bool,
 
-    /// Print what was found as JSON
+    /// Print what was found as JSON, and what was taken back
     #[arg(long)]
     pub(crate) json: bool,
 

@@ -222,25 +222,37 @@ pub(crate) fn run(args: &Doctor) -> bool {
     if args.quiet {
         return kvm().good;
     }
+    let mut cleaned = Vec::new();
     if args.clean
-        && let Err(error) = net::clean(&mut |step| report::answer(&format!("{step}\n")))
+        && let Err(error) = net::clean(&mut |step| {
+            if !args.json {
+                report::answer(&format!("{step}\n"));
+            }
+            cleaned.push(step.command.clone());
+        })
     {
         report::error(&error, error.remedy().as_deref());
         return false;
     }
     let findings = examine();
-    report::answer(&if args.json { json(&findings) + "\n" } else { lines(&findings) });
+    let cleaned = args.clean.then_some(&cleaned[..]);
+    report::answer(&if args.json { json(&findings, cleaned) + "\n" } else { lines(&findings) });
     findings[0].good
 }
 
-fn json(findings: &[Finding]) -> String {
+/// One object; with what was taken back, where that was asked for.
+fn json(findings: &[Finding], cleaned: Option<&[String]>) -> String {
     let findings: Vec<_> = findings
         .iter()
         .map(|Finding { what, good, state, remedy }| {
             serde_json::json!({ "what": what, "good": good, "state": state, "try": remedy })
         })
         .collect();
-    serde_json::json!({ "findings": findings }).to_string()
+    let mut object = serde_json::json!({ "findings": findings });
+    if let Some(cleaned) = cleaned {
+        object["cleaned"] = cleaned.into();
+    }
+    object.to_string()
 }
 
 fn lines(findings: &[Finding]) -> String {
@@ -292,9 +304,12 @@ mod tests {
             "good  KVM              runs\nBAD   tun              is \"gone\"\n                       try: modprobe tun\n"
         );
         assert_eq!(
-            json(&findings),
+            json(&findings, None),
             r#"{"findings":[{"good":true,"state":"runs","try":null,"what":"KVM"},{"good":false,"state":"is \"gone\"","try":"modprobe tun","what":"tun"}]}"#
         );
+        let cleaned = ["ip link del dev br0".to_owned()];
+        assert_eq!(json(&[], Some(&cleaned)), r#"{"cleaned":["ip link del dev br0"],"findings":[]}"#);
+        assert_eq!(json(&[], Some(&[])), r#"{"cleaned":[],"findings":[]}"#);
     }
 
     #[test]

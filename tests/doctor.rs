@@ -1,0 +1,116 @@
+//! `wirevm doctor` as a person and a program read it, on hosts that lack something.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use harness::netns::Netns;
+use harness::{TempDir, Vm, guest, handmade, need, puts, wirevm_path};
+use serde_json::Value;
+
+/// What every host is told of, in this order.
+const ALWAYS: [&str; 11] = [
+    "KVM",
+    "CAP_NET_ADMIN",
+    "/dev/net/tun",
+    "bridges",
+    "macvtaps",
+    "/dev/vhost-net",
+    "nftables",
+    "IPv4 forwarding",
+    "IPv6 forwarding",
+    "rp_filter",
+    "left-overs",
+];
+
+guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+
+/// Runs `wirevm doctor` with these options in a mount namespace of its own, after `script`.
+fn doctor(host: &Netns, script: &str, options: &str) -> Output {
+    let script = format!("{script}\nexec \"$0\" doctor {options}");
+    let mut command = host.command("unshare");
+    command.args(["--mount", "sh", "-ec", &script]).arg(wirevm_path()).stdin(Stdio::null());
+    command.output().expect("unshare starts")
+}
+
+/// What it says on standard output. Its status is 0 or 1, as KVM is, and it complains of nothing.
+#[track_caller]
+fn said(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code().is_some_and(|status| status < 2) && errors.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The findings of `wirevm doctor --json`.
+struct Findings(Vec<Value>);
+
+impl Findings {
+    #[track_caller]
+    fn of(host: &Netns, script: &str) -> Self {
+        let mut object: Value = serde_json::from_str(&said(doctor(host, script, "--json"))).expect("JSON");
+        match object["findings"].take() {
+            Value::Array(findings) => Self(findings),
+            _ => panic!("no findings"),
+        }
+    }
+
+    /// The one about `what`: whether it is good, how it is, and what to try.
+    #[track_caller]
+    fn get(&self, what: &str) -> (bool, &str, &str) {
+        let found = self.0.iter().find(|finding| finding["what"] == what);
+        let found = found.unwrap_or_else(|| panic!("no {what} in {:?}", self.0));
+        let good = found["good"].as_bool().expect("true or false");
+        (good, found["state"].as_str().expect("text"), found["try"].as_str().unwrap_or_default())
+    }
+}
+
+#[test]
+fn its_lines_are_for_a_person_and_its_json_says_the_same() {
+    let host = need!(Netns::with_own_run());
+    let output = doctor(&host, "", "");
+    let status = output.status.code();
+    let text = said(output);
+    let json = Findings::of(&host, "");
+    let mut lines = text.lines().peekable();
+    for finding in &json.0 {
+        let good = if finding["good"] == true { "good" } else { "BAD " };
+        let line = lines.next().expect("a line for each finding");
+        let (what, state) = (finding["what"].as_str().unwrap(), finding["state"].as_str().unwrap());
+        // How fast KVM is differs each time.
+        let state = state.split('(').next().unwrap();
+        assert!(line.starts_with(&format!("{good}  {what:<16} {state}")), "{line}\n{finding}");
+        if let Some(remedy) = finding["try"].as_str() {
+            assert_eq!(lines.next().map(str::trim_start), Some(&format!("try: {remedy}")[..]));
+        }
+    }
+    assert_eq!(lines.next(), None);
+    let told: Vec<_> = json.0.iter().filter_map(|finding| finding["what"].as_str()).collect();
+    let told: Vec<_> = told.into_iter().filter(|what| ALWAYS.contains(what)).collect();
+    assert_eq!(told, ALWAYS);
+    // The status is KVM's alone; so it is with --quiet, which says nothing.
+    assert_eq!(status, Some(i32::from(!json.get("KVM").0)), "{text}");
+    let quiet = doctor(&host, "", "--quiet");
+    assert_eq!((quiet.status.code(), said(quiet)), (status, String::new()));
+    assert_eq!(json.get("left-overs"), (true, "none", ""));
+}
+
+#[test]
+fn what_it_cleans_is_in_the_json() {
+    let host = need!(Netns::with_own_run());
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    let args = ["run", "--kernel", kernel.to_str().unwrap(), "--net", "bridge=br0"];
+    let mut vm = Vm::start_in(&host, &args);
+    vm.expect("running\n", Duration::from_secs(30));
+    // Dropped, it is killed.
+    drop(vm);
+    let found = Findings::of(&host, "");
+    let (good, state, remedy) = found.get("left-overs");
+    assert!(!good && state.contains("ip link del dev br0"), "{state}");
+    assert_eq!(remedy, "wirevm doctor --clean");
+    for cleaned in [vec!["ip link del dev br0"], vec![]] {
+        let text = said(doctor(&host, "", "--clean --json"));
+        let object: Value = serde_json::from_str(&text).unwrap_or_else(|why| panic!("{why}: {text}"));
+        assert_eq!(object["cleaned"], Value::from(cleaned), "{text}");
+        assert!(object["findings"].as_array().is_some_and(|findings| !findings.is_empty()));
+    }
+}
