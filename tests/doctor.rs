@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, guest, handmade, need, puts, wirevm_path};
+use harness::{TempDir, Vm, as_nobody, guest, handmade, need, puts, wirevm_path};
 use serde_json::Value;
 
 /// What every host is told of, in this order.
@@ -91,6 +91,7 @@ fn its_lines_are_for_a_person_and_its_json_says_the_same() {
     let quiet = doctor(&host, "", "--quiet");
     assert_eq!((quiet.status.code(), said(quiet)), (status, String::new()));
     assert_eq!(json.get("left-overs"), (true, "none", ""));
+    assert!(json.get("rp_filter").1.starts_with("does not keep"));
 }
 
 #[test]
@@ -113,4 +114,73 @@ fn what_it_cleans_is_in_the_json() {
         assert_eq!(object["cleaned"], Value::from(cleaned), "{text}");
         assert!(object["findings"].as_array().is_some_and(|findings| !findings.is_empty()));
     }
+}
+
+#[test]
+fn strict_reverse_paths_are_told_by_link() {
+    let host = need!(Netns::with_own_run());
+    host.sh("ip link add eth0 type veth peer name eth1");
+    let set = |all: u8, default: u8, eth0: u8| {
+        let conf = "/proc/sys/net/ipv4/conf";
+        host.sh(&format!(
+            "echo {all} >{conf}/all/rp_filter; echo {default} >{conf}/default/rp_filter; \
+                          echo {eth0} >{conf}/eth0/rp_filter; echo 0 >{conf}/eth1/rp_filter"
+        ));
+        Findings::of(&host, "").get("rp_filter").1.to_owned()
+    };
+    assert!(set(0, 0, 1).starts_with("is strict on eth0: "));
+    assert!(set(1, 0, 0).starts_with("is strict on eth0, eth1, links to come: "));
+    assert!(set(2, 1, 1).starts_with("does not keep"));
+}
+
+#[test]
+fn wi_fi_is_told_of() {
+    let host = need!(Netns::with_own_run());
+    let script =
+        "mount -t tmpfs tmpfs /sys/class/net; mkdir -p /sys/class/net/wlan0/phy80211 /sys/class/net/eth0";
+    let found = Findings::of(&host, script);
+    let (good, state, _) = found.get("wlan0");
+    assert!(good && state.contains("no bridge and no macvtap on it"), "{state}");
+    assert!(!found.0.iter().any(|finding| finding["what"] == "eth0"), "{:?}", found.0);
+}
+
+#[test]
+fn a_read_only_proc_sys_is_where_nat_cannot_switch_anything_on() {
+    let host = need!(Netns::with_own_run());
+    let read_only = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys";
+    host.sh("echo 0 >/proc/sys/net/ipv4/conf/all/forwarding");
+    let found = Findings::of(&host, "");
+    let (good, state, _) = found.get("IPv4 forwarding");
+    assert!(good && state.contains("nat switches it on"), "{state}");
+    let found = Findings::of(&host, read_only);
+    let (good, state, remedy) = found.get("IPv4 forwarding");
+    assert!(!good && state.contains("read-only: nat cannot switch it on"), "{state}");
+    assert!(remedy.contains("--sysctl net.ipv4.conf.all.forwarding=1"), "{remedy}");
+    host.sh("echo 1 >/proc/sys/net/ipv4/conf/all/forwarding");
+    let found = Findings::of(&host, read_only);
+    let (good, state, _) = found.get("IPv4 forwarding");
+    assert!(!good && state.contains("nat works, but not forward="), "{state}");
+}
+
+#[test]
+fn without_proc_it_says_so() {
+    let host = need!(Netns::with_own_run());
+    let found = Findings::of(&host, "mount -t tmpfs tmpfs /proc");
+    let (good, state, remedy) = found.get("IPv4 forwarding");
+    assert_eq!((good, remedy), (false, "mount -t proc proc /proc"), "{state}");
+    assert!(state.contains("there is no /proc/sys/net"), "{state}");
+    assert!(found.get("rp_filter").1.contains("there is no /proc/sys/net"));
+    assert_eq!(found.get("CAP_NET_ADMIN").1, "may make and change links");
+}
+
+#[test]
+fn others_left_overs_are_not_none() {
+    let host = need!(Netns::with_own_run());
+    let dir = TempDir::new();
+    host.sh("mkdir /run/nobody; chown 65534 /run/nobody");
+    let mut command = as_nobody(host.command("setpriv"), &dir);
+    let output = command.arg("doctor").env("XDG_RUNTIME_DIR", "/run/nobody").output();
+    let text = said(output.expect("setpriv starts"));
+    assert!(text.contains("none of this user's; those of root and others cannot be seen"), "{text}");
+    assert!(text.contains("BAD   CAP_NET_ADMIN    may not make"), "{text}");
 }

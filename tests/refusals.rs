@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, guest, handmade, puts, skip, wirevm, wirevm_path};
+use harness::{TempDir, Vm, as_nobody, guest, handmade, puts, skip, wirevm, wirevm_path};
 
 guest!(hello: puts!("hello\\n"));
 
@@ -139,16 +139,6 @@ fn an_initrd_or_a_command_line_that_does_not_fit_is_refused() {
     refused(&run(&["--cmdline", &"x".repeat(5000)]), 1, &["command line", "5000"]);
 }
 
-/// A user without rights, in a copy of the program that it can reach.
-fn as_nobody(dir: &TempDir) -> Command {
-    fs::set_permissions(dir.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = dir.path("wirevm");
-    fs::copy(wirevm_path(), &program).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program);
-    command
-}
-
 #[test]
 fn a_user_without_rights_is_told_which() {
     if !rustix::process::geteuid().is_root() {
@@ -157,7 +147,13 @@ fn a_user_without_rights_is_told_which() {
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, hello());
     let kvm = fs::metadata("/dev/kvm").unwrap().permissions().mode();
-    let output = refuse(as_nobody(&dir).arg("run").arg("--kernel").arg(&kernel).args(["--net", "tap"]));
+    let output = refuse(
+        as_nobody(Command::new("setpriv"), &dir)
+            .arg("run")
+            .arg("--kernel")
+            .arg(&kernel)
+            .args(["--net", "tap"]),
+    );
     if kvm & 0o006 == 0o006 {
         // Everybody may use KVM here, so that it is the tap that is refused.
         refused(&output, 1, &["NIC 0 (tap)"]);

@@ -17,6 +17,8 @@ mod vm;
 pub use variant::{Variant, counts_frames, variant, varied};
 pub use vm::{Output, Terminal, Vm};
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -54,6 +56,15 @@ pub fn wirevm_path() -> PathBuf {
 /// A command that starts the program under test.
 pub fn wirevm() -> Command {
     Command::new(wirevm_path())
+}
+
+/// The program under test as a user without rights, in a copy that it can reach; `setpriv` is the command of that name.
+pub fn as_nobody(mut setpriv: Command, dir: &TempDir) -> Command {
+    std::fs::set_permissions(dir.path(""), Permissions::from_mode(0o755)).expect("our own directory");
+    let program = dir.path("wirevm");
+    std::fs::copy(wirevm_path(), &program).expect("a copy of the program");
+    setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program);
+    setpriv
 }
 
 /// A directory of this test's own, removed with all in it when dropped.

@@ -1,9 +1,12 @@
 //! What this host can do, found out by trying.
 
+mod host;
+
 use std::error::Error as _;
 use std::fmt::Write;
+use std::iter;
+use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{fs, io, iter};
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuExit};
@@ -123,97 +126,16 @@ fn kvm() -> Finding {
     }
 }
 
-/// The rights that making links takes.
-fn rights() -> Finding {
-    const CAP_NET_ADMIN: u32 = 12;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
-    let good = effective & 1 << CAP_NET_ADMIN != 0;
-    let state = if good { "may make and change links" } else { "may not make or change links" };
-    let remedy = "run as root; or take a tap made for you (sudo ip tuntap add tap0 mode tap user $USER vnet_hdr), or an fd";
-    Finding {
-        what: "CAP_NET_ADMIN".into(),
-        good,
-        state: state.into(),
-        remedy: (!good).then(|| remedy.into()),
-    }
-}
-
-/// A device node that something needs.
-fn device(path: &str, what: &str, module: &str, needed: bool) -> Finding {
-    let opened = fs::OpenOptions::new().read(true).write(true).open(path);
-    let (good, state, remedy) = match opened {
-        Ok(_) => (true, format!("can be opened: {what}"), None),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let remedy = Some(format!("modprobe {module}; in a container, --device {path}"));
-            (!needed, format!("is not there: no {what}"), remedy)
-        }
-        Err(e) => (
-            !needed,
-            format!("cannot be opened: {e}"),
-            Some("run as root, or be given the right to it".into()),
-        ),
-    };
-    Finding { what: path.into(), good, state, remedy }
-}
-
-/// Links that can be no bridge's port and no macvtap's parent.
-fn wireless() -> Vec<Finding> {
-    let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let wireless =
-        links.filter(|link| link.path().join("phy80211").exists() || link.path().join("wireless").exists());
-    wireless
-        .map(|link| Finding {
-            what: link.file_name().to_string_lossy().into_owned(),
-            good: true,
-            state:
-                "is Wi-Fi, which carries one MAC address: no bridge and no macvtap on it; take tap,nat or tun"
-                    .into(),
-            remedy: None,
-        })
-        .collect()
-}
-
-/// Whether replies that come by another link than the one they would be answered on are dropped.
-fn reverse_path() -> Finding {
-    let strict = |link: &str| {
-        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{link}/rp_filter"))
-            .is_ok_and(|value| value.trim() == "1")
-    };
-    let strict = strict("all") || strict("default");
-    let state = match strict {
-        true => "is strict: a guest's packets that come back by another link than they went are dropped",
-        false => "does not keep a guest's packets from coming back by another link",
-    };
-    let remedy =
-        strict.then(|| "sysctl -w net.ipv4.conf.all.rp_filter=2, where guests have several ways out".into());
-    Finding { what: "rp_filter".into(), good: true, state: state.into(), remedy }
-}
-
-/// What wirevm processes that are gone have left behind.
-fn left_over() -> Vec<Finding> {
-    let finding = |good, state: String, remedy| Finding { what: "left-overs".into(), good, state, remedy };
-    let clean = || Some("wirevm doctor --clean".to_owned());
-    match net::left_over() {
-        Ok(steps) if steps.is_empty() => vec![finding(true, "none".into(), None)],
-        Ok(steps) => steps
-            .iter()
-            .map(|step| finding(false, format!("a dead wirevm's; undone by: {}", step.command), clean()))
-            .collect(),
-        Err(error) => vec![finding(true, format!("cannot be looked for: {error}"), None)],
-    }
-}
-
 /// Everything that is looked at, KVM first.
 fn examine() -> Vec<Finding> {
-    let mut findings = vec![kvm(), rights(), device("/dev/net/tun", "taps and tuns", "tun", true)];
+    let mut findings =
+        vec![kvm(), host::rights(), host::device("/dev/net/tun", "taps and tuns", "tun", true)];
     findings.extend(net::link_kinds());
-    findings.push(device("/dev/vhost-net", "vhost=on", "vhost_net", false));
+    findings.push(host::device("/dev/vhost-net", "vhost=on", "vhost_net", false));
     findings.extend(net::findings());
-    findings.push(reverse_path());
-    findings.extend(wireless());
-    findings.extend(left_over());
+    findings.push(host::reverse_path(Path::new("/proc/sys/net/ipv4/conf")));
+    findings.extend(host::wireless(Path::new("/sys/class/net")));
+    findings.extend(host::left_over());
     findings
 }
 
@@ -310,13 +232,5 @@ mod tests {
         let cleaned = ["ip link del dev br0".to_owned()];
         assert_eq!(json(&[], Some(&cleaned)), r#"{"cleaned":["ip link del dev br0"],"findings":[]}"#);
         assert_eq!(json(&[], Some(&[])), r#"{"cleaned":[],"findings":[]}"#);
-    }
-
-    #[test]
-    fn a_device_that_is_absent_is_bad_only_where_it_is_needed() {
-        let needed = device("/dev/no-such-device", "nothing", "nothing", true);
-        assert!(!needed.good && needed.remedy.unwrap().contains("modprobe nothing"));
-        assert!(device("/dev/no-such-device", "nothing", "nothing", false).good);
-        assert!(device("/dev/null", "nothing", "nothing", true).good);
     }
 }

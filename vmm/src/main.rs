@@ -10,7 +10,7 @@
 //! - `transport.rs`: where the guest finds its devices. `irq.rs`: irqfds, the routes of messages, ioeventfds.
 //! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
 //!   `output.rs`: where the guest's serial port writes to.
-//! - `doctor.rs`: what this host can do. `explain.rs`: what each wire is.
+//! - `doctor.rs`, `doctor/host.rs`: what this host can do. `explain.rs`: what each wire is.
 //!
 //! Threads: the main thread, one for each vCPU, and one for each queue pair of a NIC (in `devices`). A frame never meets the
 //! main thread or a vCPU's.

@@ -81,6 +81,15 @@ impl Sysctl {
         Ok(fs::read_to_string(Self::path(key))?.trim_end().to_owned())
     }
 
+    /// Opens `key` as if to change it, and leaves it at that.
+    ///
+    /// # Errors
+    /// Why it could not be changed, as an errno.
+    pub(crate) fn try_to_open(key: &str) -> Result<(), i32> {
+        let opened = fs::OpenOptions::new().write(true).open(Self::path(key));
+        opened.map(drop).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
     fn make(&self) -> Result<(), Refusal> {
         for (key, value) in &self.only_where {
             if Self::read(key)? != *value {

@@ -257,15 +257,7 @@ pub fn findings() -> Vec<Finding> {
             finding("nftables", false, &format!("{error}: {cause}"), error.remedy())
         }
     });
-    for (family, what) in [("ipv4", "IPv4 forwarding"), ("ipv6", "IPv6 forwarding")] {
-        let state = match forwarding::read(family, "all", "forwarding") {
-            Ok(Some(value)) if value == "1" => "is on for the whole host",
-            Ok(Some(_)) => "is off; nat switches it on for as long and for the links that it needs it for",
-            Ok(None) => "is not in this kernel",
-            Err(_) => "cannot be read",
-        };
-        findings.push(finding(what, true, state, None));
-    }
+    findings.extend(forwarding::findings());
     // Docker's and other firewalls' rules, as they are for a link that they do not know.
     let link = "wirevm0";
     match barriers(Passing::Routed(link)) {

@@ -8,8 +8,10 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use super::change::{Change, Sysctl};
+use super::firewall::Finding;
 use super::{Link, Refusal, Step, Wiring, netlink::Way};
 use crate::Error;
 
@@ -172,9 +174,41 @@ fn key(family: &str, link: &str, switch: &str) -> String {
     format!("net/{family}/conf/{link}/{switch}")
 }
 
-/// A switch of the thread's network namespace; none where the kernel does not have it.
-pub(crate) fn read(family: &str, link: &str, switch: &str) -> Result<Option<String>, Refusal> {
-    read_key(&key(family, link, switch))
+/// Whether the host passes packets on of each family, and whether `nat` could have it do so: for `wirevm doctor`.
+pub(crate) fn findings() -> [Finding; 2] {
+    [("ipv4", "IPv4 forwarding"), ("ipv6", "IPv6 forwarding")].map(|(family, what)| finding(family, what))
+}
+
+fn finding(family: &str, what: &str) -> Finding {
+    const REMOUNT: &str = "mount -o remount,rw /proc/sys";
+    const CANNOT: &str = "is off, and /proc/sys is read-only: nat cannot switch it on";
+    let whole = key(family, "all", "forwarding");
+    let (good, state, remedy) = match read_key(&whole) {
+        Ok(None) if !Path::new("/proc/sys/net").exists() => {
+            (false, "cannot be told: there is no /proc/sys/net", Some("mount -t proc proc /proc".to_owned()))
+        }
+        Ok(None) => (true, "is not in this kernel", None),
+        Err(_) => (true, "cannot be read", None),
+        Ok(Some(value)) => match (value == "1", Sysctl::try_to_open(&whole).err()) {
+            (true, Some(libc::EROFS)) if family == "ipv4" => (
+                false,
+                "is on for the whole host, and /proc/sys is read-only: nat works, but not forward=",
+                Some(REMOUNT.to_owned()),
+            ),
+            (true, _) => (true, "is on for the whole host", None),
+            // As in many containers.
+            (false, Some(libc::EROFS)) => {
+                let before = whole.replace('/', ".");
+                let remedy = format!("{REMOUNT}; or start a container with --sysctl {before}=1");
+                (false, CANNOT, Some(remedy))
+            }
+            (false, Some(_)) => (true, "is off; to switch it on, as nat does, takes rights", None),
+            (false, None) => {
+                (true, "is off; nat switches it on for as long and for the links that it needs it for", None)
+            }
+        },
+    };
+    Finding { what: what.to_owned(), good, state: state.to_owned(), remedy }
 }
 
 fn read_key(key: &str) -> Result<Option<String>, Refusal> {
