@@ -35,8 +35,8 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         (&["run"][..], &["--kernel"][..]),
         (&["run", "--kernel", "x", "--cpus", "0"], &["--cpus", "0"]),
         (&["run", "--kernel", "x", "--cpus=-1"], &["--cpus"]),
-        (&["run", "--kernel", "x", "--memory", "0"], &["--memory", "too little", "32 MiB"]),
-        (&["run", "--kernel", "x", "--memory", "1M"], &["--memory", "too little", "32 MiB"]),
+        (&["run", "--kernel", "x", "--memory", "0"], &["--memory", "too little", "give 32M or more"]),
+        (&["run", "--kernel", "x", "--memory", "1M"], &["--memory", "too little", "give 32M or more"]),
         (&["run", "--kernel", "x", "--memory", "99999999T"], &["--memory", "no machine has so much"]),
         (
             &["run", "--kernel", "x", "--memory", "1G,colour=red"],
@@ -71,12 +71,25 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
 }
 
 #[test]
+fn its_version_is_under_its_name() {
+    for args in [&["--version"][..], &["run", "--version"], &["doctor", "-V"], &["explain", "-V"]] {
+        let output = refuse(wirevm().args(args));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.starts_with("wirevm ") && text.lines().count() == 1,
+            "{text}"
+        );
+        assert!(text["wirevm ".len()..].starts_with(|c: char| c.is_ascii_digit()), "{text}");
+    }
+}
+
+#[test]
 fn a_machine_that_cannot_be_is_refused() {
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, hello());
     let run = |args: &[&str]| refuse(wirevm().args(["run", "--kernel"]).arg(&kernel).args(args));
     refused(&run(&["--cpus", "100000"]), 1, &["100000 vCPUs are more than", "give --cpus"]);
-    refused(&run(&["--memory", "2000T"]), 1, &["2000 TiB of memory", "give --memory"]);
+    refused(&run(&["--memory", "2000T"]), 1, &["2000 TiB of memory", "give --memory", "G or less"]);
     refused(&run(&["--memory", "33M,hugepages=2M"]), 1, &["huge pages of 2 MiB"]);
     let nics = std::iter::repeat_n(["--net", "tap"], 32).flatten();
     refused(&run(&nics.clone().collect::<Vec<_>>()), 1, &["32 NICs are more than the 31"]);
@@ -112,6 +125,8 @@ fn a_file_that_is_no_kernel_is_refused() {
         ("narrow", narrow, &["32-bit"]),
         ("truncated", truncated, &["truncated"]),
         ("large", large, &["--memory"]),
+        // There is no option that takes a disk.
+        ("qcow2", b"QFI\xfb and so on".to_vec(), &["a qcow2 disk image: take the kernel out of it"]),
     ] {
         let path = dir.file(name, bytes);
         refused(&refuse(wirevm().arg("run").arg("--kernel").arg(&path)), 1, &[path.to_str().unwrap()]);

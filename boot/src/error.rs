@@ -104,7 +104,7 @@ impl Error {
                 format!("give the guest more memory: {}", memory_argument(*end))
             }
             Error::InitrdTooLarge { memory: None, .. } => {
-                "give a smaller initrd (more memory does not help), or boot from a --disk".into()
+                "give a smaller initrd (more memory does not help)".into()
             }
             Error::CmdlineTooLong { len, limit } => {
                 format!("shorten the command line by {} bytes", len - limit)

@@ -99,11 +99,11 @@ fn looks_like(head: &[u8]) -> &'static str {
         (0, b"070702", "an initramfs (cpio): that goes to --initrd"),
         (0, &[0x27, 0x05, 0x19, 0x56], "a U-Boot image"),
         (0, b"!<arch>\n", "a Debian package: take boot/vmlinuz-* out of it"),
-        (0, b"QFI\xfb", "a qcow2 disk image: that goes to --disk"),
+        (0, b"QFI\xfb", "a qcow2 disk image: take the kernel out of it"),
         (0, b"#!", "a script"),
         (0x438, &[0x53, 0xef], "a file system"),
         (0x101, b"ustar", "a tar archive"),
-        (0x1fe, &[0x55, 0xaa], "a disk image: that goes to --disk"),
+        (0x1fe, &[0x55, 0xaa], "a disk image: take the kernel out of it"),
     ];
     let text = |head: &[u8]| head.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
     MAGICS

@@ -152,11 +152,11 @@ impl Error {
                 sizes => format!("it has {sizes}; take hugepages=on, another size, or none"),
             },
             Self::UnevenHugePages { bytes, page } => {
-                format!("give --memory {}M", bytes.next_multiple_of(*page) >> 20)
+                format!("give --memory {}", argument(bytes.next_multiple_of(*page)))
             }
             Self::Mergeable(_) => "take a kernel with CONFIG_KSM, or leave mergeable= away".into(),
             Self::MemoryFile { .. } => "raise the limit (ulimit -f), or leave shared= away".into(),
-            Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", size(*limit)),
+            Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", argument(*limit)),
             Self::Boot(e) => return e.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
             Self::Affinity { .. } => {
@@ -199,4 +199,12 @@ pub(crate) fn size(bytes: u64) -> String {
         }
     }
     format!("{bytes} bytes")
+}
+
+/// A number of bytes as `--memory` takes it; less than 1 KiB of it is left out.
+pub(crate) fn argument(bytes: u64) -> String {
+    let units = [(40, 'T'), (30, 'G'), (20, 'M')];
+    let (shift, unit) =
+        units.into_iter().find(|(shift, _)| bytes.is_multiple_of(1 << shift)).unwrap_or((10, 'K'));
+    format!("{}{unit}", bytes >> shift)
 }

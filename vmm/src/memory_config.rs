@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::error::size;
+use crate::error::argument;
 
 /// The guest's memory, as the command line wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,9 +98,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
     let bytes = number
         .checked_mul(1 << shift)
         .filter(|bytes| *bytes <= MAX)
-        .ok_or_else(|| format!("no machine has so much; give {} or less", size(MAX)))?;
+        .ok_or_else(|| format!("no machine has so much; give {} or less", argument(MAX)))?;
     if bytes < boot::layout::MIN_MEMORY {
-        return Err(format!("too little for Linux; give {} or more", size(boot::layout::MIN_MEMORY)));
+        return Err(format!("too little for Linux; give {} or more", argument(boot::layout::MIN_MEMORY)));
     }
     if !bytes.is_multiple_of(4096) {
         return Err("not a whole number of pages of 4 KiB".into());
@@ -118,16 +118,16 @@ mod tests {
 
     #[test]
     fn memory_has_a_unit_and_limits() {
-        let bytes = |text| parse(text).unwrap().bytes;
+        let bytes = |text: &str| parse(text).unwrap().bytes;
         assert_eq!(bytes("64M"), 64 << 20);
         assert_eq!(bytes("64"), 64 << 20, "MiB without a letter");
         assert_eq!(bytes("3584MiB"), 3584 << 20);
         assert_eq!(bytes("6g"), 6 << 30);
         assert_eq!(bytes("32768k"), 32 << 20);
         for (text, says) in [
-            ("0", "32 MiB or more"),
-            ("1M", "32 MiB or more"),
-            ("99999999999T", "4096 TiB"),
+            ("0", "give 32M or more"),
+            ("1M", "give 32M or more"),
+            ("99999999999T", "give 4096T or less"),
             ("99999999999999999999", "whole number"),
             ("-1G", "whole number"),
             ("1.5G", "whole number"),
@@ -138,6 +138,9 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
+        }
+        for told in [MAX, boot::layout::MIN_MEMORY, 1023 << 30, 34 << 20, (1 << 30) + (1 << 12)] {
+            assert_eq!(bytes(&argument(told)), told, "what a remedy names can be typed");
         }
     }
 
