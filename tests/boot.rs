@@ -130,7 +130,7 @@ fn a_second_vcpu_starts_by_init_and_sipi() {
 
 #[test]
 fn nonsense_on_every_port_ends_nothing() {
-    // Both directions, three widths; only what would end the machine as it should is left out.
+    // All of them, both directions, three widths; only what would end the machine as it should is left out.
     guest!(code:
         "xor edx, edx",
         "2: cmp edx, 0x60", "jb 3f", "cmp edx, 0x64", "jbe 4f",
@@ -138,7 +138,7 @@ fn nonsense_on_every_port_ends_nothing() {
         "5: cmp edx, 0x502", "jb 6f", "cmp edx, 0x505", "jbe 4f",
         "6: cmp edx, 0xcf8", "je 4f",
         "mov eax, 0xffffffff", "out dx, eax", "out dx, ax", "out dx, al", "in eax, dx", "in ax, dx", "in al, dx",
-        "4: inc edx", "cmp edx, 0x1000", "jb 2b",
+        "4: inc edx", "cmp edx, 0x10000", "jb 2b",
         "mov edx, 0x3fb", "mov al, 3", "out dx, al", "mov edx, 0x3fc", "xor eax, eax", "out dx, al",
         puts!("alive\\n"),
     );

@@ -109,6 +109,41 @@ fn shared_memory_is_one_file_also_around_the_hole_and_keeps_its_size() {
     }
 }
 
+#[test]
+fn a_guest_may_have_more_memory_than_the_host_and_takes_what_it_touches() {
+    // Finds the end of its memory in the zero page's e820 map (Linux Documentation/arch/x86/zero-page.rst), maps the last
+    // 2 MiB at 0xd0000000, as above, and writes there and in the middle of the first 3 GiB.
+    guest!(code:
+        "movzx ecx, byte ptr [rsi + 0x1e8]", "lea rbx, [rsi + 0x2d0]", "xor r8, r8",
+        "2: cmp dword ptr [rbx + 16], 1", "jne 3f",
+        "mov rax, [rbx]", "add rax, [rbx + 8]", "cmp rax, r8", "cmova r8, rax",
+        "3: add rbx, 20", "dec ecx", "jnz 2b",
+        "sub r8, 0x200000", "and r8, -0x200000", "or r8, 0x83", "mov [0xe400], r8",
+        "mov edi, 0xd0000000", "invlpg [rdi]",
+        "mov rax, 0x1122334455667788", "mov [rdi], rax", "mov esi, 0x60000000", "mov [rsi], rax",
+        "cmp [rdi], rax", "jne 97f",
+        puts!("running\\n"), "2: hlt", "jmp 2b",
+    );
+    let kib = |file: &str, name: &str| -> u64 {
+        let text = fs::read_to_string(file).expect("a file of /proc");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number of KiB")
+    };
+    let gib = (kib("/proc/meminfo", "MemTotal:") >> 20) * 3 / 2 + 5;
+    if gib > 1023 {
+        skip!("no guest has more memory than this host");
+    }
+    if fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "2") {
+        skip!("this host promises no more memory than it has (vm.overcommit_memory)");
+    }
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, code());
+    let mut vm = Vm::start(wirevm().args(["run", "--memory", &format!("{gib}G"), "--kernel"]).arg(kernel));
+    vm.expect("running\n", SOON);
+    let resident = kib(&format!("/proc/{}/status", vm.pid()), "VmRSS:");
+    assert!(resident < 128 << 10, "{resident} KiB of {gib} GiB are resident");
+}
+
 /// The descriptors of a process that are files in memory.
 fn memory_files(pid: u32) -> Vec<PathBuf> {
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs");
