@@ -61,11 +61,7 @@ fn main() -> ExitCode {
         2 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     });
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        terminal::restore();
-        tell(panic);
-    }));
+    terminal::restore_on_panic();
     match cli.command {
         Command::Run(args) => run(&args, Timings::new(args.timings, began)),
         Command::Explain(args) => {

@@ -40,8 +40,17 @@ pub(crate) fn is_raw() -> bool {
     BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_some()
 }
 
-/// Gives the terminal back, where it was taken. The panic hook calls this, so that the message is readable.
-pub(crate) fn restore() {
+/// From now on a panic of any thread gives the terminal back before it is told, so that the message is readable.
+pub(crate) fn restore_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        restore();
+        tell(panic);
+    }));
+}
+
+/// Gives the terminal back, where it was taken.
+fn restore() {
     if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
         // Nothing can be done about a terminal that is gone.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
@@ -94,7 +103,68 @@ impl Escape {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+
     use super::*;
+
+    /// Tells a process that it is the child of [`a_panic_gives_the_terminal_back_before_it_is_told`].
+    const CHILD: &str = "WIREVM_TEST_PANICS";
+
+    /// That child, on a terminal of its own; nothing in any other process.
+    #[test]
+    fn child() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        restore_on_panic();
+        // Nobody but the hook gives it back, as where another thread panics.
+        std::mem::forget(Raw::enter().unwrap().expect("it is in the foreground"));
+        assert!(is_raw());
+        rustix::io::write(io::stdout(), b"raw\n").unwrap();
+        panic!("on purpose");
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_before_it_is_told() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let terminal = openpt(flags).unwrap();
+        unlockpt(&terminal).unwrap();
+        let end = ioctl_tiocgptpeer(&terminal, flags).unwrap();
+        let settings = || format!("{:?}", tcgetattr(&terminal).unwrap());
+        let before = settings();
+        let stdio = || Stdio::from(end.try_clone().unwrap());
+        let mut child = Command::new("setsid")
+            .arg("--ctty")
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "terminal::tests::child", "--nocapture"])
+            .env(CHILD, "")
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio())
+            .spawn()
+            .unwrap();
+        let mut read = File::from(terminal.try_clone().unwrap());
+        let reader = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            // Once nobody holds the other end, reading ends with an error.
+            let _ = read.read_to_end(&mut said);
+            said
+        });
+        let status = child.wait().unwrap();
+        let after = settings();
+        drop(end);
+        let said = reader.join().unwrap();
+        let said = String::from_utf8_lossy(&said);
+        assert!(!status.success(), "it did not panic: {said}");
+        assert_eq!(after, before, "{said}");
+        // A terminal that is not raw puts a carriage return before each end of a line.
+        let (_, after) = said.split_once("raw\n").expect("it was raw");
+        assert!(after.contains("on purpose\r\n") && !after.replace("\r\n", "").contains('\n'), "{said:?}");
+    }
 
     fn keys(bytes: &[u8]) -> Vec<Key> {
         let mut escape = Escape::default();
