@@ -3,6 +3,7 @@
 mod namespace;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,11 +24,20 @@ fn carry(from: &mut dyn Backend, to: &mut dyn Backend) -> bool {
     matches!(to.send(&iov), Ok(Sent::Gone | Sent::Answered))
 }
 
+/// The static one that `resources/setup` unpacks, of `$WIREVM_RESOURCES` as elsewhere; or else the machine's.
+fn busybox() -> PathBuf {
+    let resources = std::env::var_os("WIREVM_RESOURCES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("resources"),
+        PathBuf::from,
+    );
+    Some(resources.join("busybox")).filter(|path| path.exists()).unwrap_or_else(|| "busybox".into())
+}
+
 #[test]
 fn udhcpc_gets_its_lease() {
     const NAME: &str = "udhcpc_gets_its_lease";
-    if Command::new("busybox").args(["udhcpc", "--help"]).output().is_err() {
-        return skip(NAME, "there is no busybox");
+    if Command::new(busybox()).args(["udhcpc", "--help"]).output().is_err() {
+        return skip(NAME, "there is no busybox: run make setup");
     }
     in_namespace(NAME, || {
         let mut guest = Tap::open(Some(&"guest0".parse().unwrap())).unwrap();
@@ -44,7 +54,7 @@ fn udhcpc_gets_its_lease() {
         let text = "#!/bin/sh\necho \"$1 ip=$ip mask=$subnet router=$router mtu=$mtu server=$serverid lease=$lease\"\n";
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-        let client = Command::new("busybox")
+        let client = Command::new(busybox())
             .args(["udhcpc", "-f", "-n", "-q", "-i", "guest0", "-O", "mtu", "-s"])
             .arg(&script)
             .stdout(Stdio::piped())
