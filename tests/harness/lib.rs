@@ -1,8 +1,8 @@
 //! What the tests of the whole program share: the built `wirevm`, guests, consoles and network namespaces.
 //!
 //! Tests come in two kinds. Those at the top of a file run on any KVM, with hand-made guests of a few instructions. Those
-//! in a module `stock` boot Linux and need a KVM that runs a guest's kernel on the processor; `make test` runs them here
-//! where it can, and otherwise all together in one boot of the lab.
+//! in a module `stock` boot Linux and need a KVM that runs a guest's kernel on the processor, or need what Debian's own kernel
+//! has; `make test` runs them here where it can, and otherwise all together in one boot of the lab.
 //!
 //! A test that cannot run calls [`skip!`] and returns: its line `skipped: NAME: why` is what the total counts.
 
