@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::{TempDir, Vm, guest, handmade, puts, wirevm};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -116,4 +116,21 @@ fn in_the_background_it_leaves_the_terminal_alone() {
     assert_eq!(terminal.settings(), before);
     vm.type_in("for the shell\n");
     vm.expect("over: 0, for the shell", SOON);
+}
+
+#[test]
+fn put_into_the_background_it_ends_without_the_terminal() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, echo());
+    // A shell goes on when its job is stopped, and has the terminal again.
+    let job = "echo pid $$.; exec \"$0\" run --kernel \"$1\"";
+    let script = format!("set -m; sh -c '{job}' \"$0\" \"$1\"; bg; kill %1; wait %1; echo over: $?.");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).arg(harness::wirevm_path()).arg(kernel);
+    let (mut vm, _terminal) = Vm::start_on_terminal(&command);
+    vm.expect("pid ", SOON);
+    let pid = vm.expect(".", SOON).trim_end_matches('.').parse().expect("a number");
+    vm.expect("ready", SOON);
+    rustix::process::kill_process(Pid::from_raw(pid).expect("a process"), Signal::STOP).unwrap();
+    vm.expect("over: 0.", SOON);
 }

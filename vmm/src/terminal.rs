@@ -16,7 +16,7 @@ impl Raw {
     /// input is no terminal, or one that another process has in the foreground (taking it would stop us, `SIGTTOU`).
     pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
-        if !isatty(&stdin) || tcgetpgrp(&stdin).ok() != Some(rustix::process::getpgrp()) {
+        if !isatty(&stdin) || !in_foreground() {
             return Ok(None);
         }
         let before = tcgetattr(&stdin)?;
@@ -49,9 +49,16 @@ pub(crate) fn restore_on_panic() {
     }));
 }
 
-/// Gives the terminal back, where it was taken.
+/// True where the terminal on standard input is ours: its settings are another process's otherwise, and setting them stops us.
+fn in_foreground() -> bool {
+    tcgetpgrp(io::stdin()).ok() == Some(rustix::process::getpgrp())
+}
+
+/// Gives the terminal back, where it was taken, and a shell has not taken it back already (SIGSTOP, then `bg`).
 fn restore() {
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take()
+        && in_foreground()
+    {
         // Nothing can be done about a terminal that is gone.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
     }
