@@ -152,8 +152,8 @@ Which one?
   IP only: a route, a VPN's tables, no Ethernet to care for    tun
   Somebody else made the tap or macvtap and hands it over      fd=5
 
-Who carries the frames is another question: wirevm's own threads, or with vhost=on the kernel (all but
-a tun's). What reaches what is the same.
+Who carries the frames is another question: wirevm's own threads, or with vhost=on the kernel (not
+those of a tun). What reaches what is the same.
 ";
 
 /// The drawing and the words of one wire.
