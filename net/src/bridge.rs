@@ -135,7 +135,7 @@ fn join(
         }
     }
     let link = wiring.link(name)?;
-    for nic in wiring.shared(&uplink_record_of(&config.name, "")) {
+    for nic in wiring.shared(&uplink_record_of(&config.name, ""))? {
         wiring.join(&uplink_record_of(&config.name, &nic))?;
     }
     if let Some(vlan) = config.vlan
@@ -241,7 +241,7 @@ fn put_into_vlan(
         wiring.make(Change::RemoveVlan(port.clone(), default), None, why, tell)?;
     }
     // Of an uplink that was a port before us, somebody else has said its VLANs.
-    for nic in wiring.shared(&uplink_record_of(&config.name, "")) {
+    for nic in wiring.shared(&uplink_record_of(&config.name, ""))? {
         let nic = wiring.link(&nic)?.id;
         let why = "the VLAN goes out with its tag";
         wiring.make(Change::AddVlan(nic, vlan, VlanMember::Tagged), None, why, tell)?;

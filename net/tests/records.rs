@@ -3,11 +3,13 @@
 mod namespace;
 
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use namespace::wire::opened;
 use namespace::{
-    child as be_child, elsewhere, holding, in_namespace, kill, killed_at, leave, records, run, skip, state,
+    child as be_child, elsewhere, holding, in_namespace, kill, killed_at, leave, records, run, runtime_dir,
+    skip, state, warnings, without_ptrace,
 };
 use net::{clean, left_over};
 
@@ -109,6 +111,39 @@ fn a_namespace_that_is_gone_leaves_nothing() {
         let before = state();
         assert_eq!(cleaned(), [""; 0]);
         assert_eq!((state(), records()), (before, vec![]));
+    });
+}
+
+#[test]
+fn what_cannot_be_looked_at_stays_recorded() {
+    in_namespace("what_cannot_be_looked_at_stays_recorded", || {
+        let holder = elsewhere(|| {
+            run("ip tuntap add dev tap0 mode tap vnet_hdr");
+            kill(holding("tap=tap0,host=172.31.0.1/24"));
+            // It ends with us at the latest.
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+        });
+        let mut holder = holder.join().unwrap();
+        drop(warnings());
+        let before = records();
+        assert_eq!(before.len(), 1);
+        assert_eq!(without_ptrace(cleaned), [""; 0]);
+        assert_eq!(records(), before);
+        assert!(without_ptrace(|| left_over().unwrap().len()) > 1, "the doctor tells of it");
+
+        // A record that another version of wirevm wrote, and one that was being written.
+        let record = runtime_dir().join(&before[0]);
+        let text = std::fs::read_to_string(&record).unwrap();
+        std::fs::write(&record, text.replace("RemoveAddress", "AnotherChange")).unwrap();
+        assert_eq!((cleaned(), records()), (vec![], before));
+        assert!(left_over().is_err());
+        let path = record.display().to_string();
+        assert!(warnings().iter().any(|line| line.contains(&path) && line.contains("AnotherChange")));
+        std::fs::write(&record, text + "{\"at\":1").unwrap();
+        assert!(cleaned().contains(&"ip address del 172.31.0.1/24 dev tap0".to_owned()));
+        assert_eq!(records(), [""; 0]);
+        holder.kill().unwrap();
+        holder.wait().unwrap();
     });
 }
 

@@ -289,7 +289,7 @@ mod tests {
             ["10.0.0.1 peer 10.0.0.2", "fd00::1 peer fd00::2"].map(|text| text.parse().unwrap());
         let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
         let bridge = LinkId { index: 8, name: "br0".to_owned() };
-        let id = NamespaceId { dev: 4, inode: 4026531840, cookie: Some(1) };
+        let id = NamespaceId { dev: 4, inode: 4026531840, cookie: Some(1), seen: Some(2) };
         let delete_namespace = Change::DeleteNamespace { name: "vpn".to_owned(), id };
         vec![
             (Change::Mtu(link(), 9000), "ip link set dev tap0 mtu 9000"),

@@ -1,9 +1,10 @@
 //! Taking back what the dead have left.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 
-use super::runtime::{Line, Lock, Record, boot};
+use super::runtime::{Line, Lock, Record, boot, warn};
 use super::{Namespace, NamespaceId, Netlink, Step};
 use crate::Error;
 
@@ -14,7 +15,8 @@ const WHY: &str = "left by a wirevm that is gone";
 /// step. [`open`](crate::open) begins with it.
 ///
 /// What they made is known by their records, and each link by its number and name and namespace: what anybody else made
-/// since is not touched. A change that cannot be taken back is logged and stays recorded, for the next time.
+/// since is not touched. A change that cannot be taken back is logged and stays recorded, for the next time, and so is one of
+/// which nobody here can tell whether it is there still.
 ///
 /// # Errors
 /// There is no place for records.
@@ -29,7 +31,10 @@ pub fn clean(tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
 /// There is no place for records.
 pub fn left_over() -> Result<Vec<Step>, Error> {
     let lock = Lock::take()?;
-    let mut lines: Vec<Line> = lock.left().iter_mut().flat_map(Record::lines).collect();
+    let mut lines = Vec::new();
+    for record in &mut lock.left()? {
+        lines.extend(record.lines()?);
+    }
     order(&mut lines);
     let mut places = Places::default();
     lines.retain(|line| !matches!(places.try_in(line, |_| ()), Ok(None)));
@@ -37,27 +42,45 @@ pub fn left_over() -> Result<Vec<Step>, Error> {
 }
 
 pub(super) fn clean_under(lock: &Lock, tell: &mut dyn FnMut(&Step)) {
-    let mut records = lock.left();
+    let records = lock.left().unwrap_or_else(|error| {
+        warn(&error);
+        Vec::new()
+    });
     let mut lines: Vec<(usize, Line)> = Vec::new();
-    for (index, record) in records.iter_mut().enumerate() {
-        lines.extend(record.lines().into_iter().map(|line| (index, line)));
+    let mut read = Vec::new();
+    for mut record in records {
+        match record.lines() {
+            Ok(found) => {
+                let all = found.len();
+                lines.extend(found.into_iter().map(|line| (read.len(), line)));
+                read.push((record, Vec::new(), all));
+            }
+            Err(error) => warn(&error),
+        }
     }
     lines.sort_by_key(|(_, line)| std::cmp::Reverse(line.at));
     let mut places = Places::default();
-    let mut failed: Vec<Vec<Line>> = records.iter().map(|_| Vec::new()).collect();
     for (record, line) in lines {
         match replay(&mut places, &line) {
             Replayed::Made => tell(&Step { command: line.undo.command(), why: WHY }),
             Replayed::Nothing => {}
-            Replayed::Refused => failed[record].insert(0, line),
+            Replayed::Refused => read[record].1.insert(0, line),
         }
     }
-    for (record, failed) in records.into_iter().zip(failed) {
-        // In a journal, for the name of what is shared is wanted by the next who makes it.
-        match keep(lock, &failed) {
-            Ok(()) => record.remove(),
-            Err(error) => log::warn!("{error}"),
-        }
+    for (record, failed, all) in read {
+        replace(lock, record, &failed, all);
+    }
+}
+
+/// Has the lines, what is left of the `all` of `record`, in a journal for the next time: the name of what is shared is wanted by
+/// the next who makes it.
+fn replace(lock: &Lock, record: Record, lines: &[Line], all: usize) {
+    if lines.len() == all && all > 0 && record.is_journal() {
+        return;
+    }
+    match keep(lock, lines) {
+        Ok(()) => record.remove(),
+        Err(error) => warn(&error),
     }
 }
 
@@ -70,16 +93,21 @@ fn keep(lock: &Lock, lines: &[Line]) -> Result<(), Error> {
     lines.iter().try_for_each(|line| journal.write(line))
 }
 
-/// Undoes the lines of a record that is ours alone, and deletes it.
+/// Undoes the lines of a record that is ours alone, and deletes it. Without the lock nothing can be kept of it but all.
 pub(super) fn undo(lock: Option<&Lock>, mut record: Record) {
-    let mut lines = record.lines();
+    let mut lines = match record.lines() {
+        Ok(lines) => lines,
+        Err(error) => return warn(&error),
+    };
+    let all = lines.len();
     order(&mut lines);
     let mut places = Places::default();
     lines.retain(|line| matches!(replay(&mut places, line), Replayed::Refused));
     lines.reverse();
-    match lock.map_or(Ok(()), |lock| keep(lock, &lines)) {
-        Ok(()) => record.remove(),
-        Err(error) => log::warn!("{error}"),
+    match lock {
+        Some(lock) => replace(lock, record, &lines, all),
+        None if lines.is_empty() => record.remove(),
+        None => {}
     }
 }
 
@@ -109,7 +137,7 @@ fn replay(places: &mut Places, line: &Line) -> Replayed {
             Replayed::Refused
         }
         Err(error) => {
-            log::warn!("cannot enter the network namespace to undo a change ({command}): {error}");
+            log::warn!("cannot tell whether a change is there still, to undo it ({command}): {error}");
             Replayed::Refused
         }
     }
@@ -120,26 +148,31 @@ fn replay(places: &mut Places, line: &Line) -> Replayed {
 struct Places(HashMap<NamespaceId, Option<(Namespace, Netlink)>>);
 
 impl Places {
-    /// Runs `call` where the line says; none where nothing of it is left.
+    /// Runs `call` where the line says; none where it is sure that nothing of it is left.
     ///
     /// # Errors
-    /// Those of setns(2).
+    /// It cannot be told, or the namespace cannot be entered.
     fn try_in<T: Send>(
         &mut self,
         line: &Line,
         call: impl FnOnce(&mut Netlink) -> T + Send,
     ) -> io::Result<Option<T>> {
-        if line.boot != boot() {
+        if line.boot != boot()? {
             return Ok(None);
         }
-        let find = || Namespace::find(line.namespace).map(|found| (found, Netlink::new()));
-        let Some((namespace, netlink)) = self.0.entry(line.namespace).or_insert_with(find).as_mut() else {
-            return Ok(None);
+        let place = match self.0.entry(line.namespace) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let found = Namespace::find(line.namespace)?;
+                unknown.insert(found.map(|found| (found, Netlink::new())))
+            }
         };
-        namespace.run(|| match line.undo.is_of_the_same_links(netlink) {
-            Ok(false) => None,
-            // Where the kernel does not say, the change itself fails, and says why.
-            Ok(true) | Err(_) => Some(call(netlink)),
-        })
+        let Some((namespace, netlink)) = place else { return Ok(None) };
+        let tried = namespace.run(|| match line.undo.is_of_the_same_links(netlink) {
+            Ok(true) => Ok(Some(call(netlink))),
+            Ok(false) => Ok(None),
+            Err(refusal) => Err(io::Error::other(refusal)),
+        });
+        tried?
     }
 }

@@ -217,7 +217,7 @@ impl Wiring {
             }
         };
         let start = record.len();
-        record.write(&Line::new(self.namespace.id(), undo.clone()))?;
+        record.write(&Line::new(self.namespace.id(), undo.clone())?)?;
         Ok(Undo::Change(undo, start))
     }
 
@@ -286,8 +286,11 @@ impl Wiring {
     }
 
     /// The names, after `prefix`, of what is shared in this namespace.
-    pub(crate) fn shared(&self, prefix: &str) -> Vec<String> {
-        self.lock.as_ref().map_or(vec![], |lock| lock.shared(self.namespace.id(), prefix))
+    ///
+    /// # Errors
+    /// The records cannot be listed.
+    pub(crate) fn shared(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.lock.as_ref().map_or(Ok(vec![]), |lock| lock.shared(self.namespace.id(), prefix))
     }
 
     /// Gives `link` this MTU and these addresses and sets it up, each where it is not so already. `stays`: the link is there
@@ -406,7 +409,7 @@ impl Drop for Wiring {
             Ok(failed) => {
                 record.cut(0);
                 let mut lines = failed.into_iter().map(|undo| Line::new(self.namespace.id(), undo));
-                if let Err(error) = lines.try_for_each(|line| record.write(&line)) {
+                if let Err(error) = lines.try_for_each(|line| record.write(&line?)) {
                     log::warn!("{error}");
                 }
             }

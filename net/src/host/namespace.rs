@@ -1,7 +1,7 @@
 //! Network namespaces (network_namespaces(7)): which one we are in, and how to do something in another one.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -37,7 +37,13 @@ pub(crate) struct NamespaceId {
     /// No two of one boot have the same (`SO_NETNS_COOKIE`, socket(7)); none before Linux 5.14.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cookie: Option<u64>,
+    /// The inode of its [`SEEN`]. No two namespaces that exist at once have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seen: Option<u64>,
 }
+
+/// What everybody may look at in `/proc/PID`: it tells that a process is not in a namespace where its file may not be looked at.
+const SEEN: &str = "net/dev";
 
 impl NamespaceId {
     /// True where both are of one namespace, as far as can be told: a cookie that is not known is any.
@@ -45,6 +51,13 @@ impl NamespaceId {
         let is_another = |(own, other)| own != other;
         (self.dev, self.inode) == (other.dev, other.inode)
             && !self.cookie.zip(other.cookie).is_some_and(is_another)
+    }
+}
+
+impl From<Metadata> for NamespaceId {
+    /// By its file alone.
+    fn from(file: Metadata) -> Self {
+        Self { dev: file.dev(), inode: file.ino(), cookie: None, seen: None }
     }
 }
 
@@ -56,9 +69,14 @@ impl fmt::Display for NamespaceId {
     }
 }
 
-/// The cookie of the namespace that the thread is in, where the kernel tells it.
-fn cookie_here() -> Option<u64> {
-    sys::network_cookie(UnixDatagram::unbound().ok()?.as_fd()).ok()
+/// The cookie of the namespace that the thread is in, and its inode of [`SEEN`]; none where the kernel has no such.
+fn marks_here() -> io::Result<(Option<u64>, Option<u64>)> {
+    let cookie = match sys::network_cookie(UnixDatagram::unbound()?.as_fd()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => None,
+        cookie => Some(cookie?),
+    };
+    let seen = fs::metadata(Path::new("/proc/thread-self").join(SEEN));
+    Ok((cookie, seen.ok().map(|file| file.ino())))
 }
 
 /// A network namespace, which stays as long as this is held.
@@ -71,49 +89,73 @@ pub(crate) struct Namespace {
 impl Namespace {
     /// The thread's own.
     pub(crate) fn here() -> io::Result<Self> {
-        let mut here = Self::without_cookie(Path::new(HERE))?;
-        here.id.cookie = cookie_here();
+        let mut here = Self::unmarked(Path::new(HERE))?;
+        (here.id.cookie, here.id.seen) = marks_here()?;
         Ok(here)
     }
 
     /// The one that `path` stands for: `/proc/PID/ns/net`, or what such a file is mounted on.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self::without_cookie(path)?.with_cookie())
-    }
-
-    fn without_cookie(path: &Path) -> io::Result<Self> {
+    fn unmarked(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        let found = file.metadata()?;
-        Ok(Self { file, id: NamespaceId { dev: found.dev(), inode: found.ino(), cookie: None } })
+        let id = file.metadata()?.into();
+        Ok(Self { file, id })
     }
 
-    /// Where it may be entered: a socket tells the cookie of the namespace that it was made in.
-    fn with_cookie(mut self) -> Self {
-        self.id.cookie = self.run(cookie_here).ok().flatten();
-        self
+    /// With what tells it from the next one with its file: a socket has the cookie of the namespace that it was made in.
+    ///
+    /// # Errors
+    /// It may not be entered.
+    fn marked(mut self) -> io::Result<Self> {
+        (self.id.cookie, self.id.seen) = self.run(marks_here)??;
+        Ok(self)
     }
 
-    /// The namespace `id`, where this process can find it: its own, one with a process in it, or one that is mounted
-    /// somewhere, as `ip netns` does. A namespace that none of these shows is gone, with every link that it had.
-    pub(crate) fn find(id: NamespaceId) -> Option<Self> {
-        // Two that exist differ in their files: only one of them is entered.
-        let at = |path: &Path| Self::without_cookie(path).ok().filter(|found| found.id.is_of_the_same(id));
-        let mounted = || {
-            let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-            // proc_pid_mountinfo(5): the fourth word is the root, here `net:[INODE]`, the fifth the mount point.
-            let root = format!("net:[{}]", id.inode);
-            let mut points = mounts.lines().filter_map(|line| {
-                let mut words = line.split(' ').skip(3);
-                (words.next()? == root).then(|| words.next()).flatten()
-            });
-            points.find_map(|point| at(Path::new(point)))
+    /// The namespace `id`: our own, one with a process in it, or one that is mounted somewhere, as `ip netns` does. None
+    /// where none of these is it: then it is gone, with every link that it had.
+    ///
+    /// # Errors
+    /// Something is not to be looked at, and so it may be there: the processes of others, without `CAP_SYS_PTRACE`.
+    pub(crate) fn find(id: NamespaceId) -> io::Result<Option<Self>> {
+        // Two that exist differ in their files: only one of them is opened.
+        let is_at = |path: &Path| Ok::<_, io::Error>(id.is_of_the_same(fs::metadata(path)?.into()));
+        let is_it = |path: &Path| {
+            let found = Self::unmarked(path)?.marked()?;
+            Ok(found.id.is_of_the_same(id).then_some(found))
         };
-        let of_a_process = || {
-            let mut processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-            processes.find_map(|process| at(&process.path().join("ns/net")))
-        };
-        let found = at(Path::new(HERE)).or_else(mounted).or_else(of_a_process)?.with_cookie();
-        found.id.is_of_the_same(id).then_some(found)
+        if is_at(Path::new(HERE))? {
+            return is_it(Path::new(HERE));
+        }
+        // proc_pid_mountinfo(5): the fourth word is the root, here `net:[INODE]`, the fifth the mount point.
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let root = format!("net:[{}]", id.inode);
+        for line in mounts.lines() {
+            let mut words = line.split(' ').skip(3);
+            if let Some(point) = words.next().filter(|&word| word == root).and_then(|_| words.next())
+                && is_at(Path::new(point))?
+            {
+                return is_it(Path::new(point));
+            }
+        }
+        let mut hidden = None;
+        for process in fs::read_dir("/proc")? {
+            let process = process?;
+            if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+                continue;
+            }
+            let path = process.path();
+            let seen = fs::metadata(path.join(SEEN)).ok().map(|file| file.ino());
+            if id.seen.zip(seen).is_some_and(|(own, other)| own != other) {
+                continue;
+            }
+            match is_at(&path.join("ns/net")) {
+                Ok(true) => return is_it(&path.join("ns/net")),
+                Ok(false) => {}
+                // It has ended.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+                Err(error) => hidden = Some(error),
+            }
+        }
+        hidden.map_or(Ok(None), Err)
     }
 
     /// A new, empty one, which has no name yet.
@@ -129,13 +171,13 @@ impl Namespace {
     /// The one that `ip netns` calls `name`; none where there is none.
     pub(crate) fn named(name: &NetnsName) -> io::Result<Option<Self>> {
         let path = path_of(name.as_str());
-        match Self::open(&path) {
+        match Self::unmarked(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             // A file that nothing is mounted on is none: setns(2) would refuse it with bare words.
             Ok(found) if !found.is_namespace()? => {
                 Err(io::Error::other(format!("{} is a file, and no namespace", path.display())))
             }
-            other => other.map(Some),
+            found => found?.marked().map(Some),
         }
     }
 
@@ -158,7 +200,7 @@ impl Namespace {
     /// # Errors
     /// Those of setns(2).
     pub(crate) fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> io::Result<T> {
-        if Self::without_cookie(Path::new(HERE)).is_ok_and(|here| here.id.is_of_the_same(self.id)) {
+        if fs::metadata(HERE).is_ok_and(|here| self.id.is_of_the_same(here.into())) {
             return Ok(call());
         }
         let inside = || {
@@ -243,11 +285,12 @@ pub(crate) fn join(
 /// Takes the name away from the namespace `id`, and leaves another one that has the name now.
 pub(super) fn delete(name: &str, id: NamespaceId) -> io::Result<()> {
     let path = path_of(name);
-    let found = Namespace::open(&path)?;
-    if found.id.is_of_the_same(id) {
+    let found = Namespace::unmarked(&path)?;
+    if found.is_namespace()? {
+        if !found.id.is_of_the_same(id) || !found.marked()?.id.is_of_the_same(id) {
+            return Ok(());
+        }
         rustix::mount::unmount(&path, UnmountFlags::DETACH)?;
-    } else if found.is_namespace()? {
-        return Ok(());
     }
     // Also where it ended between making the file and mounting on it.
     fs::remove_file(&path)
@@ -267,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_told_by_its_cookie_from_the_next_one_with_its_file() {
-        let id = |inode, cookie| NamespaceId { dev: 4, inode, cookie };
+        let id = |inode, cookie| NamespaceId { dev: 4, inode, cookie, seen: None };
         let own = id(4026532177, Some(7));
         assert!(own.is_of_the_same(own) && own.is_of_the_same(id(4026532177, None)));
         assert!(!own.is_of_the_same(id(4026532177, Some(8))) && !own.is_of_the_same(id(4026532178, Some(7))));

@@ -9,10 +9,12 @@
 //! and a record is never seen between its making and its being held.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
@@ -109,26 +111,45 @@ impl Lock {
     }
 
     /// The names after `prefix` of what is shared in the namespace.
-    pub(crate) fn shared(&self, namespace: NamespaceId, prefix: &str) -> Vec<String> {
+    ///
+    /// # Errors
+    /// The records cannot be listed.
+    pub(crate) fn shared(&self, namespace: NamespaceId, prefix: &str) -> Result<Vec<String>, Error> {
         let prefix = format!("shared-{namespace}-{prefix}");
-        self.names().filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect()
+        let names = self.names()?.into_iter();
+        Ok(names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect())
     }
 
     fn shared_path(&self, namespace: NamespaceId, what: &str) -> PathBuf {
         self.directory.join(format!("shared-{namespace}-{what}"))
     }
 
-    fn names(&self) -> impl Iterator<Item = String> + use<> {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let list = || fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.file_name())).collect();
+        let names: io::Result<Vec<OsString>> = list();
+        let names = names.map_err(|source| Error::Runtime { path: self.directory.clone(), source })?;
+        Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
-    /// The records that nobody holds, now held by us.
-    pub(crate) fn left(&self) -> Vec<Record> {
-        let records = self.names().filter(|name| name.starts_with("journal-") || name.starts_with("shared-"));
-        let records = records.filter_map(|name| Record::open(self.directory.join(name)).ok().flatten());
-        records.filter(Record::take_over).collect()
+    /// The records that nobody holds, now held by us; one that does not open stays where it is.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub(crate) fn left(&self) -> Result<Vec<Record>, Error> {
+        let names = self.names()?.into_iter();
+        let records = names.filter(|name| name.starts_with("journal-") || name.starts_with("shared-"));
+        let records = records.filter_map(|name| {
+            let record = Record::open(self.directory.join(name));
+            record.inspect_err(warn).ok().flatten()
+        });
+        Ok(records.filter(Record::take_over).collect())
     }
+}
+
+/// Says that a record stays as it is, and why.
+pub(crate) fn warn(error: &Error) {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    log::warn!("{error}{}", cause.unwrap_or_default());
 }
 
 /// Opens a file for this user alone.
@@ -149,15 +170,25 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn new(namespace: NamespaceId, undo: Change) -> Self {
+    /// # Errors
+    /// The kernel does not say which boot this is.
+    pub(crate) fn new(namespace: NamespaceId, undo: Change) -> Result<Self, Error> {
+        let boot = boot().map_err(|source| Error::Runtime { path: BOOT_ID.into(), source })?;
         let at = sys::since_boot().as_nanos() as u64;
-        Self { at, boot: boot(), namespace, undo }
+        Ok(Self { at, boot: boot.to_owned(), namespace, undo })
     }
 }
 
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Which boot of the host this is.
-pub(crate) fn boot() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+pub(crate) fn boot() -> io::Result<&'static str> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(boot) = BOOT.get() {
+        return Ok(boot);
+    }
+    let boot = fs::read_to_string(BOOT_ID)?;
+    Ok(BOOT.get_or_init(|| boot.trim().to_owned()))
 }
 
 /// A file of lines, held by us.
@@ -200,10 +231,21 @@ impl Record {
         }
     }
 
+    fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// True where it is of one process alone.
+    pub(crate) fn is_journal(&self) -> bool {
+        self.name().starts_with("journal-")
+    }
+
     /// True where it is that of the shared `what`.
     pub(crate) fn is_of(&self, what: &str) -> bool {
-        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.strip_prefix("shared-").and_then(|name| name.split_once('-')).is_some_and(|(_, own)| own == what)
+        self.name()
+            .strip_prefix("shared-")
+            .and_then(|name| name.split_once('-'))
+            .is_some_and(|(_, own)| own == what)
     }
 
     /// From now on others may hold it with us.
@@ -240,15 +282,17 @@ impl Record {
         }
     }
 
-    /// Its lines, in the order of the changes. One that is no line was being written when its process ended, before the
-    /// change.
-    pub(crate) fn lines(&mut self) -> Vec<Line> {
+    /// Its lines, in the order of the changes. A last one without an end was being written when its process ended, before
+    /// the change.
+    ///
+    /// # Errors
+    /// It cannot be read, or has a line that we do not know: another version of wirevm wrote it.
+    pub(crate) fn lines(&mut self) -> Result<Vec<Line>, Error> {
         let mut text = String::new();
         let read = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_string(&mut text));
-        if let Err(error) = read {
-            log::warn!("cannot read {}: {error}", self.path.display());
-        }
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        read.map_err(|error| self.error(error))?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).map_err(|error| self.error(error))).collect()
     }
 
     /// Deletes it.

@@ -131,6 +131,18 @@ pub(crate) fn as_user<T: Send + 'static>(uid: u32, call: impl FnOnce() -> T + Se
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Runs `call` without the right to look into processes that have more rights, on a thread of its own in the same namespace.
+pub(crate) fn without_ptrace<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = thread::spawn(move || {
+        let mut rights = rustix::thread::capabilities(None).expect("anybody may ask");
+        rights.effective.remove(rustix::thread::CapabilitySet::SYS_PTRACE);
+        rights.permitted.remove(rustix::thread::CapabilitySet::SYS_PTRACE);
+        rustix::thread::set_capabilities(None, rights).expect("anybody may have less");
+        call()
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Puts the thread into a mount namespace of its own.
 fn unshare_mounts() {
     // SAFETY: CLONE_NEWNS takes no memory and changes this thread only.
