@@ -109,6 +109,25 @@ fn a_machine_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn descriptors_that_end_are_told_and_the_soft_limit_does_not_end_them() {
+    let host = match Netns::with_own_run() {
+        Ok(host) => host,
+        Err(why) => skip!("{why}"),
+    };
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let run = |limit: &str| {
+        let mut command = host.command("sh");
+        let line = format!("ulimit {limit}; exec \"$@\"");
+        command.args(["-c", &line, "sh"]).arg(wirevm_path()).args(["run", "--kernel"]).arg(&kernel);
+        refuse(command.args(["--net", "tap,queues=30"]))
+    };
+    refused(&run("-n 40"), 1, &["Too many open files", "raise the limit of open files above 40 (ulimit"]);
+    let ended = run("-Sn 40");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[test]
 fn a_file_that_is_no_kernel_is_refused() {
     let dir = TempDir::new();
     let good = handmade::elf(hello());

@@ -1,8 +1,11 @@
 //! What can go wrong, and what a person can do about it.
 
 use std::io;
+use std::iter;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+
+use rustix::process::{Resource, getrlimit};
 
 use crate::bridge::uplink::UplinkProblem;
 use crate::config::KINDS;
@@ -332,6 +335,12 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// There are not enough descriptors for an undo.
+    #[error("cannot hold descriptors ready to take back what would be changed")]
+    Reserve {
+        /// The reason.
+        source: io::Error,
+    },
     /// A network namespace cannot be entered or asked for.
     #[error("cannot enter the network namespace{}", name.iter().map(|name| format!(" {name}")).collect::<String>())]
     Namespace {
@@ -426,9 +435,19 @@ impl Error {
         )
     }
 
+    /// True where there is no directory for records that is ours to write.
+    pub(crate) fn is_no_place(&self) -> bool {
+        use io::ErrorKind::{NotADirectory, NotFound, Other, PermissionDenied, ReadOnlyFilesystem};
+        let none = [NotADirectory, NotFound, Other, PermissionDenied, ReadOnlyFilesystem];
+        matches!(self, Self::Runtime { source, .. } if none.contains(&source.kind()))
+    }
+
     /// What a person can do about it, where we know.
     pub fn remedy(&self) -> Option<String> {
         const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
+        if let Some(remedy) = too_many_files(self) {
+            return Some(remedy);
+        }
         Some(match self {
             Self::UnknownKind { .. } => format!("the kinds are: {KINDS}"),
             Self::NoPlace { example, .. } => format!("write --net {example}"),
@@ -572,6 +591,26 @@ impl Error {
             _ => return None,
         })
     }
+}
+
+/// What a person can do where `error` or a cause of it is that there are too many open files; none where it is not.
+pub fn too_many_files(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let errno = |error: &(dyn std::error::Error + 'static)| {
+        let refusal = error.downcast_ref().and_then(Refusal::errno);
+        refusal.or_else(|| error.downcast_ref().and_then(io::Error::raw_os_error))
+    };
+    let mut causes = iter::successors(Some(error), |error| error.source());
+    Some(match causes.find_map(|cause| errno(cause).filter(|&errno| [libc::EMFILE, libc::ENFILE].contains(&errno)))? {
+        libc::EMFILE => {
+            let limit = getrlimit(Resource::Nofile).current;
+            let limit = limit.map(|limit| format!(" above {limit}")).unwrap_or_default();
+            format!(
+                "raise the limit of open files{limit} (ulimit -Hn and -n; LimitNOFILE= of a systemd unit), or ask for fewer \
+                 queue pairs (queues=)"
+            )
+        }
+        _ => "the whole host has too many open files: sudo sysctl -w fs.file-max=NUMBER, with more than there is".to_owned(),
+    })
 }
 
 /// What to do where a port of the host cannot be taken.

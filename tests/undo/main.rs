@@ -5,6 +5,8 @@ mod by_hand;
 mod stock;
 mod table;
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use harness::fault::{Fault, with_fault};
 use harness::netns::Netns;
 use harness::{TempDir, Vm, guest, handmade, puts, skip, wirevm_path};
 use net::Opened;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use table::{NIC, a_host, each_wire, every};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -54,11 +56,22 @@ fn child() {
             let opened = must_open();
             with_fault(Fault::Refuse, at, || drop(opened)).1
         }
+        "starved" => {
+            leave_descriptors(12 + at as u64);
+            open(spec).is_err()
+        }
         _ => with_fault(Fault::Kill, at, || drop(must_open())).1,
     };
     if !reached {
         exit(OVER);
     }
+}
+
+/// Has this process open no more than so many files.
+fn leave_descriptors(number: u64) {
+    let free = File::open("/dev/null").unwrap().as_raw_fd() as u64;
+    let limit = Rlimit { current: Some(free + number), maximum: getrlimit(Resource::Nofile).maximum };
+    setrlimit(Resource::Nofile, limit).unwrap();
 }
 
 /// Has a child do `what` on each wire, once for each change: after it and `then`, `compare` compares.
@@ -78,7 +91,7 @@ fn at_each_change(what: &str, then: fn(usize), compare: fn(&Netns, &str, &str)) 
             assert!(as_wanted || over, "{spec}: {}", String::from_utf8_lossy(&ended.stderr));
             compare(host, before, &format!("{spec}, {what} at {at}"));
             if over {
-                assert!(at > 10 || what == "undo", "{spec} has {at} changes");
+                assert!(at > 5 || what == "undo", "{spec} has {at} changes");
                 break;
             }
         }
@@ -92,6 +105,13 @@ fn clean() {
 #[test]
 fn whichever_change_of_a_start_fails_it_is_all_taken_back() {
     if let Err(why) = at_each_change("start", |_| (), Netns::has_everything_as) {
+        skip!("{why}");
+    }
+}
+
+#[test]
+fn wherever_descriptors_end_it_is_all_taken_back() {
+    if let Err(why) = at_each_change("starved", |_| (), Netns::has_everything_as) {
         skip!("{why}");
     }
 }

@@ -125,6 +125,9 @@ impl std::error::Error for NicError {
 impl Error {
     /// What the user can do about it, if anything.
     pub(crate) fn remedy(&self) -> Option<String> {
+        if let Some(remedy) = net::too_many_files(self) {
+            return Some(remedy);
+        }
         Some(match self {
             Self::OpenKvm(e) => match e.raw_os_error() {
                 Some(libc::ENOENT) => "load the module (modprobe kvm_intel or kvm_amd), and switch virtualization on in \

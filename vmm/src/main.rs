@@ -46,6 +46,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::{Cli, Command, Run};
 use crate::ending::Outcome;
@@ -75,9 +76,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Allows this process as many descriptors as it may allow itself: each queue pair has several. What it refuses is met later.
+fn allow_descriptors() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+}
+
 /// Runs a guest, and turns its end into the exit status that the help names.
 fn run(args: &Run, timings: Timings) -> ExitCode {
     timings.reached("command line read");
+    allow_descriptors();
     let outcome = signals::listen()
         .map_err(|source| Error::Host { what: "listen to signals", source })
         .and_then(|signals| machine::run(args, signals, timings));

@@ -17,10 +17,12 @@ pub(crate) mod netlink;
 mod nft;
 mod peer;
 pub(crate) mod probe;
+mod reserve;
 mod runtime;
 pub(crate) mod sysfs;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
@@ -31,6 +33,7 @@ pub(crate) use netlink::{
 pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
 
+use self::reserve::Reserve;
 use self::runtime::{Line, Record};
 use crate::{Error, HostAddress};
 
@@ -64,6 +67,7 @@ pub struct Wiring {
     record: Option<Record>,
     /// Held while the host is changed. None where this user has no place for it, and so none for records.
     lock: Option<Lock>,
+    reserve: Arc<Reserve>,
     /// Goes with its descriptors.
     nat: Option<nat::Nat>,
     /// What was changed elsewhere, and is taken back after all this: the namespace itself.
@@ -84,17 +88,22 @@ impl Wiring {
     /// the dead have left. From then on the others wait, until [`settle`](Self::settle).
     ///
     /// # Errors
-    /// The namespace cannot be asked for.
+    /// The lock is not to be had although there is a place for it, the namespace cannot be asked for, or there are not enough
+    /// descriptors to take back what would be changed.
     pub(crate) fn begin() -> Result<Self, Error> {
-        // A user without a place for records may still have a tap, which needs none.
-        let lock = Lock::take().inspect_err(|error| log::debug!("no records: {error}")).ok();
+        let lock = match Lock::take() {
+            Ok(lock) => Some(lock),
+            // A user without a place for records may still have a tap, which needs none.
+            Err(error) if error.is_no_place() => {
+                log::debug!("no records: {error}");
+                None
+            }
+            Err(error) => return Err(error),
+        };
         if let Some(lock) = &lock {
             clean::clean_under(lock, &mut |step| log::info!("{step}"));
         }
-        Self::begin_under(lock)
-    }
-
-    fn begin_under(lock: Option<Lock>) -> Result<Self, Error> {
+        let reserve = Reserve::hold().map_err(|source| Error::Reserve { source })?;
         let namespace = Namespace::here().map_err(|source| Error::Namespace { name: None, source })?;
         Ok(Self {
             netlink: Netlink::new(),
@@ -102,6 +111,7 @@ impl Wiring {
             undo: Vec::new(),
             record: None,
             lock,
+            reserve,
             nat: None,
             outer: None,
         })
@@ -391,6 +401,7 @@ impl Drop for Wiring {
         if self.undo.is_empty() && self.record.is_none() {
             return;
         }
+        self.reserve.release();
         if self.lock.is_none() {
             self.lock =
                 Lock::take().inspect_err(|error| log::debug!("undone without the lock: {error}")).ok();

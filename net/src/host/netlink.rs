@@ -17,6 +17,7 @@ use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, Ifinfomsg, IterableLinkAttrs, LinkinfoDataMsg};
 use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_socket2::{NetlinkSocket, ReplyError};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::address::LinkAddress;
@@ -28,6 +29,8 @@ use crate::{HostAddress, MacvtapMode, TunMode};
 /// A socket to the kernel, in the network namespace that the thread was in at the first request.
 pub(crate) struct Netlink {
     socket: NetlinkSocket,
+    /// It has asked something.
+    open: bool,
 }
 
 /// Which link: by its index, which never names another one after it is deleted (a name may).
@@ -157,7 +160,17 @@ fn lossy(text: &CStr) -> String {
 
 impl Netlink {
     pub(crate) fn new() -> Self {
-        Self { socket: NetlinkSocket::new() }
+        Self { socket: NetlinkSocket::new(), open: false }
+    }
+
+    /// The socket, which there is from the first request on. Where there can be none, this says why: the crate answers `EPERM`
+    /// whatever the reason.
+    fn socket(&mut self) -> io::Result<&mut NetlinkSocket> {
+        if !self.open {
+            drop(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?);
+            self.open = true;
+        }
+        Ok(&mut self.socket)
     }
 
     /// The link of that name; none where there is none.
@@ -174,7 +187,7 @@ impl Netlink {
     }
 
     fn get_link(&mut self, request: &rt_link::OpGetlinkDo<'_>) -> Result<Option<Link>, Refusal> {
-        match self.socket.request(request)?.recv_one() {
+        match self.socket()?.request(request)?.recv_one() {
             Ok((header, attributes)) => Ok(Some(link(&header, &attributes))),
             Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error.into()),
@@ -184,7 +197,7 @@ impl Netlink {
     /// Every link of the namespace.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, Refusal> {
         let request = rt_link::Request::new().op_getlink_dump(&Ifinfomsg::default());
-        let mut replies = self.socket.request(&request)?;
+        let mut replies = self.socket()?.request(&request)?;
         let mut links = Vec::new();
         while let Some((header, attributes)) = replies.recv().transpose()? {
             links.push(link(&header, &attributes));
@@ -202,7 +215,7 @@ impl Netlink {
             ..Ifinfomsg::default()
         };
         let request = rt_link::Request::new().op_setlink_do(&header);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Sets a link's MTU, in bytes.
@@ -210,21 +223,21 @@ impl Netlink {
         let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
         let mut request = rt_link::Request::new().op_setlink_do(&header);
         request.encode().push_mtu(mtu);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Deletes a link.
     pub(crate) fn delete_link(&mut self, link: &LinkId) -> Result<(), Refusal> {
         let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
         let request = rt_link::Request::new().op_dellink_do(&header);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Every IPv4 and IPv6 address of the namespace.
     pub(crate) fn addresses(&mut self) -> Result<Vec<AddressOnLink>, Refusal> {
         // The kernel has both where no family is asked for.
         let request = rt_addr::Request::new().op_getaddr_dump(&Ifaddrmsg::default());
-        let mut replies = self.socket.request(&request)?;
+        let mut replies = self.socket()?.request(&request)?;
         let mut addresses = Vec::new();
         while let Some((header, attributes)) = replies.recv().transpose()? {
             // IPv6 has a local address only where there is another end (rtnetlink(7)).
@@ -239,7 +252,7 @@ impl Netlink {
     /// Every IPv4 and IPv6 route of the namespace, in all tables.
     pub(crate) fn routes(&mut self) -> Result<Vec<Route>, Refusal> {
         let request = rt_route::Request::new().op_getroute_dump(&Rtmsg::default());
-        let mut replies = self.socket.request(&request)?;
+        let mut replies = self.socket()?.request(&request)?;
         let mut routes = Vec::new();
         while let Some((header, attributes)) = replies.recv().transpose()? {
             // A way to everywhere has no destination.
@@ -267,7 +280,7 @@ impl Netlink {
         let request = rt_addr::Request::new().set_create().set_excl();
         let mut request = request.op_newaddr_do(&ifaddrmsg(link, address));
         request.encode().push_local(address.address()).push_address(other);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Takes such an address away; `EADDRNOTAVAIL` where the link has none such.
@@ -279,7 +292,7 @@ impl Netlink {
     ) -> Result<(), Refusal> {
         let mut request = rt_addr::Request::new().op_deladdr_do(&ifaddrmsg(link, address));
         request.encode().push_local(address.address()).push_address(other);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// The links that the namespace's routes lead over, of every table; those to multicast and of a link's own scope are
@@ -289,7 +302,7 @@ impl Netlink {
         for family in [libc::AF_INET, libc::AF_INET6] {
             let header = Rtmsg { rtm_family: family as u8, ..Rtmsg::default() };
             let request = rt_route::Request::new().op_getroute_dump(&header);
-            let mut replies = self.socket.request(&request)?;
+            let mut replies = self.socket()?.request(&request)?;
             while let Some((header, route)) = replies.recv().transpose()? {
                 let link_scope = matches!(route.get_dst(), Ok(IpAddr::V6(to)) if to.is_unicast_link_local());
                 if header.rtm_type != libc::RTN_UNICAST || link_scope {

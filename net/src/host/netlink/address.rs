@@ -113,7 +113,7 @@ impl Netlink {
     /// from. Without those that the kernel makes by itself, link-local and temporary ones.
     pub(crate) fn addresses_of(&mut self, link: &LinkId) -> Result<Vec<LinkAddress>, Refusal> {
         let request = rt_addr::Request::new().op_getaddr_dump(&Ifaddrmsg::default());
-        let mut replies = self.socket.request(&request)?;
+        let mut replies = self.socket()?.request(&request)?;
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         while let Some((header, attributes)) = replies.recv().transpose()? {
             let (Ok(peer), true) = (attributes.get_address(), header.ifa_index == link.index) else {
@@ -192,14 +192,14 @@ impl Netlink {
         let (preferred, valid) = address.ends.map_or((FOR_EVER, FOR_EVER), left);
         let life = IfaCacheinfo { ifa_prefered: preferred, ifa_valid: valid, ..IfaCacheinfo::default() };
         drop(attributes.push_cacheinfo(life));
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Takes an address from a link; `EADDRNOTAVAIL` where it has none such.
     pub(crate) fn take_address(&mut self, link: &LinkId, address: &LinkAddress) -> Result<(), Refusal> {
         let mut request = rt_addr::Request::new().op_deladdr_do(&address.header(link));
         drop(request.encode().push_local(address.local).push_address(address.peer));
-        self.socket.request(&request)?.recv_ack()?;
+        self.socket()?.request(&request)?.recv_ack()?;
         // Taken in part, it would be given back by nobody.
         self.take_route_of(link, address).inspect_err(|_| drop(self.give_address(link, address)))
     }

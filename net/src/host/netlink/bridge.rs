@@ -44,7 +44,7 @@ impl Netlink {
         let data = attributes.nested_linkinfo().nested_data_bridge().push_forward_delay(0).push_stp_state(0);
         // A kernel without VLAN filtering knows no such attribute.
         drop(if vlan_filtering { data.push_vlan_filtering(1) } else { data });
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Has a bridge keep the VLANs of its ports apart.
@@ -52,7 +52,7 @@ impl Netlink {
         let header = Ifinfomsg { ifi_index: id.index as i32, ..Ifinfomsg::default() };
         let mut request = rt_link::Request::new().op_newlink_do(&header);
         drop(request.encode().nested_linkinfo().nested_data_bridge().push_vlan_filtering(1));
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Joins a link to a bridge, or has it leave.
@@ -60,7 +60,7 @@ impl Netlink {
         let header = Ifinfomsg { ifi_index: port.index as i32, ..Ifinfomsg::default() };
         let mut request = rt_link::Request::new().op_setlink_do(&header);
         request.encode().push_master(master.map_or(0, |master| master.index));
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Puts a bridge's port into a VLAN.
@@ -71,14 +71,14 @@ impl Netlink {
         };
         let mut request = rt_link::Request::new().op_setlink_do(&of_bridge(port));
         push_vlan(request.encode().as_vec_mut(), vlan, flags);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Takes a bridge's port out of a VLAN.
     pub(crate) fn remove_vlan(&mut self, port: &LinkId, vlan: u16) -> Result<(), Refusal> {
         let mut request = rt_link::Request::new().op_dellink_do(&of_bridge(port));
         push_vlan(request.encode().as_vec_mut(), vlan, 0);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 }
 

@@ -89,7 +89,7 @@ impl Netlink {
         }
         finalize_nested_header(buffer, data);
         info.end_nested();
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// The name and the index for a link that is to be made. The index is not the next one, for that may have been a link's
@@ -124,7 +124,7 @@ impl Netlink {
         finalize_nested_header(buffer, family);
         finalize_nested_header(buffer, families);
         drop(attributes);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Gives a link an Ethernet address.
@@ -132,7 +132,7 @@ impl Netlink {
         let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
         let mut request = rt_link::Request::new().op_setlink_do(&header);
         request.encode().push_address(&mac);
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 }
 

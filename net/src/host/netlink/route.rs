@@ -177,7 +177,7 @@ impl Netlink {
     /// The routes over a link, in the order to give them in. Without the table `local`, which the kernel keeps by itself.
     pub(crate) fn routes_over(&mut self, link: &LinkId) -> Result<LinkRoutes, Refusal> {
         let request = rt_route::Request::new().op_getroute_dump(&Rtmsg::default());
-        let mut replies = self.socket.request(&request)?;
+        let mut replies = self.socket()?.request(&request)?;
         let mut found = LinkRoutes::default();
         while let Some((header, attributes)) = replies.recv().transpose()? {
             let attributes = split(attributes.get_buf());
@@ -235,7 +235,7 @@ impl Netlink {
         let request = rt_route::Request::new().set_create().set_append();
         let mut request = request.op_newroute_do(&route.header());
         route.push(link, request.encode().as_vec_mut());
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Takes the route from a link that came with an IPv6 address, if it is there.
@@ -254,7 +254,7 @@ impl Netlink {
         };
         let mut request = rt_route::Request::new().op_delroute_do(&header);
         drop(request.encode().push_dst(subnet.into()).push_oif(link.index));
-        match self.socket.request(&request)?.recv_ack() {
+        match self.socket()?.request(&request)?.recv_ack() {
             Err(error) if error.as_io_error().raw_os_error() != Some(libc::ESRCH) => Err(error.into()),
             _ => Ok(()),
         }
@@ -265,7 +265,7 @@ impl Netlink {
         let mut request = rt_route::Request::new().op_delroute_do(&route.header());
         let route = LinkRoute { ends: None, ..route.clone() };
         route.push(link, request.encode().as_vec_mut());
-        Ok(self.socket.request(&request)?.recv_ack()?)
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 }
 
