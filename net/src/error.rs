@@ -335,6 +335,9 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// Somebody asked this process to end while it waited for another one ([`wait_until_asked_to_end`](crate::wait_until_asked_to_end)).
+    #[error("asked to end while another wirevm was changing the host's network")]
+    Ended,
     /// There are not enough descriptors for an undo.
     #[error("cannot hold descriptors ready to take back what would be changed")]
     Reserve {

@@ -23,7 +23,7 @@
 //! - `vhost.rs`: vhost-net, the carrier that is not ours.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
 //! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/runtime.rs`, `host/clean.rs`:
-//!   the records that outlive us, and undoing those of the dead. `host/reserve.rs`: descriptors for that. `host/namespace.rs`: network namespaces.
+//!   the records that outlive us, and undoing those of the dead. `host/reserve.rs`: descriptors for that. `host/wait.rs`: one at a time. `host/namespace.rs`: network namespaces.
 //!   `host/netlink.rs` and `host/netlink/`, `host/nft.rs`: the only users of the netlink crates. `host/sysfs.rs`: a link's
 //!   device. `host/holders.rs`: who holds a tap.
 //! - `host/nat.rs`: NAT. `host/forwarding.rs`: that the kernel passes packets on. `host/firewall.rs`: what others' rules drop.
@@ -82,7 +82,7 @@ pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
-pub use host::{Step, Wiring, clean, left_over};
+pub use host::{Step, Wiring, clean, left_over, wait_until_asked_to_end};
 pub use iov::{Iov, IovBuffer, prefetch};
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;

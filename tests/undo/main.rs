@@ -4,6 +4,7 @@
 mod by_hand;
 mod stock;
 mod table;
+mod waits;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

@@ -50,7 +50,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::{Cli, Command, Run};
 use crate::ending::Outcome;
-use crate::error::Error;
+use crate::error::{Error, NicError};
 use crate::timings::Timings;
 
 fn main() -> ExitCode {
@@ -86,6 +86,7 @@ fn allow_descriptors() {
 fn run(args: &Run, timings: Timings) -> ExitCode {
     timings.reached("command line read");
     allow_descriptors();
+    net::wait_until_asked_to_end(signals::count);
     let outcome = signals::listen()
         .map_err(|source| Error::Host { what: "listen to signals", source })
         .and_then(|signals| machine::run(args, signals, timings));
@@ -99,6 +100,11 @@ fn run(args: &Run, timings: Timings) -> ExitCode {
             let error = Error::Bug(thread);
             report::error(&error, error.remedy().as_deref());
             ExitCode::FAILURE
+        }
+        // Before the guest began, as after it.
+        Err(Error::Nic(NicError { error: net::Error::Ended, .. })) => {
+            log::info!("ended by {}", signals::last().unwrap_or("a signal"));
+            ExitCode::SUCCESS
         }
         Err(error) => {
             report::error(&error, error.remedy().as_deref());

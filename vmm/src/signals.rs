@@ -2,17 +2,19 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 static EVENT: OnceLock<EventFd> = OnceLock::new();
 static LAST: AtomicI32 = AtomicI32::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// Only what may be done in a signal handler: an atomic store, an atomic load, and one `write(2)`.
+/// Only what may be done in a signal handler: atomic stores, an atomic load, and one `write(2)`.
 extern "C" fn heard(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     LAST.store(signal, Ordering::Relaxed);
+    COUNT.fetch_add(1, Ordering::Relaxed);
     if let Some(event) = EVENT.get() {
         // Full means readable already.
         let _ = event.write(1);
@@ -32,6 +34,11 @@ pub(crate) fn listen() -> io::Result<&'static EventFd> {
 /// What [`listen`] returned, where it was called.
 pub(crate) fn event() -> Option<&'static EventFd> {
     EVENT.get()
+}
+
+/// How many were heard.
+pub(crate) fn count() -> usize {
+    COUNT.load(Ordering::Relaxed)
 }
 
 /// The signal heard last, by name.

@@ -1,7 +1,7 @@
 //! Who holds a tap: the kernel answers only `EBUSY`, but `/proc` says it of each descriptor of `/dev/net/tun`.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -43,6 +43,15 @@ pub(crate) fn of_device(number: Dev) -> Vec<Holder> {
     })
 }
 
+/// The processes that have the flock(2) on the file, as far as we may look (proc_pid_fdinfo(5)).
+pub(crate) fn of_lock(file: &File) -> Vec<Holder> {
+    let Ok(found) = file.metadata() else { return Vec::new() };
+    let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", found.ino());
+    let is_lock = |line: &str| line.starts_with("lock:") && line.split_whitespace().any(|word| word == place);
+    find(|process| says(process, is_lock))
+}
+
 /// The processes that `holds` says it of: those of our network namespace, or, where none is, others.
 fn find(holds: impl Fn(&Path) -> bool) -> Vec<Holder> {
     let here = fs::read_link("/proc/thread-self/ns/net").ok();
@@ -66,9 +75,14 @@ fn find(holds: impl Fn(&Path) -> bool) -> Vec<Holder> {
 
 /// True where a descriptor of the process says `iff: NAME` (the tun driver's `show_fdinfo`).
 fn holds(process: &Path, name: &str) -> bool {
+    says(process, |line| line.strip_prefix("iff:").is_some_and(|held| held.trim() == name))
+}
+
+/// True where a line about a descriptor of the process is such.
+fn says(process: &Path, is_such: impl Fn(&str) -> bool) -> bool {
     let Ok(descriptors) = fs::read_dir(process.join("fdinfo")) else { return false };
     descriptors.flatten().any(|descriptor| {
         let info = fs::read_to_string(descriptor.path()).unwrap_or_default();
-        info.lines().any(|line| line.strip_prefix("iff:").is_some_and(|held| held.trim() == name))
+        info.lines().any(&is_such)
     })
 }

@@ -20,6 +20,7 @@ pub(crate) mod probe;
 mod reserve;
 mod runtime;
 pub(crate) mod sysfs;
+mod wait;
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub(crate) use netlink::{
 };
 pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
+pub use wait::wait_until_asked_to_end;
 
 use self::reserve::Reserve;
 use self::runtime::{Line, Record};
@@ -403,8 +405,16 @@ impl Drop for Wiring {
         }
         self.reserve.release();
         if self.lock.is_none() {
-            self.lock =
-                Lock::take().inspect_err(|error| log::debug!("undone without the lock: {error}")).ok();
+            match Lock::take_to_undo() {
+                Ok(lock) => self.lock = Some(lock),
+                Err(Error::Ended) => {
+                    log::warn!(
+                        "what was changed on the host is left for the next wirevm, or for wirevm doctor --clean"
+                    );
+                    return;
+                }
+                Err(error) => log::debug!("undone without the lock: {error}"),
+            }
         }
         // What the dead had on what they shared with us goes before it: a NIC that is set down under a macvtap stays promiscuous.
         let shares = self.undo.iter().any(|undo| matches!(undo, Undo::Shared(_)));

@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, NamespaceId};
+use super::{Change, NamespaceId, wait};
 use crate::{Error, sys};
 
 /// Names the directory of records; without it that is `/run/wirevm` for root and `wirevm` in `$XDG_RUNTIME_DIR` for others.
@@ -76,18 +76,27 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other wirevm of this user is changing the host.
+    /// Waits until no other wirevm of this user is changing the host, or somebody asked us to end.
     pub(crate) fn take() -> Result<Self, Error> {
+        Self::take_unless(|| wait::ends() > 0)
+    }
+
+    /// The same to take back what was changed: it was asked for as a rule, and somebody must ask once more.
+    pub(crate) fn take_to_undo() -> Result<Self, Error> {
+        static BEFORE: OnceLock<usize> = OnceLock::new();
+        Self::take_unless(|| wait::ends() > *BEFORE.get_or_init(wait::ends))
+    }
+
+    fn take_unless(ended: impl Fn() -> bool) -> Result<Self, Error> {
         let directory = directory()?;
         let path = directory.join("lock");
         let file = own_file(OpenOptions::new().create(true).truncate(false), &path);
         let held = |source| Error::Runtime { path: path.clone(), source };
         let file = file.map_err(held)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            log::info!("another wirevm is changing the host: waiting for it");
-            flock(&file, FlockOperation::LockExclusive).map_err(|error| held(error.into()))?;
+        match wait::for_lock(&file, &path, ended).map_err(held)? {
+            true => Ok(Self { directory, _file: file }),
+            false => Err(Error::Ended),
         }
-        Ok(Self { directory, _file: file })
     }
 
     /// A record for this process alone.
