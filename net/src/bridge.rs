@@ -40,7 +40,7 @@ pub(crate) fn open(
         wiring.make(keep, None, "it keeps its own, also when its last port leaves", tell)?;
     }
 
-    let (tap, others) = Tap::open_queues(None, queues)?;
+    let (tap, others) = Tap::open_queues(None, queues, &wiring, tell)?;
     // Here, so that a failure drops the wiring before the tap.
     let mut wiring = wiring;
     let name = tap.name().to_owned();

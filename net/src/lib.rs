@@ -22,7 +22,7 @@
 //!   `router.rs` in front of one, which tell the guest its addresses; `listener.rs`: their ear where the kernel carries the frames.
 //! - `vhost.rs`: vhost-net, the carrier that is not ours.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
-//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/runtime.rs`, `host/clean.rs`:
+//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/apart.rs`: what is taken back later. `host/runtime.rs`, `host/clean.rs`:
 //!   the records that outlive us, and undoing those of the dead. `host/reserve.rs`: descriptors for that. `host/wait.rs`: one at a time. `host/namespace.rs`: network namespaces.
 //!   `host/netlink.rs` and `host/netlink/`, `host/nft.rs`: the only users of the netlink crates. `host/sysfs.rs`: a link's
 //!   device. `host/holders.rs`: who holds a tap.
@@ -284,7 +284,7 @@ fn open_tap(
 ) -> Result<Opened, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
     let wiring = Wiring::begin()?;
-    let (tap, others) = Tap::open_queues(config.name.as_ref(), queues)?;
+    let (tap, others) = Tap::open_queues(config.name.as_ref(), queues, &wiring, tell)?;
     // Here, so that a failure drops the wiring before the tap: an address goes before its link does.
     let mut wiring = wiring;
     let name = tap.name().to_owned();

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::queue::Queue;
 use crate::tuntap::TunDevice;
-use crate::{Backend, Error, LinkName, Offloads, TunMode};
+use crate::{Backend, Error, LinkName, Offloads, Step, TunMode, Wiring};
 
 /// A tap, by its first queue. Dropped, it goes, unless it is persistent: then it is as it was before.
 #[derive(Debug)]
@@ -22,12 +22,17 @@ impl Tap {
     /// Each says what we tried, and has a [`remedy`](Error::remedy): the device is absent or not allowed, the right is
     /// missing, another process holds the tap, it has several queues, or the link is no tap.
     pub fn open(name: Option<&LinkName>) -> Result<Self, Error> {
-        Self::open_queues(name, 1).map(|(tap, _)| tap)
+        Self::open_queues(name, 1, &Wiring::begin()?, &mut |_| {}).map(|(tap, _)| tap)
     }
 
     /// The same with `queues` queues, of which those after the first come beside.
-    pub(crate) fn open_queues(name: Option<&LinkName>, queues: u16) -> Result<(Self, Vec<Queue>), Error> {
-        let (device, others) = TunDevice::open(TunMode::Tap, name, queues)?;
+    pub(crate) fn open_queues(
+        name: Option<&LinkName>,
+        queues: u16,
+        wiring: &Wiring,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<(Self, Vec<Queue>), Error> {
+        let (device, others) = TunDevice::open(TunMode::Tap, name, queues, wiring, tell)?;
         Ok((Self { device }, others))
     }
 

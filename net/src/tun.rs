@@ -60,7 +60,7 @@ pub(crate) fn open(
 ) -> Result<Opened, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
     let wiring = Wiring::begin()?;
-    let (device, others) = TunDevice::open(TunMode::Tun, config.name.as_ref(), queues)?;
+    let (device, others) = TunDevice::open(TunMode::Tun, config.name.as_ref(), queues, &wiring, tell)?;
     // Here, so that a failure drops the wiring before the tun: an address goes before its link does.
     let mut wiring = wiring;
     let name = device.name().to_owned();

@@ -5,7 +5,7 @@
 //! - A link set down refuses writes with `EIO` and has nothing to read; a deleted one answers `EBADFD` to both, for ever.
 //! - A frame larger than the space of a read is cut without a word; `sys::readv` finds out.
 //! - Attaching to a persistent link overwrites its `vnet_hdr` and packet information flags, and they, the header length and
-//!   the offloads stay as they are when we are gone. So [`TunDevice`] gives them back.
+//!   the offloads stay as they are when we are gone. So they are given back, after the last descriptor is closed.
 //! - A link of several queues (`IFF_MULTI_QUEUE`, which each descriptor must say and a link keeps) spreads what it receives by
 //!   flow, and brings an answer to the queue by which the flow goes out. Anybody with the right can attach one more.
 //! - The socket buffer has no bound unless somebody set one (`TUNSETSNDBUF`), so a write never waits.
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use crate::host::{Link, Namespace, Netlink, Tun, holders};
+use crate::host::{Apart, Change, Link, LinkId, Netlink, Refusal, Step, Tun, Wiring, holders};
 use crate::queue::Queue;
 use crate::{Backend, Error, HEADER_LEN, LinkName, Offloads, sys};
 
@@ -66,20 +66,36 @@ pub(crate) fn line(mode: TunMode, name: &str, queues: u16) -> String {
     format!("ip tuntap add dev {name} mode {mode}{multi_queue} vnet_hdr")
 }
 
+/// `IFF_*` flags as they are written.
+pub(crate) fn words(flags: i32) -> String {
+    let all = [
+        (libc::IFF_TUN, "IFF_TUN"),
+        (libc::IFF_TAP, "IFF_TAP"),
+        (libc::IFF_NO_PI, "IFF_NO_PI"),
+        (libc::IFF_VNET_HDR, "IFF_VNET_HDR"),
+        (libc::IFF_MULTI_QUEUE, "IFF_MULTI_QUEUE"),
+    ];
+    all.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, word)| *word).collect::<Vec<_>>().join("|")
+}
+
 /// The first queue of a tap or tun. Dropped with the others, the link goes, unless it is persistent: then it is as it was
 /// before.
 #[derive(Debug)]
 pub(crate) struct TunDevice {
     // Before `found`: fields drop in this order, and a link can be given back only after this descriptor is closed.
     device: File,
-    found: Option<Arc<Found>>,
+    /// A persistent link as we found it.
+    found: Option<Arc<Apart>>,
     name: String,
+    persistent: bool,
     offloads: Offloads,
 }
 
 impl TunDevice {
     /// Makes a link and lets the kernel name it, or attaches to the one called `name`, or makes it where it is absent: with
     /// `queues` queues, of which those after the first come beside.
+    ///
+    /// What attaching to one that exists changes is recorded by the `wiring`, and told.
     ///
     /// Needs `CAP_NET_ADMIN` in the network namespace of the thread, or a persistent link that the user owns.
     ///
@@ -91,6 +107,8 @@ impl TunDevice {
         mode: TunMode,
         name: Option<&LinkName>,
         queues: u16,
+        wiring: &Wiring,
+        tell: &mut dyn FnMut(&Step),
     ) -> Result<(Self, Vec<Queue>), Error> {
         let found = match name {
             Some(name) => find(name)?,
@@ -103,31 +121,44 @@ impl TunDevice {
             let (name, source) = (name.to_string(), io::Error::from_raw_os_error(libc::EBUSY));
             return Err(Error::TunBusy { mode, holders: holders::of(&name), name, source });
         }
+        let before = found.as_ref().and_then(|link| Some((link.id.clone(), link.tun?)));
+        let before = before.filter(|(_, tun)| tun.persist && tun.mode == mode);
+        let before = before.map(|(id, tun)| (id, flags(tun)));
+        // Before the device, so that a failure closes that first.
+        let mut apart = None;
         let device = open_device()?;
+        if let Some((id, flags)) = &before {
+            apart.insert(wiring.apart()?).keep(Change::TunFlags(id.clone(), *flags))?;
+        }
         let wanted = name.map_or(TEMPLATE, LinkName::as_str);
         if let Err(source) = sys::tun_set_iff(device.as_fd(), wanted, mode.flags(queues)) {
+            if let Some(apart) = apart {
+                apart.discard();
+            }
             return Err(explain_refusal(mode, name, queues, found, source));
         }
         let set = |what| move |source| Error::TunSetting { mode, name: wanted.to_owned(), what, source };
         let attached = sys::tun_get_iff(device.as_fd()).map_err(set("name"))?;
-        // The flag is asked of the kernel after attaching, for the link may have been made since we looked.
-        let persistent = attached.flags & libc::IFF_PERSIST != 0;
         let header_len = sys::tun_vnet_hdr_len(device.as_fd()).map_err(set("header length"))?;
-        let namespace = Namespace::here().map_err(set("network namespace"))?;
-        let found = persistent.then(|| Found {
-            namespace,
-            name: attached.name.clone(),
-            index: found.as_ref().map(|link| link.id.index),
-            flags: found.and_then(|link| link.tun).map_or(mode.flags(queues), flags),
-            header_len,
-        });
-        let found = found.map(Arc::new);
-        let mut this = Self { device, found, name: attached.name, offloads: Offloads::default() };
+        if let (Some(apart), Some((id, flags))) = (&mut apart, before) {
+            apart.keep(Change::TunHeader(id, flags, header_len))?;
+        }
+        // The flag is asked of the kernel after attaching, for the link may have been made since we looked: then nothing is
+        // known of it to be given back.
+        let persistent = attached.flags & libc::IFF_PERSIST != 0;
+        let (name, found, offloads) = (attached.name, apart.map(Arc::new), Offloads::default());
+        let mut this = Self { device, found, name, persistent, offloads };
         sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(set("header length"))?;
         this.offloads = probe(this.fd());
         this.set_offloads(Offloads::default()).map_err(set("offloads"))?;
         let others = (1..queues).map(|_| this.another(mode.flags(queues)));
         let others = others.collect::<Result<_, _>>()?;
+        if persistent {
+            let flags = words(mode.flags(queues));
+            let command =
+                format!("# attach to {}: TUNSETIFF {flags}, TUNSETVNETHDRSZ {HEADER_LEN}", this.name);
+            tell(&Step { command, why: "the guest's end of the wire; as it was when we go" });
+        }
         Ok((this, others))
     }
 
@@ -146,7 +177,7 @@ impl TunDevice {
 
     /// True where the link stays when this is dropped: somebody made it persistent.
     pub(crate) fn is_persistent(&self) -> bool {
-        self.found.is_some()
+        self.persistent
     }
 }
 
@@ -186,38 +217,29 @@ pub(crate) fn set_offloads(fd: BorrowedFd<'_>, accepted: Offloads) -> io::Result
     sys::tun_set_offload(fd, flags)
 }
 
-/// A persistent link as we found it, put back when dropped: after the descriptors that were attached to it.
-#[derive(Debug)]
-pub(crate) struct Found {
-    /// Where: this may be dropped anywhere.
-    namespace: Namespace,
-    name: String,
-    /// None where it was made between our look and our attaching: then there is nothing to give back.
-    index: Option<u32>,
+/// Has a link to which nobody is attached be as `flags` and `header_len` say, without offloads.
+///
+/// # Errors
+/// `ENODEV` where it is gone, `EBUSY` where somebody is attached.
+pub(crate) fn set(
+    netlink: &mut Netlink,
+    link: &LinkId,
     flags: i32,
-    header_len: usize,
-}
-
-impl Found {
-    fn put_back(&self) -> io::Result<()> {
-        // Attaching by name would make a link that was deleted meanwhile.
-        let link = Netlink::new().link(&self.name).ok().flatten();
-        if self.index.is_none() || link.map(|link| link.id.index) != self.index {
-            return Ok(());
-        }
-        let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
-        sys::tun_set_iff(device.as_fd(), &self.name, self.flags)?;
-        sys::tun_set_vnet_hdr_len(device.as_fd(), self.header_len)?;
-        sys::tun_set_offload(device.as_fd(), 0)
+    header_len: Option<usize>,
+) -> Result<(), Refusal> {
+    // Attaching by name would make a link that was deleted meanwhile, and join whoever has a queue of one with several.
+    let found = netlink.link_by_index(link.index)?.filter(|found| found.id == *link);
+    match found.map(|found| found.tun.is_some_and(|tun| tun.queues > 0)) {
+        None => return Err(io::Error::from_raw_os_error(libc::ENODEV).into()),
+        Some(true) => return Err(io::Error::from_raw_os_error(libc::EBUSY).into()),
+        Some(false) => {}
     }
-}
-
-impl Drop for Found {
-    fn drop(&mut self) {
-        if let Err(error) = self.namespace.run(|| self.put_back()).and_then(|result| result) {
-            log::warn!("cannot give {} its settings back: {error}", self.name);
-        }
+    let device = File::options().read(true).write(true).open(DEVICE)?;
+    sys::tun_set_iff(device.as_fd(), &link.name, flags)?;
+    if let Some(len) = header_len {
+        sys::tun_set_vnet_hdr_len(device.as_fd(), len)?;
     }
+    Ok(sys::tun_set_offload(device.as_fd(), 0)?)
 }
 
 /// The flags to attach to a link with and leave them as they are.

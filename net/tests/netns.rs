@@ -61,7 +61,8 @@ fn a_namespace_that_was_there_stays() {
         let inside = || run("ip -n vpn -d address") + &run("ip -n vpn route show table all");
         let before = inside();
         let (opened, told) = open_told("tap=tap0,host=172.31.0.1/24,netns=vpn");
-        assert_eq!(told[0], "ip -n vpn address add 172.31.0.1/24 dev tap0");
+        assert!(told[0].starts_with("# in vpn: attach to tap0: TUNSETIFF "), "{told:?}");
+        assert_eq!(told[1], "ip -n vpn address add 172.31.0.1/24 dev tap0");
         assert_ne!(inside(), before);
         // Dropped in another namespace than it was made in.
         drop(opened);

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use namespace::wire::open_told;
+use namespace::wire::{open_run, open_told};
 use namespace::{elsewhere, in_namespace, run, skip, state};
 use net::{Backend, IovBuffer, Sent, Tap};
 use vm_memory::VolatileSlice;
@@ -58,7 +58,7 @@ fn a_new_tap_gets_a_subnet_that_nobody_has() {
         let (_bare, told) = open_told("tap,dhcp=off");
         assert_eq!(addresses(&told), [""; 0], "what is off needs nothing");
         run("ip tuntap add dev his mode tap vnet_hdr");
-        let (_his, told) = open_told("tap=his");
+        let (_his, told) = open_run("tap=his");
         assert_eq!(told, ["ip link set dev his up"], "who made it addresses it");
     });
 }

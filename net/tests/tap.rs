@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use frames::{drain, recv, recv_where, send};
-use namespace::wire::{open, open_told, without_ipv6};
+use namespace::wire::{open, open_run, open_told, without_ipv6};
 use namespace::{
     as_user, features, header_len, in_namespace, own_tun_device, records, run, set_udp_segment, state,
     warnings,
@@ -102,6 +102,7 @@ fn a_persistent_tap_is_as_before() {
             assert_eq!(
                 told,
                 [
+                    "# attach to tap0: TUNSETIFF IFF_TAP|IFF_NO_PI|IFF_VNET_HDR, TUNSETVNETHDRSZ 12",
                     "ip link set dev tap0 mtu 1400",
                     "ip address add 172.31.0.1/24 dev tap0",
                     "ip link set dev tap0 up"
@@ -149,7 +150,7 @@ fn what_was_there_is_neither_done_nor_undone() {
         run("ip address add 172.31.0.1/24 dev tap0");
         run("ip link set tap0 up");
         let before = run("ip address show tap0").replace("state DOWN", "").replace("NO-CARRIER,", "");
-        let (opened, told) = open_told("tap=tap0,host=172.31.0.1/24,mtu=1400");
+        let (opened, told) = open_run("tap=tap0,host=172.31.0.1/24,mtu=1400");
         assert_eq!(told, [""; 0]);
         drop(opened);
         let after = run("ip address show tap0");
@@ -466,7 +467,7 @@ fn the_host_has_an_address_of_each_family() {
         run("ip link set tap0 up");
         run("ip link set tap0 down");
         let before = state();
-        let (opened, told) = open_told("tap=tap0,host=172.31.0.1/24,host=fd00::1/64");
+        let (opened, told) = open_run("tap=tap0,host=172.31.0.1/24,host=fd00::1/64");
         assert_eq!(
             told,
             [

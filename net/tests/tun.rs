@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use namespace::wire::{open, open_told, without_ipv6};
+use namespace::wire::{open, open_run, open_told, without_ipv6};
 use namespace::{elsewhere, in_namespace, run, set_udp_segment, skip, state};
 use net::{Backend, HEADER_LEN, IovBuffer, Offloads, Opened, Sent, Tap};
 use vm_memory::VolatileSlice;
@@ -220,7 +220,7 @@ fn a_persistent_tun_is_used_and_given_back() {
     in_namespace("a_persistent_tun_is_used_and_given_back", || {
         his_tun("pi");
         let before = settled();
-        let (opened, told) = open_told("tun=tun0,host=10.0.0.1/30");
+        let (opened, told) = open_run("tun=tun0,host=10.0.0.1/30");
         assert_eq!(told, ["ip address add 10.0.0.1/30 dev tun0", "ip link set dev tun0 up"]);
         drop(opened);
         assert_eq!(settled(), before);
@@ -232,7 +232,7 @@ fn a_host_alone_has_its_guest_for_a_peer() {
     in_namespace("a_host_alone_has_its_guest_for_a_peer", || {
         his_tun("vnet_hdr");
         let before = settled();
-        let (first, told) = open_told("tun=tun0,host=10.0.0.1/32,guest=192.168.7.2");
+        let (first, told) = open_run("tun=tun0,host=10.0.0.1/32,guest=192.168.7.2");
         assert_eq!(told, ["ip link set dev tun0 up", "ip address add 10.0.0.1 peer 192.168.7.2 dev tun0"]);
         let route = run("ip route get 192.168.7.2");
         assert!(route.starts_with("192.168.7.2 dev tun0 src 10.0.0.1"), "{route}");
@@ -258,7 +258,7 @@ fn a_host_alone_has_its_guest_for_a_peer() {
         // What is there is neither done nor undone.
         run("ip address add 10.0.0.1 peer 192.168.7.2 dev tun0");
         let before = settled();
-        let (first, told) = open_told("tun=tun0,host=10.0.0.1/32,guest=192.168.7.2");
+        let (first, told) = open_run("tun=tun0,host=10.0.0.1/32,guest=192.168.7.2");
         assert_eq!(told, ["ip link set dev tun0 up"]);
         drop(first);
         assert_eq!(settled(), before);
@@ -275,7 +275,7 @@ fn ipv6_has_peers_too() {
         run("ip link set lo up");
         his_tun("vnet_hdr");
         let before = settled();
-        let (opened, told) = open_told("tun=tun0,host=fd00::1/128,guest=fd00:7::2");
+        let (opened, told) = open_run("tun=tun0,host=fd00::1/128,guest=fd00:7::2");
         assert_eq!(told, ["ip link set dev tun0 up", "ip address add fd00::1 peer fd00:7::2 dev tun0 nodad"]);
         assert!(opened.notices.iter().any(|notice| notice.contains("cannot make an address")), "by hand");
         // The kernel hears of the carrier a moment later.
@@ -594,7 +594,7 @@ fn a_tun_without_an_address_for_the_host_gets_a_subnet_and_an_attached_one_does_
         let (off, told) = open_told("tun,dhcp=off");
         assert!(!told.iter().any(|line| line.contains("address")), "{told:?}");
         run("ip tuntap add dev tun0 mode tun vnet_hdr");
-        let (his, told) = open_told("tun=tun0");
+        let (his, told) = open_run("tun=tun0");
         assert_eq!(told, ["ip link set dev tun0 up"]);
         drop((first, off, his));
     });

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     LinkAddress, LinkId, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, VlanMember, namespace,
 };
-use crate::HostAddress;
+use crate::{HostAddress, tuntap};
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,10 @@ pub(crate) enum Change {
     AddVlan(LinkId, u16, VlanMember),
     RemoveVlan(LinkId, u16),
     Sysctl(Sysctl),
+    /// A tap or tun to which nobody is attached has these `IFF_*` flags, and no offloads.
+    TunFlags(LinkId, i32),
+    /// With such flags, it has this length in bytes of the header before each frame.
+    TunHeader(LinkId, i32, usize),
     DeleteNamespace {
         name: String,
         id: NamespaceId,
@@ -130,6 +134,8 @@ impl Change {
             Self::AddVlan(port, vlan, member) => netlink.add_vlan(port, *vlan, *member),
             Self::RemoveVlan(port, vlan) => netlink.remove_vlan(port, *vlan),
             Self::Sysctl(sysctl) => sysctl.make(),
+            Self::TunFlags(link, flags) => tuntap::set(netlink, link, *flags, None),
+            Self::TunHeader(link, flags, len) => tuntap::set(netlink, link, *flags, Some(*len)),
             Self::DeleteNamespace { name, id } => Ok(namespace::delete(name, *id)?),
         }
     }
@@ -187,6 +193,11 @@ impl Change {
             Self::AddVlan(port, vlan, VlanMember::Tagged) => format!("bridge vlan add dev {port} vid {vlan}"),
             Self::RemoveVlan(port, vlan) => format!("bridge vlan del dev {port} vid {vlan}"),
             Self::Sysctl(sysctl) => sysctl.command(),
+            // No program does it.
+            Self::TunFlags(link, flags) => {
+                format!("# {link} as it was: TUNSETIFF {}, TUNSETOFFLOAD 0", tuntap::words(*flags))
+            }
+            Self::TunHeader(link, _, len) => format!("# {link} as it was: TUNSETVNETHDRSZ {len}"),
             Self::DeleteNamespace { name, .. } => format!("ip netns del {name}"),
         }
     }
@@ -211,7 +222,9 @@ impl Change {
             | Self::Leave(link)
             | Self::FilterVlans(link)
             | Self::AddVlan(link, ..)
-            | Self::RemoveVlan(link, _) => vec![link],
+            | Self::RemoveVlan(link, _)
+            | Self::TunFlags(link, _)
+            | Self::TunHeader(link, ..) => vec![link],
             Self::Join(port, bridge) => vec![port, bridge],
             Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
@@ -314,6 +327,11 @@ mod tests {
             (Change::AddVlan(link(), 5, VlanMember::Tagged), "bridge vlan add dev tap0 vid 5"),
             (Change::RemoveVlan(link(), 1), "bridge vlan del dev tap0 vid 1"),
             (delete_namespace, "ip netns del vpn"),
+            (
+                Change::TunFlags(link(), libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE),
+                "# tap0 as it was: TUNSETIFF IFF_TUN|IFF_NO_PI|IFF_MULTI_QUEUE, TUNSETOFFLOAD 0",
+            ),
+            (Change::TunHeader(link(), libc::IFF_TAP, 10), "# tap0 as it was: TUNSETVNETHDRSZ 10"),
             (Change::Mac(link(), [2, 0, 0, 0, 0, 1]), "ip link set dev tap0 address 02:00:00:00:00:01"),
             (sysctl("net/ipv4/ip_forward"), "sysctl -w net.ipv4.ip_forward=1"),
             (sysctl("net/ipv4/conf/eth0.5/forwarding"), "sysctl -w net/ipv4/conf/eth0.5/forwarding=1"),

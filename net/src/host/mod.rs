@@ -5,6 +5,7 @@
 //! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo; every other undo is
 //! in a record before its change is made (`runtime.rs`), so that [`clean`] can do it when we cannot.
 
+mod apart;
 mod change;
 mod clean;
 pub(crate) mod firewall;
@@ -25,6 +26,7 @@ mod wait;
 use std::fmt;
 use std::sync::Arc;
 
+pub(crate) use apart::Apart;
 pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
@@ -368,7 +370,7 @@ impl Wiring {
         while let Some(undo) = self.undo.pop() {
             match undo {
                 Undo::Change(change, start) => {
-                    if !self.take_back_one(&change) {
+                    if !is_undone(&change, change.make_as_undo(&mut self.netlink)) {
                         failed.insert(0, change);
                     } else if let Some(record) = &mut self.record
                         && failed.is_empty()
@@ -382,20 +384,21 @@ impl Wiring {
         }
         failed
     }
+}
 
-    fn take_back_one(&mut self, change: &Change) -> bool {
-        let command = change.command();
-        match change.make_as_undo(&mut self.netlink) {
-            Ok(()) => log::debug!("undone: {command}"),
-            // Somebody deleted the link or the address: what we wanted to take back is gone.
-            Err(refusal) if change.is_done(&refusal) => {}
-            Err(refusal) => {
-                log::warn!("cannot undo a change of the host ({command}): {refusal}");
-                return false;
-            }
+/// Says what became of an undo; false where it is refused.
+fn is_undone(change: &Change, made: Result<(), Refusal>) -> bool {
+    let command = change.command();
+    match made {
+        Ok(()) => log::debug!("undone: {command}"),
+        // Somebody deleted the link or the address: what we wanted to take back is gone.
+        Err(refusal) if change.is_done(&refusal) => {}
+        Err(refusal) => {
+            log::warn!("cannot undo a change of the host ({command}): {refusal}");
+            return false;
         }
-        true
     }
+    true
 }
 
 impl Drop for Wiring {

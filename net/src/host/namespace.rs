@@ -299,6 +299,7 @@ pub(super) fn delete(name: &str, id: NamespaceId) -> io::Result<()> {
 /// The line that does in the namespace `name` what `command` does here.
 pub(crate) fn line_in(name: &NetnsName, command: &str) -> String {
     match command.split_once(' ') {
+        Some(("#", rest)) => format!("# in {name}: {rest}"),
         Some((program @ ("ip" | "bridge"), rest)) => format!("{program} -n {name} {rest}"),
         _ => format!("ip netns exec {name} {command}"),
     }
@@ -325,6 +326,7 @@ mod tests {
         let name = "vpn".parse().unwrap();
         for (here, there) in [
             ("ip link set dev tap0 up", "ip -n vpn link set dev tap0 up"),
+            ("# attach to tap0", "# in vpn: attach to tap0"),
             ("bridge vlan add dev tap0 vid 5", "bridge -n vpn vlan add dev tap0 vid 5"),
             ("sysctl -w net.ipv4.ip_forward=1", "ip netns exec vpn sysctl -w net.ipv4.ip_forward=1"),
         ] {

@@ -304,8 +304,9 @@ impl Record {
         whole.lines().map(|line| serde_json::from_str(line).map_err(|error| self.error(error))).collect()
     }
 
-    /// Deletes it.
-    pub(crate) fn remove(self) {
+    /// Deletes it. Who has opened it just before finds nothing in it.
+    pub(crate) fn remove(mut self) {
+        self.cut(0);
         if let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }

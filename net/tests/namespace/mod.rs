@@ -197,6 +197,13 @@ pub(crate) fn tun_attached(name: &str, flags: libc::c_int) -> File {
     device
 }
 
+/// Says which offloads the reader of a tap or tun accepts, as `TUN_F_*` flags.
+pub(crate) fn set_tun_offload(device: &File, flags: libc::c_uint) {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    assert_eq!(result, 0, "TUNSETOFFLOAD: {}", io::Error::last_os_error());
+}
+
 /// The `IFF_*` flags that a descriptor is attached with.
 pub(crate) fn tun_flags(device: &File) -> i16 {
     // SAFETY: all zeroes is an ifreq, which TUNGETIFF writes, the flags too.

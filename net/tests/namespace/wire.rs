@@ -18,6 +18,13 @@ pub(crate) fn open_told(spec: &str) -> (Opened, Vec<String>) {
     (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
 }
 
+/// Opens what must open, and returns the lines told that a shell does something for.
+pub(crate) fn open_run(spec: &str) -> (Opened, Vec<String>) {
+    let (opened, mut told) = open_told(spec);
+    told.retain(|line| !line.starts_with('#'));
+    (opened, told)
+}
+
 /// The lines that a kernel without IPv6 gets too.
 pub(crate) fn without_ipv6(told: &[String]) -> Vec<&str> {
     told.iter().map(String::as_str).filter(|line| !line.contains("ipv6")).collect()

@@ -1,0 +1,86 @@
+//! What is taken back apart from all else: after the last descriptor of a link is closed, which may be before or after the
+//! wiring goes.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::reserve::Reserve;
+use super::runtime::{Line, Record};
+use super::{Change, Namespace, Netlink, Refusal, Wiring, is_undone};
+use crate::Error;
+
+/// Undos with a record of their own, where there is a place for records. Dropped, in any network namespace, it is all taken back.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    namespace: Namespace,
+    record: Option<Record>,
+    reserve: Arc<Reserve>,
+    undo: Vec<Change>,
+}
+
+impl Wiring {
+    /// Begins such, in the wiring's network namespace.
+    ///
+    /// # Errors
+    /// Its record cannot be made.
+    pub(crate) fn apart(&self) -> Result<Apart, Error> {
+        let namespace = self.namespace.again().map_err(|source| Error::Namespace { name: None, source })?;
+        let record = self.lock.as_ref().map(|lock| lock.new_journal()).transpose()?;
+        Ok(Apart { namespace, record, reserve: self.reserve.clone(), undo: Vec::new() })
+    }
+}
+
+impl Apart {
+    /// Keeps the undo of a change that is about to be made.
+    ///
+    /// # Errors
+    /// It cannot be recorded; then the change is not to be made.
+    pub(crate) fn keep(&mut self, undo: Change) -> Result<(), Error> {
+        if let Some(record) = &mut self.record {
+            record.write(&Line::new(self.namespace.id(), undo.clone())?)?;
+        }
+        self.undo.push(undo);
+        Ok(())
+    }
+
+    /// Forgets it all: nothing was changed.
+    pub(crate) fn discard(mut self) {
+        self.undo.clear();
+    }
+}
+
+impl Drop for Apart {
+    /// Without the lock, which whoever opens the link has while that fails: nobody else reads a record that is held.
+    fn drop(&mut self) {
+        self.reserve.release();
+        let undone = self.namespace.run(|| {
+            let mut netlink = Netlink::new();
+            self.undo.iter().rev().all(|change| match change.is_of_the_same_links(&mut netlink) {
+                Ok(false) => true,
+                Ok(true) | Err(_) => is_undone(change, once_free(|| change.make_as_undo(&mut netlink))),
+            })
+        });
+        match (undone, self.record.take()) {
+            (Ok(true), Some(record)) => record.remove(),
+            // For `clean` by somebody who can.
+            (Ok(_), _) => {}
+            (Err(error), _) => {
+                log::warn!("cannot enter the network namespace to take back what was changed there: {error}");
+            }
+        }
+    }
+}
+
+/// Calls until nobody has the link, for a while: a process that was just started has our descriptors until it executes.
+fn once_free(mut call: impl FnMut() -> Result<(), Refusal>) -> Result<(), Refusal> {
+    let end = Instant::now() + Duration::from_millis(200);
+    loop {
+        match call() {
+            Err(refusal) if refusal.errno() == Some(libc::EBUSY) && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            made => return made,
+        }
+    }
+}
