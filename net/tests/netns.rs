@@ -69,8 +69,14 @@ fn a_namespace_that_was_there_stays() {
         assert_eq!((inside(), names(), records()), (before.clone(), vec!["vpn".to_owned()], vec![]));
 
         kill(holding("tap=tap0,host=172.31.0.1/24,netns=vpn"));
-        net::clean(&mut |_| {}).unwrap();
+        // Typed here, the lines would be for the links of the same name here.
+        let left = net::left_over().unwrap().into_iter().map(|step| step.command);
+        let mut cleaned = Vec::new();
+        net::clean(&mut |step| cleaned.push(step.command.clone())).unwrap();
         assert_eq!((inside(), records()), (before, vec![]), "cleaned in there, from here");
+        assert_eq!(left.collect::<Vec<_>>(), cleaned);
+        assert_eq!(cleaned[0], "ip -n vpn link set dev tap0 down");
+        assert!(cleaned.iter().all(|line| line.starts_with("ip -n vpn ") || line.starts_with("# in vpn: ")));
     });
 }
 

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
+use std::path::PathBuf;
 
 use super::runtime::{Line, Lock, Record, boot, warn};
-use super::{Namespace, NamespaceId, Netlink, Step};
+use super::{Change, Namespace, NamespaceId, Netlink, Step, line_at};
 use crate::Error;
 
 /// The reason that each step of [`clean`] is told with.
@@ -38,7 +39,7 @@ pub fn left_over() -> Result<Vec<Step>, Error> {
     order(&mut lines);
     let mut places = Places::default();
     lines.retain(|line| !matches!(places.try_in(line, |_| ()), Ok(None)));
-    Ok(lines.iter().map(|line| Step { command: line.undo.command(), why: WHY }).collect())
+    Ok(lines.iter().map(|line| Step { command: places.command(line), why: WHY }).collect())
 }
 
 pub(super) fn clean_under(lock: &Lock, tell: &mut dyn FnMut(&Step)) {
@@ -62,7 +63,7 @@ pub(super) fn clean_under(lock: &Lock, tell: &mut dyn FnMut(&Step)) {
     let mut places = Places::default();
     for (record, line) in lines {
         match replay(&mut places, &line) {
-            Replayed::Made => tell(&Step { command: line.undo.command(), why: WHY }),
+            Replayed::Made => tell(&Step { command: places.command(&line), why: WHY }),
             Replayed::Nothing => {}
             Replayed::Refused => read[record].1.insert(0, line),
         }
@@ -124,8 +125,9 @@ enum Replayed {
 }
 
 fn replay(places: &mut Places, line: &Line) -> Replayed {
-    let command = line.undo.command();
-    match places.try_in(line, |netlink| line.undo.make_as_undo(netlink)) {
+    let tried = places.try_in(line, |netlink| line.undo.make_as_undo(netlink));
+    let command = places.command(line);
+    match tried {
         Ok(Some(Ok(()))) => {
             log::debug!("undone: {command}");
             Replayed::Made
@@ -143,9 +145,16 @@ fn replay(places: &mut Places, line: &Line) -> Replayed {
     }
 }
 
-/// The namespaces of the lines, each with a socket; none where it is gone.
+/// The namespaces of the lines; none where it is gone.
 #[derive(Default)]
-struct Places(HashMap<NamespaceId, Option<(Namespace, Netlink)>>);
+struct Places(HashMap<NamespaceId, Option<Place>>);
+
+struct Place {
+    namespace: Namespace,
+    /// Where it was found.
+    path: PathBuf,
+    netlink: Netlink,
+}
 
 impl Places {
     /// Runs `call` where the line says; none where it is sure that nothing of it is left.
@@ -164,15 +173,27 @@ impl Places {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
                 let found = Namespace::find(line.namespace)?;
-                unknown.insert(found.map(|found| (found, Netlink::new())))
+                let place = |(namespace, path)| Place { namespace, path, netlink: Netlink::new() };
+                unknown.insert(found.map(place))
             }
         };
-        let Some((namespace, netlink)) = place else { return Ok(None) };
+        let Some(Place { namespace, netlink, .. }) = place else { return Ok(None) };
         let tried = namespace.run(|| match line.undo.is_of_the_same_links(netlink) {
             Ok(true) => Ok(Some(call(netlink))),
             Ok(false) => Ok(None),
             Err(refusal) => Err(io::Error::other(refusal)),
         });
         tried?
+    }
+
+    /// The command of the line for where it is to be run.
+    fn command(&self, line: &Line) -> String {
+        let command = line.undo.command();
+        match self.0.get(&line.namespace) {
+            // The names of namespaces are the same in each of them.
+            _ if matches!(line.undo, Change::DeleteNamespace { .. }) => command,
+            Some(Some(place)) => line_at(&place.path, &command),
+            _ => format!("# in a network namespace that is out of sight: {command}"),
+        }
     }
 }

@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub(crate) use apart::Apart;
 pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
-pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_in};
+pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_at, line_in};
 pub(crate) use netlink::{
     Link, LinkAddress, LinkId, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,
 };

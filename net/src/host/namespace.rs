@@ -110,17 +110,17 @@ impl Namespace {
         Ok(self)
     }
 
-    /// The namespace `id`: our own, one with a process in it, or one that is mounted somewhere, as `ip netns` does. None
+    /// The namespace `id`, and where it was found: our own, one with a process in it, or one that is mounted somewhere, as `ip netns` does. None
     /// where none of these is it: then it is gone, with every link that it had.
     ///
     /// # Errors
     /// Something is not to be looked at, and so it may be there: the processes of others, without `CAP_SYS_PTRACE`.
-    pub(crate) fn find(id: NamespaceId) -> io::Result<Option<Self>> {
+    pub(crate) fn find(id: NamespaceId) -> io::Result<Option<(Self, PathBuf)>> {
         // Two that exist differ in their files: only one of them is opened.
         let is_at = |path: &Path| Ok::<_, io::Error>(id.is_of_the_same(fs::metadata(path)?.into()));
         let is_it = |path: &Path| {
             let found = Self::unmarked(path)?.marked()?;
-            Ok(found.id.is_of_the_same(id).then_some(found))
+            Ok(found.id.is_of_the_same(id).then(|| (found, path.to_owned())))
         };
         if is_at(Path::new(HERE))? {
             return is_it(Path::new(HERE));
@@ -296,6 +296,17 @@ pub(super) fn delete(name: &str, id: NamespaceId) -> io::Result<()> {
     fs::remove_file(&path)
 }
 
+/// The line that does what `command` does here in the namespace that was found at `path`.
+pub(crate) fn line_at(path: &Path, command: &str) -> String {
+    let name = path.strip_prefix(DIRECTORY).ok().and_then(Path::to_str).and_then(|name| name.parse().ok());
+    match (name, command.strip_prefix("# ")) {
+        _ if path == Path::new(HERE) => command.to_owned(),
+        (Some(name), _) => line_in(&name, command),
+        (None, Some(rest)) => format!("# in {}: {rest}", path.display()),
+        (None, None) => format!("nsenter --net={} {command}", path.display()),
+    }
+}
+
 /// The line that does in the namespace `name` what `command` does here.
 pub(crate) fn line_in(name: &NetnsName, command: &str) -> String {
     match command.split_once(' ') {
@@ -319,6 +330,19 @@ mod tests {
             (own.to_string(), id(4026532177, None).to_string()),
             ("4026532177.7".into(), "4026532177".into())
         );
+    }
+
+    #[test]
+    fn a_line_is_said_for_where_its_namespace_is() {
+        let process = "nsenter --net=/proc/7/ns/net";
+        for (path, line, comment) in [
+            (HERE, "ip link del dev br0".to_owned(), "# attach"),
+            ("/run/netns/vpn", "ip -n vpn link del dev br0".to_owned(), "# in vpn: attach"),
+            ("/proc/7/ns/net", format!("{process} ip link del dev br0"), "# in /proc/7/ns/net: attach"),
+        ] {
+            assert_eq!(line_at(Path::new(path), "ip link del dev br0"), line);
+            assert_eq!(line_at(Path::new(path), "# attach"), comment);
+        }
     }
 
     #[test]
