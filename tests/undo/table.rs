@@ -17,9 +17,11 @@ pub(crate) struct Wire {
 pub(crate) const NIC: &str = "ip link add nic address 02:00:00:00:01:00 type veth peer name wire address 02:00:00:00:01:ff
     ip link set nic up; ip link set wire up
     ip address add 192.0.2.1/24 dev nic; ip address add 198.51.100.1/24 dev nic valid_lft 3000 preferred_lft 2000
-    ip route add default via 192.0.2.2
+    ip route add default via 192.0.2.2; ip neigh add 192.0.2.2 lladdr 02:00:00:00:01:ff dev nic nud permanent
     if [ -e /proc/net/if_inet6 ]
     then ip address add 2001:db8::1/64 dev nic; ip address add 2001:db8:1::1/64 dev nic valid_lft 3000 preferred_lft 2000
+    ip address add 2001:db8:3::1/128 dev nic preferred_lft 0
+    ip neigh add 2001:db8::2 lladdr 02:00:00:00:01:ff dev nic nud permanent router
     ip -6 route add default via 2001:db8::2 dev nic; fi";
 /// A NIC that is down. A link has its queueing discipline from the first time that it is up.
 const IDLE: &str =

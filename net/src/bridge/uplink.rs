@@ -4,7 +4,8 @@
 //! The host stays reachable but for a moment, by the order of the steps:
 //!
 //! 1. The bridge gets the addresses while the NIC still has them: a host may have an address on two links, and answers for it
-//!    on either. Of IPv6 without asking the wire whether somebody has it, which would take a second.
+//!    on either. Of IPv6 without asking the wire whether somebody has it, which would take a second. And it knows the neighbours
+//!    that somebody told the NIC of.
 //! 2. The bridge gets the routes of IPv4, after those of the NIC to the same places: until these go, nothing is sent by them.
 //! 3. The NIC joins the bridge. From here on what arrives is heard on the bridge; what is sent still leaves by the NIC, as a
 //!    port may, to every neighbour that the host knows. We wait until the bridge runs: until the kernel's own thread has seen
@@ -145,6 +146,7 @@ pub(super) fn move_to(
     let asked = |refusal| Error::Ask { what: format!("the addresses and routes of {from}"), refusal };
     let addresses = wiring.netlink().addresses_of(from).map_err(asked)?;
     let routes = wiring.netlink().routes_over(from).map_err(asked)?.routes;
+    let neighbours = wiring.netlink().neighbours_of(from).map_err(asked)?;
     if !nic.up {
         let undo = Some(Change::Down(from.clone()));
         wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame", tell)?;
@@ -155,6 +157,13 @@ pub(super) fn move_to(
         let undo = Some(Change::TakeAddress(to.clone(), theirs.clone()));
         let why = "the host is on the bridge from now on";
         wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why, tell)?;
+    }
+    for neighbour in neighbours {
+        let undo = Some(Change::TakeNeighbour(to.clone(), neighbour.clone()));
+        let give = Change::GiveNeighbour(to.clone(), neighbour.clone());
+        wiring.make(give, undo, "whom the host knew there it knows here", tell)?;
+        // The kernel forgets it with the port's last address of IPv4.
+        wiring.keep(Change::GiveNeighbour(from.clone(), neighbour))?;
     }
     // Some routes come with the addresses.
     let there = wiring.netlink().routes_over(to).map_err(asked)?.routes;
@@ -167,7 +176,7 @@ pub(super) fn move_to(
             wait_until_running(wiring, to)?;
         }
     }
-    let ending = addresses.iter().find(|address| address.ends.is_some());
+    let ending = addresses.iter().find(|address| address.has_end());
     Ok(ending.map(|address| {
         format!(
             "{} has a lifetime, and moved from {from} to {to}: who renews it (a DHCP client) must do so on {to}",

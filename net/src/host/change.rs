@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LinkAddress, LinkId, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, VlanMember, namespace,
+    LinkAddress, LinkId, LinkNeighbour, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal,
+    VlanMember, namespace,
 };
 use crate::{HostAddress, tuntap};
 
@@ -35,6 +36,9 @@ pub(crate) enum Change {
     /// A route as another link had it.
     GiveRoute(LinkId, LinkRoute),
     TakeRoute(LinkId, LinkRoute),
+    /// A neighbour as another link had it.
+    GiveNeighbour(LinkId, LinkNeighbour),
+    TakeNeighbour(LinkId, LinkNeighbour),
     /// The link leaves its bridge.
     Leave(LinkId),
     /// The first link joins the second, a bridge.
@@ -128,6 +132,8 @@ impl Change {
             Self::TakeAddress(link, address) => netlink.take_address(link, address),
             Self::GiveRoute(link, route) => netlink.give_route(link, route),
             Self::TakeRoute(link, route) => netlink.take_route(link, route),
+            Self::GiveNeighbour(link, neighbour) => netlink.give_neighbour(link, neighbour),
+            Self::TakeNeighbour(link, neighbour) => netlink.take_neighbour(link, neighbour),
             Self::Leave(port) => netlink.set_master(port, None),
             Self::Join(port, bridge) => netlink.set_master(port, Some(bridge)),
             Self::FilterVlans(bridge) => netlink.filter_vlans(bridge),
@@ -153,6 +159,11 @@ impl Change {
             }
             (_, made) => made,
         }
+    }
+
+    /// True for an undo that a later one of an earlier change, which failed, may take away again: made twice, it does no harm.
+    pub(crate) fn is_to_be_repeated(&self) -> bool {
+        matches!(self, Self::GiveNeighbour(..))
     }
 
     /// The line that a person would type for it.
@@ -183,6 +194,12 @@ impl Change {
             }
             Self::TakeRoute(link, route) => {
                 format!("ip{} route del {}", route.family_word(), route.words(link))
+            }
+            Self::GiveNeighbour(link, neighbour) => {
+                format!("ip neighbour replace {} dev {link}", neighbour.words())
+            }
+            Self::TakeNeighbour(link, neighbour) => {
+                format!("ip neighbour del {} dev {link}", neighbour.address)
             }
             Self::Leave(port) => format!("ip link set dev {port} nomaster"),
             Self::Join(port, bridge) => format!("ip link set dev {port} master {bridge}"),
@@ -219,6 +236,8 @@ impl Change {
             | Self::TakeAddress(link, _)
             | Self::GiveRoute(link, _)
             | Self::TakeRoute(link, _)
+            | Self::GiveNeighbour(link, _)
+            | Self::TakeNeighbour(link, _)
             | Self::Leave(link)
             | Self::FilterVlans(link)
             | Self::AddVlan(link, ..)
@@ -248,7 +267,10 @@ impl Change {
         matches!(
             (self, refusal.errno()),
             (_, Some(libc::ENODEV))
-                | (Self::Sysctl(_) | Self::DeleteNamespace { .. }, Some(libc::ENOENT))
+                | (
+                    Self::Sysctl(_) | Self::DeleteNamespace { .. } | Self::TakeNeighbour(..),
+                    Some(libc::ENOENT)
+                )
                 | (
                     Self::RemoveAddress(..) | Self::RemovePeer(..) | Self::TakeAddress(..),
                     Some(libc::EADDRNOTAVAIL)
@@ -302,6 +324,10 @@ mod tests {
             ["10.0.0.1 peer 10.0.0.2", "fd00::1 peer fd00::2"].map(|text| text.parse().unwrap());
         let [address, v6] = ["172.31.0.1/24", "fd00::1/64"].map(|text| text.parse().unwrap());
         let bridge = LinkId { index: 8, name: "br0".to_owned() };
+        let neighbour = |address: &str, router| {
+            let (address, mac) = (address.parse().unwrap(), [2, 0, 0, 0, 0, 9]);
+            LinkNeighbour { address, mac, router }
+        };
         let id = NamespaceId { dev: 4, inode: 4026531840, cookie: Some(1), seen: Some(2) };
         let delete_namespace = Change::DeleteNamespace { name: "vpn".to_owned(), id };
         vec![
@@ -317,6 +343,14 @@ mod tests {
             (Change::Down(link()), "ip link set dev tap0 down"),
             (Change::DeleteLink(link()), "ip link del dev tap0"),
             (Change::NoIpv6Address(link()), "ip link set dev tap0 addrgenmode none"),
+            (
+                Change::GiveNeighbour(link(), neighbour("fd00::9", true)),
+                "ip neighbour replace fd00::9 lladdr 02:00:00:00:00:09 nud permanent router dev tap0",
+            ),
+            (
+                Change::TakeNeighbour(link(), neighbour("10.0.0.9", false)),
+                "ip neighbour del 10.0.0.9 dev tap0",
+            ),
             (Change::Leave(link()), "ip link set dev tap0 nomaster"),
             (Change::Join(link(), bridge), "ip link set dev tap0 master br0"),
             (Change::FilterVlans(link()), "ip link set dev tap0 type bridge vlan_filtering 1"),

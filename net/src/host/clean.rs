@@ -63,7 +63,12 @@ pub(super) fn clean_under(lock: &Lock, tell: &mut dyn FnMut(&Step)) {
     let mut places = Places::default();
     for (record, line) in lines {
         match replay(&mut places, &line) {
-            Replayed::Made => tell(&Step { command: places.command(&line), why: WHY }),
+            Replayed::Made => {
+                tell(&Step { command: places.command(&line), why: WHY });
+                if !read[record].1.is_empty() && line.undo.is_to_be_repeated() {
+                    read[record].1.insert(0, line);
+                }
+            }
             Replayed::Nothing => {}
             Replayed::Refused => read[record].1.insert(0, line),
         }

@@ -31,7 +31,7 @@ pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_at, line_in};
 pub(crate) use netlink::{
-    Link, LinkAddress, LinkId, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,
+    Link, LinkAddress, LinkId, LinkNeighbour, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,
 };
 pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
@@ -370,7 +370,8 @@ impl Wiring {
         while let Some(undo) = self.undo.pop() {
             match undo {
                 Undo::Change(change, start) => {
-                    if !is_undone(&change, change.make_as_undo(&mut self.netlink)) {
+                    let taken_back = is_undone(&change, change.make_as_undo(&mut self.netlink));
+                    if !taken_back || !failed.is_empty() && change.is_to_be_repeated() {
                         failed.insert(0, change);
                     } else if let Some(record) = &mut self.record
                         && failed.is_empty()

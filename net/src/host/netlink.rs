@@ -6,6 +6,7 @@
 mod address;
 mod bridge;
 mod macvlan;
+mod neighbour;
 mod route;
 
 use std::ffi::CStr;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::address::LinkAddress;
 pub(crate) use self::bridge::{Bridge, VlanMember};
 pub(crate) use self::macvlan::NewMacvlan;
+pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
 use crate::{HostAddress, MacvtapMode, TunMode};
 

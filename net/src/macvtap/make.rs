@@ -269,6 +269,13 @@ fn make_link(
         sources: config.sources.clone(),
     };
     let link = new.link.clone();
+    if passthru {
+        // The kernel forgets them when the NIC gets the guest's address, and again when it gets back its own.
+        let neighbours = wiring.netlink().neighbours_of(&parent.id);
+        for neighbour in neighbours.map_err(asking(format!("the neighbours of {}", parent.id)))? {
+            wiring.keep(Change::GiveNeighbour(parent.id.clone(), neighbour))?;
+        }
+    }
     let undo = Some(Change::DeleteLink(link.clone()));
     wiring.make(Change::AddMacvlan(new), undo, "the guest's link on the NIC", tell)?;
     if let Some(mac) = asked.filter(|_| passthru) {

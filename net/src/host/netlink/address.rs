@@ -82,6 +82,11 @@ impl LinkAddress {
         words
     }
 
+    /// True where it stops to be valid; else it can be given as one that is no longer preferred all the same.
+    pub(crate) fn has_end(&self) -> bool {
+        self.ends.is_some_and(|(_, valid)| valid != u64::MAX)
+    }
+
     /// The subnet of an IPv6 address and its prefix.
     fn subnet_v6(&self) -> Option<(Ipv6Addr, u8)> {
         let IpAddr::V6(peer) = self.peer else { return None };
@@ -129,7 +134,10 @@ impl Netlink {
                 continue;
             }
             let now = sys::since_boot().as_secs();
-            let ends = attributes.get_cacheinfo().ok().filter(|life| life.ifa_valid != FOR_EVER);
+            let ends = attributes
+                .get_cacheinfo()
+                .ok()
+                .filter(|life| life.ifa_valid != FOR_EVER || life.ifa_prefered != FOR_EVER);
             let end = |left: u32| if left == FOR_EVER { u64::MAX } else { now + u64::from(left) };
             let list = if local.is_ipv4() { &mut v4 } else { &mut v6 };
             list.push(LinkAddress {
@@ -206,7 +214,7 @@ impl Netlink {
 
     /// Takes the route that came with an address that has an end: the kernel leaves it to its own (`ipv6_del_addr`).
     pub(crate) fn take_route_of(&mut self, link: &LinkId, address: &LinkAddress) -> Result<(), Refusal> {
-        let with_route = address.ends.is_some() && address.flags & libc::IFA_F_NOPREFIXROUTE == 0;
+        let with_route = address.has_end() && address.flags & libc::IFA_F_NOPREFIXROUTE == 0;
         if let Some(subnet) = address.subnet_v6().filter(|_| with_route)
             && !self.addresses_of(link)?.iter().any(|other| other.subnet_v6() == Some(subnet))
         {
