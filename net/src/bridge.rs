@@ -62,8 +62,11 @@ pub(crate) fn open(
     wiring.make(high, None, "the bridge never takes a high one for its own", tell)?;
     let key = format!("net/ipv6/conf/{name}/disable_ipv6");
     let set = wiring.set_value(key, "1", "the host is on the bridge, not on this port", tell);
-    notices
-        .extend(set.err().map(|error| format!("the host is on {name} as on the bridge, over IPv6: {error}")));
+    notices.extend(
+        set.err().map(|error| {
+            format!("the host is on {name} as on the bridge, over IPv6: {}", error.with_cause())
+        }),
+    );
     let why = "what comes in here goes out at the other ports";
     wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why, tell)?;
     if let Some(vlan) = config.vlan {
@@ -121,7 +124,9 @@ fn join(
     let record = record_of(&config.name);
     match wiring.find_link(name)? {
         Some(link) if link.bridge.is_none() => {
-            return Err(Error::NotABridge { name: name.to_owned(), kind: link.kind });
+            // The tun driver has two kinds of link under one name.
+            let kind = link.tun.map_or(link.kind, |tun| tun.mode.to_string());
+            return Err(Error::NotABridge { name: name.to_owned(), kind });
         }
         Some(_) => drop(wiring.join(&record)?),
         None => {
@@ -212,9 +217,9 @@ fn make(
                 // `/proc/sys` is read-only in many containers.
                 let why = "no IPv6 address for the host that nobody asked for";
                 let set = wiring.set_value(key, value, why, tell);
-                notices.extend(
-                    set.err().map(|error| format!("the host may get an IPv6 address on {name}: {error}")),
-                );
+                notices.extend(set.err().map(|error| {
+                    format!("the host may get an IPv6 address on {name}: {}", error.with_cause())
+                }));
             }
         }
     }

@@ -419,6 +419,8 @@ pub enum Error {
     },
 }
 
+const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
+
 impl Error {
     pub(crate) fn value(key: &str, value: String, why: &'static str) -> Self {
         Self::Value { key: key.to_owned(), value, why }
@@ -445,9 +447,14 @@ impl Error {
         matches!(self, Self::Runtime { source, .. } if none.contains(&source.kind()))
     }
 
+    /// Itself and its cause, for a notice.
+    pub(crate) fn with_cause(&self) -> String {
+        let cause = std::error::Error::source(self).map(|cause| format!(": {cause}"));
+        format!("{self}{}", cause.unwrap_or_default())
+    }
+
     /// What a person can do about it, where we know.
     pub fn remedy(&self) -> Option<String> {
-        const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
         if let Some(remedy) = too_many_files(self) {
             return Some(remedy);
         }
@@ -549,14 +556,7 @@ impl Error {
             Self::Namespace { source, .. } if not_permitted(source) => {
                 "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()
             }
-            Self::Step { command, refusal }
-                if refusal.errno() == Some(libc::EOPNOTSUPP) && command.contains(" type mac") =>
-            {
-                "load the driver: sudo modprobe macvtap".to_owned()
-            }
-            Self::Step { command, refusal } if refusal.errno() == Some(libc::EPERM) => {
-                format!("{ROOT}, or do it beforehand: sudo {command}")
-            }
+            Self::Step { command, refusal } => return step_remedy(command, refusal),
             Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
             Self::NotABridge { name, .. } => {
                 format!(
@@ -616,6 +616,29 @@ pub fn too_many_files(error: &(dyn std::error::Error + 'static)) -> Option<Strin
     })
 }
 
+/// What to do where the host refuses a change.
+fn step_remedy(command: &str, refusal: &Refusal) -> Option<String> {
+    let says = |words| command.contains(words);
+    Some(match refusal.errno()? {
+        libc::EOPNOTSUPP if says(" type mac") => "load the driver: sudo modprobe macvtap".to_owned(),
+        libc::EOPNOTSUPP if says("vlan") => {
+            "take a kernel that has VLANs on bridges (CONFIG_BRIDGE_VLAN_FILTERING), or leave vlan= away".to_owned()
+        }
+        libc::EOPNOTSUPP if says(" type bridge") => "load the driver: sudo modprobe bridge".to_owned(),
+        libc::EROFS | libc::EACCES if says("sysctl -w") => format!(
+            "/proc/sys is not ours to write, as in a container: run wirevm outside of it, or do it there beforehand: sudo {command}"
+        ),
+        libc::EROFS => {
+            "have /run writable, where namespaces have their names, or name one that exists: ip netns list".to_owned()
+        }
+        libc::EACCES if says("address add") => {
+            "the link has no IPv6: sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0, or leave that host= away".to_owned()
+        }
+        libc::EPERM => format!("{ROOT}, or do it beforehand: sudo {command}"),
+        _ => return None,
+    })
+}
+
 /// What to do where a port of the host cannot be taken.
 fn port_remedy(forward: &Forward, source: &io::Error) -> Option<String> {
     let Forward { protocol, host_port, guest_port } = forward;
@@ -668,5 +691,39 @@ fn kind_of(kind: &str) -> String {
         "tap" => "a tap (layer 2)".to_owned(),
         "tun" => "a tun (layer 3)".to_owned(),
         kind => format!("a {kind}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_change_has_a_remedy() {
+        for (errno, command, remedy) in [
+            (
+                libc::EROFS,
+                "sysctl -w net.ipv4.ip_forward=1",
+                "outside of it, or do it there beforehand: sudo sysctl -w",
+            ),
+            (libc::EROFS, "ip netns add vpn", "/run"),
+            (
+                libc::EOPNOTSUPP,
+                "ip link set dev br8 type bridge vlan_filtering 1",
+                "CONFIG_BRIDGE_VLAN_FILTERING",
+            ),
+            (
+                libc::EOPNOTSUPP,
+                "ip link add name br8 type bridge stp_state 0 vlan_filtering 1",
+                "leave vlan= away",
+            ),
+            (libc::EACCES, "ip address add fd00::1/64 dev tap0 nodad", "disable_ipv6=0"),
+            (libc::EMFILE, "ip link set dev tap0 up", "ulimit"),
+        ] {
+            let refusal = io::Error::from_raw_os_error(errno).into();
+            let error = Error::Step { command: command.to_owned(), refusal };
+            assert!(error.remedy().is_some_and(|found| found.contains(remedy)), "{error}");
+            assert!(error.with_cause().contains(&io::Error::from_raw_os_error(errno).to_string()));
+        }
     }
 }

@@ -306,6 +306,7 @@ fn open_tap(
     if !stays {
         notices.extend(wiring.refuse_routers(&link.id, tell));
     }
+    notices.extend(wiring.routed_elsewhere(&link.id, &hosts)?);
     wiring.set_link(&link, stays, mtu, &hosts, tell)?;
     if config.nat {
         notices.extend(wiring.set_nat(&link, stays, &hosts, mac, &config.forwards, tell)?);

@@ -83,6 +83,7 @@ pub(crate) fn open(
         notices.extend(wiring.refuse_routers(&link.id, tell));
     }
     let (alone, in_subnets): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| host.guest().is_none());
+    notices.extend(wiring.routed_elsewhere(&link.id, &hosts)?);
     wiring.set_link(&link, stays, mtu, &in_subnets, tell)?;
     for host in alone {
         if let Some(guest) = config.guest(host) {

@@ -184,10 +184,13 @@ fn somebody_elses_bridge_of_the_same_name_is_not_deleted() {
 fn what_is_no_bridge_is_refused() {
     in_namespace("what_is_no_bridge_is_refused", || {
         run("ip link add veth0 type veth peer name veth1");
+        run("ip tuntap add tap0 mode tap");
         let before = settled();
-        for (spec, words) in
-            [("bridge=lo", "a network interface, not a bridge"), ("bridge=veth0", "a veth, not")]
-        {
+        for (spec, words) in [
+            ("bridge=lo", "a network interface, not a bridge"),
+            ("bridge=veth0", "a veth, not"),
+            ("bridge=tap0", "a tap (layer 2), not"),
+        ] {
             let error = open(spec).unwrap_err();
             assert!(error.to_string().contains(words), "{error}");
             assert!(error.remedy().unwrap().contains("uplink="), "{error}");

@@ -117,13 +117,19 @@ fn a_namespace_of_the_same_name_is_not_touched() {
         run("ip netns add other");
         run("ip -n other tuntap add dev tap0 mode tun");
         for name in ["other", "vpn"] {
-            let spec = format!("tap=tap0,host=172.31.0.1/24,host=fd00::1/64,mtu=68,netns={name}");
-            let error = net::open(&spec.parse().unwrap(), &mut |_| {}).unwrap_err().to_string();
-            let expected = match name {
-                "other" => "not a tap",
-                _ => "ip -n vpn address add fd00::1/64 dev tap0",
+            let spec = format!("tap=tap0,host=172.31.0.1/24,host=fd00::1/64,netns={name}");
+            let switch_off = |step: &net::Step| {
+                if step.command.contains("address add 172") {
+                    run(&format!("ip netns exec {name} sysctl -w net.ipv6.conf.tap0.disable_ipv6=1"));
+                }
             };
-            assert!(error.contains(expected), "{error}");
+            let error = net::open(&spec.parse().unwrap(), &mut { switch_off }).unwrap_err();
+            let (expected, remedy) = match name {
+                "other" => ("not a tap", "another name"),
+                _ => ("ip -n vpn address add fd00::1/64 dev tap0", "net.ipv6.conf.default.disable_ipv6=0"),
+            };
+            assert!(error.to_string().contains(expected), "{error}");
+            assert!(error.remedy().unwrap().contains(remedy), "{error:?}");
         }
         assert_eq!((names(), records()), (vec!["other".to_owned()], vec![]));
     });

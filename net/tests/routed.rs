@@ -55,6 +55,14 @@ fn a_new_tap_gets_a_subnet_that_nobody_has() {
         run("ip route del 172.30.0.0/25 dev lo table 77");
         assert_eq!(state(), before);
 
+        run("ip link add far type veth peer name end");
+        run("ip link set far up");
+        run("ip route add 172.31.0.0/24 dev far");
+        let opened = |spec: &str| net::open(&spec.parse().unwrap(), &mut |_| {}).unwrap().notices.join("\n");
+        assert!(opened("tap,host=172.31.0.1/24").contains("the host routes 172.31.0.0/24 over far too"));
+        assert_eq!(opened("tap,host=172.31.0.1/25"), "", "the longer prefix wins");
+        run("ip link del far");
+
         let (_bare, told) = open_told("tap,dhcp=off");
         assert_eq!(addresses(&told), [""; 0], "what is off needs nothing");
         run("ip tuntap add dev his mode tap vnet_hdr");

@@ -77,7 +77,7 @@ mod tests {
 
     fn route(text: &str) -> Route {
         let (to, prefix) = text.split_once('/').unwrap();
-        Route { to: to.parse().unwrap(), prefix: prefix.parse().unwrap() }
+        Route { to: to.parse().unwrap(), prefix: prefix.parse().unwrap(), link: None }
     }
 
     fn picked(routes: &[&str]) -> Option<String> {
@@ -118,7 +118,7 @@ mod tests {
         {
             let range = |(low, prefix): (u32, u8)| {
                 let to = Ipv4Addr::from(0xac1e_0000 | low << 4).into();
-                Route { to, prefix }
+                Route { to, prefix, link: None }
             };
             let routes: Vec<_> = routes.into_iter().map(range).collect();
             let host = pick_v4(&routes).unwrap();

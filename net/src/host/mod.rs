@@ -176,7 +176,7 @@ impl Wiring {
     pub(crate) fn refuse_routers(&mut self, link: &LinkId, tell: &mut dyn FnMut(&Step)) -> Option<String> {
         let key = format!("net/ipv6/conf/{link}/accept_ra");
         let set = self.set_value(key, "0", "the guest shall not make itself the host's router", tell);
-        set.err().map(|error| format!("{link} takes what the guest says as a router: {error}"))
+        set.err().map(|error| format!("{link} takes what the guest says as a router: {}", error.with_cause()))
     }
 
     /// Takes every change back, the last one first, and logs what it cannot. The same as to drop it.
@@ -305,6 +305,31 @@ impl Wiring {
     /// The records cannot be listed.
     pub(crate) fn shared(&self, prefix: &str) -> Result<Vec<String>, Error> {
         self.lock.as_ref().map_or(Ok(vec![]), |lock| lock.shared(self.namespace.id(), prefix))
+    }
+
+    /// What the user should know where the host has a route over another link to what it is about to reach over `link`: the
+    /// kernel takes the longest prefix, and of two the one with the lower metric.
+    pub(crate) fn routed_elsewhere(
+        &mut self,
+        link: &LinkId,
+        hosts: &[HostAddress],
+    ) -> Result<Vec<String>, Error> {
+        let asked = |refusal| Error::Ask { what: "the host's routes".to_owned(), refusal };
+        let mut notices = Vec::new();
+        for route in self.netlink.routes().map_err(asked)? {
+            let Some(other) = route.link.filter(|&other| other != link.index) else { continue };
+            let wins =
+                |host: &&HostAddress| route.prefix >= host.prefix() && host.overlaps(route.to, route.prefix);
+            let Some(host) = hosts.iter().find(wins) else { continue };
+            let name = self.netlink.link_by_index(other).map_err(asked)?.map(|link| link.id.name);
+            notices.push(format!(
+                "host={host}: the host routes {}/{} over {} too, where what is for the guest may go",
+                route.to,
+                route.prefix,
+                name.unwrap_or_default()
+            ));
+        }
+        Ok(notices)
     }
 
     /// Gives `link` this MTU and these addresses and sets it up, each where it is not so already. `stays`: the link is there

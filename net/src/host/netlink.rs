@@ -107,6 +107,8 @@ pub(crate) struct Route {
     pub(crate) to: IpAddr,
     /// In bits, 0 for everywhere.
     pub(crate) prefix: u8,
+    /// By which link, where it is one.
+    pub(crate) link: Option<u32>,
 }
 
 /// A link that a route leads over, and how.
@@ -266,7 +268,7 @@ impl Netlink {
                 _ => continue,
             };
             let most = if to.is_ipv4() { 32 } else { 128 };
-            routes.push(Route { to, prefix: header.rtm_dst_len.min(most) });
+            routes.push(Route { to, prefix: header.rtm_dst_len.min(most), link: attributes.get_oif().ok() });
         }
         Ok(routes)
     }

@@ -157,8 +157,7 @@ impl Lock {
 
 /// Says that a record stays as it is, and why.
 pub(crate) fn warn(error: &Error) {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    log::warn!("{error}{}", cause.unwrap_or_default());
+    log::warn!("{}", error.with_cause());
 }
 
 /// Opens a file for this user alone.
