@@ -7,7 +7,8 @@ use std::str::FromStr;
 use crate::sys;
 
 /// The name of a network interface: 1 to 15 bytes (`IFNAMSIZ`), as the kernel's `dev_valid_name` wants it and as the
-/// `--net` grammar can say it: printable ASCII without `/`, `:`, `,` and `%`, and neither `.` nor `..`.
+/// `--net` grammar and a shell can say it: letters, digits and `.`, `_`, `-`, `+`, `=`, `@`, no `-` first, and none that the kernel
+/// reserves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LinkName(String);
 
@@ -24,14 +25,21 @@ impl FromStr for LinkName {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         match name {
             "" => Err("an interface name has at least one byte"),
-            "." | ".." => Err("the kernel reserves this name"),
+            // The last two are switches of /proc/sys/net for all links.
+            "." | ".." | "all" | "default" => Err("the kernel reserves this name"),
             _ if name.len() > 15 => Err("an interface name has at most 15 bytes"),
-            _ if !name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:,%".contains(&byte)) => {
-                Err("an interface name is printable ASCII without spaces, '/', ':', ',' or '%'")
-            }
+            _ if !is_a_word(name) => Err(
+                "an interface name is letters, digits and any of . _ - + = @, and does not begin with '-'",
+            ),
             _ => Ok(Self(name.to_owned())),
         }
     }
+}
+
+/// True where a shell takes the name as it is, and a program as no option.
+fn is_a_word(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+=@".contains(&byte);
+    name.bytes().all(is_plain) && !name.starts_with('-')
 }
 
 impl fmt::Display for LinkName {
@@ -98,7 +106,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The name of a network namespace as `ip netns` has it: a file of `/run/netns`, printable ASCII without `/` and `,`.
+/// The name of a network namespace as `ip netns` has it, a file of `/run/netns`: characters as of a [`LinkName`], and `:`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NetnsName(String);
 
@@ -117,9 +125,9 @@ impl FromStr for NetnsName {
             "" => Err("a namespace name has at least one byte"),
             "." | ".." => Err("this is a directory's name"),
             _ if name.len() > 255 => Err("a namespace name has at most 255 bytes"),
-            _ if !name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/,".contains(&byte)) => {
-                Err("a namespace name is printable ASCII without spaces, '/' or ','")
-            }
+            _ if !is_a_word(&name.replace(':', "_")) => Err(
+                "a namespace name is letters, digits and any of . _ - + = @ :, and does not begin with '-'",
+            ),
             _ => Ok(Self(name.to_owned())),
         }
     }
@@ -140,9 +148,28 @@ mod tests {
         for good in ["tap0", "t", "exactly15bytes.", "a=b", "..."] {
             assert_eq!(good.parse::<LinkName>().unwrap().as_str(), good);
         }
-        for bad in
-            ["", ".", "..", "sixteen-bytes-xx", "a b", "a/b", "a:b", "tap%d", "a,b", "t\u{e0}p", "a\n", "\0"]
-        {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "all",
+            "default",
+            "sixteen-bytes-xx",
+            "a b",
+            "a/b",
+            "a:b",
+            "tap%d",
+            "a,b",
+            "t\u{e0}p",
+            "a\n",
+            "\0",
+            "a;b",
+            "-x",
+            "$a",
+            "a#b",
+            "a'b",
+            "a*",
+        ] {
             assert!(bad.parse::<LinkName>().is_err(), "{bad:?}");
         }
     }
@@ -176,7 +203,7 @@ mod tests {
         for good in ["vpn", "a:b", "..."] {
             assert_eq!(good.parse::<NetnsName>().unwrap().as_str(), good);
         }
-        for bad in ["", ".", "..", "a/b", "a,b", "a b", "\0", &"x".repeat(256)] {
+        for bad in ["", ".", "..", "a/b", "a,b", "a b", "\0", "a;b", "-x", &"x".repeat(256)] {
             assert!(bad.parse::<NetnsName>().is_err(), "{bad:?}");
         }
     }

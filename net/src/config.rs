@@ -30,7 +30,7 @@ pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
 
 use self::keys::{Keys, mtu};
-use crate::{Error, Mac, NetnsName};
+use crate::{Error, Mac, NetnsName, Router};
 
 /// MTUs that a tap can have: IPv4's least (RFC 791) to the most of the kernel's tun driver, 65535 less an Ethernet header.
 pub const MTU: RangeInclusive<u16> = 68..=65521;
@@ -152,6 +152,23 @@ impl NetConfig {
             None => claim,
         }]
     }
+
+    /// Refuses an MTU with which the kernel has no IPv6, where the host shall have an address of it.
+    fn check_mtu(&self) -> Result<(), Error> {
+        let hosts = match &self.wire {
+            Wire::Tap(tap) => &tap.hosts[..],
+            Wire::Tun(tun) => &tun.hosts,
+            Wire::Macvtap(macvtap) => &macvtap.hosts,
+            Wire::Bridge(_) | Wire::Fd(_) => &[],
+        };
+        match self.mtu.filter(|&mtu| mtu < Router::MTU_MIN) {
+            Some(mtu) if hosts.iter().any(|host| host.v6().is_some()) => {
+                let why = "IPv6 needs 1280 bytes, and host= is an address of it";
+                Err(Error::value("mtu", mtu.to_string(), why))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl FromStr for NetConfig {
@@ -191,6 +208,7 @@ impl FromStr for NetConfig {
         };
         keys.finish(&wire)?;
         let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, netns };
+        this.check_mtu()?;
         this.check_affinity().map(|()| this)
     }
 }

@@ -186,6 +186,15 @@ fn what_makes_no_sense_is_refused_naming_the_key() {
     refused("tap,mtu=", "mtu=");
     refused("tap,mtu=67", "mtu=67");
     refused("tap,mtu=65522", "65521");
+    for kind in ["tap", "tun", "macvtap=eth0"] {
+        refused(&format!("{kind},mtu=1279,host=fd00::1/64"), "mtu=1279: IPv6 needs 1280");
+        assert!(format!("{kind},mtu=1280,host=fd00::1/64").parse::<NetConfig>().is_ok());
+        assert!(format!("{kind},mtu=1279,host=10.0.0.1/24").parse::<NetConfig>().is_ok());
+    }
+    for name in ["tap=all", "tap=default", "bridge=all", "tap=a;b", "bridge=-x"] {
+        refused(name, name);
+    }
+    refused("tap,netns=-x", "netns=-x");
     refused("tap,mtu=+1500", "mtu=");
     refused("tap,mtu=99999999999", "mtu=");
     refused("tap,mtu=1500,mtu=1500", "mtu= is given twice");
