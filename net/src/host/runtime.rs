@@ -39,7 +39,8 @@ fn directory() -> Result<PathBuf, Error> {
         None => {
             let root = (user == 0).then(|| PathBuf::from("/run/wirevm"));
             let session = from("XDG_RUNTIME_DIR").map(|path| path.join("wirevm"));
-            let own = env::temp_dir().join(format!("wirevm-{user}"));
+            let outside = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+            let own = env::temp_dir().join(format!("wirevm-{}", outside_of(&outside, user)));
             root.into_iter().chain(session).chain([own]).collect()
         }
     };
@@ -51,6 +52,17 @@ fn directory() -> Result<PathBuf, Error> {
         }
     }
     Err(last.expect("there is always a candidate"))
+}
+
+/// Who `user` is outside of the user namespace with this `uid_map` (user_namespaces(7)): inside, everybody's root is 0.
+fn outside_of(uid_map: &str, user: u32) -> u32 {
+    let mut ranges = uid_map.lines().filter_map(|line| {
+        let numbers: Vec<u32> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        let [inside, outside, len] = numbers[..] else { return None };
+        let at = user.checked_sub(inside).filter(|&at| at < len)?;
+        outside.checked_add(at)
+    });
+    ranges.next().unwrap_or(user)
 }
 
 fn usable(path: &Path, user: u32) -> io::Result<()> {
@@ -308,6 +320,21 @@ impl Record {
         self.cut(0);
         if let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_a_mapped_root_is_outside() {
+        assert_eq!(outside_of("         0          0 4294967295\n", 1000), 1000);
+        assert_eq!(outside_of("         0       1000          1\n", 0), 1000);
+        assert_eq!(outside_of("0 1000 1\n1 100000 65536\n", 7), 100_006);
+        for nonsense in ["", "0 1 1", "x y z", "0 4294967295 9"] {
+            assert_eq!(outside_of(nonsense, 8), 8, "{nonsense}");
         }
     }
 }
