@@ -315,7 +315,8 @@ fn open_tap(
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link, hosts)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let told = routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref());
+    let told =
+        routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref(), config.nat);
     notices.extend(told.notices);
     let answers = told.lease.is_some() || told.router.is_some();
     let listener = if answers { listener::Listener::beside(&link, all.vhost, &mut notices)? } else { None };

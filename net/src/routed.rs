@@ -33,6 +33,12 @@ pub(crate) struct Told {
     pub(crate) notices: Vec<String>,
 }
 
+/// What listens on the host's loopback, the guest does not reach: to lead it there would take `route_localnet`, and many a
+/// resolver (systemd's, Docker's) would still not answer what came in by another link.
+const NO_DNS: &str = "the guest is told of no DNS server: resolv.conf names none that another machine than the host can reach. Give \
+                      the guest one by hand, or name one in /etc/resolv.conf (for a network namespace, in \
+                      /etc/netns/NAME/resolv.conf)";
+
 /// The host's end of a wire, as its guest sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End<'a> {
@@ -52,9 +58,14 @@ pub(crate) fn tell_guest(
     mac: Mac,
     mtu: u16,
     netns: Option<&NetnsName>,
+    nat: bool,
 ) -> Told {
     let mut told = Told::default();
     let dns = resolver::servers(netns);
+    // A guest that reaches no further than the host looks up no names of the world.
+    if nat && dns.is_empty() && !hosts.is_empty() {
+        told.notices.push(NO_DNS.to_owned());
+    }
     let name = end.link;
     for &address in hosts {
         match address {

@@ -98,7 +98,8 @@ pub(crate) fn open(
     }
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let told = routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, all.netns.as_ref());
+    let told =
+        routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, all.netns.as_ref(), false);
     notices.extend(told.notices);
     if let (Some(router), Some(guest)) = (&told.router, config.guests.iter().find(|guest| guest.is_ipv6()))
         && router.has_slaac()

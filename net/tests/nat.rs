@@ -8,8 +8,8 @@ use std::process::Command;
 
 use namespace::machine::{Guest, Machine, SHORT, talk, talk_udp};
 use namespace::{
-    as_user, child as be_child, holding, in_namespace, kill, killed_at, leave, own_tun_device, records, run,
-    state,
+    as_user, child as be_child, holding, in_namespace, kill, killed_at, leave, own_run_directory,
+    own_tun_device, records, run, state,
 };
 use net::{Error, Opened};
 
@@ -329,6 +329,22 @@ fn without_rights_nat_says_so() {
         let error = as_user(65534, || refused("tap=tap0,host=172.31.0.1/24,nat"));
         assert!(matches!(error, Error::Nft { .. }), "{error:?}");
         assert!(error.remedy().unwrap().contains("CAP_NET_ADMIN"));
+    });
+}
+
+#[test]
+fn a_guest_without_a_dns_server_is_told_of() {
+    in_namespace("a_guest_without_a_dns_server_is_told_of", || {
+        own_run_directory();
+        run("mount -t tmpfs tmpfs /etc");
+        for (text, is_told) in [("nameserver 127.0.0.11\n", true), ("nameserver 192.0.2.53\n", false)] {
+            std::fs::write("/etc/resolv.conf", text).unwrap();
+            for spec in ["tap,nat", "tap", "tap,nat,dhcp=off,host=172.31.0.1/24"] {
+                let notices = open(spec).0.notices.join("\n");
+                let expected = is_told && spec == "tap,nat";
+                assert_eq!(notices.contains("told of no DNS server"), expected, "{spec}: {notices}");
+            }
+        }
     });
 }
 
