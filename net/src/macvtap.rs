@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dev, FileType, Mode, OFlags, mknodat, openat};
+use rustix::fs::{Dev, FileType, Mode, OFlags, major, minor, mknodat, openat};
 use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -32,7 +32,7 @@ use crate::host::sysfs::{self, Sysfs};
 use crate::host::{Link, LinkId, Netlink, holders};
 use crate::queue::Queue;
 use crate::sys::packet::{self, Membership};
-use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys, tuntap};
+use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, Step, sys, tuntap};
 
 /// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
 #[derive(Debug)]
@@ -59,12 +59,17 @@ impl Macvtap {
         let found = Netlink::new().link(name.as_str());
         let found = found.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
         let link = found.ok_or_else(|| Error::LinkGone { name: name.to_string() })?;
-        Self::attach(&link, true, 1).map(|(this, _)| this)
+        Self::attach(&link, true, 1, &mut |_| {}).map(|(this, _)| this)
     }
 
     /// Attaches `queues` queues to `link`, of which those after the first come beside; `found`: it was there before, so that
-    /// it is given back as it was.
-    pub(crate) fn attach(link: &Link, found: bool, queues: u16) -> Result<(Self, Vec<Queue>), Error> {
+    /// it is given back as it was. That its device is opened is told.
+    pub(crate) fn attach(
+        link: &Link,
+        found: bool,
+        queues: u16,
+        tell: &mut dyn FnMut(&Step),
+    ) -> Result<(Self, Vec<Queue>), Error> {
         let LinkId { name, .. } = &link.id;
         let opening = |source| Error::OpenMacvtap { name: name.clone(), index: link.id.index, source };
         let number = Sysfs::open().and_then(|sysfs| sysfs.macvtap_device(&link.id)).map_err(opening)?;
@@ -94,6 +99,9 @@ impl Macvtap {
             Ok(Queue::new(device.into(), None, offloads))
         };
         let others = (1..queues).map(another).collect::<Result<_, _>>()?;
+        let times = if queues > 1 { format!(", {queues} times") } else { String::new() };
+        let command = format!("# open {} (c {}:{}){times}", node.display(), major(number), minor(number));
+        tell(&Step { command, why: "the guest's end of the wire" });
         Ok((this, others))
     }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use frames::{recv, recv_where, send};
-use namespace::wire::{open, open_told, opened, without_ipv6};
+use namespace::wire::{open, open_run, open_told, opened, without_ipv6};
 use namespace::{
     as_user, child as be_child, holding, in_namespace, kill, killed_at, leave, own_devices, records, run,
     state, warnings,
@@ -255,7 +255,7 @@ fn passthru_takes_the_whole_nic() {
         drop(guest);
         assert_eq!(links(&["nic"]), before);
 
-        let (guest, told) = open_told("macvtap=nic,mode=passthru,mac=02:00:00:00:00:0a");
+        let (guest, told) = open_run("macvtap=nic,mode=passthru,mac=02:00:00:00:00:0a");
         assert_eq!(guest.mac.octets(), GUEST);
         assert_eq!(
             told,
@@ -279,7 +279,7 @@ fn a_macvtap_is_made_and_goes() {
         run("ip link set nic up");
         run("ip link set nic down");
         let before = state();
-        let (guest, told) = open_told("macvtap=nic,mode=vepa,mac=02:00:00:00:00:0a,mtu=1400");
+        let (guest, told) = open_run("macvtap=nic,mode=vepa,mac=02:00:00:00:00:0a,mtu=1400");
         assert_eq!((guest.link.as_str(), guest.mtu, guest.mac.octets()), ("wirevm0", 1400, GUEST));
         let lines = [
             "ip link set dev nic up",
@@ -296,7 +296,8 @@ fn a_macvtap_is_made_and_goes() {
         assert_eq!(ours(), [true; 5]);
         // The second one finds the NIC up, and keeps it so when the first one leaves.
         let (second, told) = open_told("macvtap=nic");
-        assert_eq!((told.len(), second.mtu), (3, 1500), "{told:?}");
+        assert_eq!((told.len(), second.mtu), (4, 1500), "{told:?}");
+        assert!(told[3].starts_with("# open /dev/tap") && told[3].contains(" (c "), "{told:?}");
         assert!(!run("ip address show wirevm1").contains("inet6"), "the guest's address is its own");
         drop(guest);
         assert!(run("ip link show nic").contains(",UP"));
@@ -356,7 +357,7 @@ fn an_adopted_one_is_left_as_it_was() {
         run("ip link set mine up");
         run("ip link set mine down");
         let before = links(&["nic", "mine"]);
-        let (mut guest, told) = open_told("macvtap=mine");
+        let (mut guest, told) = open_run("macvtap=mine");
         assert_eq!(told, ["ip link set dev mine up"]);
         assert_eq!((guest.link.as_str(), guest.mac.octets(), guest.mtu), ("mine", OTHER, 1500));
         assert!(guest.notices[0].contains("reflective relay"), "by its own mode: {:?}", guest.notices);
@@ -373,7 +374,7 @@ fn an_adopted_one_is_left_as_it_was() {
             }
             assert_eq!(links(&["nic", "mine"]), before, "wiring first: {wiring_first}");
             let told;
-            (guest, told) = open_told("macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400");
+            (guest, told) = open_run("macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400");
             let lines = [
                 "ip link set dev mine address 02:00:00:00:00:0a",
                 "ip link set dev mine mtu 1400",
@@ -468,7 +469,7 @@ fn the_host_is_cut_off_unless_it_has_a_place() {
         assert!(!answered.into_iter().any(|frame| frame[HEADER_LEN + 12..][..2] == [0x08, 0x06]), "cut off");
         drop(guest);
 
-        let (mut guest, told) = open_told("macvtap=nic,mac=02:00:00:00:00:0a,host=172.31.0.5/29,mtu=1400");
+        let (mut guest, told) = open_run("macvtap=nic,mac=02:00:00:00:00:0a,host=172.31.0.5/29,mtu=1400");
         assert_eq!(guest.notices, [""; 0]);
         let lines = [
             "ip link add link nic name wirevm1 mtu 1400 type macvlan mode bridge",

@@ -101,7 +101,7 @@ pub(crate) fn open(
         notices.extend(make_place(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?);
     }
     let made = again(&mut wiring, &made)?;
-    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number())?;
+    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number(), tell)?;
     wiring.settle();
     notices.extend(trap(config, mode));
     if !macvtap.follows_groups() {
