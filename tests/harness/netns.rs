@@ -146,13 +146,15 @@ impl Netns {
         text.lines().map(line).collect::<String>().replace("addrgenmode random", "addrgenmode eui64")
     }
 
-    /// Waits until [`Self::everything`] stays as it is: the kernel tells of carriers a moment late.
+    /// Waits until [`Self::everything`] stays as it is: the kernel tells of carriers a moment late, and for a second that an
+    /// address is tentative (without a carrier, for ever).
     pub fn settled(&self) -> String {
+        let until = Instant::now() + Duration::from_secs(3);
         let mut last = self.everything();
         loop {
             std::thread::sleep(Duration::from_millis(300));
             let now = self.everything();
-            if now == last {
+            if now == last && (!now.contains(" tentative") || Instant::now() > until) {
                 return now;
             }
             last = now;
