@@ -41,11 +41,15 @@ pub fn varied(args: &[&str]) -> Vec<String> {
 fn in_variant(variant: Variant, args: &[&str]) -> Vec<String> {
     let mut all: Vec<_> = args.iter().copied().map(str::to_owned).collect();
     let run = args.iter().position(|&arg| arg == "run");
-    let Some(run) = run.filter(|_| !args.contains(&"--transport")) else { return all };
-    match variant {
-        Variant::Usual => {}
-        Variant::Mmio => drop(all.splice(run + 1..run + 1, ["--transport", "mmio"].map(str::to_owned))),
-        Variant::Vhost => {
+    let Some(run) = run else { return all };
+    let transport = args.iter().position(|&arg| arg == "--transport").and_then(|at| args.get(at + 1));
+    match (variant, transport) {
+        // The kernel carries frames on the other one.
+        (Variant::Usual, _) | (Variant::Mmio, Some(_)) | (Variant::Vhost, Some(&"mmio")) => {}
+        (Variant::Mmio, None) => {
+            drop(all.splice(run + 1..run + 1, ["--transport", "mmio"].map(str::to_owned)))
+        }
+        (Variant::Vhost, _) => {
             for at in (1..all.len()).filter(|at| args[at - 1] == "--net") {
                 if !args[at].starts_with("tun") && !args[at].contains("vhost=") {
                     all[at] += ",vhost=on";
@@ -73,6 +77,9 @@ mod tests {
             words(Variant::Vhost, all),
             "-v run --net tap,vhost=on --net tun=t0 --net bridge=b,vhost=off --kernel k"
         );
+        let chosen = "run --transport pci --net tap";
+        assert_eq!(words(Variant::Mmio, chosen), chosen);
+        assert_eq!(words(Variant::Vhost, chosen), "run --transport pci --net tap,vhost=on");
         for variant in [Variant::Mmio, Variant::Vhost] {
             for chosen in ["run --transport mmio --net tap", "doctor --json"] {
                 assert_eq!(words(variant, chosen), chosen);
