@@ -13,7 +13,7 @@ run: setup build ## boot a Linux guest and show its network at work; with a term
 test: ## every test there is; the last line is the count
 	@tests/run
 
-soak: ## the same, with each guest on every transport and carrier of frames: an hour
+soak: ## the same, with each guest on every transport and carrier of frames; takes longer
 	@tests/run --soak
 
 lab: ## a shell where KVM is real; make lab CMD='...' runs that there instead
