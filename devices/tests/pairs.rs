@@ -238,13 +238,16 @@ fn a_driver_that_does_not_reset_first_has_one_pair_too() {
 }
 
 #[test]
-fn each_pair_runs_where_it_is_told() {
+fn each_pair_runs_where_it_is_told_and_when_it_is_its_turn() {
     let (backend, _peer) = SocketBackend::pair().unwrap();
-    let allowed = || {
+    let of_thread = |file: &str, start: &str| {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let mut statuses = tasks
-            .map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default());
-        let status = statuses.find(|status| status.starts_with("Name:\taffine-0\n"))?;
+        let mut texts =
+            tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join(file)).unwrap_or_default());
+        texts.find(|text| text.contains(start))
+    };
+    let allowed = || {
+        let status = of_thread("status", "Name:\taffine-0\n")?;
         let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"))?;
         Some(cpus.to_owned())
     };
@@ -259,6 +262,10 @@ fn each_pair_runs_where_it_is_told() {
     assert!(mmio.set_queue(0, rings[0][0].setup()) && mmio.set_queue(1, rings[0][1].setup()));
     mmio.start();
     wait("the thread on its CPU", || allowed() == Some(cpu.to_string()));
+    // SCHED_BATCH in `policy`, the 39th word behind the name (proc_pid_stat(5)).
+    let policy =
+        || Some(of_thread("stat", "(affine-0)")?.rsplit(") ").next()?.split(' ').nth(38)?.to_owned());
+    wait("the thread to take its turn", || policy() == Some("3".to_owned()));
     assert!(run_on(1023).is_err() || allowed_cpus().len() > 1023);
 }
 

@@ -88,6 +88,7 @@ pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
 pub use subnet::{HostAddress, HostV4, HostV6};
+pub use sys::take_turns;
 pub use tap::Tap;
 pub use tuntap::TunMode;
 pub use vhost::{Carrying, Ring, Vhost};

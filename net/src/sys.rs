@@ -26,6 +26,24 @@ fn checked(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
+/// Has the calling thread take its turn when it is woken, instead of interrupting what runs on its processor (`SCHED_BATCH`,
+/// sched(7)). A thread that moves frames is woken for each few of them, and where processors are scarce, whom it would interrupt is
+/// the guest that is to read them. On a processor that has nothing else to do, nothing changes. Another policy that the thread was
+/// given (a real-time one) stays.
+///
+/// # Errors
+/// `EPERM` where a filter of system calls forbids it.
+pub fn take_turns() -> io::Result<()> {
+    // SAFETY: zero is the calling thread, and the parameters are ours for the time of the call.
+    unsafe {
+        if libc::sched_getscheduler(0) != libc::SCHED_OTHER {
+            return Ok(());
+        }
+        let parameters = libc::sched_param { sched_priority: 0 };
+        checked(libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) as isize).map(drop)
+    }
+}
+
 /// Makes the system call `readv` or `writev`. The C library's functions of the name are points where a thread can be cancelled,
 /// and to say so they make two locked exchanges for each frame.
 ///

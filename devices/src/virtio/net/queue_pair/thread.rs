@@ -126,6 +126,9 @@ impl PairThread {
             if let Some((cpu, Err(error))) = cpu.map(|cpu| (cpu, run_on(cpu))) {
                 log::warn!("a queue pair cannot run on CPU {cpu}, and runs on any: {error}");
             }
+            if let Err(error) = net::take_turns() {
+                log::debug!("a queue pair keeps its scheduling policy: {error}");
+            }
             receiver.recv().ok().map(|manager| run(manager, id))
         };
         match Builder::new().name(name).spawn(body) {
