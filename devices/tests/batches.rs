@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use devices::virtio::mock::{Buffer, MockRing};
-use devices::virtio::net::queue_pair::{Counters, PairParts, QueuePair, Room};
+use devices::virtio::net::queue_pair::{Counters, PairParts, PairThread, QueuePair, Room};
 use devices::virtio::queue::{F_EVENT_IDX, VirtQueue};
 use devices::virtio::{ActiveQueue, Interrupt};
 use net::{SocketBackend, SocketPeer};
@@ -24,6 +24,8 @@ const FRAMES: u16 = 150;
 const BATCHES: u64 = 3;
 /// Longer than a busy machine keeps a thread waiting.
 const POLL: Duration = Duration::from_millis(500);
+/// After which a driver that did not look at what was sent is interrupted, and a bit.
+const PATIENCE: Duration = Duration::from_millis(2);
 const DATA: u64 = 0x40_0000;
 
 /// Interrupts, counted.
@@ -173,5 +175,76 @@ fn a_thread_that_looks_about_needs_no_kick_and_then_asks_for_one() {
         assert_eq!(rig.counters.calls.load(Ordering::Relaxed), calls, "it does not sleep");
         rig.tx.add(&[Buffer::readable(CHAIN_DATA, 72)]).unwrap();
         assert!(rig.tx.publish(), "it sleeps, and asks for no kick");
+    }
+}
+
+/// A pair that has sent one frame and received its answer, and a driver that wants an interrupt for each, and had one.
+fn answered(features: u64) -> Bench {
+    let mut bench = Bench::new(features);
+    let room = |at: u64| Buffer::writable(DATA + 2048 * (1 + at), 2048);
+    (0..8).for_each(|at| assert!(bench.rx.add(&[room(at)]).is_some()));
+    bench.rx.publish();
+    // From here on both directions wait.
+    bench.pair.process();
+    bench.tx.want_interrupts(true);
+    bench.rx.want_interrupts(true);
+    bench.add();
+    // As the host answers while the frame is being sent; no event has told of it yet.
+    bench.peer.send(&frame(60, 2)).unwrap();
+    bench.pair.process();
+    assert_eq!((bench.rx.pending(), bench.tx.pending()), (1, 1), "both are shown");
+    assert_eq!(bench.interrupts(), 1, "one interrupt for both");
+    bench
+}
+
+#[test]
+fn what_is_sent_and_what_comes_back_take_one_interrupt() {
+    for features in FEATURES {
+        let mut bench = answered(features);
+        bench.rx.reap();
+        bench.tx.reap();
+        // The wish of a driver without event indices covers all that it was shown; so it has none while it looks.
+        bench.tx.want_interrupts(features & F_EVENT_IDX != 0);
+        thread::sleep(PATIENCE);
+        bench.pair.process();
+        assert_eq!(bench.interrupts(), 0, "it has looked");
+
+        // With no answer there is nothing to wait for.
+        bench.tx.want_interrupts(true);
+        bench.add();
+        bench.pair.process();
+        assert_eq!(bench.interrupts(), 1);
+    }
+}
+
+#[test]
+fn who_never_has_an_answer_is_seldom_asked_for_one() {
+    let mut bench = Bench::new(PLAIN | F_EVENT_IDX);
+    bench.rx.add(&[Buffer::writable(DATA + 2048, 2048)]).unwrap();
+    bench.rx.publish();
+    bench.pair.process();
+    let calls = |bench: &Bench| bench.counters.calls.load(Ordering::Relaxed);
+    let mut turn = || {
+        bench.tx.want_interrupts(true);
+        bench.add();
+        let before = calls(&bench);
+        bench.pair.process();
+        bench.tx.reap();
+        calls(&bench) - before
+    };
+    // One to send and one to interrupt; the third asks in vain.
+    let turns: Vec<_> = (0..20).map(|_| turn()).collect();
+    let asked: Vec<_> = (0..20).filter(|&at| turns[at] == 3).collect();
+    assert_eq!(asked, [0, 1, 2, 3, 16], "{turns:?}");
+}
+
+#[test]
+fn a_driver_that_does_not_look_is_interrupted_though_nothing_happens() {
+    for features in FEATURES {
+        let Bench { pair, irq, .. } = answered(features);
+        let Ok(thread) = PairThread::start(pair) else { panic!("no thread") };
+        thread::sleep(10 * PATIENCE);
+        assert_eq!(irq.read().unwrap_or(0), 1);
+        drop(thread.stop());
     }
 }

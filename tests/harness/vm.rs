@@ -137,7 +137,18 @@ impl Vm {
     /// Starts `command` on a terminal of its own, as a shell does in the foreground. The console is what the terminal
     /// shows, with wirevm's messages among it.
     pub fn start_on_terminal(command: &Command) -> (Self, Terminal) {
-        let (mut vm, terminal, master) = Self::on_terminal(command);
+        Self::watched(Self::on_terminal(in_a_session(command)))
+    }
+
+    /// The same in our own session: it has a terminal and is not controlled by it. The scheduler weighs sessions against
+    /// each other (sched(7)), so that what is compared must not differ in this.
+    pub fn start_before_terminal(command: &Command) -> (Self, Terminal) {
+        let mut same = Command::new(command.get_program());
+        same.args(command.get_args());
+        Self::watched(Self::on_terminal(same))
+    }
+
+    fn watched((mut vm, terminal, master): (Self, Terminal, File)) -> (Self, Terminal) {
         vm.console = Stream::of(master);
         vm.lag = Duration::from_millis(100);
         (vm, terminal)
@@ -145,24 +156,21 @@ impl Vm {
 
     /// The same on a terminal that shows nothing: nobody reads what is printed.
     pub fn start_on_stalled_terminal(command: &Command) -> (Self, Terminal) {
-        let (vm, terminal, _) = Self::on_terminal(command);
+        let (vm, terminal, _) = Self::on_terminal(in_a_session(command));
         (vm, terminal)
     }
 
-    fn on_terminal(command: &Command) -> (Self, Terminal, File) {
+    fn on_terminal(mut command: Command) -> (Self, Terminal, File) {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         unlockpt(&master).expect("its other end");
         let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
         let stdio = || Stdio::from(end.try_clone().expect("a descriptor"));
-        let child = Command::new("setsid")
-            .arg("--ctty")
-            .arg(command.get_program())
-            .args(command.get_args())
+        let child = command
             .stdin(stdio())
             .stdout(stdio())
             .stderr(stdio())
             .spawn()
-            .expect("setsid starts");
+            .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let write = File::from(master.try_clone().expect("a descriptor"));
         let vm = Self {
             stdin: Some(Box::new(write)),
@@ -368,6 +376,13 @@ impl Terminal {
         let settings = tcgetattr(&self.0).expect("a terminal");
         format!("{settings:?}")
     }
+}
+
+/// `command` as the first of a session of its own, which its standard input controls.
+fn in_a_session(command: &Command) -> Command {
+    let mut setsid = Command::new("setsid");
+    setsid.arg("--ctty").arg(command.get_program()).args(command.get_args());
+    setsid
 }
 
 impl Drop for Vm {

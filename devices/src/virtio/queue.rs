@@ -146,6 +146,8 @@ pub struct VirtQueue {
     fetched: u16,
     /// The used index as last shown to the driver.
     shown: u16,
+    /// The used index for which the driver was last interrupted, or wanted not to be.
+    settled: u16,
     /// Without EVENT_IDX: whether the driver is being asked to kick.
     kicks_wanted: bool,
     indirect: bool,
@@ -174,7 +176,7 @@ impl VirtQueue {
             return Err(address);
         }
         let indirect = accepted & F_INDIRECT_DESC != 0;
-        let queue = Self { queue, avail: 0, fetched: 0, shown: 0, kicks_wanted: true, indirect };
+        let queue = Self { queue, avail: 0, fetched: 0, shown: 0, settled: 0, kicks_wanted: true, indirect };
         // A ring over two regions would be in memory as well, but there is no reason to place one so.
         queue.map(memory).map(drop).map_err(|_| address)?;
         Ok(queue)
@@ -204,7 +206,8 @@ impl VirtQueue {
     pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used);
-        (self.avail, self.fetched, self.shown) = (next_avail, next_avail, next_used);
+        (self.avail, self.fetched) = (next_avail, next_avail);
+        (self.shown, self.settled) = (next_used, next_used);
     }
 
     /// Looks the rings up for a burst. All that takes a [`Mapped`] takes that of the same queue.
@@ -454,28 +457,55 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// Shows the driver all that was pushed since the last time. True: the driver wants an interrupt for it.
+    /// Shows the driver all that was pushed since the last time. True: the driver wants an interrupt for it, and gets one now.
     ///
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
     pub fn publish(&mut self, rings: &Mapped<'_>) -> Result<bool, Error> {
-        let (old, new) = (self.shown, self.queue.next_used());
+        self.show(rings)?;
+        let wanted = self.wants_interrupt(rings)?;
+        self.settled = self.shown;
+        Ok(wanted)
+    }
+
+    /// Shows the driver all that was pushed since the last time, and leaves it to later whether to interrupt it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn show(&mut self, rings: &Mapped<'_>) -> Result<(), Error> {
+        let new = self.queue.next_used();
+        if self.shown != new {
+            // Release: the driver that sees the index sees the entries and the bytes in the buffers.
+            rings.used_ring.store(new.to_le(), 2, Ordering::Release).map_err(GuestMemoryError::from)?;
+            self.shown = new;
+        }
+        Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for what it was [shown](Self::show). What it has taken note of meanwhile, it wants
+    /// none for any more; without EVENT_IDX it cannot say that.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn wants_interrupt(&mut self, rings: &Mapped<'_>) -> Result<bool, Error> {
+        let (old, new) = (self.settled, self.shown);
         if old == new {
             return Ok(false);
         }
-        // Release: the driver that sees the index sees the entries and the bytes in the buffers.
-        rings.used_ring.store(new.to_le(), 2, Ordering::Release).map_err(GuestMemoryError::from)?;
-        self.shown = new;
         // The driver sets its wish, then looks at the index once more; here it is the index, then the wish. With a full
         // fence on both sides, one of the two sees the other (§2.7.7.2).
         fence(Ordering::SeqCst);
-        if self.queue.event_idx_enabled() {
+        let wanted = if self.queue.event_idx_enabled() {
             let used_event = 4 + 2 * usize::from(self.size());
-            let event = load(&rings.avail_ring, used_event, Ordering::Relaxed)?;
-            return Ok(need_event(event, new, old));
+            need_event(load(&rings.avail_ring, used_event, Ordering::Relaxed)?, new, old)
+        } else {
+            let flags = load(&rings.avail_ring, 0, Ordering::Relaxed)?;
+            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if !wanted {
+            self.settled = new;
         }
-        let flags = load(&rings.avail_ring, 0, Ordering::Relaxed)?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(wanted)
     }
 }
 

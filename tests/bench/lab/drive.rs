@@ -64,7 +64,7 @@ pub(super) fn measure(
     let (mut vm, _terminal) = match vmm {
         // Some VMMs start on a terminal alone.
         Vmm::Peer(_) => {
-            let (vm, terminal) = Vm::start_on_terminal(&inside);
+            let (vm, terminal) = Vm::start_before_terminal(&inside);
             (vm, Some(terminal))
         }
         _ => (Vm::start(&mut inside), None),

@@ -10,6 +10,10 @@
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still looks about ([`PairParts::poll`]), the ring of the other is looked at instead: a kick costs the guest an exit.
 //!
+//! **Invariant: the interrupt for what was sent waits for nothing but what is received.** What came in the meantime, as the
+//! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
+//! the end of the same turn, or [`PATIENCE`] after an interrupt that made the driver look, if it did not.
+//!
 //! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways, and until the reset. Then the thread
 //! has the control queue, and little else.
 //!
@@ -26,7 +30,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use net::{Backend, HEADER_LEN, IovBuffer, Sent};
 use vm_memory::GuestMemoryMmap;
@@ -50,6 +54,13 @@ const BATCH: u64 = 64;
 const BURST: u64 = 256;
 /// Bytes after which they get it as well: some hundred microseconds of large frames.
 const BURST_BYTES: u64 = 1 << 20;
+/// How long a driver that was interrupted for what it received may take to look at what was sent, before it is interrupted for
+/// that, too. As much as epoll_wait(2) can tell.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// Turns in a row that brought no answer to what was sent, after which most turns do not ask for one any more; and one in so
+/// many that does.
+const IN_VAIN: u32 = 4;
+const ONCE_IN: u32 = 16;
 /// The largest frame, header included: 64 KiB of packet behind an Ethernet header with a VLAN tag.
 const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
 
@@ -141,6 +152,10 @@ pub struct QueuePair {
     asked: bool,
     /// After how long it is to be looked at although nothing was asked.
     look_again: Option<Duration>,
+    /// The driver wants an interrupt for what was sent, and had one for what it received: until then it may look by itself.
+    owed: Option<Instant>,
+    /// Turns in a row in which nothing came after what was sent.
+    unanswered: u32,
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
@@ -160,6 +175,8 @@ impl QueuePair {
         Self {
             asked: parts.carried.is_some(),
             look_again: None,
+            owed: None,
+            unanswered: 0,
             parts,
             transmit,
             receive,
@@ -193,6 +210,11 @@ impl QueuePair {
         self.ended
     }
 
+    /// How long a thread without work may sleep at most, if not for ever.
+    fn waits(&self) -> Option<Duration> {
+        self.look_again.or_else(|| Some(self.owed?.saturating_duration_since(Instant::now())))
+    }
+
     /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
     pub fn wake(&mut self) {
         (self.commanded, self.ordered) = (true, true);
@@ -224,13 +246,38 @@ impl QueuePair {
         if self.asked {
             self.answer();
         }
-        if self.transmit == Next::Work {
-            self.transmit()?;
+        let wanted = self.transmit == Next::Work && self.transmit()?;
+        let expected = self.unanswered < IN_VAIN || self.unanswered.is_multiple_of(ONCE_IN);
+        if wanted && expected && self.receive == Next::Host {
+            // Instead of the interrupt, and of the event that would tell; in vain, it is a system call for nothing.
+            self.receive = Next::Work;
         }
-        if self.receive == Next::Work {
-            self.receive()?;
+        let told = self.receive == Next::Work && self.receive()?;
+        if wanted {
+            self.unanswered = if told { 0 } else { self.unanswered.wrapping_add(1) };
+        }
+        if wanted || self.owed.is_some() {
+            self.settle(told)?;
         }
         Ok(worked)
+    }
+
+    /// Interrupts the driver for what was sent, unless it was `told` of something just now, or does not want that any more.
+    fn settle(&mut self, told: bool) -> Result<(), Error> {
+        let PairParts { memory, tx, counters, interrupt, .. } = &mut self.parts;
+        let rings = tx.ring.map(memory)?;
+        if !tx.ring.wants_interrupt(&rings)? {
+            self.owed = None;
+            return Ok(());
+        }
+        if told || self.owed.is_some() {
+            let now = Instant::now();
+            if now < *self.owed.get_or_insert(now + PATIENCE) {
+                return Ok(());
+            }
+        }
+        self.owed = None;
+        show(tx, &rings, &**interrupt, counters).map(drop)
     }
 
     /// Asks the driver to kick where its ring has too little. What it added meanwhile is work.
@@ -279,8 +326,8 @@ impl QueuePair {
         }
     }
 
-    /// Guest to host. Each frame is done, deferred, or ends the burst.
-    fn transmit(&mut self) -> Result<(), Error> {
+    /// Guest to host. Each frame is done, deferred, or ends the burst. True: the driver wants an interrupt for the last of it.
+    fn transmit(&mut self) -> Result<bool, Error> {
         let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
         let rings = tx.ring.map(memory)?;
         let (mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0);
@@ -333,22 +380,23 @@ impl QueuePair {
         count(&counters.tx_bytes, bytes);
         count(&counters.tx_dropped, dropped);
         count(&counters.calls, calls);
-        show(tx, &rings, &**interrupt, counters)
+        tx.ring.show(&rings)?;
+        tx.ring.wants_interrupt(&rings)
     }
 
     /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
-    /// and what is left at the end goes back on the ring.
-    fn receive(&mut self) -> Result<(), Error> {
+    /// and what is left at the end goes back on the ring. True: the driver was interrupted.
+    fn receive(&mut self) -> Result<bool, Error> {
         let PairParts { memory, rx, backend, counters, interrupt, room, .. } = &mut self.parts;
         let rings = rx.ring.map(memory)?;
         let posted = &mut self.posted;
         let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
-        let mut next = Next::Work;
+        let (mut next, mut told) = (Next::Work, false);
         posted.clear();
         let mut space = self.iov.start();
         while used < BURST && bytes < BURST_BYTES {
             if used >= shown + BATCH {
-                show(rx, &rings, &**interrupt, counters)?;
+                told |= show(rx, &rings, &**interrupt, counters)?;
                 shown = used;
             }
             if !gather(&mut rx.ring, &rings, *room, &mut space, posted)? {
@@ -386,23 +434,24 @@ impl QueuePair {
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
         count(&counters.calls, calls);
-        show(rx, &rings, &**interrupt, counters)
+        Ok(show(rx, &rings, &**interrupt, counters)? || told)
     }
 }
 
-/// Shows the driver what the burst used, and interrupts it if it wants that.
+/// Shows the driver what the burst used, and interrupts it if it wants that: then, true.
 fn show(
     queue: &mut ActiveQueue,
     rings: &Mapped<'_>,
     interrupt: &dyn Interrupt,
     counters: &Counters,
-) -> Result<(), Error> {
-    if queue.ring.publish(rings)? {
+) -> Result<bool, Error> {
+    let wanted = queue.ring.publish(rings)?;
+    if wanted {
         count(&counters.interrupts, 1);
         count(&counters.calls, 1);
         if let Err(error) = interrupt.queue(queue.index) {
             log::warn!("cannot interrupt the guest: {error}");
         }
     }
-    Ok(())
+    Ok(wanted)
 }

@@ -182,10 +182,13 @@ fn run(mut manager: EventManager<QueuePair>, id: SubscriberId) -> QueuePair {
             return take(manager, id);
         }
         // With work left, events are only collected: neither direction starves the other or a stop.
-        let timeout = if pair.has_work() || idle.looks() { 0 } else { pair.look_again.map_or(-1, millis) };
+        let timeout = if pair.has_work() || idle.looks() { 0 } else { pair.waits().map_or(-1, millis) };
         count(&pair.parts.counters.calls, 1);
         match manager.run_with_timeout(timeout) {
-            Ok(0) if timeout > 0 => subscriber(&mut manager, id).asked = true,
+            Ok(0) if timeout > 0 => {
+                let pair = subscriber(&mut manager, id);
+                pair.asked = pair.look_again.is_some();
+            }
             Ok(_) => {}
             Err(error) => {
                 let pair = subscriber(&mut manager, id);
