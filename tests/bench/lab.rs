@@ -100,7 +100,8 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
 
     let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
     let measure = |at: usize| drive::measure(&vmms[at], &guest, &host, calls.as_ref()).map(|seen| seen.0);
-    let Turns { figures, failures } = take_turns(rounds, &names, measure);
+    let kept = options.out.as_deref().map(|out| out.join("lab.rounds"));
+    let Turns { figures, failures } = take_turns(rounds, &names, kept.as_deref(), measure);
     // What was never measured is no column; the failures tell why.
     let was_measured =
         |(_, figures): &(Vmm, Vec<Samples>)| figures.iter().any(|samples| samples.median().is_some());

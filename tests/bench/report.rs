@@ -16,6 +16,11 @@ impl Samples {
         self.0.push(value.into());
     }
 
+    /// Round by round.
+    pub(crate) fn rounds(&self) -> &[Option<f64>] {
+        &self.0
+    }
+
     fn values(&self) -> impl Iterator<Item = f64> {
         self.0.iter().copied().flatten()
     }

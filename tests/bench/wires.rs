@@ -48,7 +48,8 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let (image, initrd) = (path(&kernel.image), path(&kernel.bench_initrd));
     let args = ["run", "--kernel", &image, "--initrd", &initrd, "--memory", MEMORY, "--cmdline", CMDLINE];
     let names = WIRES.map(|(name, ..)| name.to_owned());
-    let Turns { figures, failures } = take_turns(rounds, &names, |at| {
+    let kept = options.out.as_deref().map(|out| out.join("wires.rounds"));
+    let Turns { figures, failures } = take_turns(rounds, &names, kept.as_deref(), |at| {
         let (_, net, address) = WIRES[at];
         measure(&[&args[..], &["--net", net]].concat(), address).map(|figures| figures.map(Some))
     });
