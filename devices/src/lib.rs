@@ -19,7 +19,8 @@
 //! With vhost-net, the kernel does all of that, and the pair's thread sleeps.
 //!
 //! A chain's buffers are gathered into a [`net::Iov`] and handed to the system call where they are, in guest memory. Used
-//! buffers are shown, and the guest is interrupted, once for a burst of frames.
+//! buffers are shown, and the guest is interrupted, once for a burst of frames, and once for both ways where what was sent is
+//! answered at once.
 //!
 //! # The map
 //! | file | what |

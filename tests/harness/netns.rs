@@ -188,12 +188,16 @@ impl Netns {
             std::thread::sleep(Duration::from_millis(50));
             now = view(&self.everything());
         }
+        // A text of thousands of lines, hundreds of times.
+        if now == before {
+            return;
+        }
         let only = |a: &str, b: &str, sign| -> String {
             let lines = a.lines().filter(|line| !b.lines().any(|other| other == *line));
             lines.map(|line| format!("{sign} {line}\n")).collect()
         };
         let order = before.lines().zip(now.lines()).find(|(before, now)| before != now);
         let differ = only(&before, &now, '-') + &only(&now, &before, '+');
-        assert!(now == before, "{when}: the host is not as before\n{differ}first: {order:?}");
+        panic!("{when}: the host is not as before\n{differ}first: {order:?}");
     }
 }
