@@ -36,7 +36,7 @@ impl Turns {
         text + &self.failures.iter().map(|line| format!("! {line}\n")).collect::<String>()
     }
 
-    /// None where the text is of other systems or figures.
+    /// None where the text is of other systems or figures, or not of whole rounds.
     fn of_text(text: &str, names: &[String], figures: usize) -> Option<Self> {
         let mut turns = Self::new(names.len(), figures);
         let rest = text.strip_prefix(&(names.join("\t") + "\n"))?;
@@ -52,7 +52,8 @@ impl Turns {
                 .zip(words)
                 .for_each(|(samples, word)| samples.push(word.parse::<f64>().ok()));
         }
-        Some(turns)
+        let rounds = turns.rounds();
+        turns.figures.iter().flatten().all(|samples| samples.rounds().len() == rounds).then_some(turns)
     }
 }
 
@@ -202,13 +203,15 @@ mod tests {
         assert_eq!(turns.figures[1][0].rounds()[0], figures(3, 1)[0]);
         assert_eq!(turns.figures[0][1].rounds(), [None; 3]);
         assert_eq!(turns.failures, ["round 1 of a failed and was measured again: no"]);
-        // Of others, it is not theirs.
-        fs::write(&file, "a\tc\n1 2\n").unwrap();
-        order.clear();
-        take_turns(1, &names(), Some(&file), |at| {
-            order.push(at);
-            Ok([Some(1.0)])
-        });
-        assert_eq!(order, [0, 1]);
+        // Of others, it is not theirs; nor is a part of a round.
+        for text in ["a\tc\n1\n2\n", "a\tb\n1\n"] {
+            fs::write(&file, text).unwrap();
+            order.clear();
+            take_turns(1, &names(), Some(&file), |at| {
+                order.push(at);
+                Ok([Some(1.0)])
+            });
+            assert_eq!(order, [0, 1]);
+        }
     }
 }

@@ -55,7 +55,7 @@ const BURST: u64 = 256;
 /// Bytes after which they get it as well: some hundred microseconds of large frames.
 const BURST_BYTES: u64 = 1 << 20;
 /// How long a driver that was interrupted for what it received may take to look at what was sent, before it is interrupted for
-/// that, too. As much as epoll_wait(2) can tell.
+/// that, too: the least that epoll_wait(2) can wait.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// Turns in a row that brought no answer to what was sent, after which most turns do not ask for one any more; and one in so
 /// many that does.
@@ -266,16 +266,13 @@ impl QueuePair {
     fn settle(&mut self, told: bool) -> Result<(), Error> {
         let PairParts { memory, tx, counters, interrupt, .. } = &mut self.parts;
         let rings = tx.ring.map(memory)?;
-        if !tx.ring.wants_interrupt(&rings)? {
-            self.owed = None;
-            return Ok(());
-        }
         if told || self.owed.is_some() {
             let now = Instant::now();
-            if now < *self.owed.get_or_insert(now + PATIENCE) {
+            if tx.ring.wants_interrupt(&rings)? && now < *self.owed.get_or_insert(now + PATIENCE) {
                 return Ok(());
             }
         }
+        // It looks once more whether that is wanted.
         self.owed = None;
         show(tx, &rings, &**interrupt, counters).map(drop)
     }
