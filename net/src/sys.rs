@@ -301,3 +301,25 @@ pub(crate) fn iptables_filter(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<(Vec
     get(GET_ENTRIES, &mut entries)?;
     Ok((info, entries.split_off(40)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_under_a_policy_of_its_own_keeps_it() {
+        let after = |policy| {
+            let of_a_thread = move || {
+                let parameters = libc::sched_param { sched_priority: 0 };
+                // SAFETY: zero is the calling thread, and the parameters live as long as the call.
+                assert_eq!(unsafe { libc::sched_setscheduler(0, policy, &parameters) }, 0);
+                take_turns().unwrap();
+                // SAFETY: it takes no memory.
+                unsafe { libc::sched_getscheduler(0) }
+            };
+            std::thread::spawn(of_a_thread).join().unwrap()
+        };
+        assert_eq!(after(libc::SCHED_OTHER), libc::SCHED_BATCH);
+        assert_eq!(after(libc::SCHED_IDLE), libc::SCHED_IDLE);
+    }
+}
