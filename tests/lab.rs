@@ -38,8 +38,8 @@ impl Lab {
         Self(dir)
     }
 
-    /// Starts it with a QEMU that does `act`.
-    fn start(&self, args: &[&str], act: &str) -> Child {
+    /// Starts it with a QEMU that does `act`, for at most so many seconds.
+    fn start_for(&self, seconds: u32, args: &[&str], act: &str) -> Child {
         let path = format!("{}:{}", self.0.path("bin").display(), std::env::var("PATH").unwrap_or_default());
         let _ = fs::remove_file(self.0.path("count"));
         Command::new(self.0.path("tests/lab/lab"))
@@ -47,7 +47,7 @@ impl Lab {
             .env("PATH", path)
             .env("ACT", act)
             .env("COUNT", self.0.path("count"))
-            .env("LAB_TIMEOUT", "2")
+            .env("LAB_TIMEOUT", seconds.to_string())
             .env_remove("CARGO_TARGET_DIR")
             .env_remove("LAB_OUT")
             .stdin(Stdio::null())
@@ -62,12 +62,22 @@ impl Lab {
         fs::read_to_string(self.0.path("count")).map_or(0, |text| text.lines().count())
     }
 
-    /// Runs it to its end: its status, and both of its streams.
-    fn run(&self, args: &[&str], act: &str) -> (Option<i32>, String, String) {
-        let output = self.start(args, act).wait_with_output().expect("our child");
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    /// Starts it for two seconds.
+    fn start(&self, args: &[&str], act: &str) -> Child {
+        self.start_for(2, args, act)
     }
+
+    /// Runs it for at most two seconds: its status, and both of its streams.
+    fn run(&self, args: &[&str], act: &str) -> (Option<i32>, String, String) {
+        ended(self.start(args, act))
+    }
+}
+
+/// The status of what has ended, and both of its streams.
+fn ended(child: Child) -> (Option<i32>, String, String) {
+    let output = child.wait_with_output().expect("our child");
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
@@ -95,6 +105,19 @@ fn it_says_that_it_failed_itself() {
     let act = "[[ $(grep -c . $COUNT) == 1 ]] || { : >$run/begun; echo 0 >$run/status; }";
     let (status, _, err) = lab.run(&["--", "true"], act);
     assert_eq!((status, lab.boots()), (Some(0), 2), "{err}");
+}
+
+#[test]
+fn a_processor_that_stands_still_ends_it() {
+    let lab = Lab::new();
+    let act = ": >$run/begun; echo >$run/alive.0; touch -d '3 minutes ago' $run/alive.1; exec sleep 1000";
+    let (status, _, err) = ended(lab.start_for(60, &["--", "true"], act));
+    assert_eq!((status, lab.boots()), (Some(125), 1), "{err}");
+    assert!(err.contains("error: the lab lost a processor"), "{err}");
+    // One that says again that it runs has not.
+    let act = ": >$run/begun; touch -d '3 minutes ago' $run/alive.0; sleep 7; echo >$run/alive.0; sleep 12; echo 0 >$run/status";
+    let (status, _, err) = ended(lab.start_for(60, &["--", "true"], act));
+    assert_eq!((status, lab.boots()), (Some(0), 1), "{err}");
 }
 
 #[test]

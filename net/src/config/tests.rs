@@ -395,7 +395,12 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 _ => (queues, netns),
             };
             let cpus = if bound { queues.number() } else { 0 };
-            NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, vhost, netns }
+            let config =
+                NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, vhost, netns };
+            match config.check_mtu() {
+                Ok(()) => config,
+                Err(_) => NetConfig { mtu: None, ..config },
+            }
         },
     )
 }
