@@ -134,3 +134,36 @@ fn put_into_the_background_it_ends_without_the_terminal() {
     rustix::process::kill_process(Pid::from_raw(pid).expect("a process"), Signal::STOP).unwrap();
     vm.expect("over: 0.", SOON);
 }
+
+#[test]
+fn in_the_foreground_again_it_has_the_terminal_again() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, echo());
+    // Stopped from outside, for the guest gets all keys; and started in the background.
+    let job = "echo pid $$.; exec \"$0\" run --kernel \"$1\"";
+    let stopped = format!("sh -c '{job}' \"$0\" \"$1\"; stty sane; echo stopped.; fg");
+    let behind = "\"$0\" run --kernel \"$1\" & read line; kill -STOP $!; fg".to_owned();
+    for (script, stop) in [(stopped, true), (behind, false)] {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("set -m; {script}; echo over: $?.")]);
+        command.arg(harness::wirevm_path()).arg(&kernel);
+        let (mut vm, _terminal) = Vm::start_on_terminal(&command);
+        if stop {
+            vm.expect("pid ", SOON);
+            let pid = vm.expect(".", SOON).trim_end_matches('.').parse().expect("a number");
+            vm.expect("ready", SOON);
+            rustix::process::kill_process(Pid::from_raw(pid).expect("a process"), Signal::STOP).unwrap();
+            vm.expect("stopped.", SOON);
+        } else {
+            vm.expect("ready", SOON);
+            vm.type_in("for the shell\n");
+        }
+        vm.expect("run --kernel", SOON);
+        // The shell says what goes on, and then it does.
+        std::thread::sleep(Duration::from_millis(500));
+        vm.type_in("\x03a");
+        vm.expect("\x03a", SOON);
+        vm.type_in("q");
+        vm.expect("over: 0.", SOON);
+    }
+}

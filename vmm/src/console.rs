@@ -23,10 +23,10 @@ pub(crate) fn attend(
     signals: &EventFd,
     stdio: bool,
 ) -> Result<(), Error> {
-    let raw = match stdio {
-        true => Raw::enter().map_err(|source| Error::Host { what: "take over the terminal", source })?,
-        false => None,
-    };
+    let terminal = |source| Error::Host { what: "take over the terminal", source };
+    let resumed =
+        signals::listen_for_resume().map_err(|source| Error::Host { what: "listen to signals", source })?;
+    let mut raw = if stdio { Raw::enter().map_err(terminal)? } else { None };
     // Without the terminal's foreground its input is not ours to read.
     let input = stdio && (raw.is_some() || !rustix::termios::isatty(io::stdin()));
     let mut keyboard = Keyboard {
@@ -46,6 +46,7 @@ pub(crate) fn attend(
             PollFd::from_borrowed_fd(fd::of(ending.event()), PollFlags::IN),
             PollFd::from_borrowed_fd(fd::of(signals), PollFlags::IN),
             PollFd::from_borrowed_fd(fd::of(serial.space_event()), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::of(resumed), PollFlags::IN),
         ];
         if wait_for_keys {
             fds.push(PollFd::new(&stdin, PollFlags::IN));
@@ -63,7 +64,18 @@ pub(crate) fn attend(
             let _ = serial.space_event().read();
             keyboard.give();
         }
-        if ready.get(3) == Some(&true) {
+        if ready[3] {
+            let _ = resumed.read();
+            match &raw {
+                _ if !stdio => {}
+                Some(raw) => raw.resume().map_err(terminal)?,
+                // It may have been started in the background.
+                None => raw = Raw::enter().map_err(terminal)?,
+            }
+            keyboard.open |= raw.is_some();
+            keyboard.escape = keyboard.escape.or_else(|| raw.is_some().then(Escape::default));
+        }
+        if ready.get(4) == Some(&true) {
             keyboard.read();
         }
     }

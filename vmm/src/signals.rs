@@ -1,4 +1,5 @@
-//! Signals that end the process are heard by the main thread, which then undoes everything as at any other end.
+//! Signals that end the process are heard by the main thread, which then undoes everything as at any other end; and the one by
+//! which it goes on after a stop, when the terminal may have become ours.
 
 use std::io;
 use std::sync::OnceLock;
@@ -8,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 static EVENT: OnceLock<EventFd> = OnceLock::new();
+static RESUMED: OnceLock<EventFd> = OnceLock::new();
 static LAST: AtomicI32 = AtomicI32::new(0);
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
@@ -21,6 +23,13 @@ extern "C" fn heard(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::
     }
 }
 
+/// As for [`heard`].
+extern "C" fn resumed(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    if let Some(event) = RESUMED.get() {
+        let _ = event.write(1);
+    }
+}
+
 /// From now on SIGINT, SIGTERM, SIGHUP and SIGQUIT make the returned descriptor readable, and end nothing by themselves.
 pub(crate) fn listen() -> io::Result<&'static EventFd> {
     let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
@@ -28,6 +37,14 @@ pub(crate) fn listen() -> io::Result<&'static EventFd> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
         register_signal_handler(signal, heard).map_err(io::Error::from)?;
     }
+    Ok(event)
+}
+
+/// From now on SIGCONT makes the returned descriptor readable.
+pub(crate) fn listen_for_resume() -> io::Result<&'static EventFd> {
+    let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+    let event = RESUMED.get_or_init(|| event);
+    register_signal_handler(libc::SIGCONT, resumed).map_err(io::Error::from)?;
     Ok(event)
 }
 

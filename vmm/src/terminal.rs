@@ -20,13 +20,23 @@ impl Raw {
             return Ok(None);
         }
         let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         let guard = Self(());
-        tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
+        make_raw()?;
         Ok(Some(guard))
     }
+
+    /// Makes it raw again after a stop, in which a shell took it back. In the background it is left alone.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        if in_foreground() { make_raw() } else { Ok(()) }
+    }
+}
+
+fn make_raw() -> io::Result<()> {
+    let stdin = io::stdin();
+    let mut raw = tcgetattr(&stdin)?;
+    raw.make_raw();
+    Ok(tcsetattr(&stdin, OptionalActions::Flush, &raw)?)
 }
 
 impl Drop for Raw {
