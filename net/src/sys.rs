@@ -59,7 +59,13 @@ pub(crate) fn writev(fd: BorrowedFd<'_>, frame: &Iov<'_>) -> io::Result<usize> {
     let iovecs = frame.as_iovecs();
     // SAFETY: the iovecs point to mapped guest memory that outlives `frame` (see `Iov::push`), there are at most IOV_MAX,
     // and the kernel only reads them. That the guest writes the bytes meanwhile can change the frame and nothing else.
-    checked(unsafe { vectored(libc::SYS_writev, fd, iovecs) })
+    checked(unsafe {
+        match iovecs {
+            // The kernel has no array to fetch and to check.
+            [only] => libc::syscall(libc::SYS_write, fd.as_raw_fd(), only.iov_base, only.iov_len) as isize,
+            _ => vectored(libc::SYS_writev, fd, iovecs),
+        }
+    })
 }
 
 /// Reads one frame, as `readv(2)` on a tap gives it.

@@ -265,9 +265,14 @@ impl VirtQueue {
         Ok(Some(Chain { head }))
     }
 
+    /// Where in a ring the entry of an index is. The size is a power of two, so this is the remainder, without the division.
+    fn place(&self, index: u16) -> usize {
+        usize::from(index & (self.size() - 1))
+    }
+
     /// The head at place `at` of the available ring.
     fn available(&self, rings: &Mapped<'_>, at: u16) -> Result<u16, GuestMemoryError> {
-        load(&rings.avail_ring, 4 + 2 * usize::from(at % self.size()), Ordering::Relaxed)
+        load(&rings.avail_ring, 4 + 2 * self.place(at), Ordering::Relaxed)
     }
 
     /// Asks for what the chains after `next` are made of, so that the processor waits for the driver's lines while the kernel
@@ -449,7 +454,7 @@ impl VirtQueue {
     /// [`Error::Memory`], which a checked ring does not bring.
     pub fn push_used(&mut self, rings: &Mapped<'_>, head: u16, len: u32) -> Result<(), Error> {
         let next = self.queue.next_used();
-        let entry = 4 + 8 * usize::from(next % self.size());
+        let entry = 4 + 8 * self.place(next);
         // `virtq_used_elem`: the chain's id, then its length, 32 bits each (§2.7.8).
         let used = u64::from(head) | u64::from(len) << 32;
         rings.used_ring.get_ref(entry).map_err(GuestMemoryError::from)?.store(used.to_le());
