@@ -15,15 +15,15 @@ pub fn prefetch(memory: &VolatileSlice<'_>) {
     const LINE: usize = 64;
     let (start, len) = (memory.ptr_guard().as_ptr(), memory.len());
     // From the start of the first line: each line that the bytes touch has one step.
-    for offset in (0..start.addr() % LINE + len).step_by(LINE) {
-        let line = start.wrapping_sub(start.addr() % LINE).wrapping_add(offset);
+    let mut line = start.map_addr(|addr| addr - addr % LINE);
+    let end = start.addr() + len;
+    while line.addr() < end {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch reads nothing that the program sees and cannot fault, whatever the address.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast())
         };
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+        line = line.wrapping_add(LINE);
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let columns = ["NIC over bare loop", "NIC's thread", "bare loop", "bare loop, one buffer"];
     let title = format!("Wire: one queue pair and a tap, no guest, median of {rounds} (min-max)");
     let notes = vec![
-        "the bare loop makes the NIC's system calls with the NIC's buffers".to_owned(),
+        "the bare loop has the NIC's buffers, and readv or writev for each frame (the NIC writes one in one buffer by write)".to_owned(),
         "system calls: of the NIC's thread as it counts them, those by which it waits among them".to_owned(),
         "cpu: processor time of the thread that moves the frames, which other work on the machine does not add to".to_owned(),
     ];

@@ -17,8 +17,8 @@ use virtio_bindings::virtio_ring::{
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, VolatileMemory, VolatileSlice,
+    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, VolatileArrayRef, VolatileMemory, VolatileRef, VolatileSlice,
 };
 
 /// `VIRTIO_F_VERSION_1`: a driver that knows more than the legacy interface (virtio 1.2 §6).
@@ -33,7 +33,7 @@ const DESCRIPTOR_LEN: usize = 16;
 /// Descriptors that a table can hold with each of them reachable: `next` has 16 bits.
 const MAX_TABLE: usize = 1 << 16;
 
-/// How many chains ahead of the one in hand [`VirtQueue::fetch`] is.
+/// How many chains ahead of the one in hand what it names is asked for; the chains themselves are twice as far ahead.
 const AHEAD: u16 = 8;
 /// How much it asks for of a table or buffer: a frame's headers, or the table of a frame in as many pages.
 const FETCH: usize = 256;
@@ -119,6 +119,10 @@ pub struct Mapped<'m> {
     desc_table: VolatileSlice<'m>,
     avail_ring: VolatileSlice<'m>,
     used_ring: VolatileSlice<'m>,
+    /// The entries of each: as many as the queue's size.
+    descriptors: VolatileArrayRef<'m, Descriptor>,
+    heads: VolatileArrayRef<'m, u16>,
+    used: VolatileArrayRef<'m, u64>,
 }
 
 impl<'m> Mapped<'m> {
@@ -142,8 +146,9 @@ pub struct VirtQueue {
     queue: Queue,
     /// The available index as last read: up to here the ring is known without another look.
     avail: u16,
-    /// Up to here the tables were fetched, where that is ahead.
+    /// Up to here the chains' first descriptors were asked for, and what they name, where that is ahead.
     fetched: u16,
+    fetched_named: u16,
     /// The used index as last shown to the driver.
     shown: u16,
     /// The used index for which the driver was last interrupted, or wanted not to be.
@@ -176,7 +181,16 @@ impl VirtQueue {
             return Err(address);
         }
         let indirect = accepted & F_INDIRECT_DESC != 0;
-        let queue = Self { queue, avail: 0, fetched: 0, shown: 0, settled: 0, kicks_wanted: true, indirect };
+        let queue = Self {
+            queue,
+            avail: 0,
+            fetched: 0,
+            fetched_named: 0,
+            shown: 0,
+            settled: 0,
+            kicks_wanted: true,
+            indirect,
+        };
         // A ring over two regions would be in memory as well, but there is no reason to place one so.
         queue.map(memory).map(drop).map_err(|_| address)?;
         Ok(queue)
@@ -206,7 +220,7 @@ impl VirtQueue {
     pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used);
-        (self.avail, self.fetched) = (next_avail, next_avail);
+        (self.avail, self.fetched, self.fetched_named) = (next_avail, next_avail, next_avail);
         (self.shown, self.settled) = (next_used, next_used);
     }
 
@@ -221,12 +235,17 @@ impl VirtQueue {
         };
         let size = usize::from(self.size());
         let slice = |at, len| memory.get_slice(GuestAddress(at), len);
+        let (desc_table, avail_ring, used_ring) =
+            (self.queue.desc_table(), self.queue.avail_ring(), self.queue.used_ring());
         Ok(Mapped {
             memory,
             regions: [region(memory.iter().next())?, region(memory.iter().last())?],
-            desc_table: slice(self.queue.desc_table(), DESCRIPTOR_LEN * size)?,
-            avail_ring: slice(self.queue.avail_ring(), 6 + 2 * size)?,
-            used_ring: slice(self.queue.used_ring(), 6 + 8 * size)?,
+            desc_table: slice(desc_table, DESCRIPTOR_LEN * size)?,
+            avail_ring: slice(avail_ring, 6 + 2 * size)?,
+            used_ring: slice(used_ring, 6 + 8 * size)?,
+            descriptors: entries(memory, desc_table, size)?,
+            heads: entries(memory, avail_ring + 4, size)?,
+            used: entries(memory, used_ring + 4, size)?,
         })
     }
 
@@ -257,7 +276,7 @@ impl VirtQueue {
             self.kicks_wanted = false;
         }
         self.fetch(rings, next);
-        let head = self.available(rings, next)?;
+        let head = self.available(rings, next);
         if head >= self.size() {
             return Err(Error::DescriptorIndex(head.into()));
         }
@@ -270,43 +289,59 @@ impl VirtQueue {
         usize::from(index & (self.size() - 1))
     }
 
-    /// The head at place `at` of the available ring.
-    fn available(&self, rings: &Mapped<'_>, at: u16) -> Result<u16, GuestMemoryError> {
-        load(&rings.avail_ring, 4 + 2 * self.place(at), Ordering::Relaxed)
-    }
-
-    /// Asks for what the chains after `next` are made of, so that the processor waits for the driver's lines while the kernel
-    /// has the frames before them. Each is asked for when what names it has come: descriptors, then tables, then the
-    /// headers of frames. It asks only; what is wrong with a chain is found when it is gathered.
-    fn fetch(&mut self, rings: &Mapped<'_>, next: u16) {
+    /// Takes the next chain of a queue that the device reads, as [`next`](Self::next), and asks for what the chains after it are
+    /// made of, so that the processor waits for the driver's lines while the kernel has the frames before them. Each is asked for
+    /// when what names it has come: descriptors, then tables, then the headers of frames. It asks only; what is wrong with a
+    /// chain is found when it is gathered. Who takes by this takes by nothing else.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    pub fn next_ahead(&mut self, rings: &Mapped<'_>) -> Result<Option<Chain>, Error> {
+        let next = self.queue.next_avail();
+        let chain = self.next(rings)?;
         let known = self.avail.wrapping_sub(next);
         // After `undo_pop`, it may be further ahead than this.
-        for ahead in self.fetched.wrapping_sub(next)..known.min(AHEAD) {
+        for ahead in self.fetched_named.wrapping_sub(next)..known.min(AHEAD) {
             let at = next.wrapping_add(ahead);
-            if ahead + AHEAD < known
-                && let Some(bytes) = self.first(rings, at.wrapping_add(AHEAD))
-            {
-                prefetch(&bytes);
+            if let Some(descriptor) = self.first(rings, at) {
+                fetch_named(rings, descriptor.load());
             }
-            if let Some(bytes) = self.first(rings, at) {
-                fetch_named(rings, bytes);
-            }
-            self.fetched = at.wrapping_add(1);
+            self.fetched_named = at.wrapping_add(1);
         }
         if self.indirect
             && AHEAD / 2 < known
-            && let Some(descriptor) = self.first(rings, next.wrapping_add(AHEAD / 2)).and_then(read)
+            && let Some(descriptor) = self.first(rings, next.wrapping_add(AHEAD / 2))
+            && let descriptor = descriptor.load()
             && descriptor.refers_to_indirect_table()
             && let Ok(first) = rings.slice(descriptor.addr().0, DESCRIPTOR_LEN)
+            && let Ok(first) = first.get_ref::<Descriptor>(0)
         {
-            fetch_named(rings, first);
+            fetch_named(rings, first.load());
+        }
+        Ok(chain)
+    }
+
+    /// The head at place `at` of the available ring.
+    fn available(&self, rings: &Mapped<'_>, at: u16) -> u16 {
+        u16::from_le(rings.heads.load(self.place(at)))
+    }
+
+    /// Asks for the first descriptors of the chains from `next` on.
+    fn fetch(&mut self, rings: &Mapped<'_>, next: u16) {
+        let known = self.avail.wrapping_sub(next);
+        for ahead in self.fetched.wrapping_sub(next)..known.min(2 * AHEAD) {
+            let at = next.wrapping_add(ahead);
+            if let Some(descriptor) = self.first(rings, at) {
+                prefetch(&descriptor.to_slice());
+            }
+            self.fetched = at.wrapping_add(1);
         }
     }
 
     /// The first descriptor of the chain at place `at` of the available ring.
-    fn first<'m>(&self, rings: &Mapped<'m>, at: u16) -> Option<VolatileSlice<'m>> {
-        let head = self.available(rings, at).ok()?;
-        rings.desc_table.subslice(DESCRIPTOR_LEN * usize::from(head), DESCRIPTOR_LEN).ok()
+    fn first<'m>(&self, rings: &Mapped<'m>, at: u16) -> Option<VolatileRef<'m, Descriptor>> {
+        let head = usize::from(self.available(rings, at));
+        (head < rings.descriptors.len()).then(|| rings.descriptors.ref_at(head))
     }
 
     /// Reads how far the driver is; false where it has added nothing since the last time.
@@ -449,17 +484,12 @@ impl VirtQueue {
 
     /// Writes that the chain at `head` is used, with `len` bytes written into it, without showing it yet. `head` is a
     /// popped chain's.
-    ///
-    /// # Errors
-    /// [`Error::Memory`], which a checked ring does not bring.
-    pub fn push_used(&mut self, rings: &Mapped<'_>, head: u16, len: u32) -> Result<(), Error> {
+    pub fn push_used(&mut self, rings: &Mapped<'_>, head: u16, len: u32) {
         let next = self.queue.next_used();
-        let entry = 4 + 8 * self.place(next);
         // `virtq_used_elem`: the chain's id, then its length, 32 bits each (§2.7.8).
         let used = u64::from(head) | u64::from(len) << 32;
-        rings.used_ring.get_ref(entry).map_err(GuestMemoryError::from)?.store(used.to_le());
+        rings.used.store(self.place(next), used.to_le());
         self.queue.set_next_used(next.wrapping_add(1));
-        Ok(())
     }
 
     /// Shows the driver all that was pushed since the last time. True: the driver wants an interrupt for it, and gets one now.
@@ -515,18 +545,23 @@ impl VirtQueue {
 }
 
 /// Asks for what a descriptor names, if the device is to read it.
-fn fetch_named(rings: &Mapped<'_>, descriptor: VolatileSlice<'_>) {
-    if let Some(descriptor) = read(descriptor)
-        && !descriptor.is_write_only()
+fn fetch_named(rings: &Mapped<'_>, descriptor: Descriptor) {
+    if !descriptor.is_write_only()
         && let Ok(named) = rings.slice(descriptor.addr().0, FETCH.min(descriptor.len() as usize))
     {
         prefetch(&named);
     }
 }
 
-/// A descriptor out of the driver's memory.
-fn read(bytes: VolatileSlice<'_>) -> Option<Descriptor> {
-    Some(bytes.get_ref(0).ok()?.load())
+/// `len` entries of a ring from `at` on.
+fn entries<T: ByteValued>(
+    memory: &GuestMemoryMmap,
+    at: u64,
+    len: usize,
+) -> Result<VolatileArrayRef<'_, T>, GuestMemoryError> {
+    let at = GuestAddress(at);
+    let (region, at) = memory.to_region_addr(at).ok_or(GuestMemoryError::InvalidGuestAddress(at))?;
+    Ok(region.get_array_ref(at.0 as usize, len)?)
 }
 
 /// Loads the word at `offset` of a ring.
@@ -605,7 +640,7 @@ mod tests {
                 let mut iov = room.start();
                 assert_eq!(queue.readable(&queue.map(&memory).unwrap(), chain, &mut iov).unwrap(), 2);
                 assert_eq!((iov.len(), iov.buffers()), (12, 2));
-                queue.push_used(&queue.map(&memory).unwrap(), head, round).unwrap();
+                queue.push_used(&queue.map(&memory).unwrap(), head, round);
                 assert_eq!(driver.pending(), 0, "written, not shown");
                 driver.want_interrupts(true);
                 assert!(queue.publish(&queue.map(&memory).unwrap()).unwrap());
@@ -652,7 +687,7 @@ mod tests {
                 driver.publish();
                 driver.want_interrupts(wanted);
                 queue.pop(&queue.map(&memory).unwrap()).unwrap().unwrap();
-                queue.push_used(&queue.map(&memory).unwrap(), head, 0).unwrap();
+                queue.push_used(&queue.map(&memory).unwrap(), head, 0);
                 assert_eq!(queue.publish(&queue.map(&memory).unwrap()).unwrap(), wanted);
                 driver.reap().unwrap();
             }
@@ -668,7 +703,7 @@ mod tests {
         }
         driver.publish();
         while let Some(chain) = queue.pop(&queue.map(&memory).unwrap()).unwrap() {
-            queue.push_used(&queue.map(&memory).unwrap(), chain.head, 0).unwrap();
+            queue.push_used(&queue.map(&memory).unwrap(), chain.head, 0);
         }
         assert!(
             queue.publish(&queue.map(&memory).unwrap()).unwrap(),

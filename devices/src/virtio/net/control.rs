@@ -170,7 +170,8 @@ impl Control {
             }
         };
         answer.write_at(0, &[ack as u8]);
-        queue.ring.push_used(rings, chain.head, 1)
+        queue.ring.push_used(rings, chain.head, 1);
+        Ok(())
     }
 }
 

@@ -337,7 +337,7 @@ impl QueuePair {
                 break;
             }
             let ring = &mut tx.ring;
-            let Some(chain) = ring.next(&rings)? else {
+            let Some(chain) = ring.next_ahead(&rings)? else {
                 next = Next::Ring;
                 break;
             };
@@ -370,7 +370,7 @@ impl QueuePair {
                 }
                 Err(_) => dropped += 1,
             }
-            ring.push_used(&rings, chain.head, 0)?;
+            ring.push_used(&rings, chain.head, 0);
         }
         self.transmit = next;
         count(&counters.tx_frames, frames);
@@ -403,7 +403,7 @@ impl QueuePair {
             calls += 1;
             match backend.recv(&mut space) {
                 Ok(len) if len >= HEADER_LEN && len <= space.len() && room.suits(&mut space) => {
-                    used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted)?);
+                    used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted));
                     frames += 1;
                     bytes += (len - HEADER_LEN) as u64;
                 }

@@ -128,13 +128,13 @@ pub(super) fn fill(
     len: usize,
     space: &mut Iov<'_>,
     posted: &mut VecDeque<Posted>,
-) -> Result<u16, Error> {
+) -> u16 {
     let (mut left, mut chains, mut room) = (len, 0u16, 0);
     while left > 0
         && let Some(first) = posted.pop_front()
     {
         let part = left.min(first.len);
-        ring.push_used(rings, first.chain.head, part as u32)?;
+        ring.push_used(rings, first.chain.head, part as u32);
         left -= part;
         chains += 1;
         room += first.len;
@@ -142,5 +142,5 @@ pub(super) fn fill(
     // One without mergeable buffers as well (§5.1.6.4.1).
     space.write_at(NUM_BUFFERS, &chains.to_le_bytes());
     space.consume(room);
-    Ok(chains)
+    chains
 }
