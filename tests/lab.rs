@@ -138,7 +138,7 @@ fn a_signal_ends_it_and_its_qemu() {
     for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let act = ": >$run/begun; echo $$ >$COUNT.pid; exec sleep 1000";
         let _ = fs::remove_file(lab.0.path("count.pid"));
-        let child = lab.start(&["--", "true"], act);
+        let child = lab.start_for(20, &["--", "true"], act);
         let until = Instant::now() + Duration::from_secs(20);
         let qemu = loop {
             let pid = fs::read_to_string(lab.0.path("count.pid")).unwrap_or_default();
