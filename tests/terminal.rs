@@ -119,12 +119,13 @@ fn in_the_background_it_leaves_the_terminal_alone() {
 }
 
 #[test]
-fn put_into_the_background_it_ends_without_the_terminal() {
+fn put_into_the_background_it_goes_on_and_ends_without_the_terminal() {
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, echo());
     // A shell goes on when its job is stopped, and has the terminal again.
     let job = "echo pid $$.; exec \"$0\" run --kernel \"$1\"";
-    let script = format!("set -m; sh -c '{job}' \"$0\" \"$1\"; bg; kill %1; wait %1; echo over: $?.");
+    let behind = "bg; sleep 1; echo behind.; read line; sleep 1; kill %1; wait %1; echo over: $?, $line.";
+    let script = format!("set -m; sh -c '{job}' \"$0\" \"$1\"; {behind}");
     let mut command = Command::new("sh");
     command.args(["-c", &script]).arg(harness::wirevm_path()).arg(kernel);
     let (mut vm, _terminal) = Vm::start_on_terminal(&command);
@@ -132,7 +133,10 @@ fn put_into_the_background_it_ends_without_the_terminal() {
     let pid = vm.expect(".", SOON).trim_end_matches('.').parse().expect("a number");
     vm.expect("ready", SOON);
     rustix::process::kill_process(Pid::from_raw(pid).expect("a process"), Signal::STOP).unwrap();
-    vm.expect("over: 0.", SOON);
+    vm.expect("behind.", SOON);
+    // Who reads a terminal from the background is stopped, and deaf to the signal.
+    vm.type_in("for the shell\n");
+    vm.expect("over: 0, for the shell.", SOON);
 }
 
 #[test]

@@ -68,14 +68,17 @@ pub(crate) fn attend(
             let _ = resumed.read();
             match &raw {
                 _ if !stdio => {}
-                Some(raw) => raw.resume().map_err(terminal)?,
-                // It may have been started in the background.
-                None => raw = Raw::enter().map_err(terminal)?,
+                // To read in the background would stop us.
+                Some(raw) => keyboard.open = raw.resume().map_err(terminal)?,
+                // It may have been started there.
+                None => {
+                    raw = Raw::enter().map_err(terminal)?;
+                    keyboard.open |= raw.is_some();
+                    keyboard.escape = raw.is_some().then(Escape::default);
+                }
             }
-            keyboard.open |= raw.is_some();
-            keyboard.escape = keyboard.escape.or_else(|| raw.is_some().then(Escape::default));
         }
-        if ready.get(4) == Some(&true) {
+        if ready.get(4) == Some(&true) && keyboard.open {
             keyboard.read();
         }
     }

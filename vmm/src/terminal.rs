@@ -26,9 +26,13 @@ impl Raw {
         Ok(Some(guard))
     }
 
-    /// Makes it raw again after a stop, in which a shell took it back. In the background it is left alone.
-    pub(crate) fn resume(&self) -> io::Result<()> {
-        if in_foreground() { make_raw() } else { Ok(()) }
+    /// Makes it raw again after a stop, in which a shell took it back. False in the background, where it is left alone.
+    pub(crate) fn resume(&self) -> io::Result<bool> {
+        let ours = in_foreground();
+        if ours {
+            make_raw()?;
+        }
+        Ok(ours)
     }
 }
 

@@ -116,11 +116,10 @@ pub struct Mapped<'m> {
     memory: &'m GuestMemoryMmap,
     /// The first and the last region, by their starts: all that a machine with one hole has.
     regions: [(u64, VolatileSlice<'m>); 2],
-    desc_table: VolatileSlice<'m>,
+    descriptors: VolatileArrayRef<'m, Descriptor>,
     avail_ring: VolatileSlice<'m>,
     used_ring: VolatileSlice<'m>,
-    /// The entries of each: as many as the queue's size.
-    descriptors: VolatileArrayRef<'m, Descriptor>,
+    /// The entries of the two rings: as many as descriptors, which is the queue's size.
     heads: VolatileArrayRef<'m, u16>,
     used: VolatileArrayRef<'m, u64>,
 }
@@ -240,10 +239,9 @@ impl VirtQueue {
         Ok(Mapped {
             memory,
             regions: [region(memory.iter().next())?, region(memory.iter().last())?],
-            desc_table: slice(desc_table, DESCRIPTOR_LEN * size)?,
+            descriptors: entries(memory, desc_table, size)?,
             avail_ring: slice(avail_ring, 6 + 2 * size)?,
             used_ring: slice(used_ring, 6 + 8 * size)?,
-            descriptors: entries(memory, desc_table, size)?,
             heads: entries(memory, avail_ring + 4, size)?,
             used: entries(memory, used_ring + 4, size)?,
         })
@@ -427,7 +425,7 @@ impl VirtQueue {
         mut each: impl FnMut(VolatileSlice<'m>, bool) -> Result<(), Error>,
     ) -> Result<u16, Error> {
         let head = chain.head;
-        let (mut table, mut entries) = (rings.desc_table, usize::from(self.size()));
+        let (mut table, mut entries) = (rings.descriptors.to_slice(), usize::from(self.size()));
         let (mut index, mut walked, mut own, mut seen_writable) = (usize::from(head), 0, 0, false);
         loop {
             if index >= entries {
