@@ -67,7 +67,7 @@ pub const MTU: RangeInclusive<u16> = 68..=65521;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Where the frames go.
-    pub wire: Wire,
+    pub wire: WireConfig,
     /// The guest's Ethernet address; none for a random one, chosen by [`open`](crate::open).
     pub mac: Option<Mac>,
     /// The MTU of the host's link and the guest in bytes, within [`MTU`]; none to take the link's own.
@@ -86,7 +86,7 @@ pub struct NetConfig {
 
 /// The kinds of wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wire {
+pub enum WireConfig {
     /// A tap that the host routes to.
     Tap(TapConfig),
     /// A tap on a bridge.
@@ -102,7 +102,7 @@ pub enum Wire {
 /// The words of the kinds, for the words of an error.
 pub(crate) const KINDS: &str = "tap, bridge=LINK, macvtap=LINK, tun, fd=N";
 
-impl Wire {
+impl WireConfig {
     /// The kind's word on the command line.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -139,13 +139,17 @@ impl NetConfig {
     /// What of the host this NIC has for itself, in words, so that a second one with the same is refused.
     pub fn claims(&self) -> Vec<String> {
         let claim = match &self.wire {
-            Wire::Tap(TapConfig { name: Some(name), .. }) => format!("the tap {name}"),
-            Wire::Tun(TunConfig { name: Some(name), .. }) => format!("the tun {name}"),
-            Wire::Macvtap(MacvtapConfig { parent, mode: MacvtapMode::Passthru, .. }) => {
+            WireConfig::Tap(TapConfig { name: Some(name), .. }) => format!("the tap {name}"),
+            WireConfig::Tun(TunConfig { name: Some(name), .. }) => format!("the tun {name}"),
+            WireConfig::Macvtap(MacvtapConfig { parent, mode: MacvtapMode::Passthru, .. }) => {
                 format!("the whole of {parent} (mode=passthru)")
             }
-            Wire::Fd(config) => return config.fds.iter().map(|fd| format!("the descriptor {fd}")).collect(),
-            Wire::Tap(_) | Wire::Tun(_) | Wire::Bridge(_) | Wire::Macvtap(_) => return Vec::new(),
+            WireConfig::Fd(config) => {
+                return config.fds.iter().map(|fd| format!("the descriptor {fd}")).collect();
+            }
+            WireConfig::Tap(_) | WireConfig::Tun(_) | WireConfig::Bridge(_) | WireConfig::Macvtap(_) => {
+                return Vec::new();
+            }
         };
         vec![match &self.netns {
             Some(netns) => format!("{claim} in the namespace {netns}"),
@@ -156,10 +160,10 @@ impl NetConfig {
     /// Refuses an MTU with which the kernel has no IPv6, where the host shall have an address of it.
     fn check_mtu(&self) -> Result<(), Error> {
         let hosts = match &self.wire {
-            Wire::Tap(tap) => &tap.hosts[..],
-            Wire::Tun(tun) => &tun.hosts,
-            Wire::Macvtap(macvtap) => &macvtap.hosts,
-            Wire::Bridge(_) | Wire::Fd(_) => &[],
+            WireConfig::Tap(tap) => &tap.hosts[..],
+            WireConfig::Tun(tun) => &tun.hosts,
+            WireConfig::Macvtap(macvtap) => &macvtap.hosts,
+            WireConfig::Bridge(_) | WireConfig::Fd(_) => &[],
         };
         match self.mtu.filter(|&mtu| mtu < Router::MTU_MIN) {
             Some(mtu) if hosts.iter().any(|host| host.v6().is_some()) => {
@@ -183,12 +187,12 @@ impl FromStr for NetConfig {
             Some((kind, place)) => (kind, Some(place)),
             None => (wire, None),
         };
-        let parse: fn(Option<&str>, &mut Keys<'_>) -> Result<Wire, Error> = match kind {
-            tap::KIND => |place, keys| TapConfig::parse(place, keys).map(Wire::Tap),
-            bridge::KIND => |place, keys| BridgeConfig::parse(place, keys).map(Wire::Bridge),
-            macvtap::KIND => |place, keys| MacvtapConfig::parse(place, keys).map(Wire::Macvtap),
-            tun::KIND => |place, keys| TunConfig::parse(place, keys).map(Wire::Tun),
-            fd::KIND => |place, keys| FdConfig::parse(place, keys).map(Wire::Fd),
+        let parse: fn(Option<&str>, &mut Keys<'_>) -> Result<WireConfig, Error> = match kind {
+            tap::KIND => |place, keys| TapConfig::parse(place, keys).map(WireConfig::Tap),
+            bridge::KIND => |place, keys| BridgeConfig::parse(place, keys).map(WireConfig::Bridge),
+            macvtap::KIND => |place, keys| MacvtapConfig::parse(place, keys).map(WireConfig::Macvtap),
+            tun::KIND => |place, keys| TunConfig::parse(place, keys).map(WireConfig::Tun),
+            fd::KIND => |place, keys| FdConfig::parse(place, keys).map(WireConfig::Fd),
             _ => return Err(Error::UnknownKind { kind: kind.to_owned() }),
         };
         let mut keys = Keys::parse(rest)?;
@@ -197,13 +201,13 @@ impl FromStr for NetConfig {
         let mtu = keys.take("mtu", mtu)?;
         // What somebody else opened is where he opened it, and as many as he gave us.
         let (queues, netns) = match &wire {
-            Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
+            WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
             _ => (keys.take("queues", str::parse)?.unwrap_or_default(), keys.take("netns", str::parse)?),
         };
         let affinity = keys.take("affinity", affinity::parse)?.unwrap_or_default();
         let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
         let vhost = match &wire {
-            Wire::Tun(_) => VhostMode::Off,
+            WireConfig::Tun(_) => VhostMode::Off,
             _ => keys.take("vhost", str::parse)?.unwrap_or_default(),
         };
         keys.finish(&wire)?;
@@ -218,11 +222,11 @@ impl fmt::Display for NetConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.wire.kind())?;
         match &self.wire {
-            Wire::Tap(config) => config.show(f)?,
-            Wire::Bridge(config) => config.show(f)?,
-            Wire::Macvtap(config) => config.show(f)?,
-            Wire::Tun(config) => config.show(f)?,
-            Wire::Fd(config) => config.show(f)?,
+            WireConfig::Tap(config) => config.show(f)?,
+            WireConfig::Bridge(config) => config.show(f)?,
+            WireConfig::Macvtap(config) => config.show(f)?,
+            WireConfig::Tun(config) => config.show(f)?,
+            WireConfig::Fd(config) => config.show(f)?,
         }
         if let Some(mac) = self.mac {
             write!(f, ",mac={mac}")?;
@@ -230,7 +234,7 @@ impl fmt::Display for NetConfig {
         if let Some(mtu) = self.mtu {
             write!(f, ",mtu={mtu}")?;
         }
-        if self.queues != Queues::default() && !matches!(self.wire, Wire::Fd(_)) {
+        if self.queues != Queues::default() && !matches!(self.wire, WireConfig::Fd(_)) {
             write!(f, ",queues={}", self.queues)?;
         }
         if !self.affinity.is_empty() {

@@ -72,7 +72,7 @@ pub use autoconf::Autoconf;
 pub use bridge::uplink::UplinkProblem;
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
-    TunConfig, VhostMode, Wire,
+    TunConfig, VhostMode, WireConfig,
 };
 pub use dhcp::Lease;
 pub use error::{Error, too_many_files};
@@ -269,11 +269,11 @@ fn open_in(
 
 fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
     match &config.wire {
-        Wire::Tap(tap) => open_tap(tap, mac, config, tell),
-        Wire::Bridge(bridge) => bridge::open(bridge, mac, config, tell),
-        Wire::Tun(tun) => tun::open(tun, mac, config, tell),
-        Wire::Macvtap(macvtap) => macvtap::open(macvtap, config, tell),
-        Wire::Fd(inherited) => fd::open(inherited, config.mac, config.mtu),
+        WireConfig::Tap(tap) => open_tap(tap, mac, config, tell),
+        WireConfig::Bridge(bridge) => bridge::open(bridge, mac, config, tell),
+        WireConfig::Tun(tun) => tun::open(tun, mac, config, tell),
+        WireConfig::Macvtap(macvtap) => macvtap::open(macvtap, config, tell),
+        WireConfig::Fd(inherited) => fd::open(inherited, config.mac, config.mtu),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{MTU, Wire, bridge, fd, macvtap, tap, tun};
+use super::{MTU, WireConfig, bridge, fd, macvtap, tap, tun};
 use crate::{Error, HostAddress, LinkName};
 
 /// The keys that may stand alone, and mean `on` then.
@@ -77,13 +77,13 @@ impl<'a> Keys<'a> {
     }
 
     /// Refuses what nobody took.
-    pub(super) fn finish(self, wire: &Wire) -> Result<(), Error> {
+    pub(super) fn finish(self, wire: &WireConfig) -> Result<(), Error> {
         let known = match wire {
-            Wire::Tap(_) => tap::KEYS,
-            Wire::Bridge(_) => bridge::KEYS,
-            Wire::Macvtap(_) => macvtap::KEYS,
-            Wire::Tun(_) => tun::KEYS,
-            Wire::Fd(_) => fd::KEYS,
+            WireConfig::Tap(_) => tap::KEYS,
+            WireConfig::Bridge(_) => bridge::KEYS,
+            WireConfig::Macvtap(_) => macvtap::KEYS,
+            WireConfig::Tun(_) => tun::KEYS,
+            WireConfig::Fd(_) => fd::KEYS,
         };
         match self.0.first() {
             Some((key, _)) => Err(Error::UnknownKey { kind: wire.kind(), key: (*key).to_owned(), known }),

@@ -11,13 +11,13 @@ fn parse(text: &str) -> Result<NetConfig, Error> {
     text.parse()
 }
 
-fn wire(text: &str) -> Wire {
+fn wire(text: &str) -> WireConfig {
     parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).wire
 }
 
 fn tap(text: &str) -> TapConfig {
     match wire(text) {
-        Wire::Tap(tap) => tap,
+        WireConfig::Tap(tap) => tap,
         wire => panic!("{wire:?}"),
     }
 }
@@ -32,7 +32,7 @@ fn the_keys_of_all_mean_what_they_say() {
     assert_eq!((config.mtu, config.mac.unwrap().octets()), (Some(9000), [2, 0, 0, 0, 0, 1]));
     assert_eq!(config.netns.unwrap().as_str(), "vpn");
     let config = parse("tap").unwrap();
-    assert_eq!((config.wire, config.mac), (Wire::Tap(TapConfig::default()), None));
+    assert_eq!((config.wire, config.mac), (WireConfig::Tap(TapConfig::default()), None));
     assert_eq!((config.mtu, config.netns), (None, None));
     assert!(parse("tap,mtu=68").is_ok() && parse("tap,mtu=65521").is_ok());
 }
@@ -54,37 +54,37 @@ fn a_tap_has_hosts_nat_and_forwards() {
 
 #[test]
 fn a_bridge_has_an_uplink_and_a_vlan() {
-    let Wire::Bridge(config) = wire("bridge=br0,uplink=eth1,vlan=4094") else { panic!() };
+    let WireConfig::Bridge(config) = wire("bridge=br0,uplink=eth1,vlan=4094") else { panic!() };
     assert_eq!((config.name.as_str(), config.uplink.unwrap().as_str()), ("br0", "eth1"));
     assert_eq!(config.vlan, Some(4094));
 }
 
 #[test]
 fn a_macvtap_has_a_mode() {
-    let Wire::Macvtap(config) = wire("macvtap=eth0,host=192.0.2.1/24") else { panic!() };
+    let WireConfig::Macvtap(config) = wire("macvtap=eth0,host=192.0.2.1/24") else { panic!() };
     assert_eq!((config.parent.as_str(), config.mode), ("eth0", MacvtapMode::Bridge));
     assert_eq!(shown(&config.hosts), ["192.0.2.1/24"]);
     let source = "macvtap=eth0,mode=source,source=02:00:00:00:00:01,source=02:00:00:00:00:02";
-    let Wire::Macvtap(config) = wire(source) else { panic!() };
+    let WireConfig::Macvtap(config) = wire(source) else { panic!() };
     assert_eq!((config.mode, config.sources.len()), (MacvtapMode::Source, 2));
 }
 
 #[test]
 fn a_tun_has_both_ends() {
-    let Wire::Tun(config) = wire("tun=tun0,host=10.0.0.1/24,host=fd00::1/64,guest=10.0.0.9") else {
+    let WireConfig::Tun(config) = wire("tun=tun0,host=10.0.0.1/24,host=fd00::1/64,guest=10.0.0.9") else {
         panic!()
     };
     let guests: Vec<_> = config.hosts.iter().map(|&host| config.guest(host).unwrap()).collect();
     assert_eq!(shown(&guests), ["10.0.0.9", "fd00::2"], "as given, or the next one");
-    let Wire::Tun(config) = wire("tun,host=10.0.0.1/32,guest=192.0.2.7") else { panic!() };
+    let WireConfig::Tun(config) = wire("tun,host=10.0.0.1/32,guest=192.0.2.7") else { panic!() };
     assert_eq!(shown(&config.guests), ["192.0.2.7"], "the other end of a wire of two");
 }
 
 #[test]
 fn a_descriptor_is_a_number_and_there_is_one_for_each_queue_pair() {
-    assert_eq!(wire("fd=5"), Wire::Fd(FdConfig { fds: vec![5] }));
+    assert_eq!(wire("fd=5"), WireConfig::Fd(FdConfig { fds: vec![5] }));
     let config = parse("fd=5:12:6").unwrap();
-    assert_eq!(config.wire, Wire::Fd(FdConfig { fds: vec![5, 12, 6] }));
+    assert_eq!(config.wire, WireConfig::Fd(FdConfig { fds: vec![5, 12, 6] }));
     assert_eq!(config.queues, Queues::Number(3));
 }
 
@@ -342,7 +342,7 @@ fn links() -> impl Strategy<Value = crate::LinkName> {
     "[!-~]{1,15}".prop_filter_map("a name", |name| name.parse().ok())
 }
 
-fn wires() -> impl Strategy<Value = Wire> {
+fn wires() -> impl Strategy<Value = WireConfig> {
     let forward = (any::<bool>(), 1..=u16::MAX, 1..=u16::MAX).prop_map(|(tcp, host_port, guest_port)| {
         let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
         Forward { protocol, host_port, guest_port }
@@ -352,7 +352,7 @@ fn wires() -> impl Strategy<Value = Wire> {
             forwards.dedup_by_key(|forward| forward.host_port);
             let nat = !forwards.is_empty();
             let dhcp = dhcp || (nat && hosts.is_empty());
-            Wire::Tap(TapConfig { name, hosts, dhcp, nat, forwards })
+            WireConfig::Tap(TapConfig { name, hosts, dhcp, nat, forwards })
         },
     );
     let tun = (option::of(links()), hosts(), any::<bool>(), any::<bool>()).prop_map(
@@ -360,12 +360,12 @@ fn wires() -> impl Strategy<Value = Wire> {
             let next = hosts.iter().filter_map(|host| host.guest());
             let next = next.filter(|guest| HostAddress::new(*guest, 32).is_ok());
             let guests = if guests { next.collect() } else { Vec::new() };
-            Wire::Tun(TunConfig { name, hosts, guests, dhcp })
+            WireConfig::Tun(TunConfig { name, hosts, guests, dhcp })
         },
     );
     let bridge = (links(), option::of(links()), option::of(1..=4094u16)).prop_map(|(name, uplink, vlan)| {
         let uplink = uplink.filter(|uplink| *uplink != name);
-        Wire::Bridge(BridgeConfig { name, uplink, vlan })
+        WireConfig::Bridge(BridgeConfig { name, uplink, vlan })
     });
     let modes = ["private", "vepa", "bridge", "passthru"].map(|mode| mode.parse().unwrap());
     let macvtap = (links(), proptest::sample::select(modes.to_vec()), hosts(), option::of(macs())).prop_map(
@@ -373,11 +373,11 @@ fn wires() -> impl Strategy<Value = Wire> {
             let apart = matches!(mode, MacvtapMode::Private | MacvtapMode::Passthru) || source.is_some();
             let mode = if source.is_some() { MacvtapMode::Source } else { mode };
             let hosts = if apart { Vec::new() } else { hosts };
-            Wire::Macvtap(MacvtapConfig { parent, mode, hosts, sources: source.into_iter().collect() })
+            WireConfig::Macvtap(MacvtapConfig { parent, mode, hosts, sources: source.into_iter().collect() })
         },
     );
     let fds = proptest::collection::btree_set(3..=i32::MAX, 1..=64usize);
-    let fd = fds.prop_map(|fds| Wire::Fd(FdConfig { fds: fds.into_iter().collect() }));
+    let fd = fds.prop_map(|fds| WireConfig::Fd(FdConfig { fds: fds.into_iter().collect() }));
     prop_oneof![tap, bridge, macvtap, tun, fd]
 }
 
@@ -389,9 +389,9 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let carrier = (queues, any::<bool>(), poll, vhost);
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
         |(wire, mac, mtu, (queues, bound, poll, vhost), netns)| {
-            let vhost = if matches!(wire, Wire::Tun(_)) { VhostMode::Off } else { vhost };
+            let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
-                Wire::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
+                WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
             };
             let cpus = if bound { queues.number() } else { 0 };
