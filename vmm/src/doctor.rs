@@ -16,8 +16,9 @@ use net::Finding;
 
 use crate::cli::Doctor;
 use crate::error::Error;
-use crate::memory_config::MemoryConfig;
-use crate::{memory, report};
+use crate::kvm::memory;
+use crate::report;
+use vmm::config::MemoryConfig;
 
 /// A processor runs more of a guest's kernel than this in a second, an emulator far less.
 const NATIVE: f64 = 20e6;

@@ -19,28 +19,16 @@
 //! (borrowing a descriptor).
 #![deny(unsafe_code)]
 
-mod bus;
 mod cli;
-mod console;
-mod cpuid;
 mod doctor;
-mod ending;
 mod error;
 mod explain;
 mod fd;
-mod hugepages;
-mod irq;
+mod keeper;
+mod kvm;
 mod machine;
-mod memory;
-mod memory_config;
-mod nic;
-mod output;
 mod report;
-mod signals;
-mod terminal;
 mod timings;
-mod transport;
-mod vcpu;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -48,9 +36,11 @@ use std::time::Instant;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use vmm::MachineConfig;
+
 use crate::cli::{Cli, Command, Run};
-use crate::ending::Outcome;
 use crate::error::{Error, NicError};
+use crate::machine::ending::Outcome;
 use crate::timings::Timings;
 
 fn main() -> ExitCode {
@@ -62,7 +52,7 @@ fn main() -> ExitCode {
         2 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     });
-    terminal::restore_on_panic();
+    keeper::terminal::restore_on_panic();
     match cli.command {
         Command::Run(args) => run(&args, Timings::new(args.timings, began)),
         Command::Explain(args) => {
@@ -86,10 +76,10 @@ fn allow_descriptors() {
 fn run(args: &Run, timings: Timings) -> ExitCode {
     timings.reached("command line read");
     allow_descriptors();
-    net::wait_until_asked_to_end(signals::count);
-    let outcome = signals::listen()
+    net::wait_until_asked_to_end(keeper::signals::count);
+    let outcome = keeper::signals::listen()
         .map_err(|source| Error::Host { what: "listen to signals", source })
-        .and_then(|signals| machine::run(args, signals, timings));
+        .and_then(|signals| machine::run(&MachineConfig::from(args), args.explain, signals, timings));
     match outcome {
         Ok(Outcome::PowerOff | Outcome::Reset | Outcome::Quit) => ExitCode::SUCCESS,
         Ok(Outcome::Crash(crash)) => {
@@ -103,7 +93,7 @@ fn run(args: &Run, timings: Timings) -> ExitCode {
         }
         // Before the guest began, as after it.
         Err(Error::Nic(NicError { error: net::Error::Ended, .. })) => {
-            log::info!("ended by {}", signals::last().unwrap_or("a signal"));
+            log::info!("ended by {}", keeper::signals::last().unwrap_or("a signal"));
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -7,7 +7,8 @@ use std::io::Write as _;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::{fd, signals, terminal};
+use crate::fd;
+use crate::keeper::{signals, terminal};
 
 /// Prints `error` on standard error: what failed, why, and what the user can do.
 pub(crate) fn error(error: &dyn Error, remedy: Option<&str>) {

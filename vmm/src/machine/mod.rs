@@ -3,6 +3,9 @@
 //! Taking apart goes in one order: vCPUs stop, devices stop, the host's network is as before, the terminal is given back.
 //! It is the same after the guest's end, a signal, a failed start and a panic of one of our threads.
 
+pub(crate) mod ending;
+pub(crate) mod nic;
+
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,19 +19,20 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::Bus;
-use crate::cli::{Console, Run, Transport};
-use crate::console;
-use crate::cpuid::Processor;
-use crate::ending::{Ending, Outcome};
 use crate::error::Error;
-use crate::irq::irqfd;
-use crate::memory;
-use crate::nic::Nic;
-use crate::output;
+use crate::keeper::console;
+use crate::keeper::output;
+use crate::kvm::bus::Bus;
+use crate::kvm::cpuid::Processor;
+use crate::kvm::irq::irqfd;
+use crate::kvm::memory;
+use crate::kvm::transport;
+use crate::kvm::vcpu::{Running, Shared, Vcpu};
+use crate::machine::ending::{Ending, Outcome};
+use crate::machine::nic::Nic;
 use crate::timings::Timings;
-use crate::transport;
-use crate::vcpu::{Running, Shared, Vcpu};
+use vmm::MachineConfig;
+use vmm::config::{ConsoleConfig, Transport};
 
 // Two crates that do not know each other describe the same registers.
 const _: () = {
@@ -45,7 +49,12 @@ const _: () = {
 ///
 /// # Errors
 /// The machine cannot be built. What was made by then is undone.
-pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Result<Outcome, Error> {
+pub(crate) fn run(
+    args: &MachineConfig,
+    explain: bool,
+    signals: &'static EventFd,
+    timings: Timings,
+) -> Result<Outcome, Error> {
     let kvm = Kvm::new().map_err(|e| Error::OpenKvm(e.into()))?;
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
@@ -69,7 +78,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Re
     // Side by side: neither needs the other, to wire the host takes a while, and KVM waits for milliseconds until no reader of the
     // memory that it had before is left (SRCU).
     let load = || boot::load(&memory, &config).inspect(|_| timings.reached("kernel loaded"));
-    let (body, entry) = beside("load", load, || Body::new(&kvm, args, &memory, timings))?;
+    let (body, entry) = beside("load", load, || Body::new(&kvm, args, explain, &memory, timings))?;
     let Body { nics, vm, ports, mmio, serial, power, ending } = body?;
     let entry = entry?;
 
@@ -82,7 +91,7 @@ pub(crate) fn run(args: &Run, signals: &'static EventFd, timings: Timings) -> Re
     timings.reached("vCPUs made");
 
     let guest = Guest::start(vcpus, shared)?;
-    let console = console::attend(&serial, &power, &ending, signals, args.console == Console::Stdio);
+    let console = console::attend(&serial, &power, &ending, signals, args.console == ConsoleConfig::Stdio);
     let joined = guest.join();
     console?;
     joined?;
@@ -102,12 +111,18 @@ struct Body {
 }
 
 impl Body {
-    fn new(kvm: &Kvm, args: &Run, memory: &GuestMemoryMmap, timings: Timings) -> Result<Self, Error> {
+    fn new(
+        kvm: &Kvm,
+        args: &MachineConfig,
+        explain: bool,
+        memory: &GuestMemoryMmap,
+        timings: Timings,
+    ) -> Result<Self, Error> {
         let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
         let stop_output = ending.event().try_clone().map_err(host("duplicate an eventfd"))?;
         // A console that is not to be had leaves the host's network alone.
         let output = output::open(&args.console, stop_output)?;
-        let mut nics = Nic::open_all(args)?;
+        let mut nics = Nic::open_all(args, explain)?;
         timings.reached("host plumbing done");
         let vm = Arc::new(new_vm(kvm)?);
         timings.reached("VM made");
@@ -134,7 +149,7 @@ impl Body {
 }
 
 /// What can be refused before anything is made.
-fn check_limits(kvm: &Kvm, processor: &Processor, args: &Run) -> Result<(), Error> {
+fn check_limits(kvm: &Kvm, processor: &Processor, args: &MachineConfig) -> Result<(), Error> {
     let limit = kvm.get_nr_vcpus();
     if args.cpus as usize > limit {
         return Err(Error::TooManyCpus { wanted: args.cpus, limit });

@@ -161,7 +161,7 @@ mod tests {
         let mut child = Command::new("setsid")
             .arg("--ctty")
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "terminal::tests::child", "--nocapture"])
+            .args(["--exact", "keeper::terminal::tests::child", "--nocapture"])
             .env(CHILD, "")
             .stdin(stdio())
             .stdout(stdio())

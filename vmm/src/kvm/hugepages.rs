@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::error::{Error, size};
-use crate::memory_config::HugePages;
+use vmm::config::size;
+
+use crate::error::Error;
+use vmm::config::HugePages;
 
 /// Where the kernel has a directory for each size.
 const POOLS: &str = "/sys/kernel/mm/hugepages";

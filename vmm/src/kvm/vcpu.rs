@@ -13,10 +13,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::bus::Bus;
-use crate::cpuid::Processor;
-use crate::ending::{Ending, Outcome};
 use crate::error::{Crash, Error, Position, Where};
+use crate::kvm::bus::Bus;
+use crate::kvm::cpuid::Processor;
+use crate::machine::ending::{Ending, Outcome};
 use crate::timings::Timings;
 
 /// Exits to user space by what the guest did: the price of a device in user space.

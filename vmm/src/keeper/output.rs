@@ -9,9 +9,9 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::cli::Console;
 use crate::error::Error;
 use crate::fd;
+use vmm::config::ConsoleConfig;
 
 /// The console's other end. A reader that stalls holds the guest up, as a slow line would, but not the end of the machine:
 /// once `stop` is readable, what cannot be written is dropped.
@@ -24,10 +24,10 @@ struct Output<T> {
 ///
 /// # Errors
 /// It is a file that cannot be written, or a pipe that nobody reads.
-pub(crate) fn open(console: &Console, stop: EventFd) -> Result<Box<dyn Write + Send>, Error> {
+pub(crate) fn open(console: &ConsoleConfig, stop: EventFd) -> Result<Box<dyn Write + Send>, Error> {
     match console {
-        Console::Stdio => Ok(Box::new(Output { to: io::stdout(), stop })),
-        Console::File(path) => Ok(Box::new(Output { to: create(path)?, stop })),
+        ConsoleConfig::Stdio => Ok(Box::new(Output { to: io::stdout(), stop })),
+        ConsoleConfig::File(path) => Ok(Box::new(Output { to: create(path)?, stop })),
     }
 }
 

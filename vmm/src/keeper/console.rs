@@ -8,12 +8,12 @@ use devices::serial::Serial;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::ending::{Ending, Outcome};
 use crate::error::Error;
 use crate::fd;
+use crate::keeper::signals;
+use crate::keeper::terminal::{self, Escape, Key, Raw};
+use crate::machine::ending::{Ending, Outcome};
 use crate::report;
-use crate::signals;
-use crate::terminal::{self, Escape, Key, Raw};
 
 /// Attends to console and signals until the run is over.
 pub(crate) fn attend(

@@ -1,25 +1,29 @@
 //! What `--memory` asks for: `SIZE[,KEY=VALUE]...`.
 
+use std::fmt;
 use std::str::FromStr;
 
-use crate::error::argument;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::argument;
 
 /// The guest's memory, as the command line wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MemoryConfig {
+pub struct MemoryConfig {
     /// Its size in bytes: at least [`boot::layout::MIN_MEMORY`], and whole pages of 4 KiB.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Taken from the host's pool of huge pages (hugetlb).
-    pub(crate) huge_pages: Option<HugePages>,
+    pub huge_pages: Option<HugePages>,
     /// KSM may merge its pages with equal ones.
-    pub(crate) mergeable: bool,
+    pub mergeable: bool,
     /// A file in memory that other processes can map.
-    pub(crate) shared: bool,
+    pub shared: bool,
 }
 
 /// Which huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HugePages {
+pub enum HugePages {
     /// Of the size that the host's kernel has as its default.
     Default,
     /// Of so many bytes.
@@ -28,8 +32,46 @@ pub(crate) enum HugePages {
 
 impl MemoryConfig {
     /// `bytes` of private memory of usual pages.
-    pub(crate) fn plain(bytes: u64) -> Self {
+    pub fn plain(bytes: u64) -> Self {
         Self { bytes, huge_pages: None, mergeable: false, shared: false }
+    }
+}
+
+/// 512 MiB of private memory of usual pages.
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self::plain(512 << 20)
+    }
+}
+
+/// As `--memory` takes it.
+impl fmt::Display for MemoryConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&argument(self.bytes))?;
+        match self.huge_pages {
+            None => {}
+            Some(HugePages::Default) => f.write_str(",hugepages=on")?,
+            Some(HugePages::Of(page)) => write!(f, ",hugepages={}", argument(page))?,
+        }
+        if self.mergeable {
+            f.write_str(",mergeable=on")?;
+        }
+        if self.shared {
+            f.write_str(",shared=on")?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for MemoryConfig {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryConfig {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -159,6 +201,7 @@ mod tests {
             ),
         ] {
             assert_eq!(parse(text), Ok(config), "{text}");
+            assert_eq!(parse(&config.to_string()), Ok(config), "what is shown parses to the same");
         }
         for (text, says) in [
             ("1G,", "no key \"\""),

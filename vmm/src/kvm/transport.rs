@@ -11,10 +11,10 @@ use devices::virtio::pci::PciTransport;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::bus::Bus;
-use crate::cli::Transport;
 use crate::error::Error;
-use crate::irq::{DeviceRoutes, Routes, irqfd};
+use crate::kvm::bus::Bus;
+use crate::kvm::irq::{DeviceRoutes, Routes, irqfd};
+use vmm::config::Transport;
 
 // Two crates that do not know each other describe the same registers.
 const _: () = {

@@ -15,8 +15,8 @@ use vm_memory::{
 };
 
 use crate::error::Error;
-use crate::hugepages::Pool;
-use crate::memory_config::MemoryConfig;
+use crate::kvm::hugepages::Pool;
+use vmm::config::MemoryConfig;
 
 /// Maps guest memory, split around the hole below 4 GiB. Pages come on first touch. Without huge pages it may be more than
 /// the host has free; with them, mmap(2) reserves all that it takes, so none is wanting at a touch. A limit of a hugetlb

@@ -9,9 +9,10 @@ use std::thread;
 use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet, run_on};
 use net::{NetConfig, VhostMode, Wiring};
 
-use crate::cli::{Run, Transport};
 use crate::error::{Error, NicError};
 use crate::report;
+use vmm::MachineConfig;
+use vmm::config::Transport;
 
 /// One NIC, and what was changed on the host for it.
 pub(crate) struct Nic {
@@ -32,7 +33,7 @@ impl Nic {
     ///
     /// # Errors
     /// The first that cannot be opened, or two that cannot be together; what was changed until then is changed back.
-    pub(crate) fn open_all(args: &Run) -> Result<Vec<Self>, Error> {
+    pub(crate) fn open_all(args: &MachineConfig, explain: bool) -> Result<Vec<Self>, Error> {
         check_distinct(&args.net)?;
         let mut resolved = Vec::new();
         for (index, config) in args.net.iter().enumerate() {
@@ -41,7 +42,7 @@ impl Nic {
             check_affinity(index, &config.affinity)?;
             resolved.push(config);
         }
-        resolved.iter().enumerate().map(|(index, config)| Self::open(index, config, args.explain)).collect()
+        resolved.iter().enumerate().map(|(index, config)| Self::open(index, config, explain)).collect()
     }
 
     fn open(index: usize, config: &NetConfig, explain: bool) -> Result<Self, Error> {

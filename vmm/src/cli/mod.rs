@@ -1,12 +1,11 @@
 //! The command line. The doc comments below are the user's help.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use net::NetConfig;
-
-use crate::memory_config::MemoryConfig;
+use vmm::MachineConfig;
+use vmm::config::{ConsoleConfig, DEFAULT_CMDLINE, MemoryConfig, Transport};
 
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
 #[derive(Debug, Parser)]
@@ -51,7 +50,7 @@ pub(crate) struct Run {
     pub(crate) initrd: Option<PathBuf>,
 
     /// The kernel's command line
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     pub(crate) cmdline: String,
 
     /// How many vCPUs the guest has
@@ -72,7 +71,7 @@ pub(crate) struct Run {
 
     /// Where the guest's serial port goes: stdio, or a file to write
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
-    pub(crate) console: Console,
+    pub(crate) console: ConsoleConfig,
 
     /// Print each change to the host's network as the command (ip, nft, sysctl) that would do the same
     #[arg(long)]
@@ -81,6 +80,21 @@ pub(crate) struct Run {
     /// Print when each step of the start is done, in milliseconds since wirevm began
     #[arg(long)]
     pub(crate) timings: bool,
+}
+
+impl From<&Run> for MachineConfig {
+    fn from(run: &Run) -> Self {
+        Self {
+            initrd: run.initrd.clone(),
+            cmdline: run.cmdline.clone(),
+            cpus: run.cpus,
+            memory: run.memory,
+            net: run.net.clone(),
+            transport: run.transport,
+            console: run.console.clone(),
+            ..Self::new(&run.kernel)
+        }
+    }
 }
 
 // No line is longer than a terminal's 80 columns, or clap would have it go on at the left.
@@ -160,33 +174,6 @@ pub(crate) enum Wire {
     Bridge,
     Macvtap,
     Tun,
-}
-
-/// The other end of the guest's serial port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Console {
-    Stdio,
-    File(PathBuf),
-}
-
-impl FromStr for Console {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "stdio" => Ok(Self::Stdio),
-            "" => Err("name a file, or stdio".into()),
-            path => Ok(Self::File(path.into())),
-        }
-    }
-}
-
-/// The transport of every virtio device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[value(rename_all = "lower")]
-pub(crate) enum Transport {
-    Pci,
-    Mmio,
 }
 
 fn parse_net(text: &str) -> Result<NetConfig, String> {

@@ -1,0 +1,248 @@
+//! What a virtual machine is made of, as plain data: the command line, the control socket and a Rust test all speak it.
+
+mod memory;
+mod size;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use net::NetConfig;
+use serde::{Deserialize, Serialize};
+
+pub use self::memory::{HugePages, MemoryConfig};
+pub use self::size::{argument, size};
+
+/// A virtual machine: what it boots, what it has, and how it ends.
+///
+/// ```
+/// use vmm::MachineConfig;
+///
+/// let config = MachineConfig {
+///     initrd: Some("initrd.img".into()),
+///     cpus: 2,
+///     net: vec!["tap,nat".parse()?],
+///     ..MachineConfig::new("vmlinuz")
+/// };
+/// let json = serde_json::to_string(&config).unwrap();
+/// assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+/// # Ok::<(), net::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// What it is called while it runs; none for a name that wirevm makes up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The guest's kernel: a bzImage, or an ELF vmlinux.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default = "default_cmdline")]
+    pub cmdline: String,
+    /// How many vCPUs the guest has, 1 or more.
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// The guest's memory.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// Its NICs, in order.
+    #[serde(default, with = "specs", skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
+    /// How the guest finds its virtio devices.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Where its serial port goes.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// How long the guest has to power itself off once it is asked to end, in seconds.
+    #[serde(default = "default_stop_timeout")]
+    pub stop_timeout: u64,
+    /// Whether the process that runs the guest is confined: no capability, no path, few system calls.
+    #[serde(default = "yes")]
+    pub sandbox: bool,
+    /// The user that this process becomes where wirevm was started as root.
+    #[serde(default = "default_user")]
+    pub user: u32,
+}
+
+/// A user and group that owns nothing: `nobody` on most systems.
+pub const NOBODY: u32 = 65534;
+/// What the kernel's command line is unless somebody says otherwise.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// Seconds that a guest has to power itself off.
+pub const DEFAULT_STOP_TIMEOUT: u64 = 10;
+
+fn default_cmdline() -> String {
+    DEFAULT_CMDLINE.to_owned()
+}
+
+fn default_cpus() -> u32 {
+    1
+}
+
+fn default_stop_timeout() -> u64 {
+    DEFAULT_STOP_TIMEOUT
+}
+
+fn default_user() -> u32 {
+    NOBODY
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl MachineConfig {
+    /// A machine that boots `kernel`, with one vCPU, the default memory, and nothing else.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            name: None,
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: default_cmdline(),
+            cpus: default_cpus(),
+            memory: MemoryConfig::default(),
+            net: Vec::new(),
+            transport: Transport::default(),
+            console: ConsoleConfig::default(),
+            stop_timeout: default_stop_timeout(),
+            sandbox: yes(),
+            user: default_user(),
+        }
+    }
+
+    /// How long the guest has to power itself off.
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_secs(self.stop_timeout)
+    }
+
+    /// The words of `wirevm run` that make this machine.
+    pub fn to_args(&self) -> Vec<String> {
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let mut args = vec!["--kernel".to_owned(), path(&self.kernel)];
+        let mut option = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+        if let Some(name) = &self.name {
+            option("name", name.clone());
+        }
+        if let Some(initrd) = &self.initrd {
+            option("initrd", path(initrd));
+        }
+        option("cmdline", self.cmdline.clone());
+        option("cpus", self.cpus.to_string());
+        option("memory", self.memory.to_string());
+        self.net.iter().for_each(|net| option("net", net.to_string()));
+        option("transport", self.transport.to_string());
+        option("console", self.console.to_string());
+        option("stop-timeout", self.stop_timeout.to_string());
+        option("sandbox", if self.sandbox { "on" } else { "off" }.to_owned());
+        option("user", self.user.to_string());
+        args
+    }
+}
+
+/// NICs as the specs of `--net`.
+mod specs {
+    use net::NetConfig;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(nets: &[NetConfig], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(nets.iter().map(NetConfig::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NetConfig>, D::Error> {
+        let specs = Vec::<String>::deserialize(from)?;
+        specs.iter().map(|spec| spec.parse().map_err(D::Error::custom)).collect()
+    }
+}
+
+/// The other end of the guest's serial port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleConfig {
+    /// The terminal, or whatever standard input and output are.
+    #[default]
+    Stdio,
+    /// A file that is written, and emptied first.
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "" => Err("name a file, or stdio".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+impl fmt::Display for ConsoleConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The transport of every virtio device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// A PCI bus, with an interrupt for each queue.
+    #[default]
+    Pci,
+    /// MMIO windows that ACPI lists.
+    Mmio,
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pci" => Ok(Self::Pci),
+            "mmio" => Ok(Self::Mmio),
+            _ => Err("it is pci or mmio".into()),
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pci => "pci",
+            Self::Mmio => "mmio",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_plain_data() {
+        let config = MachineConfig {
+            name: Some("web".into()),
+            net: vec!["tap=tap0,host=172.31.0.1/24".parse().unwrap(), "bridge=br0".parse().unwrap()],
+            memory: "1G,hugepages=2M,shared=on".parse().unwrap(),
+            transport: Transport::Mmio,
+            console: ConsoleConfig::File("/tmp/console".into()),
+            ..MachineConfig::new("vmlinuz")
+        };
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config, "{json}");
+        let least: MachineConfig = serde_json::from_str(r#"{"kernel":"vmlinuz"}"#).unwrap();
+        assert_eq!(least, MachineConfig::new("vmlinuz"));
+        let unknown = serde_json::from_str::<MachineConfig>(r#"{"kernel":"vmlinuz","colour":"red"}"#);
+        assert!(unknown.unwrap_err().to_string().contains("colour"));
+    }
+}
