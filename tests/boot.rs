@@ -174,7 +174,7 @@ fn signals_end_the_run_at_once() {
 }
 
 // Prints for ever, and reads no key.
-guest!(spam: "mov edx, 0x3f8", "mov al, 'x'", "2: out dx, al", "jmp 2b");
+guest!(spam: "2: lea rsi, [rip + 3f]", "mov ecx, 1024", "mov edx, 0x3f8", "rep outsb", "jmp 2b", "3: .fill 1024, 1, 0x78");
 
 #[test]
 fn a_console_that_nobody_reads_does_not_keep_the_run_from_ending() {
@@ -182,16 +182,38 @@ fn a_console_that_nobody_reads_does_not_keep_the_run_from_ending() {
     let kernel = handmade::kernel(&dir, spam());
     for signal in [Signal::TERM, Signal::INT] {
         let mut vm = Vm::start_unread(wirevm().arg("run").arg("--kernel").arg(&kernel));
-        vm.stalls(SOON);
+        vm.fills_its_output();
         vm.signal(signal);
         vm.ends_with(0, SOON);
     }
     // Its messages go the same way here, and there is no room for them either.
     let script = "exec \"$0\" -v run --kernel \"$1\" 2>&1";
     let mut vm = Vm::start_unread(Command::new("sh").args(["-c", script]).arg(wirevm_path()).arg(&kernel));
-    vm.stalls(SOON);
+    vm.fills_its_output();
     vm.signal(Signal::TERM);
     vm.ends_with(0, SOON);
+}
+
+#[test]
+fn a_console_that_nobody_reads_does_not_hold_the_guest_up() {
+    // Far more than there is room for on the way, and then its end.
+    guest!(code:
+        "mov ebx, 600",
+        "2: lea rsi, [rip + 3f]", "mov ecx, 1024", "mov edx, 0x3f8", "rep outsb", "dec ebx", "jnz 2b", "jmp 97f",
+        "3: .fill 1024, 1, 0x78",
+    );
+    let dir = TempDir::new();
+    let (file, kernel) = (dir.path("messages"), handmade::kernel(&dir, code()));
+    let script = "exec \"$0\" -v run --kernel \"$1\" 2>\"$2\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(wirevm_path()).arg(kernel).arg(&file);
+    let vm = Vm::start_unread(&mut command);
+    let until = std::time::Instant::now() + SOON;
+    // Said once its vCPU is joined, while the console still waits for its reader.
+    while !std::fs::read_to_string(&file).unwrap_or_default().contains("vCPU 0: ") {
+        assert!(std::time::Instant::now() < until, "the guest is held up\n{}", vm.state());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -215,7 +237,7 @@ fn a_pipe_as_the_console_needs_a_reader_who_may_stall() {
     );
     let _reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
     let mut vm = Vm::start(&mut run());
-    vm.stalls(SOON);
+    vm.fills_its_output();
     vm.signal(Signal::TERM);
     vm.ends_with(0, SOON);
     assert_eq!(vm.messages(), "");

@@ -30,7 +30,7 @@ fn mappings(memory: &str, size_kib: u64) -> (Vec<Mapping>, String) {
     let kernel = handmade::kernel(&dir, waits());
     let mut vm = Vm::start(wirevm().args(["run", "--memory", memory, "--kernel"]).arg(kernel));
     vm.expect("running\n", SOON);
-    let smaps = fs::read_to_string(format!("/proc/{}/smaps", vm.pid())).expect("the process runs");
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", vm.machine_pid())).expect("the process runs");
     let mut all: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
@@ -91,7 +91,7 @@ fn shared_memory_is_one_file_also_around_the_hole_and_keeps_its_size() {
     let kernel = handmade::kernel(&dir, code());
     let mut vm = Vm::start(wirevm().args(["run", "--memory", "3584M,shared=on", "--kernel"]).arg(kernel));
     vm.expect("running\n", SOON);
-    let file = memory_files(vm.pid());
+    let file = memory_files(vm.machine_pid());
     assert_eq!(file.len(), 1, "{file:?}");
     let file = fs::OpenOptions::new().read(true).write(true).open(&file[0]).expect("our child's file");
     assert_eq!(file.metadata().unwrap().len(), 3584 << 20);
@@ -140,7 +140,7 @@ fn a_guest_may_have_more_memory_than_the_host_and_takes_what_it_touches() {
     let kernel = handmade::kernel(&dir, code());
     let mut vm = Vm::start(wirevm().args(["run", "--memory", &format!("{gib}G"), "--kernel"]).arg(kernel));
     vm.expect("running\n", SOON);
-    let resident = kib(&format!("/proc/{}/status", vm.pid()), "VmRSS:");
+    let resident = kib(&format!("/proc/{}/status", vm.machine_pid()), "VmRSS:");
     assert!(resident < 128 << 10, "{resident} KiB of {gib} GiB are resident");
 }
 
@@ -244,29 +244,36 @@ fn timings_are_the_milestones_in_their_order() {
         assert_eq!(time.find('.'), Some(6), "not aligned:\n{messages}");
         milestones.push((time.trim().parse::<f64>().unwrap(), milestone));
     }
-    // The kernel is loaded beside what comes between these.
-    let loaded = milestones.iter().position(|(_, milestone)| *milestone == "kernel loaded");
-    let loaded = milestones.remove(loaded.expect("it is loaded"));
+    // Two processes say them, and each its own in order.
+    milestones.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let mut take = |name: &str| {
+        let at = milestones.iter().position(|(_, milestone)| *milestone == name);
+        milestones.remove(at.unwrap_or_else(|| panic!("no {name:?} in\n{messages}"))).0
+    };
+    // Beside what comes between others.
+    let (loaded, wired) = (take("kernel loaded"), take("host plumbing done"));
     let names: Vec<_> = milestones.iter().map(|(_, milestone)| *milestone).collect();
     let ordered = [
         "command line read",
         "KVM opened",
         "guest memory mapped",
-        "host plumbing done",
+        "machine confined",
         "VM made",
+        "wires received",
         "devices made",
         "memory given to KVM",
         "vCPUs made",
         "first KVM_RUN",
     ];
     assert_eq!(names, ordered, "{messages}");
-    assert!(milestones.is_sorted_by_key(|(time, _)| *time), "{messages}");
-    assert!(milestones[2].0 <= loaded.0 && loaded.0 <= milestones[7].0, "{messages}");
+    let at = |name| milestones.iter().find(|(_, milestone)| *milestone == name).expect("it is there").0;
+    assert!(at("machine confined") <= loaded && loaded <= at("vCPUs made"), "{messages}");
+    assert!(at("guest memory mapped") <= wired && wired <= at("wires received"), "{messages}");
 
     // A start that fails shows how far it came, and off there is nothing.
     let mut vm = Vm::start(wirevm().args(["run", "--timings", "--kernel", "/no/such/kernel"]));
     vm.ends_with(1, SOON);
-    assert!(vm.messages().contains(" ms  VM made\n"), "{}", vm.messages());
+    assert!(vm.messages().contains(" ms  guest memory mapped\n"), "{}", vm.messages());
     let mut vm = Vm::start(wirevm().args(["run", "--kernel"]).arg(kernel));
     vm.ends_with(0, SOON);
     assert_eq!(vm.messages(), "");

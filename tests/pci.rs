@@ -369,7 +369,7 @@ mod stock {
 
     /// The kernel's threads that carry frames for `vm`: where each may run, and for how many ticks it did.
     fn carriers(vm: &Vm) -> Vec<(String, u64)> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", vm.pid())).expect("it runs");
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", vm.machine_pid())).expect("it runs");
         let read =
             |task: &std::path::Path, file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
         let carriers =

@@ -54,12 +54,12 @@ fn ctrl_a_is_the_escape_key() {
 
 #[test]
 fn a_terminal_that_stalls_does_not_keep_the_run_from_ending() {
-    guest!(spam: "mov edx, 0x3f8", "mov al, 'x'", "2: out dx, al", "jmp 2b");
+    guest!(spam: "2: lea rsi, [rip + 3f]", "mov ecx, 1024", "mov edx, 0x3f8", "rep outsb", "jmp 2b", "3: .fill 1024, 1, 0x78");
     let dir = TempDir::new();
     for signal in [None, Some(Signal::TERM), Some(Signal::INT)] {
         let (mut vm, terminal) = Vm::start_on_stalled_terminal(run(&dir, spam()).arg("-v"));
         let before = terminal.settings();
-        vm.stalls(SOON);
+        vm.fills_its_output();
         match signal {
             None => vm.type_in("\x01x"),
             Some(signal) => vm.signal(signal),

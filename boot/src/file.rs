@@ -12,6 +12,7 @@ use crate::error::Role;
 
 /// An open regular file that is not empty. Its size is what it was when opened; if the file shrinks
 /// meanwhile, reading it is an error, and if it grows, the rest is not looked at.
+#[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) role: Role,
     pub(crate) path: PathBuf,

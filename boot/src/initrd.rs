@@ -1,11 +1,8 @@
 //! The initrd: as high in low memory as the kernel allows, out of the way of what the kernel unpacks.
 
-use std::path::Path;
-
 use vm_memory::GuestMemoryMmap;
 
 use crate::Error;
-use crate::error::Role;
 use crate::file::Source;
 use crate::kernel::{Kernel, low_ram_end};
 use crate::layout::HOLE_START;
@@ -19,8 +16,7 @@ pub(crate) struct Initrd {
     pub(crate) size: u64,
 }
 
-pub(crate) fn load(memory: &GuestMemoryMmap, path: &Path, kernel: &Kernel) -> Result<Initrd, Error> {
-    let mut source = Source::open(Role::Initrd, path)?;
+pub(crate) fn load(memory: &GuestMemoryMmap, mut source: Source, kernel: &Kernel) -> Result<Initrd, Error> {
     let size = source.size;
     let from = kernel.end.next_multiple_of(PAGE);
     let highest = (kernel.initrd_max + 1).min(HOLE_START);
@@ -39,8 +35,11 @@ pub(crate) fn load(memory: &GuestMemoryMmap, path: &Path, kernel: &Kernel) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::Protocol;
+    use crate::error::Role;
     use crate::layout::MIB;
     use crate::testing::{Scratch, bytes, memory};
 
@@ -51,7 +50,7 @@ mod tests {
         let memory = memory(mib);
         let (protocol, entry) = (Protocol::Linux64, 0);
         let kernel = Kernel { protocol, entry, end, header: None, initrd_max, cmdline_max: 0 };
-        let initrd = load(&memory, file.path(), &kernel)?;
+        let initrd = load(&memory, Source::open(Role::Initrd, file.path())?, &kernel)?;
         assert_eq!(bytes(&memory, initrd.start, 1), [0x11]);
         assert_eq!(bytes(&memory, initrd.start + initrd.size - 1, 1), [0x22]);
         Ok(initrd)
@@ -85,20 +84,9 @@ mod tests {
 
     #[test]
     fn a_missing_one_is_called_by_its_name() {
-        let kernel = Kernel {
-            protocol: Protocol::Pvh,
-            entry: 0,
-            end: MIB,
-            header: None,
-            initrd_max: u64::MAX >> 1,
-            cmdline_max: 0,
-        };
-        let error = load(&memory(64), Path::new("/nonexistent"), &kernel).unwrap_err();
-        assert_eq!(error.to_string(), "cannot open the initrd /nonexistent");
+        let open = |path: &Path| Source::open(Role::Initrd, path).err().expect("refused");
+        assert_eq!(open(Path::new("/nonexistent")).to_string(), "cannot open the initrd /nonexistent");
         let file = Scratch::new(b"");
-        assert!(matches!(
-            load(&memory(64), file.path(), &kernel),
-            Err(Error::Empty { role: Role::Initrd, .. })
-        ));
+        assert!(matches!(open(file.path()), Error::Empty { role: Role::Initrd, .. }));
     }
 }

@@ -9,12 +9,9 @@ mod elf;
 #[cfg(test)]
 pub(crate) use {bzimage::tests::image as bzimage_image, elf::tests::pvh as pvh_image};
 
-use std::path::Path;
-
 use linux_loader::bootparam::setup_header;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::error::Role;
 use crate::file::Source;
 use crate::layout::{HIMEM, HOLE_START};
 use crate::{Error, Protocol};
@@ -37,9 +34,8 @@ pub(crate) struct Kernel {
 /// Enough of the file to know it by, and all of a bzImage's setup header.
 const HEAD: usize = 1024;
 
-/// Loads the kernel at `path`.
-pub(crate) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Error> {
-    let mut source = Source::open(Role::Kernel, path)?;
+/// Loads the kernel of that file.
+pub(crate) fn load(memory: &GuestMemoryMmap, mut source: Source) -> Result<Kernel, Error> {
     let mut buffer = [0; HEAD];
     let head = source.peek(0, &mut buffer)?;
     if head.starts_with(b"\x7fELF") {
@@ -116,12 +112,13 @@ fn looks_like(head: &[u8]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Role;
     use crate::testing::{Scratch, memory};
 
     pub(super) fn load_bytes(mib: u64, image: &[u8]) -> Result<(GuestMemoryMmap, Kernel), Error> {
         let file = Scratch::new(image);
         let memory = memory(mib);
-        let kernel = load(&memory, file.path())?;
+        let kernel = load(&memory, Source::open(Role::Kernel, file.path())?)?;
         Ok((memory, kernel))
     }
 

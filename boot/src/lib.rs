@@ -45,13 +45,28 @@ pub use cpu::{DescriptorTable, Entry, Segment};
 pub use error::{Error, Role};
 pub use layout::VirtioMmio;
 
-/// What to boot.
+/// The user's files, open: from here on no path is needed.
+#[derive(Debug)]
+pub struct Images {
+    kernel: file::Source,
+    initrd: Option<file::Source>,
+}
+
+impl Images {
+    /// Opens `kernel`, a bzImage or an ELF vmlinux, and `initrd`, an initramfs or initrd.
+    ///
+    /// # Errors
+    /// One is missing, empty or no file.
+    pub fn open(kernel: &Path, initrd: Option<&Path>) -> Result<Self, Error> {
+        let kernel = file::Source::open(Role::Kernel, kernel)?;
+        let initrd = initrd.map(|path| file::Source::open(Role::Initrd, path)).transpose()?;
+        Ok(Self { kernel, initrd })
+    }
+}
+
+/// How to boot it.
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
-    /// A bzImage or an ELF vmlinux.
-    pub kernel: &'a Path,
-    /// An initramfs or initrd.
-    pub initrd: Option<&'a Path>,
     /// The whole command line, without a NUL.
     pub cmdline: &'a str,
     /// What the ACPI tables describe.
@@ -74,10 +89,10 @@ pub enum Protocol {
 ///
 /// A file that is missing, broken, of the wrong kind or too large, and a command line that does not suit:
 /// each with its own [`Error`] and [`Error::remedy`].
-pub fn load(memory: &GuestMemoryMmap, config: &Config<'_>) -> Result<Entry, Error> {
+pub fn load(memory: &GuestMemoryMmap, images: Images, config: &Config<'_>) -> Result<Entry, Error> {
     kernel::low_ram_end(memory)?;
-    let kernel = kernel::load(memory, config.kernel)?;
-    let initrd = config.initrd.map(|path| initrd::load(memory, path, &kernel)).transpose()?;
+    let kernel = kernel::load(memory, images.kernel)?;
+    let initrd = images.initrd.map(|initrd| initrd::load(memory, initrd, &kernel)).transpose()?;
     cmdline::write(memory, config.cmdline, kernel.cmdline_max)?;
     let rsdp = acpi::write(memory, &config.acpi)?;
     match kernel.protocol {
@@ -94,9 +109,12 @@ mod tests {
     use crate::layout::{CMDLINE, HOLE_START, START_INFO, ZERO_PAGE};
     use crate::testing::{Scratch, bytes, memory, word};
 
-    fn config<'a>(kernel: &'a Path, initrd: Option<&'a Path>, devices: &'a [VirtioMmio]) -> Config<'a> {
-        let acpi = AcpiConfig { cpus: 2, virtio_mmio: devices, pci: true };
-        Config { kernel, initrd, cmdline: "console=ttyS0", acpi }
+    fn config(devices: &[VirtioMmio]) -> Config<'_> {
+        Config { cmdline: "console=ttyS0", acpi: AcpiConfig { cpus: 2, virtio_mmio: devices, pci: true } }
+    }
+
+    fn images(kernel: &Path, initrd: Option<&Path>) -> Images {
+        Images::open(kernel, initrd).unwrap()
     }
 
     #[test]
@@ -104,7 +122,7 @@ mod tests {
         let kernel = Scratch::new(&kernel::bzimage_image());
         let initrd = Scratch::new(b"070701");
         let memory = memory(64);
-        let entry = load(&memory, &config(kernel.path(), Some(initrd.path()), &[])).unwrap();
+        let entry = load(&memory, images(kernel.path(), Some(initrd.path())), &config(&[])).unwrap();
         assert_eq!((entry.protocol, entry.rsi), (Protocol::Linux64, ZERO_PAGE));
         assert_eq!(bytes(&memory, entry.rip, 1), [0xc3]);
         assert_eq!(bytes(&memory, CMDLINE, 14), b"console=ttyS0\0");
@@ -119,7 +137,7 @@ mod tests {
         let kernel = Scratch::new(&kernel::pvh_image());
         let initrd = Scratch::new(b"070701");
         let memory = memory(64);
-        let entry = load(&memory, &config(kernel.path(), Some(initrd.path()), &[])).unwrap();
+        let entry = load(&memory, images(kernel.path(), Some(initrd.path())), &config(&[])).unwrap();
         assert_eq!((entry.protocol, entry.rbx), (Protocol::Pvh, START_INFO));
         assert_eq!(bytes(&memory, entry.rip, 1), [0xc3]);
         let module = word(&memory, START_INFO + 16);
@@ -131,17 +149,18 @@ mod tests {
     fn the_kernels_own_limit_holds_for_the_command_line() {
         let kernel = Scratch::new(&kernel::bzimage_image());
         let text = "x".repeat(256);
-        let config = Config { cmdline: &text, ..config(kernel.path(), None, &[]) };
-        let error = load(&memory(64), &config).unwrap_err();
+        let config = Config { cmdline: &text, ..config(&[]) };
+        let error = load(&memory(64), images(kernel.path(), None), &config).unwrap_err();
         assert!(matches!(error, Error::CmdlineTooLong { len: 256, limit: 255 }), "{error}");
     }
 
     #[test]
     fn memory_must_begin_at_zero() {
         use vm_memory::GuestAddress;
+        let kernel = Scratch::new(b"no kernel, and not looked at");
         for (start, len) in [(0x1000, 64 << 20), (0, 0x8_0000)] {
             let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(start), len)]).unwrap();
-            let error = load(&memory, &config(Path::new("/nonexistent"), None, &[])).unwrap_err();
+            let error = load(&memory, images(kernel.path(), None), &config(&[])).unwrap_err();
             assert!(matches!(error, Error::NoLowMemory), "{error}");
         }
     }
@@ -155,7 +174,7 @@ mod tests {
         };
         let memory = memory(6144);
         let devices: Vec<VirtioMmio> = (0..2).filter_map(layout::virtio_mmio).collect();
-        let entry = load(&memory, &config(Path::new(&path), None, &devices)).unwrap();
+        let entry = load(&memory, images(Path::new(&path), None), &config(&devices)).unwrap();
         assert!(entry.rip >= layout::HIMEM && entry.rip < HOLE_START);
         assert!(bytes(&memory, entry.rip, 64).iter().any(|byte| *byte != 0), "no code at the entry");
     }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sys;
 
 /// The name of a network interface: 1 to 15 bytes (`IFNAMSIZ`), as the kernel's `dev_valid_name` wants it and as the
@@ -49,7 +51,7 @@ impl fmt::Display for LinkName {
 }
 
 /// The Ethernet address of one NIC: never a group's (IEEE 802 I/G bit set), never all zeroes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mac([u8; 6]);
 
 impl Mac {

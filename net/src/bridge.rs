@@ -6,13 +6,10 @@
 
 pub(crate) mod uplink;
 
-use std::sync::Arc;
-
 use crate::host::firewall::bridged_notices;
 use crate::host::{Change, Link, LinkId, Sysctl, VlanMember, Wiring};
-use crate::{
-    BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Opened, Step, Tap, TunMode, autoconf, tuntap,
-};
+use crate::wire::{self, Made, Parts, Role};
+use crate::{Backend, BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Step, Tap, TunMode, tuntap};
 
 /// Makes a tap for the NIC `mac` and joins it to the bridge.
 pub(crate) fn open(
@@ -20,7 +17,7 @@ pub(crate) fn open(
     mac: Mac,
     all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
-) -> Result<Opened, Error> {
+) -> Result<Made, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
     let mut wiring = Wiring::begin()?;
     let uplink = config.uplink.as_ref();
@@ -28,8 +25,8 @@ pub(crate) fn open(
         uplink.map(|nic| uplink::check(&mut wiring, nic.as_str(), config.name.as_str())).transpose()?;
     let mut notices = bridged_notices(config.name.as_str());
     let bridge = join(&mut wiring, config, uplink.as_ref(), &mut notices, tell)?;
-    if let Some(nic) = uplink {
-        notices.extend(join_uplink(&mut wiring, config, &nic, &bridge.id, tell)?);
+    if let Some(nic) = &uplink {
+        notices.extend(join_uplink(&mut wiring, config, nic, &bridge.id, tell)?);
     }
     // As it is now: the uplink may have changed its MTU.
     let bridge = wiring.link(&bridge.id.name)?;
@@ -75,17 +72,12 @@ pub(crate) fn open(
     wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame", tell)?;
 
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
-    wiring.settle();
-    Ok(Opened {
-        backends: autoconf::in_front(tap, others, None, None, None),
-        vhosts: Vec::new(),
-        mac,
-        mtu,
-        link: name,
-        ignored: Arc::default(),
-        notices,
-        wiring,
-    })
+    wiring.release_lock();
+    let mut parts = Parts::new(&name, mac, mtu, tap.offloads());
+    parts.links.push(wiring.wire_link(&link.id, Role::Guest));
+    parts.links.push(wiring.wire_link(&bridge.id, Role::Bridge));
+    parts.links.extend(uplink.map(|nic| wiring.wire_link(&nic.id, Role::Uplink)));
+    Ok(Made { ends: wire::ends(tap, others), parts, notices, wiring })
 }
 
 /// What a bridge of ours takes over from its uplink: how the host takes part in the network that it is on.

@@ -11,16 +11,20 @@ mod tests;
 
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
 use smoltcp::wire::{DhcpMessageType, EthernetAddress};
 
 use self::message::{IPV4_LEN, Request, SERVER_PORT};
 use crate::autoconf::{ANSWER_MAX, Verdict};
+use crate::cable::octets;
 use crate::{HostV4, Mac};
 
 /// What the guest is told.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Lease {
+    #[serde(with = "octets")]
     client: EthernetAddress,
+    #[serde(with = "octets")]
     server: EthernetAddress,
     guest: Ipv4Addr,
     host: HostV4,

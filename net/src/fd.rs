@@ -13,17 +13,14 @@ mod problem;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
 
 use rustix::fs::{Dev, fstat, major, minor};
 
 pub use self::problem::FdProblem;
-use crate::host::{Link, Netlink};
+use crate::host::{Link, LinkId, Netlink, Wiring};
 use crate::macvtap::Groups;
-use crate::{
-    Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, Offloads, Opened, RxFilter, Wiring, autoconf, queue, sys,
-    tuntap,
-};
+use crate::wire::{self, Made, Parts, Role, WireLink};
+use crate::{Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, Offloads, RxFilter, queue, sys, tuntap};
 
 /// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
 const TUN: (u32, u32) = (10, 200);
@@ -32,7 +29,7 @@ const TUN: (u32, u32) = (10, 200);
 const MTU_UNSEEN: u16 = 1500;
 
 /// Takes over the descriptors, and asks of their link what we can see of it.
-pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Result<Opened, Error> {
+pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Result<Made, Error> {
     let mut queues = config.fds.iter().map(|&fd| Inherited::take(fd)).collect::<Result<Vec<_>, _>>()?;
     check_same_link(&queues)?;
     for queue in &mut queues {
@@ -57,6 +54,7 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     {
         return Err(Error::MtuLimit { mtu, link: name, limit });
     }
+    let seen = link.as_ref().map(|link| link.id.clone());
     let down = link.filter(|link| !link.up).map(|_| {
         format!("{name} is down and drops every frame until somebody sets it up: ip link set dev {name} up")
     });
@@ -73,11 +71,15 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     };
     // There is nothing to change, and so nothing to undo.
     let mut wiring = Wiring::begin()?;
-    wiring.settle();
+    wiring.release_lock();
     let notices = down.into_iter().collect();
-    let (backends, ignored) = (autoconf::in_front(backend, others, None, None, None), Arc::default());
-    let vhosts = Vec::new();
-    Ok(Opened { backends, vhosts, mac, mtu: mtu.unwrap_or(own), link: name, ignored, notices, wiring })
+    let mut parts = Parts::new(&name, mac, mtu.unwrap_or(own), backend.offloads);
+    (parts.spec.asks, parts.spec.switches_first) = (backend.is_macvtap, true);
+    parts.links.push(match seen {
+        Some(id) => wiring.wire_link(&id, Role::Guest),
+        None => WireLink { index: None, ..wiring.wire_link(&LinkId { index: 0, name }, Role::Guest) },
+    });
+    Ok(Made { ends: wire::ends(backend, others), parts, notices, wiring })
 }
 
 /// Refuses queues that are not all of one link, or not all different.
@@ -237,7 +239,9 @@ impl Inherited {
             sys::tun_set_iff(self.fd(), &self.name, self.found.flags)?;
             self.set_mac(self.found.mac)?;
         }
-        self.set_enabled(self.found.enabled)
+        // Whoever had its cable may have switched it meanwhile; the kernel refuses to do it twice.
+        let _ = sys::tun_set_queue(self.fd(), self.found.enabled);
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which frames a NIC wants to receive, as its driver says: plain data between the device and a [`Backend`](crate::Backend).
 
+use serde::{Deserialize, Serialize};
+
 use crate::Mac;
 
 /// What a NIC receives (virtio 1.2 §5.1.6.5.1 and §5.1.6.5.2). A backend does with it what its kind of link needs to bring
 /// these frames; bringing more is allowed, for the guest's network stack filters again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RxFilter {
     /// The NIC's own address.
     pub mac: Mac,
@@ -27,7 +29,7 @@ pub struct RxFilter {
 }
 
 /// One list of a NIC's MAC table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Addresses {
     /// These, and no others.
     Only(Vec<[u8; 6]>),

@@ -7,13 +7,14 @@
 //! **Invariant: one frame format.** Every frame that crosses [`Backend`], both ways, starts with the 12-byte
 //! `virtio_net_hdr_v1` (virtio 1.2 §5.1.6). No header length travels through an interface.
 //!
-//! **Invariant: what we change on the host we change back**, in reverse order, when [`Opened`] is dropped, and what was
+//! **Invariant: what we change on the host we change back**, in reverse order, when a [`Wire`] is dropped, and what was
 //! there already is neither done nor undone.
 //!
 //! **Invariant: `unsafe` is in `iov.rs`, `sys.rs`, `sys/` and `vhost.rs`, and nowhere else.**
 //!
 //! # Map
-//! - `lib.rs`: [`Backend`] and what it speaks of; [`open`], the only match over the kinds of wire.
+//! - `lib.rs`: [`Backend`] and what it speaks of. `wire.rs`: [`Wire`], the host half of a NIC, and the only match over the kinds of
+//!   wire; `cable.rs`: what of it goes to the process that runs the guest.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
 //!   `error.rs`: [`Error`].
 //! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `queue.rs`: a
@@ -39,6 +40,7 @@
 mod address;
 mod autoconf;
 mod bridge;
+mod cable;
 mod config;
 mod dhcp;
 mod error;
@@ -60,16 +62,18 @@ mod tap;
 mod tun;
 mod tuntap;
 mod vhost;
+mod wire;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
 pub use bridge::uplink::UplinkProblem;
+pub use cable::{Ask, Cable, CableSpec, Plugged};
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
     TunConfig, VhostMode, WireConfig,
@@ -82,7 +86,7 @@ pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
-pub use host::{Step, Wiring, clean, left_over, wait_until_asked_to_end};
+pub use host::{Step, clean, left_over, wait_until_asked_to_end};
 pub use iov::{Iov, IovBuffer, prefetch};
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;
@@ -92,6 +96,7 @@ pub use sys::take_turns;
 pub use tap::Tap;
 pub use tuntap::TunMode;
 pub use vhost::{Carrying, Ring, Vhost};
+pub use wire::{Hop, Opened, Role, Wire, WireLink, open};
 
 /// Length in bytes of `virtio_net_hdr_v1`, with which every frame starts (virtio 1.2 §5.1.6).
 pub const HEADER_LEN: usize = 12;
@@ -182,7 +187,7 @@ pub enum Sent {
 
 /// Work that one side of the wire may leave to the other: unfinished checksums, and packets larger than the MTU
 /// (`VIRTIO_NET_F_*CSUM`, `*TSO4`, `*TSO6`, `*USO*`; `TUN_F_*` on the host's side).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offloads {
     /// Checksums may be partial; without it the others mean nothing.
     pub csum: bool,
@@ -194,135 +199,8 @@ pub struct Offloads {
     pub uso: bool,
 }
 
-/// A wire that is ready: the backends of one NIC, and what the guest is to know of it.
-#[derive(Debug)]
-pub struct Opened {
-    /// One for each queue pair.
-    pub backends: Vec<Box<dyn Backend>>,
-    /// One for each as well, where the kernel is to carry the frames; else none.
-    pub vhosts: Vec<Vhost>,
-    /// The guest's Ethernet address.
-    pub mac: Mac,
-    /// The MTU for the guest, in bytes.
-    pub mtu: u16,
-    /// The name of the host's link.
-    pub link: String,
-    /// Frames of the guest for which this kind of wire has no way, counted on: on a tun, what is not IP.
-    pub ignored: Arc<AtomicU64>,
-    /// What the user should know of this wire, though nothing is wrong: each a sentence.
-    pub notices: Vec<String>,
-    /// What was changed on the host; dropped, it is changed back. It and the backends may go in any order.
-    pub wiring: Wiring,
-}
-
 impl std::fmt::Debug for dyn Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Backend").field("fd", &self.fd()).finish_non_exhaustive()
     }
-}
-
-/// Makes the wire that `config` describes, and tells each change of the host right after it is made.
-///
-/// # Errors
-/// What was tried, on what, and why it failed, with a [`remedy`](Error::remedy). What was changed until then is changed
-/// back.
-pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
-    let mac = match config.mac {
-        Some(mac) => mac,
-        None => Mac::random().map_err(|source| Error::RandomMac { source })?,
-    };
-    let mut notices = Vec::new();
-    let vhosts = vhost::open(config.vhost, config.queues.number(), &mut notices)?;
-    let vhost = if vhosts.is_empty() { VhostMode::Off } else { config.vhost };
-    let config = &NetConfig { vhost, ..config.clone() };
-    let mut opened = match &config.netns {
-        None => open_here(config, mac, tell),
-        Some(name) => open_in(name, config, mac, tell),
-    }?;
-    opened.notices.extend(notices);
-    if opened.backends.iter().all(|backend| backend.vhost_fd().is_some()) {
-        opened.vhosts = vhosts;
-    }
-    Ok(opened)
-}
-
-/// Makes the wire in the network namespace `name`, on a thread in there.
-fn open_in(
-    name: &NetnsName,
-    config: &NetConfig,
-    mac: Mac,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Opened, Error> {
-    let mut outer = Wiring::begin()?;
-    let namespace = host::join_namespace(&mut outer, name, tell)?;
-    outer.settle();
-    let mut tell = |step: &Step| tell(&Step { command: host::line_in(name, &step.command), why: step.why });
-    let opened = namespace.run_telling(&mut tell, |tell| open_here(config, mac, tell));
-    let entered = opened.map_err(|source| Error::Namespace { name: Some(name.to_string()), source })?;
-    let mut opened = entered.map_err(|error| match error {
-        Error::Step { command, refusal } => Error::Step { command: host::line_in(name, &command), refusal },
-        error => error,
-    })?;
-    opened.wiring.within(outer);
-    Ok(opened)
-}
-
-fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
-    match &config.wire {
-        WireConfig::Tap(tap) => open_tap(tap, mac, config, tell),
-        WireConfig::Bridge(bridge) => bridge::open(bridge, mac, config, tell),
-        WireConfig::Tun(tun) => tun::open(tun, mac, config, tell),
-        WireConfig::Macvtap(macvtap) => macvtap::open(macvtap, config, tell),
-        WireConfig::Fd(inherited) => fd::open(inherited, config.mac, config.mtu),
-    }
-}
-
-fn open_tap(
-    config: &TapConfig,
-    mac: Mac,
-    all: &NetConfig,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Opened, Error> {
-    let (mtu, queues) = (all.mtu, all.queues.number());
-    let wiring = Wiring::begin()?;
-    let (tap, others) = Tap::open_queues(config.name.as_ref(), queues, &wiring, tell)?;
-    // Here, so that a failure drops the wiring before the tap: an address goes before its link does.
-    let mut wiring = wiring;
-    let name = tap.name().to_owned();
-    let stays = tap.is_persistent();
-    if !stays {
-        let command = tuntap::line(TunMode::Tap, &name, queues);
-        tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
-    }
-    let link = wiring.netlink().link(&name);
-    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
-    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
-    let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
-    // Somebody who made the tap has addressed it too, if he wanted to.
-    let hosts = match &config.hosts[..] {
-        [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
-        hosts => hosts.to_vec(),
-    };
-    let mut notices = Vec::new();
-    if !stays {
-        notices.extend(wiring.refuse_routers(&link.id, tell));
-    }
-    notices.extend(wiring.routed_elsewhere(&link.id, &hosts)?);
-    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
-    if config.nat {
-        notices.extend(wiring.set_nat(&link, stays, &hosts, mac, &config.forwards, tell)?);
-    }
-
-    let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let link_local = routed::link_local(&mut wiring, &link, hosts)?;
-    let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let told =
-        routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref(), config.nat);
-    notices.extend(told.notices);
-    let answers = told.lease.is_some() || told.router.is_some();
-    let listener = if answers { listener::Listener::beside(&link, all.vhost, &mut notices)? } else { None };
-    let backends = autoconf::in_front(tap, others, told.lease, told.router, listener);
-    wiring.settle();
-    let (ignored, vhosts) = (Arc::default(), Vec::new());
-    Ok(Opened { backends, vhosts, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
 }

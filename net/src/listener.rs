@@ -55,6 +55,11 @@ impl Listener {
         }
     }
 
+    /// Takes over `socket`, which was opened so.
+    pub(crate) fn over(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
     /// Readable when there may be a question.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

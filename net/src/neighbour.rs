@@ -11,12 +11,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize};
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
     Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr,
 };
 
+use crate::cable::octets;
 use crate::{HEADER_LEN, Iov, Mac};
 
 const ETHERNET_LEN: usize = 14;
@@ -38,8 +40,9 @@ const NEEDS_CSUM: u8 = 1;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// The guest's only neighbour, behind which everything else is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Gateway {
+    #[serde(with = "octets")]
     mac: EthernetAddress,
     link_local: Ipv6Addr,
     hosts: Vec<IpAddr>,

@@ -29,6 +29,8 @@ pub(crate) fn pick(wiring: &mut Wiring, link: &Link, mtu: u32) -> Result<Vec<Hos
 pub(crate) struct Told {
     pub(crate) lease: Option<Lease>,
     pub(crate) router: Option<Router>,
+    /// Whether the host forwards from the link, for the router.
+    pub(crate) forwarding: Option<File>,
     /// What the user should know of it.
     pub(crate) notices: Vec<String>,
 }
@@ -83,8 +85,8 @@ pub(crate) fn tell_guest(
                     continue;
                 };
                 let dns: Vec<_> = dns.iter().filter_map(v6).collect();
-                let forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
-                told.router = Router::new(end.mac, address, host, mtu, &dns, forwarding);
+                told.forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
+                told.router = Router::new(end.mac, address, host, mtu, &dns, None);
                 match &told.router {
                     None => told.notices.push(format!(
                         "the guest is told nothing of {host}: an MTU of {mtu} is too small for IPv6, which needs 1280"

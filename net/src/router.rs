@@ -7,14 +7,17 @@ mod tests;
 
 use std::fs::File;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::pread;
+use serde::{Deserialize, Serialize};
 use smoltcp::wire::{EthernetAddress, NdiscPrefixInfoFlags};
 
 use self::message::Asker;
 use crate::HostV6;
 use crate::autoconf::{ANSWER_MAX, Verdict};
+use crate::cable::octets;
 
 pub(crate) use self::message::may_be_solicitation;
 
@@ -34,15 +37,18 @@ const SLAAC_PREFIX: u8 = 64;
 /// of the /64 in it that has the host's address; where it is longer no guest can, and [`has_slaac`](Self::has_slaac) says
 /// so. The host is a default router only while it forwards: else its own neighbour advertisements, without the R flag,
 /// would take the route away again (RFC 4861 §7.2.5).
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Router {
+    #[serde(with = "octets")]
     mac: EthernetAddress,
     /// Link-local, as RFC 4861 §6.1.2 wants.
     address: Ipv6Addr,
     /// All options, ready to be sent.
     options: Vec<u8>,
     slaac: bool,
-    forwarding: Option<File>,
+    /// Not plain data: it is given anew (`with_forwarding`).
+    #[serde(skip)]
+    forwarding: Option<Arc<File>>,
 }
 
 impl Router {
@@ -79,7 +85,19 @@ impl Router {
         }
         options.push_dns(&dns[..dns.len().min(3)]);
         let (options, slaac) = (options.into_bytes(), host.prefix() <= SLAAC_PREFIX);
-        (mtu >= Self::MTU_MIN).then_some(Self { mac, address, options, slaac, forwarding })
+        (mtu >= Self::MTU_MIN).then_some(Self {
+            mac,
+            address,
+            options,
+            slaac,
+            forwarding: forwarding.map(Arc::new),
+        })
+    }
+
+    /// The same with another way to look whether the host forwards.
+    #[must_use]
+    pub(crate) fn with_forwarding(self, forwarding: Option<File>) -> Self {
+        Self { forwarding: forwarding.map(Arc::new), ..self }
     }
 
     /// True where the guest can make its address of what it is told: the prefix has 64 bits at most.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The host's address in a subnet, written `172.31.0.1/24` or `fd00::1/64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostAddress {
@@ -84,7 +86,7 @@ impl HostAddress {
 }
 
 /// A subnet of IPv4 and the host's address in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostV4 {
     address: Ipv4Addr,
     prefix: u8,

@@ -23,13 +23,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
-use crate::host::Peer;
+use crate::host::{Peer, Wiring};
 use crate::neighbour::{self, Gateway, Replies};
 use crate::routed::{self, End};
 use crate::tuntap::{self, TunDevice};
+use crate::wire::{self, Made, Parts, Role};
 use crate::{
-    Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, Opened, RxFilter, Sent, Step,
-    TunConfig, TunMode, Wiring, autoconf,
+    Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, RxFilter, Sent, Step,
+    TunConfig, TunMode,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -57,7 +58,7 @@ pub(crate) fn open(
     mac: Mac,
     all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
-) -> Result<Opened, Error> {
+) -> Result<Made, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
     let wiring = Wiring::begin()?;
     let (device, others) = TunDevice::open(TunMode::Tun, config.name.as_ref(), queues, &wiring, tell)?;
@@ -108,13 +109,12 @@ pub(crate) fn open(
             "the guest makes an IPv6 address itself; {guest} is its only if it is set there by hand"
         ));
     }
-    let tun = Tun::new(device, mac, gateway);
-    let ignored = tun.not_ip();
-    let others: Vec<_> = others.into_iter().map(|queue| tun.beside(queue)).collect();
-    let backends = autoconf::in_front(tun, others, told.lease, told.router, None);
-    wiring.settle();
-    let vhosts = Vec::new();
-    Ok(Opened { backends, vhosts, mac, mtu: guest_mtu, link: name, ignored, notices, wiring })
+    wiring.release_lock();
+    let mut parts = Parts::new(&name, mac, guest_mtu, device.offloads());
+    parts.spec.gateway = Some(gateway);
+    (parts.spec.lease, parts.spec.router, parts.forwarding) = (told.lease, told.router, told.forwarding);
+    parts.links.push(wiring.wire_link(&link.id, Role::Guest));
+    Ok(Made { ends: wire::ends(device, others), parts, notices, wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its

@@ -14,7 +14,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -117,7 +117,14 @@ impl Vhost {
     /// There is no such device, or no right to it, or it is of a kernel before Linux 2.6.34.
     fn open() -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        let device = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+        Self::over(options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?)
+    }
+
+    /// Takes over `device`, which is open and has no owner yet, and asks what it can do.
+    ///
+    /// # Errors
+    /// It is no vhost-net.
+    pub(crate) fn over(device: File) -> io::Result<Self> {
         let mut features = 0_u64;
         // SAFETY: VHOST_GET_FEATURES writes one u64.
         unsafe { call(&device, libc::_IOR::<u64>(VHOST, 0x00), &raw mut features as usize) }?;
@@ -167,6 +174,12 @@ impl Vhost {
             Ok(()) => Ok(carrying),
             Err(error) => Err((carrying.stop(), error)),
         }
+    }
+}
+
+impl AsFd for Vhost {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 }
 

@@ -363,16 +363,16 @@ fn an_adopted_one_is_left_as_it_was() {
         assert!(guest.notices[0].contains("reflective relay"), "by its own mode: {:?}", guest.notices);
         guest.backends[0].set_filter(&RxFilter { promiscuous: true, ..filter(GUEST) }).unwrap();
         assert!(run("ip link show mine").contains("02:00:00:00:00:0a"));
-        for wiring_first in [true, false] {
-            let Opened { backends, wiring, .. } = guest;
-            if wiring_first {
-                wiring.undo();
+        for wire_first in [true, false] {
+            let Opened { backends, wire, .. } = guest;
+            if wire_first {
+                drop(wire);
                 drop(backends);
             } else {
                 drop(backends);
-                wiring.undo();
+                drop(wire);
             }
-            assert_eq!(links(&["nic", "mine"]), before, "wiring first: {wiring_first}");
+            assert_eq!(links(&["nic", "mine"]), before, "wire first: {wire_first}");
             let told;
             (guest, told) = open_run("macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400");
             let lines = [

@@ -97,7 +97,7 @@ fn a_persistent_tap_is_as_before() {
         run("ip link set tap0 down");
         let before = state();
         assert!(before.contains("pi on vnet_hdr off"), "{before}");
-        for wiring_first in [true, false] {
+        for wire_first in [true, false] {
             let (opened, told) = open_told("tap=tap0,host=172.31.0.1/24,mtu=1400");
             assert_eq!(
                 told,
@@ -113,15 +113,15 @@ fn a_persistent_tap_is_as_before() {
             for word in ["mtu 1400", "inet 172.31.0.1/24", ",UP", "pi off", "vnet_hdr on"] {
                 assert!(during.contains(word), "{word}: {during}");
             }
-            let Opened { backends, wiring, .. } = opened;
-            if wiring_first {
-                wiring.undo();
+            let Opened { backends, wire, .. } = opened;
+            if wire_first {
+                drop(wire);
                 drop(backends);
             } else {
                 drop(backends);
-                wiring.undo();
+                drop(wire);
             }
-            assert_eq!(state(), before, "wiring first: {wiring_first}");
+            assert_eq!(state(), before, "wire first: {wire_first}");
         }
     });
 }
@@ -197,9 +197,9 @@ fn an_undo_that_fails_is_told_and_the_rest_goes_on() {
         run("ip link set tap0 up");
         run("ip link set tap0 down");
         let before = state();
-        let Opened { backends, wiring, .. } = open("tap=tap0,host=172.31.0.1/24,mtu=1400").unwrap();
+        let Opened { backends, wire, .. } = open("tap=tap0,host=172.31.0.1/24,mtu=1400").unwrap();
         warnings();
-        as_user(65534, || wiring.undo());
+        as_user(65534, || drop(wire));
         let told = warnings();
         let undone = [
             "ip link set dev tap0 down",

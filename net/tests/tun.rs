@@ -483,7 +483,7 @@ fn a_packet_larger_than_the_space_is_an_error_and_an_exact_one_is_not() {
 #[test]
 fn a_guest_finds_its_gateway_and_tcp_passes_both_ways_in_segments() {
     in_namespace("a_guest_finds_its_gateway_and_tcp_passes_both_ways_in_segments", || {
-        let Opened { backends, wiring, ignored, .. } =
+        let Opened { backends, wire, ignored, .. } =
             open(&format!("tun,host=10.0.0.1/30,mac={GUEST}")).unwrap();
         let host = TcpListener::bind("10.0.0.1:7").unwrap();
         let host = std::thread::spawn(move || echo(host));
@@ -513,7 +513,7 @@ fn a_guest_finds_its_gateway_and_tcp_passes_both_ways_in_segments() {
         let errors = tcp[0].split(' ').zip(tcp[1].split(' ')).find(|(name, _)| *name == "InErrs").unwrap().1;
         assert_eq!(errors, "0", "wrong checksums");
         assert_eq!(ignored.load(Ordering::Relaxed), 0);
-        drop((cable, wiring));
+        drop((cable, wire));
     });
 }
 
@@ -554,7 +554,7 @@ fn a_guest_configures_ipv6_itself_and_tcp_passes_in_segments() {
         run("ip link set lo up");
         run("sysctl -qw net.ipv6.conf.default.forwarding=1");
         let opened = open(&format!("tun,host=fd00::1/64,mtu=1400,mac={GUEST}")).unwrap();
-        let Opened { backends, wiring, link, .. } = opened;
+        let Opened { backends, wire, link, .. } = opened;
         let link_local = run(&format!("ip -6 -o address show dev {link} scope link"));
         let link_local = link_local.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
         let host = TcpListener::bind("[fd00::1]:7").unwrap();
@@ -581,7 +581,7 @@ fn a_guest_configures_ipv6_itself_and_tcp_passes_in_segments() {
         host.join().unwrap();
         assert!(cable.out.segmented.load(Ordering::Relaxed) > 20);
         assert!(cable.back.segmented.load(Ordering::Relaxed) > 20);
-        drop((cable, wiring));
+        drop((cable, wire));
     });
 }
 

@@ -309,21 +309,27 @@ impl Vm {
         kill_process(Pid::from_child(&self.child), signal).expect("our child");
     }
 
-    /// Waits until the first vCPU's thread sleeps for good, as it does in the midst of an output that stalls.
+    /// The process that runs the guest: the one child of the other.
     #[track_caller]
-    pub fn stalls(&self, timeout: Duration) {
-        const FOR_GOOD: u32 = 30;
-        let until = Instant::now() + timeout;
-        let mut asleep = 0;
-        while asleep < FOR_GOOD {
-            assert!(Instant::now() < until, "no vCPU stalls within {timeout:?}\n{}", self.state());
-            std::thread::sleep(Duration::from_millis(10));
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten();
-            // proc_pid_stat(5): the name in brackets, then the state.
-            let stats = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("stat")));
-            let sleeps = stats.flatten().any(|stat| stat.contains(" (vcpu0) S "));
-            asleep = if sleeps { asleep + 1 } else { 0 };
-        }
+    pub fn machine_pid(&self) -> u32 {
+        self.find_machine().unwrap_or_else(|| panic!("no process runs the guest\n{}", self.state()))
+    }
+
+    fn find_machine(&self) -> Option<u32> {
+        let is_child = |pid: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // proc_pid_stat(5): the name in brackets, the state, the parent.
+            let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
+            parent == Some(&self.pid().to_string())
+        };
+        let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.find(is_child)
+    }
+
+    /// Lets a guest that prints without end fill all that lies between it and a reader who does not read.
+    pub fn fills_its_output(&self) {
+        std::thread::sleep(Duration::from_secs(1));
     }
 
     /// Waits for the end of wirevm, and returns its exit status.
@@ -386,8 +392,16 @@ fn in_a_session(command: &Command) -> Command {
 }
 
 impl Drop for Vm {
+    /// The process that runs the guest ends with the other, but a moment later.
     fn drop(&mut self) {
+        let machine = self.find_machine();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let until = Instant::now() + Duration::from_secs(2);
+        while machine.is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}/cwd")).is_symlink())
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }

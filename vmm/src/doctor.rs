@@ -17,6 +17,7 @@ use net::Finding;
 use crate::cli::Doctor;
 use crate::error::Error;
 use crate::kvm::memory;
+use crate::machine::sandbox::{self, PathsConfined};
 use crate::report;
 use vmm::config::MemoryConfig;
 
@@ -127,10 +128,35 @@ fn kvm() -> Finding {
     }
 }
 
+/// What the process that runs the guest can be confined by here.
+fn sandbox() -> Finding {
+    let paths = sandbox::paths_can_be_confined();
+    let filters = sandbox::filters_can_be();
+    let root = rustix::process::geteuid().is_root();
+    let user = if root { "a user of its own" } else { "this user (as root, one of its own)" };
+    let state = match filters {
+        true => format!(
+            "confines the process that runs the guest: {user}, no capability, {paths}, seccomp filters"
+        ),
+        false => format!(
+            "cannot confine the process that runs the guest by seccomp; {user}, no capability, {paths}"
+        ),
+    };
+    let remedy = match (filters, paths) {
+        (false, _) => Some("take a kernel with CONFIG_SECCOMP_FILTER; or, for guests that you trust, --sandbox off".into()),
+        (true, PathsConfined::FilterAlone) => {
+            Some("switch Landlock on (CONFIG_SECURITY_LANDLOCK, and landlock in lsm= of the kernel's command line)".into())
+        }
+        (true, _) => None,
+    };
+    Finding { what: "sandbox".into(), good: filters, state, remedy }
+}
+
 /// Everything that is looked at, KVM first.
 fn examine() -> Vec<Finding> {
     let mut findings =
         vec![kvm(), host::rights(), host::device("/dev/net/tun", "taps and tuns", "tun", true)];
+    findings.push(sandbox());
     findings.extend(net::link_kinds());
     findings.push(host::device("/dev/vhost-net", "vhost=on", "vhost_net", false));
     findings.extend(net::findings());

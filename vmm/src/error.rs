@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use vmm::config::{argument, size};
 
 use crate::kvm::hugepages::{self, Pool};
+use crate::protocol::Failure;
 
 /// Why the VMM could not start, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,24 @@ pub(crate) enum Error {
     ConsoleUnread { path: PathBuf },
     #[error("cannot {what}")]
     Host { what: &'static str, source: io::Error },
+    #[error("cannot confine the process that runs the guest")]
+    Confine(#[source] io::Error),
+    #[error("the guest has ended")]
+    Over,
+    #[error("the process that changes the host is gone")]
+    NoKeeper,
+    #[error("{}", .0.error)]
+    Machine(Failure),
+    #[error("the process that runs the guest was killed by {0}")]
+    Killed(String),
+    #[error("the process that runs the guest ended without a word, with status {0}")]
+    Vanished(i32),
+    #[error("the process that runs the guest says what makes no sense")]
+    Nonsense(#[source] io::Error),
+    #[error(
+        "the process that runs the guest made a system call that its sandbox forbids: {call}, in its thread {thread}"
+    )]
+    Forbidden { call: String, thread: String },
     #[error("{0} panicked; this is a bug in wirevm")]
     Bug(String),
 }
@@ -175,7 +194,13 @@ impl Error {
             Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
             Self::ConsoleUnread { path } => format!("start its reader first: cat {}", path.display()),
             Self::OpenConsole { .. } => "name a file that you may write, in a directory that exists".into(),
-            Self::Host { .. } | Self::Bug(_) => return None,
+            Self::Confine(_) => "take a kernel with CONFIG_SECCOMP_FILTER; or, for a guest that you trust, --sandbox off".into(),
+            Self::Machine(failure) => return failure.remedy.clone(),
+            Self::Forbidden { .. } => "a guest may have taken it over; if not, it is a bug in wirevm: report it, and until it is mended, for a guest that you \
+                 trust, run with --sandbox off"
+                .into(),
+            Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
+            Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
         })
     }
 }

@@ -27,7 +27,9 @@ mod fd;
 mod keeper;
 mod kvm;
 mod machine;
+mod protocol;
 mod report;
+mod sys;
 mod timings;
 
 use std::process::ExitCode;
@@ -38,23 +40,27 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use vmm::MachineConfig;
 
-use crate::cli::{Cli, Command, Run};
-use crate::error::{Error, NicError};
-use crate::machine::ending::Outcome;
+use crate::cli::{Cli, Command};
+use crate::keeper::Telling;
 use crate::timings::Timings;
 
 fn main() -> ExitCode {
     let began = Instant::now();
     let cli = Cli::parse();
-    report::log_to_stderr(match cli.verbose {
+    report::log_from(match cli.verbose {
         0 => log::LevelFilter::Warn,
         1 => log::LevelFilter::Info,
         2 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     });
-    keeper::terminal::restore_on_panic();
+    report::tell_panics();
     match cli.command {
-        Command::Run(args) => run(&args, Timings::new(args.timings, began)),
+        Command::Run(args) => {
+            let timings = Timings::new(args.timings, began);
+            timings.reached("command line read");
+            allow_descriptors();
+            keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings })
+        }
         Command::Explain(args) => {
             report::answer(&explain::text(args.wire));
             ExitCode::SUCCESS
@@ -70,35 +76,4 @@ fn main() -> ExitCode {
 fn allow_descriptors() {
     let most = getrlimit(Resource::Nofile).maximum;
     let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
-}
-
-/// Runs a guest, and turns its end into the exit status that the help names.
-fn run(args: &Run, timings: Timings) -> ExitCode {
-    timings.reached("command line read");
-    allow_descriptors();
-    net::wait_until_asked_to_end(keeper::signals::count);
-    let outcome = keeper::signals::listen()
-        .map_err(|source| Error::Host { what: "listen to signals", source })
-        .and_then(|signals| machine::run(&MachineConfig::from(args), args.explain, signals, timings));
-    match outcome {
-        Ok(Outcome::PowerOff | Outcome::Reset | Outcome::Quit) => ExitCode::SUCCESS,
-        Ok(Outcome::Crash(crash)) => {
-            report::error(&crash, crash.remedy());
-            ExitCode::from(3)
-        }
-        Ok(Outcome::Bug(thread)) => {
-            let error = Error::Bug(thread);
-            report::error(&error, error.remedy().as_deref());
-            ExitCode::FAILURE
-        }
-        // Before the guest began, as after it.
-        Err(Error::Nic(NicError { error: net::Error::Ended, .. })) => {
-            log::info!("ended by {}", keeper::signals::last().unwrap_or("a signal"));
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            report::error(&error, error.remedy().as_deref());
-            ExitCode::FAILURE
-        }
-    }
 }

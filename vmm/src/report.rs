@@ -1,43 +1,107 @@
-//! The one place that prints: errors with their causes and a remedy, and log lines.
+//! The one place that prints: errors with their causes and a remedy, and log lines. Nothing here waits for a reader, but
+//! [`finish`].
+//!
+//! The machine has nobody to print to but its keeper, to which it sends all that it says.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
+use crate::keeper::sink::Sink;
+use crate::protocol::{Channel, Failure, FromMachine, ToMachine};
 
-use crate::fd;
-use crate::keeper::{signals, terminal};
+/// Where all goes. It is the program's, as the logger of the crate `log` is.
+static TO: Mutex<To> = Mutex::new(To::Stderr { sink: None, raw: false });
+
+enum To {
+    /// Standard error; `raw`: it may be a terminal in raw mode, where a line must end with a carriage return too.
+    Stderr {
+        sink: Option<Sink>,
+        raw: bool,
+    },
+    Keeper(Arc<Channel<FromMachine, ToMachine>>),
+}
+
+fn to() -> MutexGuard<'static, To> {
+    TO.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on this process is the machine, and says all to its keeper.
+pub(crate) fn send_to_keeper(channel: Arc<Channel<FromMachine, ToMachine>>) {
+    *to() = To::Keeper(channel);
+}
+
+/// Says whether the terminal is raw.
+pub(crate) fn set_raw(is: bool) {
+    if let To::Stderr { raw, .. } = &mut *to() {
+        *raw = is;
+    }
+}
+
+/// From now on a panic of any thread is told here.
+pub(crate) fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        print(&format!("thread '{}' {panic}\n", thread.name().unwrap_or("?")));
+    }));
+}
 
 /// Prints `error` on standard error: what failed, why, and what the user can do.
 pub(crate) fn error(error: &dyn Error, remedy: Option<&str>) {
-    print(&render(error, remedy));
+    print(&render(&Failure::new(error, remedy.map(str::to_owned))));
 }
 
-/// Prints lines on standard error, readable also while the terminal is raw. A reader that stalls is waited for, but keeps
-/// nothing from ending: once a signal was heard, what cannot be printed is dropped.
+/// The same of an error that came from another process.
+pub(crate) fn failure(failure: &Failure) {
+    print(&render(failure));
+}
+
+/// Prints lines on standard error, readable also while the terminal is raw. What its reader has no room for waits.
 pub(crate) fn print(text: &str) {
-    let text = if terminal::is_raw() { text.replace('\n', "\r\n") } else { text.to_owned() };
-    let (stderr, signals) = (std::io::stderr(), signals::event());
-    // One message at a time, though threads speak at once.
-    let stderr = stderr.lock();
-    let mut rest = text.as_bytes();
-    while !rest.is_empty() {
-        let mut fds = vec![PollFd::new(&stderr, PollFlags::OUT)];
-        fds.extend(signals.map(|event| PollFd::from_borrowed_fd(fd::of(event), PollFlags::IN)));
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) if fds[0].revents().is_empty() => return,
-            Ok(_) => {}
-        }
-        match rustix::io::write(&stderr, rest) {
-            Ok(len) => rest = &rest[len..],
-            Err(Errno::INTR | Errno::AGAIN) => {}
+    match &mut *to() {
+        To::Stderr { sink, raw } => {
+            if sink.is_none() {
+                *sink = Sink::shared(std::io::stderr().as_fd()).ok();
+            }
+            let text = if *raw { text.replace('\n', "\r\n") } else { text.to_owned() };
             // With standard error gone there is nobody to tell.
-            Err(_) => return,
+            if let Some(sink) = sink {
+                sink.write(text.as_bytes());
+            }
         }
+        // Who talks without end is not heard to the end: no thread of the machine waits for a reader.
+        To::Keeper(channel) => drop(channel.try_send(&FromMachine::Print(text.to_owned()))),
+    }
+}
+
+/// The descriptor by which what waits can go on, where something does.
+pub(crate) fn waits_for() -> Option<RawFd> {
+    match &*to() {
+        To::Stderr { sink: Some(sink), .. } if sink.is_waiting() => Some(sink.as_raw_fd()),
+        _ => None,
+    }
+}
+
+/// Prints what waits, as far as there is room.
+pub(crate) fn flush() {
+    if let To::Stderr { sink: Some(sink), .. } = &mut *to() {
+        sink.flush();
+    }
+}
+
+/// Waits until all is printed, or `end` is readable: a reader who stalls keeps nothing from ending.
+pub(crate) fn finish(end: Option<BorrowedFd<'_>>) {
+    if let To::Stderr { sink: Some(sink), .. } = &mut *to() {
+        sink.finish(end);
+    }
+}
+
+/// Standard error is another one now.
+pub(crate) fn reopen() {
+    if let To::Stderr { sink, .. } = &mut *to() {
+        *sink = None;
     }
 }
 
@@ -46,12 +110,10 @@ pub(crate) fn answer(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn render(error: &dyn Error, remedy: Option<&str>) -> String {
+fn render(Failure { error, causes, remedy }: &Failure) -> String {
     let mut text = format!("error: {error}\n");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = writeln!(text, "  cause: {error}");
-        cause = error.source();
+    for cause in causes {
+        let _ = writeln!(text, "  cause: {cause}");
     }
     if let Some(remedy) = remedy {
         let _ = writeln!(text, "  try:   {}", remedy.replace('\n', "\n         "));
@@ -59,7 +121,7 @@ fn render(error: &dyn Error, remedy: Option<&str>) -> String {
     text
 }
 
-/// Log lines on standard error.
+/// Log lines.
 struct Log;
 
 impl log::Log for Log {
@@ -76,8 +138,8 @@ impl log::Log for Log {
     fn flush(&self) {}
 }
 
-/// Sends log lines of `level` and above to standard error.
-pub(crate) fn log_to_stderr(level: log::LevelFilter) {
+/// Has log lines of `level` and above printed.
+pub(crate) fn log_from(level: log::LevelFilter) {
     log::set_max_level(level);
     log::set_logger(&Log).expect("called once");
 }
@@ -95,10 +157,10 @@ mod tests {
     fn an_error_shows_its_causes_and_its_remedy() {
         let error = Attach(io::Error::from_raw_os_error(libc::EBUSY));
         assert_eq!(
-            render(&error, Some("use another name\nor stop pid 7")),
+            render(&Failure::new(&error, Some("use another name\nor stop pid 7".to_owned()))),
             "error: cannot attach to tap0\n  cause: Device or resource busy (os error 16)\n  \
              try:   use another name\n         or stop pid 7\n"
         );
-        assert_eq!(render(&io::Error::other("plain"), None), "error: plain\n");
+        assert_eq!(render(&Failure::new(&io::Error::other("plain"), None)), "error: plain\n");
     }
 }

@@ -39,6 +39,7 @@ pub use wait::wait_until_asked_to_end;
 
 use self::reserve::Reserve;
 use self::runtime::{Line, Record};
+use crate::wire::{Role, WireLink};
 use crate::{Error, HostAddress};
 
 /// One change of the host that was just made, as a person would have typed it.
@@ -57,11 +58,11 @@ impl fmt::Display for Step {
     }
 }
 
-/// What [`open`](crate::open) changed on the host, to be taken back when this is dropped.
+/// What was changed on the host for a wire, to be taken back when this is dropped.
 ///
 /// It and the backends may be dropped in any order and in any network namespace.
 #[must_use = "dropping it takes the host's wiring back at once"]
-pub struct Wiring {
+pub(crate) struct Wiring {
     netlink: Netlink,
     namespace: Namespace,
     /// In the order of the changes.
@@ -89,7 +90,7 @@ enum Undo {
 
 impl Wiring {
     /// Begins to change the host, in the thread's network namespace: waits for other wirevm that do, and takes back what
-    /// the dead have left. From then on the others wait, until [`settle`](Self::settle).
+    /// the dead have left. From then on the others wait, until [`release_lock`](Self::release_lock).
     ///
     /// # Errors
     /// The lock is not to be had although there is a place for it, the namespace cannot be asked for, or there are not enough
@@ -122,8 +123,14 @@ impl Wiring {
     }
 
     /// Says that the host is as it shall be: others may change it.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn release_lock(&mut self) {
         self.lock = None;
+    }
+
+    /// `id` of this namespace as a link of a wire.
+    pub(crate) fn wire_link(&self, id: &LinkId, role: Role) -> WireLink {
+        let (name, namespace) = (id.name.clone(), self.namespace.id().inode);
+        WireLink { name, index: Some(id.index), namespace, role }
     }
 
     /// Has `outer` taken back after all of this.
@@ -178,9 +185,6 @@ impl Wiring {
         let set = self.set_value(key, "0", "the guest shall not make itself the host's router", tell);
         set.err().map(|error| format!("{link} takes what the guest says as a router: {}", error.with_cause()))
     }
-
-    /// Takes every change back, the last one first, and logs what it cannot. The same as to drop it.
-    pub fn undo(self) {}
 
     /// Makes a change, and keeps its undo: none where it goes away with a descriptor.
     ///

@@ -17,12 +17,12 @@ const LONG: Duration = Duration::from_secs(1);
 /// How long a holder may be gone before we see it.
 const PAUSE: Duration = Duration::from_millis(5);
 
-static ENDS: OnceLock<fn() -> usize> = OnceLock::new();
+static ENDS: OnceLock<Box<dyn Fn() -> usize + Send + Sync>> = OnceLock::new();
 
 /// Has `ends` say how often this process was asked to end: then [`open`](crate::open) waits no longer for another wirevm, and is
 /// [`Error::Ended`](crate::Error::Ended). Asked once more, no undo waits either, and leaves it to the next wirevm.
-pub fn wait_until_asked_to_end(ends: fn() -> usize) {
-    let _ = ENDS.set(ends);
+pub fn wait_until_asked_to_end(ends: impl Fn() -> usize + Send + Sync + 'static) {
+    let _ = ENDS.set(Box::new(ends));
 }
 
 pub(super) fn ends() -> usize {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::Macvtap;
 use crate::host::netlink::AddressOnLink;
 use crate::host::sysfs::Sysfs;
-use crate::host::{Change, Link, LinkId, NewMacvlan, Refusal};
-use crate::{Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig, Opened, Step, Wiring, autoconf};
+use crate::host::{Change, Link, LinkId, NewMacvlan, Refusal, Wiring};
+use crate::wire::{self, Made, Parts, Role};
+use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig, Step};
 
 /// Why a link cannot have a macvtap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(crate) fn open(
     config: &MacvtapConfig,
     all: &NetConfig,
     tell: &mut dyn FnMut(&Step),
-) -> Result<Opened, Error> {
+) -> Result<Made, Error> {
     let &NetConfig { mac, mtu, queues, .. } = all;
     let mut wiring = Wiring::begin()?;
     let name = config.parent.as_str();
@@ -96,13 +96,16 @@ pub(crate) fn open(
     } else {
         make_link(&mut wiring, config, &link, mac, mtu, tell)?
     };
-    let mut notices = Vec::new();
+    let (mut notices, mut own) = (Vec::new(), None);
+    let on = parent.as_ref().map(|parent| parent.id.clone());
     if let Some(parent) = parent.filter(|_| !config.hosts.is_empty()) {
-        notices.extend(make_place(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?);
+        let (macvlan, notice) = make_host_macvlan(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?;
+        notices.extend(notice);
+        own = Some(macvlan);
     }
     let made = again(&mut wiring, &made)?;
     let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number(), tell)?;
-    wiring.settle();
+    wiring.release_lock();
     notices.extend(trap(config, mode));
     if !macvtap.follows_groups() {
         notices.push(format!(
@@ -113,9 +116,12 @@ pub(crate) fn open(
     }
     let mac = Mac::new(macvtap.mac()).map_err(|why| Error::value("mac", made.id.to_string(), why))?;
     let mtu = u16::try_from(made.mtu).unwrap_or(*crate::MTU.end());
-    let backends = autoconf::in_front(macvtap, others, None, None, None);
-    let (link, ignored, vhosts) = (made.id.name, Arc::default(), Vec::new());
-    Ok(Opened { backends, vhosts, mac, mtu, link, notices, ignored, wiring })
+    let mut parts = Parts::new(&made.id.name, mac, mtu, macvtap.offloads());
+    parts.spec.asks = true;
+    parts.links.push(wiring.wire_link(&made.id, Role::Guest));
+    parts.links.extend(on.map(|nic| wiring.wire_link(&nic, Role::Parent)));
+    parts.links.extend(own.map(|macvlan| wiring.wire_link(&macvlan, Role::Host)));
+    Ok(Made { ends: wire::ends(macvtap, others), parts, notices, wiring })
 }
 
 /// The well-known trap of each mode, in words, unless the user has seen to it.
@@ -325,15 +331,15 @@ fn adopt_link(
 /// Gives the host a macvlan of its own on the guest's NIC: two links on one NIC reach each other, the NIC itself and a link on
 /// it do not. The routers of the LAN the host hears on the NIC itself; on this link, a guest could be one too.
 ///
-/// Returns what the user should know.
-fn make_place(
+/// Returns it, and what the user should know.
+fn make_host_macvlan(
     wiring: &mut Wiring,
     parent: &Link,
     mode: MacvtapMode,
     hosts: &[HostAddress],
     mtu: Option<u16>,
     tell: &mut dyn FnMut(&Step),
-) -> Result<Option<String>, Error> {
+) -> Result<(LinkId, Option<String>), Error> {
     let link = unused(wiring)?;
     let new = NewMacvlan {
         link: link.clone(),
@@ -351,8 +357,8 @@ fn make_place(
         let change = Change::AddAddress(link.clone(), address);
         wiring.make(change, None, "the host's address towards the guest", tell)?;
     }
-    wiring.make(Change::Up(link), None, "a link that is down drops every frame", tell)?;
-    Ok(notice)
+    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
+    Ok((link, notice))
 }
 
 /// A name and an index that no link has: both are recorded before the link is made.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use devices::virtio::mock::Buffer;
 use devices::virtio::net::{NetDeviceConfig, VirtioNet};
-use net::{HEADER_LEN, Wiring};
+use net::{HEADER_LEN, Wire};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::sys::{self, Iovecs, LinkSender};
@@ -122,7 +122,7 @@ pub(super) struct Cores {
 /// The NIC, and its link.
 pub(super) struct Nic {
     pub(super) device: VirtioNet,
-    _wiring: Wiring,
+    _wire: Wire,
 }
 
 impl Nic {
@@ -162,7 +162,7 @@ impl Rig {
             (0..queues).map(|pair| cores[usize::from(pair) % cores.len()] as u16).collect();
         let device = VirtioNet::new(config, opened.backends);
         let device = if queues > 1 { device.with_affinity(&affinity) } else { device };
-        let nic = Nic { device, _wiring: opened.wiring };
+        let nic = Nic { device, _wire: opened.wire };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
         let all = affinity.iter().map(|&core| core.into()).collect();
         let cores = Cores { mover: cores[cores.len() - 1], driver: cores[0], pairs: all };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use net::NetConfig;
 use vmm::MachineConfig;
-use vmm::config::{ConsoleConfig, DEFAULT_CMDLINE, MemoryConfig, Transport};
+use vmm::config::{ConsoleConfig, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, MemoryConfig, NOBODY, Transport};
 
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
 #[derive(Debug, Parser)]
@@ -73,6 +73,26 @@ pub(crate) struct Run {
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
     pub(crate) console: ConsoleConfig,
 
+    /// What the machine is called while it runs: letters, digits, dots, dashes and underscores
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Return once the guest runs, and print its name; its console goes to a log (wirevm logs NAME)
+    #[arg(long, conflicts_with = "console")]
+    pub(crate) detach: bool,
+
+    /// How long the guest has to power itself off when it is asked to end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_STOP_TIMEOUT)]
+    pub(crate) stop_timeout: u64,
+
+    /// Confine the process that runs the guest: no capability, no path, few system calls. Off is for debugging
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
+    pub(crate) sandbox: bool,
+
+    /// The user (and group) id that this process becomes where wirevm is started as root
+    #[arg(long, value_name = "UID", default_value_t = NOBODY, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) user: u32,
+
     /// Print each change to the host's network as the command (ip, nft, sysctl) that would do the same
     #[arg(long)]
     pub(crate) explain: bool,
@@ -85,6 +105,10 @@ pub(crate) struct Run {
 impl From<&Run> for MachineConfig {
     fn from(run: &Run) -> Self {
         Self {
+            name: run.name.clone(),
+            stop_timeout: run.stop_timeout,
+            sandbox: run.sandbox,
+            user: run.user,
             initrd: run.initrd.clone(),
             cmdline: run.cmdline.clone(),
             cpus: run.cpus,
@@ -174,6 +198,14 @@ pub(crate) enum Wire {
     Bridge,
     Macvtap,
     Tun,
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is on or off".into()),
+    }
 }
 
 fn parse_net(text: &str) -> Result<NetConfig, String> {

@@ -1,6 +1,245 @@
-//! The side towards the host: terminal, signals, console.
+//! The process that the user starts: it may change the host, and never touches guest memory.
+//!
+//! It forks the machine before it starts a thread, and wires the host while the machine loads the kernel. Then one thread and one
+//! loop have all that is not the guest's: the wires and what the guest asks of them, console and terminal, signals, and the end. It
+//! survives the machine: however that ends, the wiring is taken back, the terminal given back, and what happened said.
 
-pub(crate) mod console;
-pub(crate) mod output;
+mod child;
+mod console;
+pub(crate) mod detach;
+mod events;
+mod keyboard;
+mod nics;
+mod notify;
 pub(crate) mod signals;
+pub(crate) mod sink;
+mod stopping;
 pub(crate) mod terminal;
+mod watch;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use vmm::MachineConfig;
+use vmm::config::ConsoleConfig;
+
+use self::child::{Child, Death};
+use self::console::Console;
+use self::events::Keeper;
+use self::keyboard::Keyboard;
+use self::nics::Nic;
+use self::signals::Signals;
+use self::sink::Sink;
+use crate::error::{Error, NicError};
+use crate::machine::{self, Birth};
+use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
+use crate::report;
+use crate::sys::{self, Forked};
+use crate::timings::Timings;
+
+/// How a run is to be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Telling {
+    /// Each change of the host, as a command.
+    pub(crate) explain: bool,
+    pub(crate) timings: Timings,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The guest's end, or one from outside.
+    Guest(End),
+    /// The machine's failure.
+    Failed(Failure),
+    /// It ended without a word.
+    Died(Death),
+}
+
+/// Room for keys in the pipe to the machine: a page. What waits there has left standard input, and is lost with the guest.
+const KEYS: usize = 4096;
+
+/// Runs a guest, and turns its end into the exit status that the help names.
+pub(crate) fn run(config: &MachineConfig, telling: Telling) -> ExitCode {
+    let signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(source) => return failed(&Error::Host { what: "listen to signals", source }),
+    };
+    let mut asked = false;
+    let ended = start(config, telling, &signals).and_then(|keeper| keeper.attend(&mut asked));
+    let code = match ended {
+        Ok(Ended::Guest(End::Crash(crash))) => {
+            report::failure(&crash);
+            ExitCode::from(3)
+        }
+        Ok(Ended::Guest(end)) => {
+            if signals.ends() > 0 {
+                log::info!("ended by {}", signals.last());
+            }
+            log::debug!("the guest's end: {end:?}");
+            ExitCode::SUCCESS
+        }
+        Ok(Ended::Failed(failure)) => {
+            report::failure(&failure);
+            ExitCode::FAILURE
+        }
+        Ok(Ended::Died(death)) => failed(&match death {
+            Death::Signal(signal) => Error::Killed(child::signal_name(signal)),
+            Death::Exit(status) => Error::Vanished(status),
+        }),
+        // Before the guest began, as after it.
+        Err(Error::Nic(NicError { error: net::Error::Ended, .. })) => {
+            log::info!("ended by {}", signals.last());
+            ExitCode::SUCCESS
+        }
+        Err(Error::Over) if signals.ends() > 0 => {
+            log::info!("ended by {}", signals.last());
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    };
+    // A reader who stalls keeps nothing from ending that was asked to.
+    if !asked && signals.ends() == 0 {
+        report::finish(Some(signals.as_fd()));
+    }
+    code
+}
+
+fn failed(error: &Error) -> ExitCode {
+    match error {
+        // In its own words.
+        Error::Machine(failure) => report::failure(failure),
+        error => report::error(error, error.remedy().as_deref()),
+    }
+    ExitCode::FAILURE
+}
+
+/// Starts the machine and wires the host: what is returned has only to be attended.
+fn start(config: &MachineConfig, telling: Telling, signals: &Signals) -> Result<Keeper, Error> {
+    let Telling { explain, timings } = telling;
+    let host = |what| move |source: std::io::Error| Error::Host { what, source };
+    let pipes = host("make a pipe to the process that runs the guest");
+    let (channel, theirs) = Channel::<ToMachine, FromMachine>::pair().map_err(&pipes)?;
+    let pipe = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(std::io::Error::from);
+    let (console, output) = pipe().map_err(&pipes)?;
+    let (input, keys) = pipe().map_err(&pipes)?;
+    // As little as there can be; where that is refused, it is as before.
+    let _ = fcntl_setpipe_size(&keys, KEYS);
+    // Before the child, so that this one is gone when a start that fails gives links back: it has their descriptors, too.
+    let mut nics = Vec::new();
+    let mut child = match fork(config, theirs, [output, input], timings)? {
+        Forked::Parent(pid) => Child::new(pid).map_err(host("watch the process that runs the guest"))?,
+        Forked::Child => unreachable!("the machine's life has no end that returns"),
+    };
+    wait_until_accepted(&channel, signals, &mut child)?;
+
+    // What is not to be had leaves the host's network alone.
+    let wires = nics::resolve(config)?;
+    let shown = match &config.console {
+        ConsoleConfig::Stdio => {
+            Sink::shared(std::io::stdout().as_fd()).map_err(host("write to standard output"))?
+        }
+        ConsoleConfig::File(path) => Sink::create(path)?,
+    };
+    let console = Console::new(console, shown);
+    let ends = signals.clone();
+    net::wait_until_asked_to_end(move || ends.ends());
+    let mut tell = |step: &net::Step| {
+        if explain {
+            report::print(&format!("{step}\n"));
+        }
+    };
+    for (index, wire) in wires.iter().enumerate() {
+        let opened = Nic::open(index, wire, &mut tell, &channel);
+        nics.push(or_its_own_reason(opened, &channel, &mut child)?);
+    }
+    timings.reached("host plumbing done");
+    let started = channel.send(&ToMachine::Start).map_err(host("start the guest"));
+    or_its_own_reason(started, &channel, &mut child)?;
+    let stdio = config.console == ConsoleConfig::Stdio;
+    let keyboard = Keyboard::new(keys, stdio).map_err(host("take over the terminal"))?;
+    Ok(Keeper::new(events::Parts {
+        config: config.clone(),
+        signals: signals.clone(),
+        channel,
+        child,
+        console,
+        keyboard,
+        nics,
+    }))
+}
+
+/// Forks the machine, which gets its ends of channel and pipes and does not return.
+fn fork(
+    config: &MachineConfig,
+    channel: Channel<FromMachine, ToMachine>,
+    [output, input]: [OwnedFd; 2],
+    timings: Timings,
+) -> Result<Forked, Error> {
+    let keeper = rustix::process::getpid();
+    let forked =
+        sys::fork().map_err(|source| Error::Host { what: "fork the process that runs the guest", source })?;
+    if let Forked::Child = forked {
+        machine::main(config, Birth { channel, output, input, keeper, timings });
+    }
+    Ok(forked)
+}
+
+/// Waits until the machine has all that can be refused before the host is changed.
+fn wait_until_accepted(
+    channel: &Channel<ToMachine, FromMachine>,
+    signals: &Signals,
+    child: &mut Child,
+) -> Result<(), Error> {
+    loop {
+        let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result.map_err(|e| Error::Host { what: "wait for events", source: e.into() })?,
+        };
+        if signals.ends() > 0 {
+            return Err(Error::Over);
+        }
+        match channel.try_receive() {
+            Ok(Some((FromMachine::Accepted, _))) => return Ok(()),
+            Ok(Some((FromMachine::Print(text), _))) => report::print(&text),
+            Ok(Some((FromMachine::Failed(failure), _))) => return Err(Error::Machine(failure)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return Err(died(child)),
+        }
+    }
+}
+
+/// What `result` says; but where the machine has failed meanwhile, that is the reason.
+fn or_its_own_reason<T>(
+    result: Result<T, Error>,
+    channel: &Channel<ToMachine, FromMachine>,
+    child: &mut Child,
+) -> Result<T, Error> {
+    let broken = |source: &std::io::Error| source.kind() == std::io::ErrorKind::BrokenPipe;
+    match result {
+        Err(Error::Host { source, .. }) if broken(&source) => loop {
+            match channel.receive() {
+                Ok(Some((FromMachine::Print(text), _))) => report::print(&text),
+                Ok(Some((FromMachine::Failed(failure), _))) => return Err(Error::Machine(failure)),
+                Ok(Some((FromMachine::Forbidden { call, thread }, _))) => {
+                    return Err(Error::Forbidden { call: machine::sandbox::call_name(call), thread });
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Err(died(child)),
+            }
+        },
+        result => result,
+    }
+}
+
+/// The machine is gone without a word.
+fn died(child: &mut Child) -> Error {
+    match child.wait() {
+        Death::Signal(signal) => Error::Killed(child::signal_name(signal)),
+        Death::Exit(status) => Error::Vanished(status),
+    }
+}

@@ -1,70 +1,87 @@
-//! Signals that end the process are heard by the main thread, which then undoes everything as at any other end; and the one by
-//! which it goes on after a stop, when the terminal may have become ours.
+//! Signals that end the run, or tell that it goes on after a stop, as a descriptor (signalfd(2)): the keeper undoes everything then as
+//! at any other end.
 
 use std::io;
-use std::sync::OnceLock;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::register_signal_handler;
+use crate::sys;
 
-static EVENT: OnceLock<EventFd> = OnceLock::new();
-static RESUMED: OnceLock<EventFd> = OnceLock::new();
-static LAST: AtomicI32 = AtomicI32::new(0);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// The signals of this process. They are blocked, so that its children are deaf to them: a Ctrl-C is for the keeper alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Signals(Arc<Inner>);
 
-/// Only what may be done in a signal handler: atomic stores, an atomic load, and one `write(2)`.
-extern "C" fn heard(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    LAST.store(signal, Ordering::Relaxed);
-    COUNT.fetch_add(1, Ordering::Relaxed);
-    if let Some(event) = EVENT.get() {
-        // Full means readable already.
-        let _ = event.write(1);
+#[derive(Debug)]
+struct Inner {
+    fd: OwnedFd,
+    /// How many came that ask for an end.
+    ends: AtomicUsize,
+    /// The last of these.
+    last: AtomicI32,
+}
+
+/// What came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// SIGINT, SIGTERM or SIGHUP: end in order.
+    End,
+    /// SIGQUIT: end at once.
+    Quit,
+    /// SIGCONT: it was stopped, and the terminal may have become ours.
+    Resumed,
+}
+
+impl Signals {
+    /// Listens from now on. Called while there is one thread.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let fd = sys::signalfd(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGCONT])?;
+        Ok(Self(Arc::new(Inner { fd, ends: AtomicUsize::new(0), last: AtomicI32::new(0) })))
+    }
+
+    /// The next one, if one came.
+    pub(crate) fn next(&self) -> Option<Signal> {
+        let mut info = [0; sys::SIGNAL_LEN];
+        let len = rustix::io::read(&self.0.fd, &mut info).ok()?;
+        // `ssi_signo` is the first field (signalfd(2)).
+        let number = info[..len].first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))?;
+        if number == libc::SIGCONT {
+            return Some(Signal::Resumed);
+        }
+        self.0.last.store(number, Ordering::Relaxed);
+        self.0.ends.fetch_add(1, Ordering::Relaxed);
+        Some(if number == libc::SIGQUIT { Signal::Quit } else { Signal::End })
+    }
+
+    /// How many have asked for an end, by now.
+    pub(crate) fn ends(&self) -> usize {
+        while self.next().is_some() {}
+        self.0.ends.load(Ordering::Relaxed)
+    }
+
+    /// The last signal that asked for an end, by name.
+    pub(crate) fn last(&self) -> &'static str {
+        match self.0.last.load(Ordering::Relaxed) {
+            libc::SIGINT => "SIGINT",
+            libc::SIGTERM => "SIGTERM",
+            libc::SIGHUP => "SIGHUP",
+            libc::SIGQUIT => "SIGQUIT",
+            _ => "a signal",
+        }
     }
 }
 
-/// As for [`heard`].
-extern "C" fn resumed(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    if let Some(event) = RESUMED.get() {
-        let _ = event.write(1);
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
     }
 }
 
-/// From now on SIGINT, SIGTERM, SIGHUP and SIGQUIT make the returned descriptor readable, and end nothing by themselves.
-pub(crate) fn listen() -> io::Result<&'static EventFd> {
-    let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-    let event = EVENT.get_or_init(|| event);
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-        register_signal_handler(signal, heard).map_err(io::Error::from)?;
-    }
-    Ok(event)
-}
-
-/// From now on SIGCONT makes the returned descriptor readable.
-pub(crate) fn listen_for_resume() -> io::Result<&'static EventFd> {
-    let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-    let event = RESUMED.get_or_init(|| event);
-    register_signal_handler(libc::SIGCONT, resumed).map_err(io::Error::from)?;
-    Ok(event)
-}
-
-/// What [`listen`] returned, where it was called.
-pub(crate) fn event() -> Option<&'static EventFd> {
-    EVENT.get()
-}
-
-/// How many were heard.
-pub(crate) fn count() -> usize {
-    COUNT.load(Ordering::Relaxed)
-}
-
-/// The signal heard last, by name.
-pub(crate) fn last() -> Option<&'static str> {
-    match LAST.load(Ordering::Relaxed) {
-        libc::SIGINT => Some("SIGINT"),
-        libc::SIGTERM => Some("SIGTERM"),
-        libc::SIGHUP => Some("SIGHUP"),
-        libc::SIGQUIT => Some("SIGQUIT"),
-        _ => None,
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.fd.as_raw_fd()
     }
 }

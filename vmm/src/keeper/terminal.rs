@@ -1,15 +1,15 @@
 //! The user's terminal: raw while the guest has it, and given back whatever happens.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 
-/// How the terminal was before [`Raw::enter`]; None while it is so now.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+use crate::report;
 
 /// The terminal on standard input in raw mode; dropping it restores all settings.
-pub(crate) struct Raw(());
+pub(crate) struct Raw {
+    before: Termios,
+}
 
 impl Raw {
     /// Takes the terminal over: each key goes to the guest as it is pressed, Ctrl-C and Ctrl-Z too. None where standard
@@ -19,11 +19,10 @@ impl Raw {
         if !isatty(&stdin) || !in_foreground() {
             return Ok(None);
         }
-        let before = tcgetattr(&stdin)?;
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
-        let guard = Self(());
+        let raw = Self { before: tcgetattr(&stdin)? };
         make_raw()?;
-        Ok(Some(guard))
+        report::set_raw(true);
+        Ok(Some(raw))
     }
 
     /// Makes it raw again after a stop, in which a shell took it back. False in the background, where it is left alone.
@@ -44,38 +43,19 @@ fn make_raw() -> io::Result<()> {
 }
 
 impl Drop for Raw {
+    /// Unless a shell has taken it back already (SIGSTOP, then `bg`).
     fn drop(&mut self) {
-        restore();
+        report::set_raw(false);
+        if in_foreground() {
+            // Nothing can be done about a terminal that is gone.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
+        }
     }
-}
-
-/// True while the terminal is raw: a line must then end with a carriage return too.
-pub(crate) fn is_raw() -> bool {
-    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-}
-
-/// From now on a panic of any thread gives the terminal back before it is told, so that the message is readable.
-pub(crate) fn restore_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        restore();
-        tell(panic);
-    }));
 }
 
 /// True where the terminal on standard input is ours: its settings are another process's otherwise, and setting them stops us.
 fn in_foreground() -> bool {
     tcgetpgrp(io::stdin()).ok() == Some(rustix::process::getpgrp())
-}
-
-/// Gives the terminal back, where it was taken, and a shell has not taken it back already (SIGSTOP, then `bg`).
-fn restore() {
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take()
-        && in_foreground()
-    {
-        // Nothing can be done about a terminal that is gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
-    }
 }
 
 /// What a key means, once the escape Ctrl-A is taken out.
@@ -132,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// Tells a process that it is the child of [`a_panic_gives_the_terminal_back_before_it_is_told`].
+    /// Tells a process that it is the child of [`a_panic_gives_the_terminal_back_and_is_told_readably`].
     const CHILD: &str = "WIREVM_TEST_PANICS";
 
     /// That child, on a terminal of its own; nothing in any other process.
@@ -141,16 +121,14 @@ mod tests {
         if std::env::var_os(CHILD).is_none() {
             return;
         }
-        restore_on_panic();
-        // Nobody but the hook gives it back, as where another thread panics.
-        std::mem::forget(Raw::enter().unwrap().expect("it is in the foreground"));
-        assert!(is_raw());
+        report::tell_panics();
+        let _raw = Raw::enter().unwrap().expect("it is in the foreground");
         rustix::io::write(io::stdout(), b"raw\n").unwrap();
         panic!("on purpose");
     }
 
     #[test]
-    fn a_panic_gives_the_terminal_back_before_it_is_told() {
+    fn a_panic_gives_the_terminal_back_and_is_told_readably() {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let terminal = openpt(flags).unwrap();
         unlockpt(&terminal).unwrap();
@@ -182,7 +160,7 @@ mod tests {
         let said = String::from_utf8_lossy(&said);
         assert!(!status.success(), "it did not panic: {said}");
         assert_eq!(after, before, "{said}");
-        // A terminal that is not raw puts a carriage return before each end of a line.
+        // On a raw terminal a line ends with a carriage return, too.
         let (_, after) = said.split_once("raw\n").expect("it was raw");
         assert!(after.contains("on purpose\r\n") && !after.replace("\r\n", "").contains('\n'), "{said:?}");
     }

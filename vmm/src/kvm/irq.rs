@@ -1,4 +1,5 @@
 //! Interrupts and notifications that pass by user space: irqfds, the routes of messages, and ioeventfds.
+#![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,7 +11,7 @@ use devices::pci::msix::Message;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irqchip,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -29,6 +30,21 @@ pub(crate) fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
     vm.register_irqfd(&irq, gsi)
         .map_err(|e| Error::Kvm { what: "take an eventfd as an interrupt line", source: e.into() })?;
     Ok(irq)
+}
+
+/// Whether the guest has unmasked pin `pin` of its IOAPIC: some driver of its listens to that line.
+///
+/// # Errors
+/// KVM does not say.
+pub(crate) fn is_unmasked(vm: &VmFd, pin: u32) -> io::Result<bool> {
+    /// Of a redirection entry (82093AA datasheet §3.2.4).
+    const MASKED: u64 = 1 << 16;
+    let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    vm.get_irqchip(&mut chip)?;
+    // SAFETY: KVM has filled in the state of the chip that was asked for, which is the union's field of that name; and both views
+    // of an entry are plain numbers of the same size.
+    let entry = unsafe { chip.chip.ioapic.redirtbl.get(pin as usize).map(|entry| entry.bits) };
+    Ok(entry.is_some_and(|entry| entry & MASKED == 0))
 }
 
 /// The routes of all messages of a VM. KVM takes them only together, and with them those of its interrupt controllers,

@@ -38,12 +38,12 @@ pub(crate) fn places(transport: Transport, devices: usize) -> Vec<layout::Virtio
     }
 }
 
-/// Shows `devices`, which are not more than [`limit`], to the guest: what they notify reaches them without an exit, as do
+/// Attaches `devices`, which are not more than [`limit`], to the guest's buses: what they notify reaches them without an exit, as do
 /// their interrupts the guest.
 ///
 /// # Errors
 /// KVM or the host has no resources for it.
-pub(crate) fn show(
+pub(crate) fn attach(
     transport: Transport,
     vm: &Arc<VmFd>,
     memory: &GuestMemoryMmap,

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use crate::error::{Crash, Error, Position, Where};
 use crate::kvm::bus::Bus;
 use crate::kvm::cpuid::Processor;
 use crate::machine::ending::{Ending, Outcome};
+use crate::machine::sandbox;
+use crate::machine::vcpus::{Gate, Next};
 use crate::timings::Timings;
 
 /// Exits to user space by what the guest did: the price of a device in user space.
@@ -34,14 +36,37 @@ impl fmt::Display for Exits {
     }
 }
 
+/// The same while the vCPU runs. Only its thread writes, so that anybody can read at any time.
+#[derive(Default)]
+struct Counted {
+    port: AtomicU64,
+    mmio: AtomicU64,
+    other: AtomicU64,
+}
+
+impl Counted {
+    fn now(&self) -> Exits {
+        let [port, mmio, other] =
+            [&self.port, &self.mmio, &self.other].map(|counter| counter.load(Ordering::Relaxed));
+        Exits { port, mmio, other }
+    }
+}
+
+/// Adds without a locked instruction: there is one writer.
+fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
 /// What every vCPU's thread shares.
 pub(crate) struct Shared {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) ending: Arc<Ending>,
-    /// Set when the threads are to leave.
-    pub(crate) stop: AtomicBool,
+    /// When they run.
+    pub(crate) gate: Gate,
+    /// Each thread confines itself before the guest's first instruction.
+    pub(crate) confined: bool,
     pub(crate) timings: Timings,
 }
 
@@ -50,7 +75,7 @@ pub(crate) struct Vcpu {
     id: u32,
     fd: VcpuFd,
     shared: Arc<Shared>,
-    exits: Exits,
+    exits: Arc<Counted>,
 }
 
 /// Memory types by MTRR: enabled (bit 11), all of memory write-back (6), as firmware leaves them.
@@ -72,7 +97,7 @@ impl Vcpu {
                 log::debug!("KVM does not take MSR {index:#x}");
             }
         }
-        Ok(Self { id, fd, shared, exits: Exits::default() })
+        Ok(Self { id, fd, shared, exits: Arc::default() })
     }
 
     /// Puts the vCPU at the kernel's entry.
@@ -101,61 +126,72 @@ impl Vcpu {
 
     /// Starts the thread.
     pub(crate) fn start(self) -> Result<Running, Error> {
-        let (id, shared) = (self.id, self.shared.clone());
+        let (id, shared, exits) = (self.id, self.shared.clone(), self.exits.clone());
         let name = format!("vcpu{id}");
         let thread = Builder::new()
             .name(name.clone())
             .spawn(move || {
                 // A panic must not leave the main thread waiting for a guest that runs no more.
                 let bug = EndOnPanic(&shared.ending, &name);
-                let exits = self.run();
+                if shared.confined {
+                    sandbox::enter(sandbox::Thread::Vcpu).expect("the main thread tried that the kernel can");
+                }
+                self.run();
                 std::mem::forget(bug);
-                exits
             })
             .map_err(|source| Error::Host { what: "start a vCPU's thread", source })?;
-        Ok(Running { id, thread })
+        Ok(Running { id, thread, exits })
     }
 
     /// Runs the guest until somebody ends it.
-    fn run(mut self) -> Exits {
+    fn run(mut self) {
         let run: *const kvm_run = self.fd.get_kvm_run();
         let shared = self.shared.clone();
-        // The others wait in KVM for their INIT.
-        if self.id == 0 {
-            shared.timings.reached("first KVM_RUN");
-        }
-        while !shared.stop.load(Ordering::Acquire) {
+        let mut began = false;
+        loop {
+            match shared.gate.pass() {
+                Next::Leave => return,
+                Next::Run { paused: false } => {}
+                Next::Run { paused: true } if began => self.went_on(),
+                Next::Run { paused: true } => {
+                    began = true;
+                    // The others wait in KVM for their INIT.
+                    if self.id == 0 {
+                        shared.timings.reached("first KVM_RUN");
+                    }
+                }
+            }
             let crash = match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
-                    self.exits.port += 1;
+                    count(&self.exits.port);
                     for item in data.chunks_exact(port_width(run)) {
                         shared.ports.write(port.into(), item);
                     }
                     continue;
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
-                    self.exits.port += 1;
+                    count(&self.exits.port);
                     for item in data.chunks_exact_mut(port_width(run)) {
                         shared.ports.read(port.into(), item);
                     }
                     continue;
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => {
-                    self.exits.mmio += 1;
+                    count(&self.exits.mmio);
                     shared.mmio.read(address, data);
                     continue;
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
-                    self.exits.mmio += 1;
+                    count(&self.exits.mmio);
                     shared.mmio.write(address, data);
                     continue;
                 }
                 Ok(VcpuExit::Intr) => {
-                    self.exits.other += 1;
+                    count(&self.exits.other);
                     continue;
                 }
                 Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
-                    self.exits.other += 1;
+                    count(&self.exits.other);
                     continue;
                 }
                 Ok(VcpuExit::Shutdown) => Crash::TripleFault {
@@ -178,10 +214,16 @@ impl Vcpu {
                     Crash::Unexpected { vcpu: self.id, exit: e.to_string(), at: Where(self.position()) }
                 }
             };
-            shared.ending.end(Outcome::Crash(crash));
-            break;
+            return shared.ending.end(Outcome::Crash(crash));
         }
-        self.exits
+    }
+
+    /// Tells the guest that it stood still, so that its watchdog does not take that for a lock-up (`KVM_KVMCLOCK_CTRL`).
+    fn went_on(&self) {
+        // A guest without kvmclock is not told.
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            log::debug!("vCPU {} is not told of the pause: {error}", self.id);
+        }
     }
 
     /// Where the vCPU stands, as far as KVM tells.
@@ -239,7 +281,8 @@ impl Drop for EndOnPanic<'_> {
 /// A vCPU's thread.
 pub(crate) struct Running {
     id: u32,
-    thread: JoinHandle<Exits>,
+    thread: JoinHandle<()>,
+    exits: Arc<Counted>,
 }
 
 impl Running {
@@ -250,15 +293,25 @@ impl Running {
             .map_err(|e| Error::Host { what: "handle the signal that stops a vCPU", source: e.into() })
     }
 
-    /// Waits for the thread, whose `stop` is set, and says how the guest used it.
+    /// Gets the thread out of `KVM_RUN`, if it is in there just now.
+    pub(crate) fn kick(&self) {
+        // One that has ended is not in there.
+        let _ = self.thread.kill(SIGRTMIN());
+    }
+
+    /// How the guest has used the vCPU, so far.
+    pub(crate) fn exits(&self) -> Exits {
+        self.exits.now()
+    }
+
+    /// Waits for the thread, which is to leave, and says how the guest used it.
     pub(crate) fn join(self) -> Result<Exits, Error> {
-        // A signal that comes between the look at `stop` and KVM_RUN is lost, so there is another until the thread has gone.
+        // A signal that comes between the look at the gate and KVM_RUN is lost, so there is another until the thread has gone.
         while !self.thread.is_finished() {
-            if self.thread.kill(SIGRTMIN()).is_err() {
-                break;
-            }
+            self.kick();
             std::thread::sleep(Duration::from_micros(200));
         }
-        self.thread.join().map_err(|_| Error::Bug(format!("vCPU {}", self.id)))
+        self.thread.join().map_err(|_| Error::Bug(format!("vCPU {}", self.id)))?;
+        Ok(self.exits.now())
     }
 }

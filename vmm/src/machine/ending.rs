@@ -15,8 +15,8 @@ pub(crate) enum Outcome {
     PowerOff,
     /// The guest reset itself. A reboot ends the run: who wants another starts wirevm again.
     Reset,
-    /// The user or a signal ended it.
-    Quit,
+    /// The keeper ended it.
+    Stopped,
     /// The guest crashed.
     Crash(Crash),
     /// A thread of ours panicked: its name.

@@ -1,81 +1,69 @@
-//! NICs: the wires that the command line asks for, joined to the devices that the guest sees.
+//! NICs: the cables that the keeper gives, joined to the devices that the guest sees.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
+use std::time::Duration;
 
-use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet, run_on};
-use net::{NetConfig, VhostMode, Wiring};
+use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
+use net::{Cable, Plugged, RxFilter};
 
-use crate::error::{Error, NicError};
-use crate::report;
-use vmm::MachineConfig;
-use vmm::config::Transport;
+use crate::error::Error;
+use crate::machine::sandbox;
+use crate::protocol::{
+    Channel, FilterAnswer, FilterRequest, FromMachine, NicCounters, PairCounters, ToMachine,
+};
 
-/// One NIC, and what was changed on the host for it.
+/// One NIC, as the machine knows it.
 pub(crate) struct Nic {
-    /// The link on the host.
+    /// The link on the host, for the log.
     link: String,
-    /// Until the machine takes it.
+    /// Until the bus takes it.
     device: Option<VirtioNet>,
-    counters: Vec<Arc<Counters>>,
+    handle: Handle,
+    /// The kernel carries its frames, and counts on the link alone.
+    carried: bool,
     /// Frames of the guest for which the wire has no way.
     ignored: Arc<AtomicU64>,
-    /// Dropped, it changes the host back.
-    _wiring: Wiring,
 }
 
 impl Nic {
-    /// Opens the wire of each NIC in order, for the guest of `args`. With `--explain`, each change of the host is printed as it
-    /// is made.
+    /// Receives each NIC from the keeper, until it says that there is no further one. Their threads are born here.
     ///
     /// # Errors
-    /// The first that cannot be opened, or two that cannot be together; what was changed until then is changed back.
-    pub(crate) fn open_all(args: &MachineConfig, explain: bool) -> Result<Vec<Self>, Error> {
-        check_distinct(&args.net)?;
-        let mut resolved = Vec::new();
-        for (index, config) in args.net.iter().enumerate() {
-            let mut config = config.for_guest(args.cpus).map_err(|error| nic_error(index, config, error))?;
-            config.vhost = carrier(index, config.vhost, args.transport)?;
-            check_affinity(index, &config.affinity)?;
-            resolved.push(config);
+    /// The keeper is gone, or there are not enough threads or descriptors.
+    pub(crate) fn receive_all(channel: &Channel<FromMachine, ToMachine>) -> Result<Vec<Self>, Error> {
+        let mut nics = Vec::new();
+        loop {
+            let received =
+                channel.receive().map_err(|source| Error::Host { what: "hear the keeper", source })?;
+            match received {
+                None => return Err(Error::NoKeeper),
+                Some((ToMachine::Nic(nic), descriptors)) => {
+                    nics.push(Self::new(nics.len(), *nic, descriptors)?)
+                }
+                Some((ToMachine::Start, _)) => return Ok(nics),
+                Some((ToMachine::Stop, _)) => return Err(Error::Over),
+                // Before there is a guest, there is none to press a button for or to pause.
+                Some(_) => {}
+            }
         }
-        resolved.iter().enumerate().map(|(index, config)| Self::open(index, config, explain)).collect()
     }
 
-    fn open(index: usize, config: &NetConfig, explain: bool) -> Result<Self, Error> {
-        let mut tell = |step: &net::Step| {
-            if explain {
-                report::print(&format!("{step}\n"));
-            }
-        };
-        let opened = net::open(config, &mut tell).map_err(|error| nic_error(index, config, error))?;
-        let carried = !opened.vhosts.is_empty();
-        log::info!(
-            "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}{}",
-            config.wire.kind(),
-            opened.link,
-            opened.mac,
-            opened.mtu,
-            opened.backends.len(),
-            if carried { ", carried by vhost-net" } else { "" }
-        );
-        for notice in &opened.notices {
-            log::warn!("NIC {index}: {notice}");
-        }
-        let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
-        let device = VirtioNet::new(device, opened.backends).with_affinity(&config.affinity);
-        let device = device.with_poll(config.poll).with_vhosts(opened.vhosts);
-        Ok(Self {
-            link: opened.link,
-            // The kernel counts on the link alone.
-            counters: if carried { Vec::new() } else { device.counters() },
-            device: Some(device),
-            ignored: opened.ignored,
-            _wiring: opened.wiring,
-        })
+    fn new(index: usize, nic: crate::protocol::Nic, mut descriptors: Vec<OwnedFd>) -> Result<Self, Error> {
+        let failed = |source| Error::Host { what: "make a NIC of what the keeper gave", source };
+        let cut_off = || failed(io::Error::new(io::ErrorKind::InvalidData, "there are too few descriptors"));
+        let asks = Channel::<FilterRequest, FilterAnswer>::over(descriptors.pop().ok_or_else(cut_off)?);
+        let ask = move |filter: &RxFilter| ask(&asks, filter);
+        let cable = Cable { spec: nic.cable, descriptors };
+        let Plugged { backends, vhosts, mac, mtu, link, ignored } =
+            cable.plug(Box::new(ask)).map_err(failed)?;
+        let config = NetDeviceConfig { name: format!("net{index}"), mac, mtu: Some(mtu) };
+        let device = VirtioNet::new(config, backends).with_affinity(&nic.affinity);
+        let device = device.with_poll(Duration::from_micros(nic.poll)).with_vhosts(vhosts);
+        let handle = Handle(device.counters());
+        Ok(Self { link, handle, device: Some(device), carried: nic.carried, ignored })
     }
 
     /// The device that the guest sees.
@@ -83,30 +71,52 @@ impl Nic {
     /// # Panics
     /// The second time.
     pub(crate) fn take_device(&mut self) -> VirtioNet {
-        self.device.take().expect("a NIC goes into one machine")
+        self.device.take().expect("a NIC goes onto one bus")
+    }
+
+    /// Confines its threads.
+    pub(crate) fn confine(&self) -> io::Result<()> {
+        self.handle.confine(Arc::new(|| sandbox::enter(sandbox::Thread::Queue)))
+    }
+
+    /// Stops its queues where they are.
+    pub(crate) fn pause(&self) -> io::Result<()> {
+        let states = self.handle.pause()?;
+        log::debug!("{}: paused at {states:?}", self.link);
+        Ok(())
+    }
+
+    /// Lets its queues go on.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.handle.resume()
+    }
+
+    /// What went over the wire.
+    pub(crate) fn counters(&self) -> NicCounters {
+        let pairs = if self.carried { Vec::new() } else { self.handle.counters() };
+        NicCounters {
+            pairs: pairs.iter().map(|pair| read(pair)).collect(),
+            ignored: self.ignored.load(Ordering::Relaxed),
+        }
     }
 
     /// Logs what went over the wire.
     pub(crate) fn log_counters(&self) {
-        for counters in &self.counters {
-            let [sent, sent_bytes, lost, received, received_bytes, received_lost, interrupts, calls] = [
-                &counters.tx_frames,
-                &counters.tx_bytes,
-                &counters.tx_dropped,
-                &counters.rx_frames,
-                &counters.rx_bytes,
-                &counters.rx_dropped,
-                &counters.interrupts,
-                &counters.calls,
-            ]
-            .map(|counter| counter.load(Ordering::Relaxed));
+        let NicCounters { pairs, ignored } = self.counters();
+        for pair in pairs {
             log::info!(
-                "{}: sent {sent} frames ({sent_bytes} bytes, {lost} lost), received {received} ({received_bytes} bytes, \
-                 {received_lost} lost), {interrupts} interrupts, {calls} system calls",
-                self.link
+                "{}: sent {} frames ({} bytes, {} lost), received {} ({} bytes, {} lost), {} interrupts, {} system calls",
+                self.link,
+                pair.tx_frames,
+                pair.tx_bytes,
+                pair.tx_dropped,
+                pair.rx_frames,
+                pair.rx_bytes,
+                pair.rx_dropped,
+                pair.interrupts,
+                pair.calls
             );
         }
-        let ignored = self.ignored.load(Ordering::Relaxed);
         if ignored > 0 {
             log::info!(
                 "{}: {ignored} of the frames sent were neither IP nor about neighbours, and went nowhere",
@@ -116,51 +126,42 @@ impl Nic {
     }
 }
 
-/// Who carries the frames of a NIC on this transport: by MMIO each interrupt has a reason that only we can write.
-fn carrier(index: usize, vhost: VhostMode, transport: Transport) -> Result<VhostMode, Error> {
-    match (vhost, transport) {
-        (VhostMode::On, Transport::Mmio) => Err(Error::VhostByMmio { index }),
-        (VhostMode::Auto, Transport::Mmio) => {
-            log::warn!("NIC {index}: wirevm's own threads carry the frames: vhost-net takes --transport pci");
-            Ok(VhostMode::Off)
-        }
-        (vhost, _) => Ok(vhost),
+fn read(counters: &Counters) -> PairCounters {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    PairCounters {
+        tx_frames: read(&counters.tx_frames),
+        tx_bytes: read(&counters.tx_bytes),
+        tx_dropped: read(&counters.tx_dropped),
+        rx_frames: read(&counters.rx_frames),
+        rx_bytes: read(&counters.rx_bytes),
+        rx_dropped: read(&counters.rx_dropped),
+        interrupts: read(&counters.interrupts),
+        calls: read(&counters.calls),
     }
 }
 
-fn nic_error(index: usize, config: &NetConfig, error: net::Error) -> Error {
-    Error::Nic(NicError { index, kind: config.wire.kind(), error })
+/// Asks the keeper for other frames or another address, and waits for its answer.
+fn ask(keeper: &Channel<FilterRequest, FilterAnswer>, filter: &RxFilter) -> io::Result<()> {
+    keeper.send(&FilterRequest(filter.clone()))?;
+    match keeper.receive()? {
+        Some((FilterAnswer(answer), _)) => answer.map_err(io::Error::from_raw_os_error),
+        None => Err(io::ErrorKind::BrokenPipe.into()),
+    }
 }
 
-/// Tries each CPU, on a thread of its own: a queue pair's comes only with the guest's driver.
-fn check_affinity(index: usize, cpus: &[u16]) -> Result<(), Error> {
-    for &cpu in cpus {
-        let tried = thread::scope(|scope| scope.spawn(|| run_on(cpu)).join());
-        tried
-            .map_err(|_| Error::Bug("the trial of a CPU".to_owned()))?
-            .map_err(|source| Error::Affinity { index, cpu, source })?;
-    }
-    Ok(())
-}
+struct Handle(Vec<Arc<Counters>>);
 
-/// Refuses two NICs with one MAC or one end on the host, which would otherwise fail later and in stranger words.
-fn check_distinct(configs: &[NetConfig]) -> Result<(), Error> {
-    let (mut macs, mut claims) = (HashMap::new(), HashMap::new());
-    for (index, config) in configs.iter().enumerate() {
-        if let Some(mac) = config.mac
-            && let Some(first) = macs.insert(mac, index)
-        {
-            return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second: index });
-        }
-        for claim in config.claims() {
-            match claims.entry(claim) {
-                Entry::Vacant(free) => drop(free.insert(index)),
-                Entry::Occupied(taken) => {
-                    let first = *taken.get();
-                    return Err(Error::SameTwice { what: taken.remove_entry().0, first, second: index });
-                }
-            }
-        }
+impl Handle {
+    fn counters(&self) -> Vec<Arc<Counters>> {
+        self.0.clone()
     }
-    Ok(())
+    fn confine(&self, _: Arc<dyn Fn() -> io::Result<()>>) -> io::Result<()> {
+        Ok(())
+    }
+    fn pause(&self) -> io::Result<Vec<()>> {
+        Ok(vec![])
+    }
+    fn resume(&self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,0 +1,326 @@
+//! The host half of a NIC: its links and what was changed for them, alive as long as the NIC.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use crate::cable::{Ask, Cable, CableSpec, Plugged};
+use crate::host::{self, Wiring};
+use crate::listener::Listener;
+use crate::{
+    Backend, Error, Mac, NetConfig, NetnsName, Offloads, RxFilter, Step, Vhost, VhostMode, WireConfig, vhost,
+};
+
+/// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
+/// link, when every descriptor of its [`cable`](Self::cable) is closed as well.
+#[derive(Debug)]
+pub struct Wire {
+    config: NetConfig,
+    // First: a link that goes with its descriptor needs no undo then.
+    ends: Ends,
+    vhosts: Vec<Vhost>,
+    parts: Parts,
+    notices: Vec<String>,
+    _wiring: Wiring,
+}
+
+/// The descriptors of the host's link, the first of which leads; with what is to be given back when they go.
+pub(crate) type Ends = Arc<Mutex<Vec<Box<dyn Backend>>>>;
+
+/// What a wire has beside its ends.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) spec: CableSpec,
+    pub(crate) listener: Option<Listener>,
+    pub(crate) forwarding: Option<File>,
+    pub(crate) links: Vec<WireLink>,
+}
+
+impl Parts {
+    /// Of a wire whose frames go by `link` as they are, to a guest that finds out all by itself.
+    pub(crate) fn new(link: &str, mac: Mac, mtu: u16, offloads: Offloads) -> Self {
+        let spec = CableSpec {
+            link: link.to_owned(),
+            mac,
+            mtu,
+            offloads,
+            queues: 0,
+            vhosts: 0,
+            listens: false,
+            forwarding: false,
+            switches_first: false,
+            asks: false,
+            gateway: None,
+            lease: None,
+            router: None,
+        };
+        Self { spec, listener: None, forwarding: None, links: Vec::new() }
+    }
+}
+
+/// The descriptors of a link, the first of which leads.
+pub(crate) fn ends<A: Backend + 'static, B: Backend + 'static>(
+    first: A,
+    others: Vec<B>,
+) -> Vec<Box<dyn Backend>> {
+    let others = others.into_iter().map(|other| -> Box<dyn Backend> { Box::new(other) });
+    std::iter::once(Box::new(first) as Box<dyn Backend>).chain(others).collect()
+}
+
+/// A wire as one of the kinds makes it.
+pub(crate) struct Made {
+    pub(crate) ends: Vec<Box<dyn Backend>>,
+    pub(crate) parts: Parts,
+    pub(crate) notices: Vec<String>,
+    pub(crate) wiring: Wiring,
+}
+
+/// A link of the host that a wire uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WireLink {
+    /// Its name when the wire was made.
+    pub name: String,
+    /// Its number in its network namespace, which tells it from a later one of that name; none where it is out of sight.
+    pub index: Option<u32>,
+    /// The inode of its network namespace.
+    pub namespace: u64,
+    /// What it is to the wire.
+    pub role: Role,
+}
+
+/// What a link is to a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The guest's end: a tap, tun or macvtap.
+    Guest,
+    /// The bridge that the guest's end is a port of.
+    Bridge,
+    /// The NIC that leads from a bridge to the LAN.
+    Uplink,
+    /// The NIC that a macvtap is on.
+    Parent,
+    /// The host's own macvlan beside a guest's macvtap.
+    Host,
+}
+
+/// One place that a frame passes on its way from the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hop {
+    /// What it is, in the words of `ip -d link`, or `guest`, or `routing`.
+    pub what: String,
+    /// The link's name, where it is one.
+    pub name: Option<String>,
+}
+
+impl Wire {
+    /// Makes the wire that `config` describes, and tells each change of the host right after it is made.
+    ///
+    /// # Errors
+    /// What was tried, on what, and why it failed, with a [`remedy`](Error::remedy). What was changed until then is changed
+    /// back.
+    pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Self, Error> {
+        let mac = match config.mac {
+            Some(mac) => mac,
+            None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+        };
+        let mut notices = Vec::new();
+        let vhosts = vhost::open(config.vhost, config.queues.number(), &mut notices)?;
+        let vhost = if vhosts.is_empty() { VhostMode::Off } else { config.vhost };
+        let config = NetConfig { vhost, ..config.clone() };
+        let made = match &config.netns {
+            None => open_here(&config, mac, tell),
+            Some(name) => open_in(name, &config, mac, tell),
+        };
+        let Made { ends, mut parts, notices: more, wiring } = made?;
+        notices.splice(0..0, more);
+        // Where nobody would hear the guest's questions, our own threads carry the frames.
+        let silent = parts.spec.lease.is_none() && parts.spec.router.is_none();
+        let can = parts.spec.gateway.is_none() && (silent || parts.listener.is_some());
+        let vhosts = if can { vhosts } else { Vec::new() };
+        parts.spec.queues = ends.len();
+        parts.spec.vhosts = vhosts.len();
+        parts.spec.listens = parts.listener.is_some();
+        parts.spec.forwarding = parts.forwarding.is_some();
+        let ends = Arc::new(Mutex::new(ends));
+        Ok(Self { config, ends, vhosts, parts, notices, _wiring: wiring })
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Vec<Box<dyn Backend>>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it was made of; `vhost` is who carries the frames at last.
+    pub fn config(&self) -> &NetConfig {
+        &self.config
+    }
+
+    /// The guest's Ethernet address, as it was made.
+    pub fn mac(&self) -> Mac {
+        self.parts.spec.mac
+    }
+
+    /// The MTU for the guest, in bytes.
+    pub fn mtu(&self) -> u16 {
+        self.parts.spec.mtu
+    }
+
+    /// The name of the host's link.
+    pub fn link(&self) -> &str {
+        &self.parts.spec.link
+    }
+
+    /// Every link of the host that it uses, the guest's end first.
+    pub fn links(&self) -> &[WireLink] {
+        &self.parts.links
+    }
+
+    /// What the user should know of it, though nothing is wrong: each a sentence.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Whether the kernel carries its frames (vhost-net).
+    pub fn carried(&self) -> bool {
+        !self.vhosts.is_empty()
+    }
+
+    /// How many queue pairs it has.
+    pub fn queues(&self) -> usize {
+        self.parts.spec.queues
+    }
+
+    /// The way of a frame from the guest, for a picture.
+    pub fn hops(&self) -> Vec<Hop> {
+        let hop =
+            |what: &str, name: Option<&str>| Hop { what: what.to_owned(), name: name.map(str::to_owned) };
+        let mut hops = vec![hop("guest", None)];
+        for link in &self.parts.links {
+            let what = match link.role {
+                Role::Guest => match &self.config.wire {
+                    WireConfig::Tun(_) => "tun",
+                    WireConfig::Macvtap(_) => "macvtap",
+                    _ => "tap",
+                },
+                Role::Bridge => "bridge",
+                Role::Uplink | Role::Parent => "nic",
+                // Beside the way, not on it.
+                Role::Host => continue,
+            };
+            hops.push(hop(what, Some(&link.name)));
+        }
+        match &self.config.wire {
+            WireConfig::Tap(tap) if tap.nat => hops.extend([hop("routing", None), hop("nat", None)]),
+            WireConfig::Tap(_) | WireConfig::Tun(_) => hops.push(hop("routing", None)),
+            _ => {}
+        }
+        hops
+    }
+
+    /// Does what the guest asks of the host's link: another address, groups, every frame. A tap or tun brings all frames
+    /// unasked.
+    ///
+    /// # Errors
+    /// `EPERM` where the spec does not trust the guest so far (`trust=off`); else as the kernel refuses, and all is as before.
+    pub fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
+        set_filter(&self.ends, filter)
+    }
+
+    /// Its descriptors, duplicated, and what they are.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn cable(&self) -> io::Result<Cable> {
+        let ends = self.ends();
+        let frames = ends.iter().map(|end| end.fd());
+        let vhosts = self.vhosts.iter().map(AsFd::as_fd);
+        let listener = self.parts.listener.iter().map(Listener::fd);
+        let forwarding = self.parts.forwarding.iter().map(AsFd::as_fd);
+        let all = frames.chain(vhosts).chain(listener).chain(forwarding);
+        let descriptors = all.map(|fd: BorrowedFd<'_>| fd.try_clone_to_owned()).collect::<io::Result<_>>()?;
+        Ok(Cable { spec: self.parts.spec.clone(), descriptors })
+    }
+
+    /// Makes the backends in this process.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    fn plug(&self) -> io::Result<Plugged> {
+        let ends = Arc::clone(&self.ends);
+        let ask: Ask = Box::new(move |filter| set_filter(&ends, filter));
+        self.cable()?.plug(ask)
+    }
+}
+
+fn set_filter(ends: &Ends, filter: &RxFilter) -> io::Result<()> {
+    let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+    ends.first_mut().map_or(Ok(()), |end| end.set_filter(filter))
+}
+
+/// A wire with both of its halves in this process.
+#[derive(Debug)]
+pub struct Opened {
+    /// One for each queue pair.
+    pub backends: Vec<Box<dyn Backend>>,
+    /// One for each as well, where the kernel is to carry the frames; else none.
+    pub vhosts: Vec<Vhost>,
+    /// The guest's Ethernet address.
+    pub mac: Mac,
+    /// The MTU for the guest, in bytes.
+    pub mtu: u16,
+    /// The name of the host's link.
+    pub link: String,
+    /// Frames of the guest for which this kind of wire has no way, counted on: on a tun, what is not IP.
+    pub ignored: Arc<AtomicU64>,
+    /// What the user should know of this wire, though nothing is wrong: each a sentence.
+    pub notices: Vec<String>,
+    /// What was changed on the host; dropped, it is changed back. It and the backends may go in any order.
+    pub wire: Wire,
+}
+
+/// Makes the wire that `config` describes, for a NIC of this process, and tells each change of the host right after it is made.
+///
+/// # Errors
+/// As [`Wire::open`].
+pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
+    let wire = Wire::open(config, tell)?;
+    let plugged = wire.plug().map_err(|source| Error::Reserve { source })?;
+    let Plugged { backends, vhosts, mac, mtu, link, ignored } = plugged;
+    let notices = wire.notices().to_vec();
+    Ok(Opened { backends, vhosts, mac, mtu, link, ignored, notices, wire })
+}
+
+/// Makes the wire in the network namespace `name`, on a thread in there.
+fn open_in(
+    name: &NetnsName,
+    config: &NetConfig,
+    mac: Mac,
+    tell: &mut dyn FnMut(&Step),
+) -> Result<Made, Error> {
+    let mut outer = Wiring::begin()?;
+    let namespace = host::join_namespace(&mut outer, name, tell)?;
+    outer.release_lock();
+    let mut tell = |step: &Step| tell(&Step { command: host::line_in(name, &step.command), why: step.why });
+    let opened = namespace.run_telling(&mut tell, |tell| open_here(config, mac, tell));
+    let entered = opened.map_err(|source| Error::Namespace { name: Some(name.to_string()), source })?;
+    let mut made = entered.map_err(|error| match error {
+        Error::Step { command, refusal } => Error::Step { command: host::line_in(name, &command), refusal },
+        error => error,
+    })?;
+    made.wiring.within(outer);
+    Ok(made)
+}
+
+fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Made, Error> {
+    match &config.wire {
+        WireConfig::Tap(tap) => crate::tap::open(tap, mac, config, tell),
+        WireConfig::Bridge(bridge) => crate::bridge::open(bridge, mac, config, tell),
+        WireConfig::Tun(tun) => crate::tun::open(tun, mac, config, tell),
+        WireConfig::Macvtap(macvtap) => crate::macvtap::open(macvtap, config, tell),
+        WireConfig::Fd(inherited) => crate::fd::open(inherited, config.mac, config.mtu),
+    }
+}

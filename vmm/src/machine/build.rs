@@ -1,0 +1,246 @@
+//! Builds the machine, runs it, and takes it apart again.
+//!
+//! Taking apart goes in one order: vCPUs stop, devices stop. It is the same after the guest's end, a failed start and a panic of one
+//! of our threads.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::Builder;
+
+use boot::layout;
+use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
+use devices::serial::Serial;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use rustix::process::Pid;
+use vm_memory::GuestMemoryMmap;
+use vmm::MachineConfig;
+use vmm::config::Transport;
+
+use crate::error::Error;
+use crate::kvm::bus::Bus;
+use crate::kvm::cpuid::Processor;
+use crate::kvm::irq::irqfd;
+use crate::kvm::memory;
+use crate::kvm::transport;
+use crate::kvm::vcpu::{Shared, Vcpu};
+use crate::machine::ending::{Ending, Outcome};
+use crate::machine::events::{Loop, Machine};
+use crate::machine::nic::Nic;
+use crate::machine::output::Output;
+use crate::machine::sandbox;
+use crate::machine::vcpus::{Gate, Vcpus};
+use crate::protocol::{Channel, FromMachine, ToMachine};
+use crate::timings::Timings;
+
+// Two crates that do not know each other describe the same registers.
+const _: () = {
+    assert!(layout::SLEEP_STATUS as u64 - layout::SLEEP_CONTROL as u64 == AcpiPower::SLEEP_STATUS);
+    assert!(layout::RESET as u64 - layout::SLEEP_CONTROL as u64 == AcpiPower::RESET);
+    assert!(layout::GED as u64 - layout::SLEEP_CONTROL as u64 == AcpiPower::EVENTS);
+    assert!(layout::RESET_VALUE == AcpiPower::RESET_VALUE);
+    assert!(layout::GED_POWER_BUTTON == AcpiPower::EVENT_POWER_BUTTON);
+    assert!(layout::SLEEP_S5 == AcpiPower::SLP_TYP_S5 << AcpiPower::SLP_TYP_SHIFT | AcpiPower::SLP_EN);
+    assert!(layout::I8042_DATA as u64 == I8042::PORT && layout::PVPANIC as u64 == Pvpanic::PORT);
+};
+
+/// What the keeper gave.
+pub(super) struct Given<'a> {
+    pub(super) channel: &'a Arc<Channel<FromMachine, ToMachine>>,
+    pub(super) output: OwnedFd,
+    pub(super) input: OwnedFd,
+    pub(super) keeper: Pid,
+}
+
+/// Runs a guest to its end, and tells `timings` of each step.
+///
+/// # Errors
+/// The machine cannot be built, or failed.
+pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) -> Result<Outcome, Error> {
+    let channel = given.channel;
+    let kvm = Kvm::new().map_err(|e| Error::OpenKvm(e.into()))?;
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("say which CPUID it supports"))?;
+    let processor = Processor::new(&supported, config.cpus, kvm.check_extension(Cap::TscDeadlineTimer));
+    check_limits(&kvm, &processor, config)?;
+    timings.reached("KVM opened");
+    // Declared in the order in which they must go, last first. What is not to be had leaves the host's network alone.
+    let memory = memory::map(&config.memory)?;
+    timings.reached("guest memory mapped");
+    let images = boot::Images::open(&config.kernel, config.initrd.as_deref())?;
+    // From here on it opens nothing: what the images hold is looked at without a right.
+    let confined = match config.sandbox {
+        true => Some(sandbox::lock(config.user, given.keeper).map_err(Error::Confine)?),
+        false => {
+            sandbox::end_with(given.keeper).map_err(|_| Error::NoKeeper)?;
+            None
+        }
+    };
+    timings.reached("machine confined");
+    tell(channel, &FromMachine::Accepted)?;
+
+    let places = transport::places(config.transport, config.net.len());
+    let acpi =
+        boot::AcpiConfig { cpus: config.cpus, virtio_mmio: &places, pci: config.transport == Transport::Pci };
+    let how = boot::Config { cmdline: &config.cmdline, acpi };
+    // Side by side, and beside the keeper's plumbing: none needs another, and KVM waits for milliseconds until no reader of the
+    // memory that it had before is left (SRCU).
+    let load = || boot::load(&memory, images, &how).inspect(|_| timings.reached("kernel loaded"));
+    let (hardware, entry) =
+        run_parallel("load", load, || Hardware::new(&kvm, config, given.output, channel, &memory, timings))?;
+    let Hardware { nics, vm, ports, mmio, serial, power, ending } = hardware?;
+    let entry = entry?;
+
+    let gate = Gate::new();
+    let shared =
+        Shared { ports, mmio, memory, ending: ending.clone(), gate, confined: confined.is_some(), timings };
+    let shared = Arc::new(shared);
+    let mut vcpus = (0..config.cpus)
+        .map(|id| Vcpu::new(&vm, id, &processor, shared.clone()))
+        .collect::<Result<Vec<_>, _>>()?;
+    vcpus[0].enter_at(&entry)?;
+    timings.reached("vCPUs made");
+
+    let events = Loop::new()?;
+    let vcpus = Vcpus::start(vcpus, shared)?;
+    if confined.is_some() {
+        nics.iter().try_for_each(Nic::confine).map_err(Error::Confine)?;
+        sandbox::enter(sandbox::Thread::Main).map_err(Error::Confine)?;
+    }
+    let confined = confined.map_or("nothing (--sandbox off)".to_owned(), |lock| lock.to_string());
+    tell(channel, &FromMachine::Running { confined })?;
+    vcpus.go_on();
+    let machine =
+        Machine::new(Arc::clone(channel), vcpus, nics, vm, serial, power, ending.clone(), given.input);
+    let (vcpus, nics) = events.attend(machine)?;
+    vcpus.end()?;
+    nics.iter().for_each(Nic::log_counters);
+    Ok(ending.outcome().expect("the machine is attended until the end"))
+}
+
+fn tell(channel: &Channel<FromMachine, ToMachine>, message: &FromMachine) -> Result<(), Error> {
+    channel.send(message).map_err(|_| Error::NoKeeper)
+}
+
+/// The machine but for its vCPUs and what is in its memory, in the order in which its parts must go, last first.
+struct Hardware {
+    nics: Vec<Nic>,
+    vm: Arc<VmFd>,
+    ports: Bus,
+    mmio: Bus,
+    serial: Arc<Serial>,
+    power: Arc<AcpiPower>,
+    ending: Arc<Ending>,
+}
+
+impl Hardware {
+    fn new(
+        kvm: &Kvm,
+        config: &MachineConfig,
+        output: OwnedFd,
+        channel: &Channel<FromMachine, ToMachine>,
+        memory: &GuestMemoryMmap,
+        timings: Timings,
+    ) -> Result<Self, Error> {
+        let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
+        let stop_output = ending.event().try_clone().map_err(host("duplicate an eventfd"))?;
+        let vm = Arc::new(new_vm(kvm)?);
+        timings.reached("VM made");
+        let sink: EventSink = {
+            let ending = ending.clone();
+            Arc::new(move |event| ending.guest(event))
+        };
+        let output = Box::new(Output::new(output, stop_output));
+        let serial = Serial::new(irqfd(&vm, layout::COM1_GSI)?, output).map_err(host("make an eventfd"))?;
+        let serial = Arc::new(serial);
+        let power = Arc::new(AcpiPower::new(sink.clone(), irqfd(&vm, layout::GED_GSI)?));
+        let mut ports = Bus::default();
+        ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
+        ports.insert(I8042::PORT, I8042::LEN, Arc::new(I8042::new(sink.clone())));
+        ports.insert(layout::SLEEP_CONTROL.into(), AcpiPower::LEN, power.clone());
+        ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink)));
+
+        let mut nics = Nic::receive_all(channel)?;
+        timings.reached("wires received");
+        let mut mmio = Bus::default();
+        let devices = nics.iter_mut().map(Nic::take_device);
+        transport::attach(config.transport, &vm, memory, devices, &mut ports, &mut mmio)?;
+        timings.reached("devices made");
+        memory::register(&vm, memory)?;
+        timings.reached("memory given to KVM");
+        Ok(Self { nics, vm, ports, mmio, serial, power, ending })
+    }
+}
+
+/// What can be refused before anything is made.
+fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Result<(), Error> {
+    let limit = kvm.get_nr_vcpus();
+    if config.cpus as usize > limit {
+        return Err(Error::TooManyCpus { wanted: config.cpus, limit });
+    }
+    let limit = layout::MAX_MEMORY.min(processor.address_limit() - layout::HOLE_LEN);
+    if config.memory.bytes > limit {
+        return Err(Error::MemoryTooLarge { bytes: config.memory.bytes, limit });
+    }
+    let limit = transport::limit(config.transport);
+    if config.net.len() > limit {
+        return Err(Error::TooManyNics { wanted: config.net.len(), limit });
+    }
+    Ok(())
+}
+
+/// A VM with KVM's own interrupt controllers and timer.
+fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place its identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("place its TSS"))?;
+    vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
+    // For kernels without ACPI; the dummy speaker answers port 0x61 in the kernel.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(kvm_error("create the timer"))?;
+    Ok(vm)
+}
+
+/// Runs `here` on this thread and `there` on one called `name`, and gives what both say once both are done.
+///
+/// # Errors
+/// There is no thread to be had, and then neither ran; or `there` panicked.
+fn run_parallel<H, T: Send>(
+    name: &str,
+    there: impl FnOnce() -> T + Send,
+    here: impl FnOnce() -> H,
+) -> Result<(H, T), Error> {
+    // However it ends, a panic of `here` included, the scope waits for its thread: none is left with what it borrowed.
+    std::thread::scope(|scope| {
+        let thread = Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, there)
+            .map_err(host("start a thread"))?;
+        let here = here();
+        Ok((here, thread.join().map_err(|_| Error::Bug(format!("the thread {name}")))?))
+    })
+}
+
+fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |e| Error::Kvm { what, source: e.into() }
+}
+
+fn host(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_panics_in_parallel_is_an_error() {
+        let (here, there) =
+            run_parallel("other", || std::thread::current().name().map(str::to_owned), || 1).unwrap();
+        assert_eq!((here, there.as_deref()), (1, Some("other")));
+        let mut ran = false;
+        let error = run_parallel("other", || panic!("as a bug would"), || ran = true).unwrap_err();
+        assert_eq!(error.to_string(), "the thread other panicked; this is a bug in wirevm");
+        assert!(ran);
+    }
+}

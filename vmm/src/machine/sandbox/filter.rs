@@ -1,0 +1,282 @@
+//! Which system calls each kind of thread may make, and why.
+//!
+//! The table is all that there is: what is not in it, no thread of the machine does after the guest's first instruction.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+/// The kinds of threads of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Thread {
+    /// Its loop: the keeper's messages, the console's input, the end.
+    Main,
+    /// One for each vCPU.
+    Vcpu,
+    /// One for each pair of a NIC's queues.
+    Queue,
+}
+
+impl Thread {
+    #[cfg(test)]
+    const ALL: [Self; 3] = [Self::Main, Self::Vcpu, Self::Queue];
+}
+
+/// A system call that some threads may make.
+struct Call {
+    number: i64,
+    threads: &'static [Thread],
+    only: Only,
+    /// What for.
+    #[allow(dead_code)] // for who reads the table
+    why: &'static str,
+}
+
+/// With which arguments.
+enum Only {
+    /// Any.
+    Any,
+    /// Of the argument of that index (32 bits), one of these.
+    Values(u8, &'static [u64]),
+    /// Where the argument of that index (32 bits) is this process.
+    Ourselves(u8),
+}
+
+use Only::{Any, Ourselves, Values};
+use Thread::{Main, Queue, Vcpu};
+
+const ALL: &[Thread] = &[Main, Vcpu, Queue];
+
+const fn call(number: i64, threads: &'static [Thread], only: Only, why: &'static str) -> Call {
+    Call { number, threads, only, why }
+}
+
+const CALLS: &[Call] = &[
+    // What every Rust program does.
+    call(libc::SYS_futex, ALL, Any, "locks, channels, joins"),
+    call(libc::SYS_mmap, ALL, Any, "the heap"),
+    call(libc::SYS_munmap, ALL, Any, "the heap, and a thread's stack at its end"),
+    call(libc::SYS_mremap, ALL, Any, "the heap"),
+    call(libc::SYS_mprotect, ALL, Any, "the heap"),
+    call(libc::SYS_madvise, ALL, Any, "the heap, and a thread's stack at its end"),
+    call(libc::SYS_brk, ALL, Any, "the heap"),
+    call(libc::SYS_getrandom, ALL, Any, "the seeds of hash tables"),
+    call(libc::SYS_clock_gettime, ALL, Any, "the time, on hosts whose clock takes a system call"),
+    call(libc::SYS_gettimeofday, ALL, Any, "the same"),
+    call(libc::SYS_clock_nanosleep, ALL, Any, "a wait"),
+    call(libc::SYS_nanosleep, ALL, Any, "a wait"),
+    call(libc::SYS_sched_yield, ALL, Any, "a lock that spins for a moment"),
+    call(libc::SYS_restart_syscall, ALL, Any, "the kernel goes on with a wait after a stop"),
+    call(libc::SYS_rt_sigreturn, ALL, Any, "the end of a signal's handler"),
+    call(libc::SYS_rt_sigprocmask, ALL, Any, "a thread's end, and its abort"),
+    call(libc::SYS_sigaltstack, ALL, Any, "a thread's end"),
+    call(libc::SYS_exit, ALL, Any, "a thread's end"),
+    call(libc::SYS_exit_group, ALL, Any, "the process's end"),
+    call(libc::SYS_getpid, ALL, Any, "a signal to a thread of ours"),
+    call(libc::SYS_gettid, ALL, Any, "the same"),
+    call(libc::SYS_tgkill, ALL, Ourselves(0), "the signal that stops a vCPU, and an abort"),
+    call(
+        libc::SYS_prctl,
+        ALL,
+        Values(0, &[libc::PR_GET_NAME as u64]),
+        "the name of a thread that does what is forbidden",
+    ),
+    call(libc::SYS_close, ALL, Any, "what is dropped"),
+    // Descriptors that are there.
+    call(libc::SYS_read, ALL, Any, "eventfds, the console's input, frames"),
+    call(libc::SYS_write, ALL, Any, "eventfds, the console's output, frames"),
+    call(libc::SYS_readv, &[Queue], Any, "frames"),
+    call(libc::SYS_writev, &[Queue], Any, "frames"),
+    call(libc::SYS_pread64, &[Queue], Any, "whether the host forwards, for router advertisements"),
+    call(libc::SYS_poll, ALL, Any, "a wait for room in the console's pipe"),
+    call(libc::SYS_ppoll, ALL, Any, "the same"),
+    call(libc::SYS_sendmsg, ALL, Any, "messages to the keeper"),
+    call(libc::SYS_sendto, ALL, Any, "the message that a call was forbidden"),
+    call(libc::SYS_recvmsg, &[Main, Queue], Any, "messages of the keeper"),
+    call(libc::SYS_epoll_wait, &[Main, Queue], Any, "a wait for events"),
+    call(libc::SYS_epoll_pwait, &[Main, Queue], Any, "a wait for events"),
+    call(libc::SYS_epoll_ctl, &[Main, Queue], Any, "other events to wait for"),
+    call(libc::SYS_dup, &[Vcpu, Queue], Any, "eventfds of a queue that starts"),
+    call(libc::SYS_eventfd2, &[Vcpu, Queue], Any, "the same"),
+    call(
+        libc::SYS_fcntl,
+        ALL,
+        Values(1, &[libc::F_GETFD as u64, libc::F_DUPFD_CLOEXEC as u64]),
+        "a descriptor that is dropped, in a debug build; eventfds of a queue",
+    ),
+    // The machine.
+    call(libc::SYS_ioctl, &[Vcpu], Values(1, VCPU_IOCTLS), "the guest, its interrupts and notifications"),
+    call(libc::SYS_ioctl, &[Main], Values(1, MAIN_IOCTLS), "whether the guest hears the power button"),
+    call(libc::SYS_ioctl, &[Queue], Values(1, QUEUE_IOCTLS), "a tap's queue and offloads; vhost-net"),
+];
+
+/// `linux/kvm.h`.
+const VCPU_IOCTLS: &[u64] = &[
+    0xae80,      // KVM_RUN
+    0x8090_ae81, // KVM_GET_REGS, to say where a guest crashed
+    0x8138_ae83, // KVM_GET_SREGS
+    0xc018_ae85, // KVM_TRANSLATE
+    0x4020_ae76, // KVM_IRQFD, as the guest masks and moves vectors
+    0x4040_ae79, // KVM_IOEVENTFD, as it moves a BAR
+    0x4008_ae6a, // KVM_SET_GSI_ROUTING
+    0xaead,      // KVM_KVMCLOCK_CTRL, after a pause
+];
+
+/// The same.
+const MAIN_IOCTLS: &[u64] = &[
+    0xc208_ae62, // KVM_GET_IRQCHIP
+    0x4020_ae76, // KVM_IRQFD, as devices go at the end
+    0x4040_ae79, // KVM_IOEVENTFD, the same
+];
+
+/// `linux/if_tun.h` and `linux/vhost.h`.
+const QUEUE_IOCTLS: &[u64] = &[
+    0x4004_54d0, // TUNSETOFFLOAD
+    0x4004_54d9, // TUNSETQUEUE
+    0x8004_54d2, // TUNGETIFF, whether a link is gone
+    0xaf01,      // VHOST_SET_OWNER
+    0x4008_af00, // VHOST_SET_FEATURES
+    0x4008_af03, // VHOST_SET_MEM_TABLE
+    0x4008_af10, // VHOST_SET_VRING_NUM
+    0x4028_af11, // VHOST_SET_VRING_ADDR
+    0x4008_af12, // VHOST_SET_VRING_BASE
+    0xc008_af12, // VHOST_GET_VRING_BASE
+    0x4008_af20, // VHOST_SET_VRING_KICK
+    0x4008_af21, // VHOST_SET_VRING_CALL
+    0x4008_af22, // VHOST_SET_VRING_ERR
+    0x4008_af23, // VHOST_SET_VRING_BUSYLOOP_TIMEOUT
+    0x4008_af30, // VHOST_NET_SET_BACKEND
+];
+
+/// The filter of a kind of thread.
+fn program(thread: Thread) -> Result<BpfProgram, seccompiler::Error> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in CALLS.iter().filter(|call| call.threads.contains(&thread)) {
+        let own = [u64::from(std::process::id())];
+        let (index, values) = match call.only {
+            Any => (0, &[][..]),
+            Values(index, values) => (index, values),
+            Ourselves(index) => (index, &own[..]),
+        };
+        let rule = |&value| {
+            SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+                .and_then(|condition| SeccompRule::new(vec![condition]))
+        };
+        let found = values.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+        rules.entry(call.number).or_default().extend(found);
+    }
+    let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
+    Ok(filter.try_into()?)
+}
+
+/// Confines the calling thread to the calls of its kind, for good.
+///
+/// # Errors
+/// The kernel has no seccomp filters, or no memory for one.
+pub(crate) fn enter(thread: Thread) -> io::Result<()> {
+    let program = program(thread).map_err(io::Error::other)?;
+    apply_filter(&program).map_err(io::Error::other)
+}
+
+/// Whether this kernel has such filters, tried on a thread that ends at once.
+pub(crate) fn can_be() -> bool {
+    std::thread::spawn(|| enter(Main).is_ok()).join().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::machine::sandbox;
+    use crate::protocol::{Channel, FromMachine, ToMachine};
+
+    /// Tells a process that it is a child of [`each_filter_ends_what_is_not_in_it`], and what to do.
+    const CHILD: &str = "WIREVM_TEST_FORBIDDEN";
+
+    /// What such a thread may not do: the system call, and something that makes it.
+    fn forbidden(thread: Thread) -> Vec<(i64, fn())> {
+        let mut all: Vec<(i64, fn())> = vec![
+            (libc::SYS_openat, || drop(std::fs::File::open("/"))),
+            (libc::SYS_execve, || drop(Command::new("/bin/true").exec())),
+            (libc::SYS_socket, || drop(std::os::unix::net::UnixDatagram::unbound())),
+            (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
+            (libc::SYS_setresuid, || drop(rustix::thread::set_thread_res_uid(None, None, None))),
+            // The filter looks at the request.
+            (libc::SYS_ioctl, || drop(rustix::io::ioctl_fionread(std::io::stdin()))),
+        ];
+        if thread != Queue {
+            all.push((libc::SYS_readv, || {
+                let (mut byte, stdin) = ([0], std::io::stdin());
+                drop(rustix::io::readv(stdin, &mut [std::io::IoSliceMut::new(&mut byte)]));
+            }));
+        }
+        all
+    }
+
+    /// That child; nothing in any other process. Its standard input is the channel to the keeper.
+    #[test]
+    fn child() {
+        let Some(what) = std::env::var_os(CHILD) else { return };
+        let what = what.into_string().unwrap();
+        let (kind, number) = what.split_once(' ').unwrap();
+        let thread = *Thread::ALL.iter().find(|thread| format!("{thread:?}") == kind).unwrap();
+        let call = forbidden(thread).into_iter().find(|(call, _)| call.to_string() == number).unwrap().1;
+        sandbox::tell_forbidden_calls(std::io::stdin().as_fd()).unwrap();
+        let body = move || {
+            enter(thread).unwrap();
+            // What is allowed goes on as before.
+            assert_eq!(vec![1_u8; 1 << 20].len(), 1 << 20);
+            call();
+            crate::sys::exit_now(7);
+        };
+        std::thread::Builder::new().name("net0-0".to_owned()).spawn(body).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn each_filter_ends_what_is_not_in_it() {
+        for thread in Thread::ALL {
+            for (number, _) in forbidden(thread) {
+                let (keeper, machine) = Channel::<ToMachine, FromMachine>::pair().unwrap();
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.args(["--exact", "machine::sandbox::filter::tests::child", "--nocapture"]);
+                command.env(CHILD, format!("{thread:?} {number}")).stdin(Stdio::from(OwnedFd::from(machine)));
+                let output = command.output().unwrap();
+                drop(command);
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(output.status.code(), Some(1), "{thread:?} {number}: {said}");
+                let told = keeper.receive().unwrap().map(|(message, _)| message);
+                let forbidden = FromMachine::Forbidden { call: number, thread: "net0-0".to_owned() };
+                assert_eq!(told, Some(forbidden), "{thread:?} {number}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_call_has_a_reason_and_the_requests_are_the_kernels() {
+        assert!(CALLS.iter().all(|call| !call.why.is_empty() && !call.threads.is_empty()));
+        // `kvm-bindings` has no numbers of requests: by their parts, as linux/ioctl.h puts them together.
+        let request = |direction: u64, size: usize, number: u64| {
+            direction << 30 | (size as u64) << 16 | 0xae00 | number
+        };
+        let regs = size_of::<kvm_bindings::kvm_regs>();
+        let sregs = size_of::<kvm_bindings::kvm_sregs>();
+        assert!(
+            VCPU_IOCTLS.contains(&request(2, regs, 0x81)) && VCPU_IOCTLS.contains(&request(2, sregs, 0x83))
+        );
+        assert!(VCPU_IOCTLS.contains(&request(3, size_of::<kvm_bindings::kvm_translation>(), 0x85)));
+        assert!(VCPU_IOCTLS.contains(&request(1, size_of::<kvm_bindings::kvm_irqfd>(), 0x76)));
+        assert!(VCPU_IOCTLS.contains(&request(1, size_of::<kvm_bindings::kvm_ioeventfd>(), 0x79)));
+        assert!(VCPU_IOCTLS.contains(&request(1, size_of::<kvm_bindings::kvm_irq_routing>(), 0x6a)));
+        assert!(MAIN_IOCTLS.contains(&request(3, size_of::<kvm_bindings::kvm_irqchip>(), 0x62)));
+        for ioctl in [libc::TUNSETOFFLOAD, libc::TUNSETQUEUE, libc::TUNGETIFF] {
+            assert!(QUEUE_IOCTLS.contains(&ioctl), "{ioctl:#x}");
+        }
+    }
+}

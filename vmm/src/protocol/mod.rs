@@ -1,0 +1,156 @@
+//! What keeper and machine say to each other.
+//!
+//! The keeper may change the host and never touches guest memory; the machine touches guest memory and may change nothing. Between
+//! them is one socket of messages ([`Channel`]), two pipes of the guest's console, and for each NIC a socket by which the guest's
+//! driver asks the host for another address or other frames ([`FilterRequest`]). A frame, a kick or an interrupt never crosses.
+//!
+//! Both ends are the same program, forked, so that there is no version: a change of these types changes both. The keeper does not
+//! trust the machine all the same: what it reads is bounded, and what makes no sense ends the machine.
+//!
+//! ```text
+//! keeper                             machine
+//!                      ◄── Accepted  KVM opened, limits kept, memory mapped: locked in
+//! plumbing             ─── Nic ────► one for each, with its descriptors
+//!                      ─── Start ──►
+//!                      ◄── Running   the first KVM_RUN is next
+//!   Pause, Resume, PowerButton, Counters, Stop ──►
+//!                      ◄── Ended     why; then it exits
+//! ```
+
+mod channel;
+
+use net::{CableSpec, RxFilter};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::channel::{Channel, MAX_DESCRIPTORS};
+
+/// From the keeper to the machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToMachine {
+    /// The next NIC. With it come the descriptors of its cable, and behind them its socket for [`FilterRequest`].
+    Nic(Box<Nic>),
+    /// There is no further NIC: run.
+    Start,
+    /// Stop the vCPUs and the queues where they are; answered by [`FromMachine::Paused`].
+    Pause,
+    /// Go on; answered by [`FromMachine::Resumed`].
+    Resume,
+    /// Press the power button; answered by [`FromMachine::PowerButton`].
+    PowerButton,
+    /// Say what went over the NICs, and how the vCPUs exited; answered by [`FromMachine::Counters`].
+    Counters,
+    /// End now.
+    Stop,
+}
+
+/// A NIC as the machine needs it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Nic {
+    /// What its descriptors are.
+    pub(crate) cable: CableSpec,
+    /// The host's CPU for the thread of each queue pair; empty for any.
+    pub(crate) affinity: Vec<u16>,
+    /// How long such a thread looks about for frames before it sleeps, in microseconds.
+    pub(crate) poll: u64,
+    /// The kernel carries its frames.
+    pub(crate) carried: bool,
+}
+
+/// From the machine to the keeper.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum FromMachine {
+    /// All that can be refused before the host is changed is had.
+    Accepted,
+    /// The guest runs.
+    Running {
+        /// How the machine is confined, for `-v`.
+        confined: String,
+    },
+    /// It stands still, or why not.
+    Paused(Result<(), String>),
+    /// It goes on, or why not.
+    Resumed(Result<(), String>),
+    /// The power button is pressed. `heard`: the guest has a driver for it.
+    PowerButton { heard: bool },
+    /// As asked.
+    Counters(Counters),
+    /// Lines for the user.
+    Print(String),
+    /// It cannot start, or failed.
+    Failed(Failure),
+    /// The guest runs no more.
+    Ended(End),
+    /// A thread made a system call that its sandbox forbids. Sent from the signal's handler, so it is plain text.
+    Forbidden { call: i64, thread: String },
+}
+
+/// An error in words, for it crosses a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// What failed.
+    pub(crate) error: String,
+    /// Why, the nearest first.
+    pub(crate) causes: Vec<String>,
+    /// What the user can do.
+    pub(crate) remedy: Option<String>,
+}
+
+/// Why the guest runs no more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum End {
+    /// It powered itself off.
+    PowerOff,
+    /// It reset itself.
+    Reset,
+    /// It was ended from outside.
+    Stopped,
+    /// It crashed.
+    Crash(Failure),
+}
+
+/// What happened so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    /// For each NIC that our own threads carry, each queue pair.
+    pub(crate) nics: Vec<NicCounters>,
+    /// Exits of each vCPU: port, MMIO, other.
+    pub(crate) exits: Vec<[u64; 3]>,
+}
+
+/// What went over one NIC.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NicCounters {
+    /// Each queue pair; none where the kernel carries the frames.
+    pub(crate) pairs: Vec<PairCounters>,
+    /// Frames of the guest for which the wire has no way.
+    pub(crate) ignored: u64,
+}
+
+/// What went through one queue pair, seen from the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PairCounters {
+    pub(crate) tx_frames: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) tx_dropped: u64,
+    pub(crate) rx_frames: u64,
+    pub(crate) rx_bytes: u64,
+    pub(crate) rx_dropped: u64,
+    pub(crate) interrupts: u64,
+    pub(crate) calls: u64,
+}
+
+/// What a guest's driver asks of the host's link, on the NIC's own socket; answered by a [`FilterAnswer`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FilterRequest(pub(crate) RxFilter);
+
+/// Done, or the errno of the refusal.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FilterAnswer(pub(crate) Result<(), i32>);
+
+impl Failure {
+    /// The words of `error` and its causes.
+    pub(crate) fn new(error: &dyn std::error::Error, remedy: Option<String>) -> Self {
+        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        Self { error: error.to_string(), causes: causes.map(ToString::to_string).collect(), remedy }
+    }
+}

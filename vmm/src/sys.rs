@@ -1,0 +1,85 @@
+//! The few system calls for which no crate has a safe name.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use rustix::process::Pid;
+
+/// Which side of a fork this is.
+pub(crate) enum Forked {
+    /// The new process.
+    Child,
+    /// The old one, and the new one's id.
+    Parent(Pid),
+}
+
+/// Makes a second process of this one.
+///
+/// # Errors
+/// There are no processes left; or this process has several threads, of which only one would be in the new one, with locks that
+/// the others hold.
+pub(crate) fn fork() -> io::Result<Forked> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() != 1) {
+        return Err(io::Error::other("the process has several threads"));
+    }
+    // SAFETY: there is one thread, so that the child has all that there was, as it was.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(Pid::from_raw(pid).expect("fork(2) returns a process"))),
+    }
+}
+
+/// A descriptor that is readable when one of `signals` came for this process, which are blocked from now on (signalfd(2)): in this
+/// thread, and those that it starts. A signal that was ignored when the program started (nohup(1)) stays so.
+pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: it writes the whole set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: written just now.
+    let mut set = unsafe { set.assume_init() };
+    for &signal in signals {
+        let mut action = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: it only asks, and writes the whole action where it does not fail.
+        let ignored = unsafe {
+            libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+                && action.assume_init().sa_sigaction == libc::SIG_IGN
+        };
+        if !ignored {
+            // SAFETY: `set` is initialised, and `signal` is one.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+    }
+    // SAFETY: both sets are valid, or null where none is asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
+        0 => {}
+        error => return Err(io::Error::from_raw_os_error(error)),
+    }
+    // SAFETY: a new descriptor, for a set that is valid.
+    match unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: nobody else has it.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+/// How many bytes a read of a signalfd takes for each signal.
+pub(crate) const SIGNAL_LEN: usize = size_of::<libc::signalfd_siginfo>();
+
+/// Has all threads of this process share one heap. glibc otherwise gives each thread that allocates one of its own, of which pages
+/// stay resident; here threads allocate at their start and end alone.
+pub(crate) fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Ends this process at once: nothing of it is dropped.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: it does not return, and touches no memory of ours.
+    unsafe { libc::_exit(status) }
+}
