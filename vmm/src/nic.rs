@@ -64,9 +64,15 @@ impl Nic {
         for notice in &opened.notices {
             log::warn!("NIC {index}: {notice}");
         }
-        let device = NetDeviceConfig { name: format!("net{index}"), mac: opened.mac, mtu: Some(opened.mtu) };
-        let device = VirtioNet::new(device, opened.backends).with_affinity(&config.affinity);
-        let device = device.with_poll(config.poll).with_vhosts(opened.vhosts);
+        let device = NetDeviceConfig {
+            name: format!("net{index}"),
+            mac: opened.mac,
+            mtu: Some(opened.mtu),
+            affinity: config.affinity.clone(),
+        };
+        let device = VirtioNet::new(device, opened.backends, opened.vhosts)
+            .map_err(|source| Error::Host { what: "spawn the threads of a NIC", source })?
+            .with_poll(config.poll);
         Ok(Self {
             link: opened.link,
             // The kernel counts on the link alone.
@@ -131,7 +137,7 @@ fn nic_error(index: usize, config: &NetConfig, error: net::Error) -> Error {
     Error::Nic(NicError { index, kind: config.wire.kind(), error })
 }
 
-/// Tries each CPU, on a thread of its own: a queue pair's comes only with the guest's driver.
+/// Tries each CPU, on a thread of its own: a queue pair's thread only warns of one that it cannot have.
 fn check_affinity(index: usize, cpus: &[u16]) -> Result<(), Error> {
     for &cpu in cpus {
         let tried = thread::scope(|scope| scope.spawn(|| run_on(cpu)).join());
