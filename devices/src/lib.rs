@@ -27,32 +27,37 @@
 //! |---|---|
 //! | `serial.rs` | the console: a 16550A |
 //! | `reset.rs` | reset, power off, power button, panic: the registers by which a guest ends |
-//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function`, `Shortcuts` |
+//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function`, `EventRoutes` |
 //! | `pci/config.rs`, `pci/msix.rs` | a function's configuration space; its vectors, their table, masks and pending bits |
 //! | `virtio/mod.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
 //! | `virtio/setup.rs` | what a driver sets before its device runs: status, features, queues |
 //! | `virtio/pci.rs`, `virtio/mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
 //! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
+//! | `virtio/queue_thread.rs`, `virtio/mailbox.rs` | a queue's thread, and the messages by which it is asked |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
-//! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
-//! | `virtio/net/queue_pair/duties.rs` | what a pair's thread does beside that |
-//! | `virtio/net/queue_pair/room.rs` | the buffers that a received frame fills |
-//! | `virtio/net/queue_pair/thread.rs` | their thread: events, looking about, start and stop |
+//! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
+//! | `virtio/net/mailbox.rs` | what a pair's thread is asked, and why nobody waits in a circle |
+//! | `virtio/net/error.rs` | why a NIC could not start |
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
 //! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
 //! | `virtio/net/vhost.rs` | the kernel as the carrier of frames, in place of the two loops |
-//! | `virtio/net/orders.rs` | what the control queue has the other pairs do, by message |
+//! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
+//! | `virtio/net/queue_pair/receive_space.rs` | the buffers that a received frame fills |
+//! | `virtio/net/queue_pair/commands.rs` | what a pair does beside moving frames |
+//! | `virtio/net/queue_pair/life.rs` | a pair over all its drivers: its states, start and stop |
+//! | `virtio/net/queue_pair/thread.rs` | its thread: events, polling, sleep |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |
 //!
 //! # The life of a virtio device
-//! Its transport owns it behind a lock. The driver negotiates features, places the queues, and sets `DRIVER_OK`: the
-//! transport checks the rings and gives them to [`VirtioDevice::activate`](virtio::VirtioDevice::activate), which moves them
-//! into threads. A reset, by the driver or by dropping the transport, joins the threads, and what they owned is back, ready
-//! for the next driver.
+//! Its transport owns it behind a lock; its queues' threads are there before its driver and after it, and own what moves frames.
+//! The driver negotiates features, places the queues, and sets `DRIVER_OK`: the transport checks the rings and gives them to
+//! [`VirtioDevice::activate`](virtio::VirtioDevice::activate), which sends them to the threads. A reset, by the driver or by dropping
+//! the transport, has the threads give up the rings, and keep the rest for the next driver. What else is asked of a device while it
+//! runs is a message to the same threads ([`Handle`](virtio::net::Handle)).
 #![forbid(unsafe_code)]
 
-mod once;
+mod log_once;
 pub mod pci;
 pub mod reset;
 pub mod serial;

@@ -35,15 +35,16 @@ pub trait Function: BusDevice {
     fn decodes(&self) -> Option<Range<u64>>;
 }
 
-/// How the events of one function pass by user space. Without any of it a device still works, at the price of exits.
-pub trait Shortcuts: Send + Sync {
+/// How the events of one function reach their listener without an exit. Without any of it a device still works, at the price of
+/// exits.
+pub trait EventRoutes: Send + Sync {
     /// From now on each write to `event` sends `message`; one that was written before and not heard sends it too.
     ///
     /// # Errors
     /// There are no resources for it, or nobody can receive such a message.
     fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()>;
 
-    /// Undoes [`Shortcuts::open`]: from now on what is written to `event` stays there.
+    /// Undoes [`EventRoutes::open`]: from now on what is written to `event` stays there.
     fn close(&self, vector: u16, event: &EventFd);
 
     /// From now on the guest's writes to `address`, of any value, are written to `kick`.
@@ -52,7 +53,7 @@ pub trait Shortcuts: Send + Sync {
     /// There are no resources for it, or something else listens there.
     fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()>;
 
-    /// Undoes [`Shortcuts::listen`], also one that failed.
+    /// Undoes [`EventRoutes::listen`], also one that failed.
     fn unlisten(&self, address: u64, kick: &EventFd);
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use devices::BusDevice;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mock::{Buffer, MockMmio, MockRing};
-use devices::virtio::net::{NetDeviceConfig, VirtioNet};
+use devices::virtio::net::VirtioNet;
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use net::{Backend, HEADER_LEN, Iov, Offloads, Sent, SocketBackend};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -554,8 +554,7 @@ fn all_pairs_start_or_none() {
     let (second, peer) = SocketBackend::pair().unwrap();
     let backends: Vec<Box<dyn Backend>> = vec![Box::new(first), Box::new(Refusing(second, true))];
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-    let config = NetDeviceConfig { name: "test".into(), mac: net::Mac::new(MAC).unwrap(), mtu: None };
-    let nic = VirtioNet::new(config, backends);
+    let nic = VirtioNet::new(config("test", None), backends, Vec::new()).unwrap();
     let irq = EventFd::new(0).unwrap();
     let device = MmioTransport::new(Box::new(nic), memory.clone(), irq).unwrap();
     let mmio = MockMmio::new(&device);

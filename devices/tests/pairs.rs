@@ -41,7 +41,6 @@ struct Many {
 impl Many {
     fn new() -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let config = NetDeviceConfig { name: "test".into(), mac: Mac::new(MAC).unwrap(), mtu: Some(MTU) };
         let refuses = Arc::new(AtomicBool::new(false));
         let (mut backends, mut peers): (Vec<Box<dyn Backend>>, _) = (Vec::new(), Vec::new());
         for pair in 0..PAIRS {
@@ -52,7 +51,7 @@ impl Many {
             backends.push(Box::new(Stubborn { socket, refuses, last }));
             peers.push(peer);
         }
-        let nic = VirtioNet::new(config, backends);
+        let nic = VirtioNet::new(config("test", Some(MTU)), backends, Vec::new()).unwrap();
         let device = MmioTransport::new(Box::new(nic), memory.clone(), EventFd::new(0).unwrap()).unwrap();
         let (rings, control) = rings(&memory);
         Self { memory, device, peers, refuses, rings, control, control_index: 0 }
@@ -253,8 +252,8 @@ fn each_pair_runs_where_it_is_told_and_when_it_is_its_turn() {
     };
     let cpu = allowed_cpus().last().copied().unwrap();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-    let config = NetDeviceConfig { name: "affine".into(), mac: Mac::new(MAC).unwrap(), mtu: None };
-    let nic = VirtioNet::new(config, vec![Box::new(backend)]).with_affinity(&[cpu]);
+    let config = NetDeviceConfig { affinity: vec![cpu], ..config("affine", None) };
+    let nic = VirtioNet::new(config, vec![Box::new(backend)], Vec::new()).unwrap();
     let device = MmioTransport::new(Box::new(nic), memory.clone(), EventFd::new(0).unwrap()).unwrap();
     let mmio = MockMmio::new(&device);
     assert!(mmio.negotiate(PLAIN));

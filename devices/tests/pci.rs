@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::BusDevice;
 use devices::pci::msix::Message;
-use devices::pci::{Ecam, Ports, RootComplex, Shortcuts, Window};
+use devices::pci::{Ecam, EventRoutes, Ports, RootComplex, Window};
 use devices::virtio::pci::{BAR_LEN, PciTransport};
 use devices::virtio::queue::F_VERSION_1;
 use devices::virtio::{Activation, Interrupt, VirtioDevice};
@@ -23,11 +23,14 @@ const VENDOR: u8 = 0x09;
 const NO_VECTOR: u32 = 0xffff;
 const MESSAGE: Message = Message { address: 0xfee0_1000, data: 0x4041 };
 
-/// What happened to the device and to its shortcuts.
+/// Of the queues of one start, by their numbers.
+type Kicks = Vec<(u16, Arc<EventFd>)>;
+
+/// What happened to the device and to its routes.
 #[derive(Default)]
 struct Seen {
     /// Queues of each start.
-    starts: Mutex<Vec<Vec<(u16, EventFd)>>>,
+    starts: Mutex<Vec<Kicks>>,
     resets: AtomicUsize,
     interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
     open: Mutex<BTreeMap<u16, (Message, EventFd)>>,
@@ -58,7 +61,7 @@ impl Seen {
 
 struct Recorder(Arc<Seen>);
 
-impl Shortcuts for Recorder {
+impl EventRoutes for Recorder {
     fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()> {
         if self.0.refuse.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Other.into());
@@ -136,8 +139,8 @@ impl Rig {
         let mut root = RootComplex::new(WINDOW);
         let seen: Vec<_> = (0..devices).map(|_| Arc::<Seen>::default()).collect();
         for seen in &seen {
-            let (device, shortcuts) = (Dummy(seen.clone()), Recorder(seen.clone()));
-            let device = PciTransport::new(Box::new(device), memory.clone(), WINDOW, Box::new(shortcuts));
+            let (device, routes) = (Dummy(seen.clone()), Recorder(seen.clone()));
+            let device = PciTransport::new(Box::new(device), memory.clone(), WINDOW, Box::new(routes));
             root.add(Arc::new(device.unwrap()));
         }
         let root = Arc::new(root);

@@ -49,8 +49,14 @@ impl World {
         let mut opened = open(&host, "tap=t0,host=172.31.0.1/24,host=fd00:31::1/64,dhcp=off")?;
         let mut inside = open(&guest, "tap=eth0,dhcp=off")?;
         guest.sh("ip addr add 172.31.0.2/24 dev eth0; ip addr add fd00:31::2/64 dev eth0 nodad; ip link set eth0 up");
-        let config = NetDeviceConfig { name: "test".into(), mac: opened.mac, mtu: Some(opened.mtu) };
-        let nic = VirtioNet::new(config, std::mem::take(&mut opened.backends));
+        let config = NetDeviceConfig {
+            name: "test".into(),
+            mac: opened.mac,
+            mtu: Some(opened.mtu),
+            affinity: Vec::new(),
+        };
+        let nic = VirtioNet::new(config, std::mem::take(&mut opened.backends), Vec::new())
+            .map_err(|error| error.to_string())?;
         let driver = Driver::new(nic, inside.backends.remove(0));
         Ok(Self { host, guest, driver, _opened: [opened, inside] })
     }

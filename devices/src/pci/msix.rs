@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Shortcuts;
-use crate::once::Once;
+use super::EventRoutes;
+use crate::log_once::LogOnce;
 
 /// The capability's ID.
 pub const CAPABILITY: u8 = 0x11;
@@ -85,7 +85,7 @@ pub struct Table {
     vectors: Arc<Vectors>,
     entries: Vec<Entry>,
     function_masked: bool,
-    refused: Once,
+    refused: LogOnce,
 }
 
 struct Entry {
@@ -100,11 +100,11 @@ impl Table {
     pub fn new(vectors: Arc<Vectors>) -> Self {
         let entry = || Entry { message: Message::default(), masked: true, open: None };
         let entries = (0..vectors.count()).map(|_| entry()).collect();
-        Self { vectors, entries, function_masked: false, refused: Once::default() }
+        Self { vectors, entries, function_masked: false, refused: LogOnce::default() }
     }
 
     /// The guest wrote message control.
-    pub fn set_control(&mut self, control: u16, shortcuts: &dyn Shortcuts) {
+    pub fn set_control(&mut self, control: u16, routes: &dyn EventRoutes) {
         let enable = control & ENABLE != 0;
         if enable && !self.vectors.enabled() {
             // Left by a driver that switched MSI-X off meanwhile.
@@ -113,7 +113,7 @@ impl Table {
         self.function_masked = control & FUNCTION_MASK != 0;
         self.vectors.enabled.store(enable, Ordering::Release);
         for vector in 0..self.entries.len() {
-            self.update(vector, shortcuts);
+            self.update(vector, routes);
         }
     }
 
@@ -126,13 +126,13 @@ impl Table {
     }
 
     /// The guest writes the table at `offset`: four or eight bytes, aligned.
-    pub fn write(&mut self, offset: u64, data: &[u8], shortcuts: &dyn Shortcuts) {
+    pub fn write(&mut self, offset: u64, data: &[u8], routes: &dyn EventRoutes) {
         let Some((vector, from)) = place(offset, data.len()) else { return };
         if let Some(entry) = self.entries.get_mut(vector) {
             let mut bytes = entry.bytes();
             bytes[from..from + data.len()].copy_from_slice(data);
             entry.set(bytes);
-            self.update(vector, shortcuts);
+            self.update(vector, routes);
         }
     }
 
@@ -152,7 +152,7 @@ impl Table {
     }
 
     /// Has the vector send what it now should.
-    fn update(&mut self, vector: usize, shortcuts: &dyn Shortcuts) {
+    fn update(&mut self, vector: usize, routes: &dyn EventRoutes) {
         let entry = &mut self.entries[vector];
         let sends = self.vectors.enabled() && !self.function_masked && !entry.masked;
         let wanted = sends.then_some(entry.message);
@@ -161,10 +161,10 @@ impl Table {
         }
         let event = &self.vectors.events[vector];
         if entry.open.take().is_some() {
-            shortcuts.close(vector as u16, event);
+            routes.close(vector as u16, event);
         }
         if let Some(message) = wanted {
-            match shortcuts.open(vector as u16, event, message) {
+            match routes.open(vector as u16, event, message) {
                 Ok(()) => entry.open = Some(message),
                 Err(error) => log::log!(self.refused.level(), "MSI-X vector {vector} stays masked: {error}"),
             }

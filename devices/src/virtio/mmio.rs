@@ -30,7 +30,7 @@ const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 /// A virtio device on the MMIO bus.
 pub struct MmioTransport {
     line: Arc<Line>,
-    kicks: Vec<EventFd>,
+    kicks: Vec<Arc<EventFd>>,
     setup: Mutex<Setup>,
 }
 
@@ -83,7 +83,7 @@ impl MmioTransport {
 
     /// One eventfd for each queue, by its index: for an ioeventfd at [`QUEUE_NOTIFY`] whose datamatch is the index. Writing
     /// to it kicks the queue.
-    pub fn kicks(&self) -> &[EventFd] {
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
 

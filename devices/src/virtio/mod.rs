@@ -1,10 +1,12 @@
 //! What every virtio device and every transport agree on (virtio 1.2 §2).
 
+pub mod mailbox;
 pub mod mmio;
 pub mod mock;
 pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod queue_thread;
 mod setup;
 
 use std::io;
@@ -60,7 +62,7 @@ pub struct ActiveQueue {
     /// Its rings, checked to lie in guest memory.
     pub ring: queue::VirtQueue,
     /// Readable once the driver has put buffers there and notified.
-    pub kick: EventFd,
+    pub kick: Arc<EventFd>,
 }
 
 /// How a device tells its driver: one implementation for each transport.

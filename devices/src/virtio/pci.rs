@@ -28,7 +28,7 @@ use super::setup::{Half, QueueField, Setup, needs_reset};
 use super::{Interrupt, VirtioDevice};
 use crate::BusDevice;
 use crate::pci::msix::Vectors;
-use crate::pci::{Function, Shortcuts};
+use crate::pci::{EventRoutes, Function};
 
 /// Bytes of guest address space that a device takes: the size of its BAR.
 pub const BAR_LEN: u64 = 0x4000;
@@ -48,10 +48,10 @@ const NOTIFY_MULTIPLIER: u64 = 4;
 /// A virtio device on the PCI bus.
 pub struct PciTransport {
     signals: Arc<Signals>,
-    kicks: Vec<EventFd>,
+    kicks: Vec<Arc<EventFd>>,
     setup: Mutex<Setup>,
     space: Mutex<Space>,
-    shortcuts: Box<dyn Shortcuts>,
+    routes: Box<dyn EventRoutes>,
     window: Range<u64>,
     /// Where the BAR is decoded, as `space` says it; [`NOWHERE`] where it is not.
     base: AtomicU64,
@@ -61,7 +61,7 @@ const NOWHERE: u64 = u64::MAX;
 
 impl PciTransport {
     /// Shows `device`, of at most [`QUEUES_MAX`] queues, to the guest whose memory is `memory`. Its BAR is decoded in `window`
-    /// alone, and `shortcuts` carry its events.
+    /// alone, and `routes` carry its events.
     ///
     /// # Errors
     /// Where the eventfds of queues and vectors cannot be made.
@@ -72,7 +72,7 @@ impl PciTransport {
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         window: Range<u64>,
-        shortcuts: Box<dyn Shortcuts>,
+        routes: Box<dyn EventRoutes>,
     ) -> io::Result<Self> {
         let queues = device.queue_max_sizes().len();
         assert!(queues <= QUEUES_MAX, "{queues} queues");
@@ -85,7 +85,7 @@ impl PciTransport {
         let config_vector = AtomicU16::new(NO_VECTOR);
         let signals = Arc::new(Signals { vectors, status, isr, generation, config_vector, queue_vectors });
         let (setup, space, base) = (Mutex::new(setup), Mutex::new(space), AtomicU64::new(NOWHERE));
-        Ok(Self { signals, kicks, setup, space, shortcuts, window, base })
+        Ok(Self { signals, kicks, setup, space, routes, window, base })
     }
 
     /// How many vectors it has: one for each queue, and one for changes of the configuration.
@@ -142,10 +142,10 @@ impl PciTransport {
         for (index, kick) in self.kicks.iter().enumerate() {
             let at = |base: u64| base + NOTIFY + NOTIFY_MULTIPLIER * index as u64;
             if old != NOWHERE {
-                self.shortcuts.unlisten(at(old), kick);
+                self.routes.unlisten(at(old), kick);
             }
             if let Some(new) = new
-                && let Err(error) = self.shortcuts.listen(at(new), kick)
+                && let Err(error) = self.routes.listen(at(new), kick)
             {
                 log::debug!("notifications at {:#x} come by exits: {error}", at(new));
             }
@@ -258,7 +258,7 @@ impl Function for PciTransport {
             let rerouted = offset < control + 2 && control < offset + data.len();
             if rerouted {
                 let control = u16::from_le_bytes(space.config.get(control));
-                space.table.set_control(control, &*self.shortcuts);
+                space.table.set_control(control, &*self.routes);
             }
             (silenced, rerouted, space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
         };
@@ -300,7 +300,7 @@ impl BusDevice for PciTransport {
         match offset {
             ..ISR => self.write_common(offset, data),
             DEVICE..TABLE => self.setup().device.write_config(offset - DEVICE, data),
-            TABLE..PENDING => self.space().table.write(offset - TABLE, data, &*self.shortcuts),
+            TABLE..PENDING => self.space().table.write(offset - TABLE, data, &*self.routes),
             NOTIFY.. if (offset - NOTIFY).is_multiple_of(NOTIFY_MULTIPLIER) => {
                 if let Some(kick) = self.kicks.get(((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize) {
                     // The counter cannot come near its end, at which alone this fails.

@@ -151,7 +151,7 @@ pub struct VirtQueue {
     /// The used index as last shown to the driver.
     shown: u16,
     /// The used index for which the driver was last interrupted, or wanted not to be.
-    settled: u16,
+    signalled: u16,
     /// Without EVENT_IDX: whether the driver is being asked to kick.
     kicks_wanted: bool,
     indirect: bool,
@@ -186,7 +186,7 @@ impl VirtQueue {
             fetched: 0,
             fetched_named: 0,
             shown: 0,
-            settled: 0,
+            signalled: 0,
             kicks_wanted: true,
             indirect,
         };
@@ -220,7 +220,7 @@ impl VirtQueue {
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used);
         (self.avail, self.fetched, self.fetched_named) = (next_avail, next_avail, next_avail);
-        (self.shown, self.settled) = (next_used, next_used);
+        (self.shown, self.signalled) = (next_used, next_used);
     }
 
     /// Looks the rings up for a burst. All that takes a [`Mapped`] takes that of the same queue.
@@ -497,7 +497,7 @@ impl VirtQueue {
     pub fn publish(&mut self, rings: &Mapped<'_>) -> Result<bool, Error> {
         self.show(rings)?;
         let wanted = self.wants_interrupt(rings)?;
-        self.settled = self.shown;
+        self.signalled = self.shown;
         Ok(wanted)
     }
 
@@ -521,7 +521,7 @@ impl VirtQueue {
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
     pub fn wants_interrupt(&mut self, rings: &Mapped<'_>) -> Result<bool, Error> {
-        let (old, new) = (self.settled, self.shown);
+        let (old, new) = (self.signalled, self.shown);
         if old == new {
             return Ok(false);
         }
@@ -536,7 +536,7 @@ impl VirtQueue {
             u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
         if !wanted {
-            self.settled = new;
+            self.signalled = new;
         }
         Ok(wanted)
     }

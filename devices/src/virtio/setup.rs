@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::{F_VERSION_1, QueueSetup, VirtQueue};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::once::Once;
+use crate::log_once::LogOnce;
 
 /// A device, and what its driver has said of it so far.
 pub(super) struct Setup {
@@ -25,7 +25,7 @@ pub(super) struct Setup {
     driver_features: u64,
     pub(super) queue_sel: u32,
     queues: Vec<Queue>,
-    refused: Once,
+    refused: LogOnce,
 }
 
 #[derive(Clone, Copy)]
@@ -78,13 +78,14 @@ impl Setup {
             driver_features: 0,
             queue_sel: 0,
             queues,
-            refused: Once::default(),
+            refused: LogOnce::default(),
         }
     }
 
     /// An eventfd for each queue, by which it is kicked.
-    pub(super) fn kicks(&self) -> io::Result<Vec<EventFd>> {
-        self.queues.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect()
+    pub(super) fn kicks(&self) -> io::Result<Vec<Arc<EventFd>>> {
+        let kick = |_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
+        self.queues.iter().map(kick).collect()
     }
 
     /// Stops the device, and forgets all that was said; nothing touches guest memory when this returns.
@@ -163,7 +164,7 @@ impl Setup {
         status: &AtomicU32,
         value: u32,
         interrupt: &Arc<dyn Interrupt>,
-        kicks: &[EventFd],
+        kicks: &[Arc<EventFd>],
     ) {
         let old = status.load(Ordering::Acquire);
         let value = old | value & (ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED);
@@ -185,12 +186,12 @@ impl Setup {
         }
     }
 
-    fn activate(&mut self, interrupt: &Arc<dyn Interrupt>, kicks: &[EventFd]) -> io::Result<()> {
+    fn activate(&mut self, interrupt: &Arc<dyn Interrupt>, kicks: &[Arc<EventFd>]) -> io::Result<()> {
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready) {
             let ring = VirtQueue::new(&queue.setup, self.driver_features, &self.memory)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-            queues.push(ActiveQueue { index: index as u16, ring, kick: kicks[index].try_clone()? });
+            queues.push(ActiveQueue { index: index as u16, ring, kick: Arc::clone(&kicks[index]) });
         }
         self.device.activate(Activation {
             memory: self.memory.clone(),

@@ -119,8 +119,8 @@ impl Rig {
 
     fn around(backend: Box<dyn Backend>, peer: SocketPeer, poll: Duration) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let config = NetDeviceConfig { name: "test".into(), mac: Mac::new(MAC).unwrap(), mtu: Some(MTU) };
-        let nic = VirtioNet::new(config, vec![backend]).with_poll(poll);
+        let nic =
+            VirtioNet::new(config("test", Some(MTU)), vec![backend], Vec::new()).unwrap().with_poll(poll);
         let counters = nic.counters().remove(0);
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let device = MmioTransport::new(Box::new(nic), memory.clone(), irq.try_clone().unwrap()).unwrap();
@@ -308,6 +308,11 @@ impl Rig {
         let Counters { tx_dropped, rx_dropped, .. } = &*self.counters;
         (tx_dropped.load(Ordering::Relaxed), rx_dropped.load(Ordering::Relaxed))
     }
+}
+
+/// A NIC of that name, whose threads run anywhere.
+pub fn config(name: &str, mtu: Option<u16>) -> NetDeviceConfig {
+    NetDeviceConfig { name: name.into(), mac: Mac::new(MAC).unwrap(), mtu, affinity: Vec::new() }
 }
 
 fn places() -> Vec<u64> {

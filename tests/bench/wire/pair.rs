@@ -60,7 +60,7 @@ pub(super) fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Driver> {
     let (rx_kick, tx_kick) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
     let queue = |index, ring: &MockRing, kick: &EventFd| {
         let ring = VirtQueue::new(ring.setup(), accepted, &rig.memory).map_err(io::Error::other)?;
-        Ok::<_, io::Error>(ActiveQueue { index, ring, kick: kick.try_clone()? })
+        Ok::<_, io::Error>(ActiveQueue { index, ring, kick: Arc::new(kick.try_clone()?) })
     };
     let activation = Activation {
         memory: rig.memory.clone(),

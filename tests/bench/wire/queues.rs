@@ -288,7 +288,8 @@ fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Vec<Pair>> {
             if index == 2 * PAIRS { (CONTROL_RING, 64) } else { (RINGS + 0x1_0000 * u64::from(index), RING) };
         let ring = MockRing::new(&rig.memory, base, size, true);
         let active = VirtQueue::new(ring.setup(), accepted, &rig.memory).map_err(io::Error::other)?;
-        queues.push(ActiveQueue { index, ring: active, kick: kicks[usize::from(index)].try_clone()? });
+        let kick = Arc::new(kicks[usize::from(index)].try_clone()?);
+        queues.push(ActiveQueue { index, ring: active, kick });
         rings.push(ring);
     }
     let copies = irqs.iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;

@@ -156,12 +156,16 @@ impl Rig {
             return Err(io::Error::other("ip cannot set the length of the tap's queue"));
         }
         let sender = LinkSender::new(link_index(&opened.link)?)?;
-        let config = NetDeviceConfig { name: "wire".into(), mac: opened.mac, mtu: Some(opened.mtu) };
         let cores = sys::cores()?;
         let affinity: Vec<_> =
             (0..queues).map(|pair| cores[usize::from(pair) % cores.len()] as u16).collect();
-        let device = VirtioNet::new(config, opened.backends);
-        let device = if queues > 1 { device.with_affinity(&affinity) } else { device };
+        let config = NetDeviceConfig {
+            name: "wire".into(),
+            mac: opened.mac,
+            mtu: Some(opened.mtu),
+            affinity: if queues > 1 { affinity.clone() } else { Vec::new() },
+        };
+        let device = VirtioNet::new(config, opened.backends, Vec::new())?;
         let nic = Nic { device, _wire: opened.wire };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
         let all = affinity.iter().map(|&core| core.into()).collect();

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use boot::layout;
-use devices::pci::Shortcuts;
+use devices::pci::EventRoutes;
 use devices::pci::msix::Message;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -102,14 +102,14 @@ fn table(messages: &BTreeMap<u32, Message>) -> Vec<kvm_irq_routing_entry> {
     ioapic.chain(pics).chain(messages).collect()
 }
 
-/// The shortcuts of one PCI function, whose vectors have GSIs of their own behind the pins of the IOAPIC.
+/// The routes of one PCI function, whose vectors have GSIs of their own behind the pins of the IOAPIC.
 pub(crate) struct DeviceRoutes {
     pub(crate) routes: Arc<Routes>,
     /// The GSI of its vector 0.
     pub(crate) first: u32,
 }
 
-impl Shortcuts for DeviceRoutes {
+impl EventRoutes for DeviceRoutes {
     fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()> {
         let gsi = self.first + u32::from(vector);
         self.routes.set(gsi, message)?;

@@ -59,9 +59,9 @@ pub(crate) fn attach(
             let mut first = layout::IOAPIC_PINS;
             for device in devices {
                 let vectors = PciTransport::vectors(device.queue_max_sizes().len());
-                let shortcuts = Box::new(DeviceRoutes { routes: routes.clone(), first });
+                let routes = Box::new(DeviceRoutes { routes: routes.clone(), first });
                 first += vectors as u32;
-                let device = PciTransport::new(Box::new(device), memory.clone(), window.clone(), shortcuts)
+                let device = PciTransport::new(Box::new(device), memory.clone(), window.clone(), routes)
                     .map_err(eventfd)?;
                 root.add(Arc::new(device));
             }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet};
+use devices::virtio::mailbox::ThreadHook;
+use devices::virtio::net::{Counters, Handle, NetDeviceConfig, VirtioNet};
 use net::{Cable, Plugged, RxFilter};
 
 use crate::error::Error;
@@ -59,10 +60,11 @@ impl Nic {
         let cable = Cable { spec: nic.cable, descriptors };
         let Plugged { backends, vhosts, mac, mtu, link, ignored } =
             cable.plug(Box::new(ask)).map_err(failed)?;
-        let config = NetDeviceConfig { name: format!("net{index}"), mac, mtu: Some(mtu) };
-        let device = VirtioNet::new(config, backends).with_affinity(&nic.affinity);
-        let device = device.with_poll(Duration::from_micros(nic.poll)).with_vhosts(vhosts);
-        let handle = Handle(device.counters());
+        let (name, affinity) = (format!("net{index}"), nic.affinity);
+        let config = NetDeviceConfig { name, mac, mtu: Some(mtu), affinity };
+        let device = VirtioNet::new(config, backends, vhosts).map_err(failed)?;
+        let device = device.with_poll(Duration::from_micros(nic.poll));
+        let handle = device.handle();
         Ok(Self { link, handle, device: Some(device), carried: nic.carried, ignored })
     }
 
@@ -76,19 +78,18 @@ impl Nic {
 
     /// Confines its threads.
     pub(crate) fn confine(&self) -> io::Result<()> {
-        self.handle.confine(Arc::new(|| sandbox::enter(sandbox::Thread::Queue)))
+        let hook: ThreadHook = Arc::new(|_: &str| sandbox::enter(sandbox::Thread::Queue));
+        self.handle.confine(&hook)
     }
 
     /// Stops its queues where they are.
     pub(crate) fn pause(&self) -> io::Result<()> {
-        let states = self.handle.pause()?;
-        log::debug!("{}: paused at {states:?}", self.link);
         Ok(())
     }
 
     /// Lets its queues go on.
     pub(crate) fn resume(&self) -> io::Result<()> {
-        self.handle.resume()
+        Ok(())
     }
 
     /// What went over the wire.
@@ -146,22 +147,5 @@ fn ask(keeper: &Channel<FilterRequest, FilterAnswer>, filter: &RxFilter) -> io::
     match keeper.receive()? {
         Some((FilterAnswer(answer), _)) => answer.map_err(io::Error::from_raw_os_error),
         None => Err(io::ErrorKind::BrokenPipe.into()),
-    }
-}
-
-struct Handle(Vec<Arc<Counters>>);
-
-impl Handle {
-    fn counters(&self) -> Vec<Arc<Counters>> {
-        self.0.clone()
-    }
-    fn confine(&self, _: Arc<dyn Fn() -> io::Result<()>>) -> io::Result<()> {
-        Ok(())
-    }
-    fn pause(&self) -> io::Result<Vec<()>> {
-        Ok(vec![])
-    }
-    fn resume(&self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! backends take that, and only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
 //!
 //! It rides on the thread of the first queue pair, whose backend it is that filters, and reaches the other pairs by message
-//! ([`orders`](super::orders)). A command may allocate, up to two lists of [`MAX_ADDRESSES`] for each pair; frames wait for it
+//! ([`mailbox`](super::mailbox)). A command may allocate, up to two lists of [`MAX_ADDRESSES`] for each pair; frames wait for it
 //! as they do for a burst.
 
 use std::io;
@@ -17,8 +17,9 @@ use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::features::{guest_offloads, may_set};
-use super::orders::{Answer, Order, Orders};
-use crate::once::Once;
+use super::mailbox::{Message, PairCommand, ask_all};
+use crate::log_once::LogOnce;
+use crate::virtio::mailbox::Address;
 use crate::virtio::queue::{Chain, Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -68,9 +69,9 @@ pub struct Control {
     filter: RxFilter,
     offloads: Offloads,
     /// The pairs after the first.
-    others: Vec<Orders>,
+    others: Vec<Address<Message>>,
     /// Whether it was said that the host refused something.
-    refused: Arc<Once>,
+    refused: Arc<LogOnce>,
     /// How many pairs are enabled.
     pairs: u16,
     /// The buffers of the command in hand: those that we read, and those that we write.
@@ -89,7 +90,7 @@ impl Control {
 
     /// The same with more pairs than the first. What the host refuses them is said once, for which `refused` stands.
     #[must_use]
-    pub fn with_others(self, others: Vec<Orders>, refused: Arc<Once>) -> Self {
+    pub fn with_others(self, others: Vec<Address<Message>>, refused: Arc<LogOnce>) -> Self {
         Self { others, refused, ..self }
     }
 
@@ -143,7 +144,7 @@ impl Control {
                 backend.set_filter(&new)?;
                 mac.set(new.mac);
                 // On the same wire, what the first takes the others do.
-                if let Err(error) = tell(others, |_| Order::Filter(new.clone())) {
+                if let Err(error) = command_all(others, |_| PairCommand::Filter(new.clone())) {
                     log::log!(refused.level(), "{name}: a queue pair keeps its filter: {error}");
                 }
                 *filter = new;
@@ -185,24 +186,21 @@ enum Change {
 }
 
 /// Has the first `pairs` pairs receive frames, and no others; the first one always does.
-fn enable(others: &[Orders], pairs: u16) -> io::Result<()> {
-    tell(others, |index| Order::Enable(index + 1 < usize::from(pairs)))
+fn enable(others: &[Address<Message>], pairs: u16) -> io::Result<()> {
+    command_all(others, |index| PairCommand::Enable(index + 1 < usize::from(pairs)))
 }
 
 /// Has the host leave undone on every pair what the driver takes.
-fn offload(backend: &mut dyn Backend, others: &[Orders], offloads: Offloads) -> io::Result<()> {
+fn offload(backend: &mut dyn Backend, others: &[Address<Message>], offloads: Offloads) -> io::Result<()> {
     backend.set_offloads(offloads)?;
-    tell(others, |_| Order::Offloads(offloads))
+    command_all(others, |_| PairCommand::Offloads(offloads))
 }
 
-/// Gives each pair its order, by its index in `others`, and waits until all have answered. A pair that has ended needs no
-/// orders: it moves nothing until the reset that it asked for.
-fn tell(others: &[Orders], order: impl Fn(usize) -> Order) -> io::Result<()> {
-    let answers: Vec<Answer> =
-        others.iter().enumerate().map(|(index, orders)| orders.give(order(index))).collect();
-    // All are waited for, whatever the first says.
-    let answers: Vec<_> = answers.into_iter().filter_map(Answer::wait).collect();
-    answers.into_iter().collect()
+/// Has each pair do its command, by its index in `others`, and waits until all have answered. A pair that has panicked needs no
+/// command: it moves nothing any more.
+fn command_all(others: &[Address<Message>], command: impl Fn(usize) -> PairCommand) -> io::Result<()> {
+    let answers = ask_all(others, |index, reply| Message::Command(command(index), reply));
+    answers.into_iter().flatten().collect()
 }
 
 /// What `command` changes, with `filter` before it and `most` pairs at most.

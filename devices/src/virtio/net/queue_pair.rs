@@ -1,14 +1,14 @@
-//! One queue pair and its thread: the two loops through which every frame goes.
+//! One queue pair: the two loops through which every frame goes.
 //!
-//! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and is moved into its thread;
-//! joining the thread gives it back. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
+//! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and lives on its thread, which makes it
+//! when a driver starts and takes it apart at the reset. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
 //! descriptor is registered edge-triggered once and for all, or, receiving, for the control queue to enable the pair. An event
 //! for which nobody waits costs a wake-up and nothing else.
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
-//! still looks about ([`PairParts::poll`]), the ring of the other is looked at instead: a kick costs the guest an exit.
+//! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the guest an exit.
 //!
 //! **Invariant: the interrupt for what was sent waits for nothing but what is received.** What came in the meantime, as the
 //! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
@@ -17,14 +17,16 @@
 //! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways, and until the reset. Then the thread
 //! has the control queue, and little else.
 //!
-//! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, its thread ends, and a reset joins it.
+//! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, and its thread leaves it alone until the reset.
 
-mod duties;
-mod room;
+mod commands;
+mod life;
+mod receive_space;
 mod thread;
 
-pub use self::room::Room;
-pub use self::thread::{PairThread, run_on};
+pub(super) use self::life::{HostEnd, PairLife, State};
+pub use self::receive_space::ReceiveSpace;
+pub(super) use self::thread::spawn;
 
 use std::collections::VecDeque;
 use std::io;
@@ -34,13 +36,12 @@ use std::time::{Duration, Instant};
 
 use net::{Backend, HEADER_LEN, IovBuffer, Sent};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
-use self::room::{Posted, fill, gather};
+use self::receive_space::{Posted, fill, gather};
 use super::control::Control;
-use super::orders::Inbox;
-use super::vhost::Carried;
-use crate::once::Once;
+use super::mailbox::{Message, Start};
+use super::vhost::Carrier;
+use crate::log_once::LogOnce;
 use crate::virtio::queue::{Error, Mapped};
 use crate::virtio::{ActiveQueue, Interrupt};
 
@@ -111,11 +112,9 @@ enum Next {
 pub struct PairParts {
     /// What its thread is called.
     pub name: String,
-    /// The host's CPU that its thread runs on; none for any.
-    pub cpu: Option<u16>,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
-    /// How the driver is told.
+    /// How the driver is interrupted.
     pub interrupt: Arc<dyn Interrupt>,
     /// The receive queue: host to guest.
     pub rx: ActiveQueue,
@@ -124,19 +123,17 @@ pub struct PairParts {
     /// Where the frames go.
     pub backend: Box<dyn Backend>,
     /// What the driver posts for a frame, and reads.
-    pub room: Room,
-    /// How long its thread looks about for frames before it sleeps, each time that there are none any more.
-    pub poll: Duration,
-    /// What there is to hear of the kernel, if it carries the frames.
-    pub carried: Option<Carried>,
+    pub space: ReceiveSpace,
+    /// The kernel, if it carries the frames.
+    pub carrier: Option<Carrier>,
     /// The NIC's control queue, if this is the pair that it rides with.
     pub control: Option<Control>,
-    /// What the NIC's control queue says to this pair, if it is another one: it is not enabled then until it is told so.
-    pub inbox: Option<Inbox>,
+    /// Whether it receives from the start, or only once the control queue enables it.
+    pub enabled: bool,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Whether it was said that a driver broke its rings.
-    pub broken: Arc<Once>,
+    pub broken: Arc<LogOnce>,
 }
 
 /// Two rings and the backend between which it moves frames.
@@ -146,8 +143,6 @@ pub struct QueuePair {
     receive: Next,
     /// The control queue may have commands.
     commanded: bool,
-    /// The inbox may have orders.
-    ordered: bool,
     /// The guest may have asked the backend something, past us.
     asked: bool,
     /// After how long it is to be looked at although nothing was asked.
@@ -159,21 +154,19 @@ pub struct QueuePair {
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
-    stop: Option<EventFd>,
     ended: bool,
-    watch_error: Option<event_manager::Error>,
 }
 
 impl QueuePair {
     /// A pair that has not looked at its rings yet.
     pub fn new(parts: PairParts) -> Self {
-        let (transmit, receive) = match (&parts.carried, &parts.inbox) {
+        let (transmit, receive) = match (&parts.carrier, parts.enabled) {
             (Some(_), _) => (Next::Kernel, Next::Kernel),
-            (None, Some(_)) => (Next::Work, Next::Control),
-            (None, None) => (Next::Work, Next::Work),
+            (None, false) => (Next::Work, Next::Control),
+            (None, true) => (Next::Work, Next::Work),
         };
         Self {
-            asked: parts.carried.is_some(),
+            asked: parts.carrier.is_some(),
             look_again: None,
             owed: None,
             unanswered: 0,
@@ -181,31 +174,25 @@ impl QueuePair {
             transmit,
             receive,
             commanded: true,
-            ordered: true,
             iov: IovBuffer::new(),
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
-            stop: None,
             ended: false,
-            watch_error: None,
         }
     }
 
-    /// Gives the backend back; the rings are forgotten.
-    pub fn into_backend(self) -> Box<dyn Backend> {
-        self.parts.backend
+    /// Gives the host's end back; the rings are forgotten, and the kernel touches no guest memory any more.
+    pub(super) fn into_end(self) -> HostEnd {
+        let PairParts { backend, carrier, .. } = self.parts;
+        HostEnd { backend, carrier: carrier.map(Carrier::stop) }
     }
 
     /// True while [`process`](Self::process) has something to do without a new event.
     pub fn has_work(&self) -> bool {
-        self.transmit == Next::Work
-            || self.receive == Next::Work
-            || self.commanded
-            || self.ordered
-            || self.asked
+        self.transmit == Next::Work || self.receive == Next::Work || self.commanded || self.asked
     }
 
-    /// True once the driver broke its ring, or the pair was told to stop: nothing happens any more.
+    /// True once the driver broke its ring: nothing happens any more.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -217,7 +204,7 @@ impl QueuePair {
 
     /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
     pub fn wake(&mut self) {
-        (self.commanded, self.ordered) = (true, true);
+        self.commanded = true;
         if self.transmit != Next::Kernel {
             self.transmit = Next::Work;
         }
@@ -230,9 +217,6 @@ impl QueuePair {
     pub fn process(&mut self) -> bool {
         if self.ended {
             return false;
-        }
-        if self.ordered {
-            self.obey();
         }
         self.attempt(Self::try_process)
     }
@@ -252,21 +236,21 @@ impl QueuePair {
             // Instead of the interrupt, and of the event that would tell; in vain, it is a system call for nothing.
             self.receive = Next::Work;
         }
-        let told = self.receive == Next::Work && self.receive()?;
+        let interrupted = self.receive == Next::Work && self.receive()?;
         if wanted {
-            self.unanswered = if told { 0 } else { self.unanswered.wrapping_add(1) };
+            self.unanswered = if interrupted { 0 } else { self.unanswered.wrapping_add(1) };
         }
         if wanted || self.owed.is_some() {
-            self.settle(told)?;
+            self.signal_sent(interrupted)?;
         }
         Ok(worked)
     }
 
-    /// Interrupts the driver for what was sent, unless it was `told` of something just now, or does not want that any more.
-    fn settle(&mut self, told: bool) -> Result<(), Error> {
+    /// Interrupts the driver for what was sent, unless it was `interrupted` just now, or does not want that any more.
+    fn signal_sent(&mut self, interrupted: bool) -> Result<(), Error> {
         let PairParts { memory, tx, counters, interrupt, .. } = &mut self.parts;
         let rings = tx.ring.map(memory)?;
-        if told || self.owed.is_some() {
+        if interrupted || self.owed.is_some() {
             let now = Instant::now();
             if tx.ring.wants_interrupt(&rings)? && now < *self.owed.get_or_insert(now + PATIENCE) {
                 return Ok(());
@@ -274,7 +258,7 @@ impl QueuePair {
         }
         // It looks once more whether that is wanted.
         self.owed = None;
-        show(tx, &rings, &**interrupt, counters).map(drop)
+        signal_used(tx, &rings, &**interrupt, counters).map(drop)
     }
 
     /// Asks the driver to kick where its ring has too little. What it added meanwhile is work.
@@ -315,8 +299,8 @@ impl QueuePair {
     /// Ends the pair for good, and tells the driver.
     fn end(&mut self) {
         self.ended = true;
-        if let Some(carried) = &self.parts.carried {
-            carried.silence();
+        if let Some(carrier) = &self.parts.carrier {
+            carrier.silence();
         }
         if let Err(error) = self.parts.interrupt.needs_reset() {
             log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
@@ -331,7 +315,7 @@ impl QueuePair {
         let mut next = Next::Work;
         for used in 0..BURST {
             if used != 0 && used % BATCH == 0 {
-                show(tx, &rings, &**interrupt, counters)?;
+                signal_used(tx, &rings, &**interrupt, counters)?;
             }
             if bytes >= BURST_BYTES {
                 break;
@@ -384,25 +368,25 @@ impl QueuePair {
     /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
     /// and what is left at the end goes back on the ring. True: the driver was interrupted.
     fn receive(&mut self) -> Result<bool, Error> {
-        let PairParts { memory, rx, backend, counters, interrupt, room, .. } = &mut self.parts;
+        let PairParts { memory, rx, backend, counters, interrupt, space: wanted, .. } = &mut self.parts;
         let rings = rx.ring.map(memory)?;
         let posted = &mut self.posted;
         let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
-        let (mut next, mut told) = (Next::Work, false);
+        let (mut next, mut interrupted) = (Next::Work, false);
         posted.clear();
         let mut space = self.iov.start();
         while used < BURST && bytes < BURST_BYTES {
             if used >= shown + BATCH {
-                told |= show(rx, &rings, &**interrupt, counters)?;
+                interrupted |= signal_used(rx, &rings, &**interrupt, counters)?;
                 shown = used;
             }
-            if !gather(&mut rx.ring, &rings, *room, &mut space, posted)? {
+            if !gather(&mut rx.ring, &rings, *wanted, &mut space, posted)? {
                 next = Next::Ring;
                 break;
             }
             calls += 1;
             match backend.recv(&mut space) {
-                Ok(len) if len >= HEADER_LEN && len <= space.len() && room.suits(&mut space) => {
+                Ok(len) if len >= HEADER_LEN && len <= space.len() && wanted.suits(&mut space) => {
                     used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted));
                     frames += 1;
                     bytes += (len - HEADER_LEN) as u64;
@@ -431,12 +415,12 @@ impl QueuePair {
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
         count(&counters.calls, calls);
-        Ok(show(rx, &rings, &**interrupt, counters)? || told)
+        Ok(signal_used(rx, &rings, &**interrupt, counters)? || interrupted)
     }
 }
 
 /// Shows the driver what the burst used, and interrupts it if it wants that: then, true.
-fn show(
+fn signal_used(
     queue: &mut ActiveQueue,
     rings: &Mapped<'_>,
     interrupt: &dyn Interrupt,

@@ -6,9 +6,9 @@ use log::Level;
 
 /// How loud to say one such thing: a warning the first time, and for who debugs from then on. No reset forgets it.
 #[derive(Debug, Default)]
-pub struct Once(AtomicBool);
+pub struct LogOnce(AtomicBool);
 
-impl Once {
+impl LogOnce {
     /// The level of this time.
     pub fn level(&self) -> Level {
         if self.0.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn }

@@ -1,8 +1,10 @@
-//! What a pair's thread does beside moving frames: the control queue, or its orders; and while the kernel carries the frames, what
+//! What a pair's thread does beside moving frames: the control queue, or its commands; and while the kernel carries the frames, what
 //! the kernel leaves to it.
 
+use std::io;
+
 use super::{Next, PairParts, QueuePair};
-use crate::virtio::net::orders::Order;
+use crate::virtio::net::mailbox::PairCommand;
 use crate::virtio::queue::Error;
 
 impl QueuePair {
@@ -40,16 +42,27 @@ impl QueuePair {
         }
     }
 
-    /// What the control queue, on another pair's thread, says to this one.
+    /// Has the kernel interrupt by the vectors that the queues have now, where it carries the frames.
+    ///
+    /// # Errors
+    /// The kernel refuses, and interrupts by those before.
     #[cold]
-    pub(super) fn obey(&mut self) {
-        self.ordered = false;
-        let Self { parts: PairParts { inbox, backend, .. }, receive, .. } = self;
-        let Some(inbox) = inbox else { return };
-        inbox.obey(|order| match order {
-            Order::Filter(filter) => backend.set_filter(&filter),
-            Order::Offloads(offloads) => backend.set_offloads(offloads),
-            Order::Enable(enabled) => {
+    pub(super) fn reroute(&mut self) -> io::Result<()> {
+        let PairParts { carrier, interrupt, .. } = &self.parts;
+        carrier.as_ref().map_or(Ok(()), |carrier| carrier.reroute(&**interrupt))
+    }
+
+    /// Does what the control queue, on another pair's thread, has this one do.
+    ///
+    /// # Errors
+    /// The host refuses, and all is as before.
+    #[cold]
+    pub(super) fn obey(&mut self, command: PairCommand) -> io::Result<()> {
+        let Self { parts: PairParts { backend, .. }, receive, .. } = self;
+        match command {
+            PairCommand::Filter(filter) => backend.set_filter(&filter),
+            PairCommand::Offloads(offloads) => backend.set_offloads(offloads),
+            PairCommand::Enable(enabled) => {
                 backend.set_enabled(enabled)?;
                 *receive = match (enabled, *receive) {
                     // The host brings frames here or not; who carries them is the same.
@@ -60,6 +73,6 @@ impl QueuePair {
                 };
                 Ok(())
             }
-        });
+        }
     }
 }

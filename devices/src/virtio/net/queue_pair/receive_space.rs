@@ -22,7 +22,7 @@ const NUM_BUFFERS: usize = 10;
 
 /// What a driver posts for one frame, and what of it it can read, by what it accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct ReceiveSpace {
     /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`); otherwise it takes one, whatever its size.
     mergeable: bool,
     /// Bytes without which nothing is received if the driver can post more: a frame that does not fit is lost.
@@ -33,7 +33,7 @@ pub struct Room {
     types: u8,
 }
 
-impl Room {
+impl ReceiveSpace {
     /// The room under the `accepted` features, for packets of up to `mtu` bytes where that is known.
     pub fn new(accepted: u64, mtu: Option<u16>) -> Self {
         let has = |bits: &[u32]| bits.iter().any(|bit| accepted & 1 << bit != 0);
@@ -88,16 +88,16 @@ pub(super) struct Posted {
 pub(super) fn gather<'m>(
     ring: &mut VirtQueue,
     rings: &Mapped<'m>,
-    room: Room,
+    needed: ReceiveSpace,
     space: &mut Iov<'m>,
     posted: &mut VecDeque<Posted>,
 ) -> Result<bool, Error> {
-    while posted.is_empty() || room.mergeable && space.len() < LARGE_ROOM {
+    while posted.is_empty() || needed.mergeable && space.len() < LARGE_ROOM {
         let Some(chain) = ring.next(rings)? else {
             // With every descriptor of the ring in hand there is nothing to wait for: a small ring takes small frames.
             let descriptors: u32 = posted.iter().map(|posted| u32::from(posted.descriptors)).sum();
             let all = descriptors >= u32::from(ring.size());
-            return Ok(!posted.is_empty() && (all || space.len() >= room.need));
+            return Ok(!posted.is_empty() && (all || space.len() >= needed.need));
         };
         let len = space.len();
         let descriptors = match ring.writable(rings, chain, space) {

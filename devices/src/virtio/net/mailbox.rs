@@ -1,0 +1,80 @@
+//! What a queue pair's thread is asked by message, over the [mailbox](crate::virtio::mailbox) of a queue's thread.
+//!
+//! Only a pair's own thread touches its rings and its backend, so whatever anybody wants of it is a message, and is answered: an
+//! activation, a reset, a command of the driver's, which arrives at the first pair and concerns them all.
+//!
+//! **Invariant: nobody waits in a circle.** A vCPU (in an activation or a reset) and the holder of a
+//! [`Handle`](super::handle::Handle) wait for any pair. The first pair, which has the control queue, waits for the others: a
+//! command that the driver finds done is done on every pair (virtio 1.2 §5.1.6.5.5). The others wait for nobody, and answer in every
+//! state: a pair that has no driver, is paused, or has ended its work does too. So each wait ends within the bursts in hand, in
+//! whatever order messages arrive, and a thread that panics counts as an answer.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use net::{Offloads, RxFilter};
+use vm_memory::GuestMemoryMmap;
+
+use super::control::Control;
+use super::error::Error;
+use super::queue_pair::ReceiveSpace;
+use crate::virtio::mailbox::{Address, Reply};
+use crate::virtio::{ActiveQueue, Interrupt};
+
+/// A message to a pair's thread.
+pub enum Message {
+    /// Prepares the host's end for a driver that has said nothing yet: the host brings no frames to a pair after the first, and
+    /// filters like this.
+    Prepare(RxFilter, Reply<Result<(), Error>>),
+    /// The driver is ready: moves frames between its rings and the backend.
+    Start(Box<Start>, Reply<Result<(), Error>>),
+    /// A reset: touches neither rings nor guest memory any more, and drops them. The backend stays for the next driver.
+    Stop(Reply<()>),
+    /// A command of the driver's, from the control queue.
+    Command(PairCommand, Reply<io::Result<()>>),
+    /// The vectors of the queues may be others now.
+    Reroute(Reply<io::Result<()>>),
+}
+
+/// One thing that the control queue has a pair do.
+#[derive(Clone, Debug)]
+pub enum PairCommand {
+    /// Receive frames, or leave them to the other pairs.
+    Enable(bool),
+    /// Another address, or other frames to receive.
+    Filter(RxFilter),
+    /// Leave other work to the driver in the frames that it receives.
+    Offloads(Offloads),
+}
+
+/// All that a pair has for as long as one driver runs.
+pub struct Start {
+    /// Guest memory.
+    pub(super) memory: GuestMemoryMmap,
+    /// The feature bits that the driver accepted.
+    pub(super) accepted: u64,
+    /// How the driver is told.
+    pub(super) interrupt: Arc<dyn Interrupt>,
+    /// The receive queue.
+    pub(super) rx: ActiveQueue,
+    /// The transmit queue.
+    pub(super) tx: ActiveQueue,
+    /// What the driver posts for a frame, and reads.
+    pub(super) space: ReceiveSpace,
+    /// How long the thread, or the kernel's, polls for frames before it sleeps.
+    pub(super) poll: Duration,
+    /// The control queue, for the first pair.
+    pub(super) control: Option<Control>,
+}
+
+/// Sends each of `pairs` the message that `message` makes for its index there, and waits until all have answered: the answers of
+/// those whose threads live.
+pub(super) fn ask_all<T>(
+    pairs: &[Address<Message>],
+    message: impl Fn(usize, Reply<T>) -> Message,
+) -> Vec<Option<T>> {
+    let answers: Vec<_> =
+        pairs.iter().enumerate().map(|(index, pair)| pair.ask(|reply| message(index, reply))).collect();
+    answers.into_iter().map(|answer| answer.wait().ok()).collect()
+}

@@ -1,0 +1,211 @@
+//! A pair over all its drivers: what it is when, and which message makes it something else.
+//!
+//! ```text
+//!            Start               the driver broke a ring
+//!   ┌──────┐ ─────► ┌─────────┐ ────────────────────────► ┌───────┐
+//!   │ Idle │        │ Running │                           │ Ended │
+//!   └──────┘ ◄───── └─────────┘                           └───────┘
+//!       ▲     Stop                         Stop               │
+//!       └─────────────────────────────────────────────────────┘
+//! ```
+//! - *Idle*: there is no driver. The pair has its host's end, and nothing of a guest.
+//! - *Running*: its events are watched, and its frames move.
+//! - *Ended*: its driver broke a ring and was asked for a reset. It touches neither rings nor backend, and no event reaches it.
+
+use std::mem::replace;
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_manager::{EventOps, Events};
+use net::{Backend, RxFilter};
+
+use super::{Counters, Message, PairParts, QueuePair, Start};
+use crate::log_once::LogOnce;
+use crate::virtio::net::error::Error;
+use crate::virtio::net::features::guest_offloads;
+use crate::virtio::net::vhost::{IdleCarrier, Load};
+
+/// What a pair has for life.
+pub(in crate::virtio::net) struct PairLife {
+    /// Its number in the NIC, from 0.
+    pub(in crate::virtio::net) number: usize,
+    /// What its thread is called.
+    pub(in crate::virtio::net) name: String,
+    /// Where it counts.
+    pub(in crate::virtio::net) counters: Arc<Counters>,
+    /// Whether it was said that a driver broke its rings.
+    pub(in crate::virtio::net) broken: Arc<LogOnce>,
+    /// Whether it was said that the host refused something.
+    pub(in crate::virtio::net) refused: Arc<LogOnce>,
+    /// Where it is.
+    pub(in crate::virtio::net) state: State,
+    /// For how long its thread polls before it sleeps, as its driver's start said.
+    pub(in crate::virtio::net) poll: Duration,
+}
+
+/// Which of the states above, with what the pair has in it.
+pub(in crate::virtio::net) enum State {
+    Idle(HostEnd),
+    Running(Box<QueuePair>),
+    Ended(Box<QueuePair>),
+    /// While a message takes it from one to another.
+    Between,
+}
+
+/// Where a pair's frames go, and who may carry them in its place.
+pub(in crate::virtio::net) struct HostEnd {
+    pub(in crate::virtio::net) backend: Box<dyn Backend>,
+    pub(in crate::virtio::net) carrier: Option<IdleCarrier>,
+}
+
+impl PairLife {
+    /// Does what a message says, and answers it.
+    pub(super) fn receive(&mut self, message: Message, ops: &mut EventOps) {
+        match message {
+            Message::Prepare(filter, reply) => reply.send(self.prepare(&filter)),
+            Message::Start(start, reply) => reply.send(self.start(*start, ops)),
+            Message::Stop(reply) => {
+                self.stop(ops);
+                reply.send(());
+            }
+            Message::Command(command, reply) => reply.send(match &mut self.state {
+                State::Running(pair) => pair.obey(command),
+                // It moves nothing until its next start, which says all of this anew.
+                State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
+            }),
+            Message::Reroute(reply) => reply.send(match &mut self.state {
+                State::Running(pair) => pair.reroute(),
+                State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
+            }),
+        }
+    }
+
+    fn prepare(&mut self, filter: &RxFilter) -> Result<(), Error> {
+        let State::Idle(end) = &mut self.state else { return Err(Error::Started(self.number)) };
+        if self.number > 0 {
+            end.backend.set_enabled(false).map_err(|error| Error::Disable(self.number, error))?;
+        }
+        // A NIC that receives too little can still be of use, and its driver will say more.
+        if let Err(error) = end.backend.set_filter(filter) {
+            log::log!(self.refused.level(), "{}: cannot set which frames it receives: {error}", self.name);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, start: Start, ops: &mut EventOps) -> Result<(), Error> {
+        let end = match replace(&mut self.state, State::Between) {
+            State::Idle(end) => end,
+            state => {
+                self.state = state;
+                return Err(Error::Started(self.number));
+            }
+        };
+        match self.make_pair(end, start) {
+            Ok(pair) => {
+                if let Err(error) = watch(&pair, ops) {
+                    self.state = State::Idle(pair.into_end());
+                    return Err(Error::Watch(self.number, std::io::Error::other(error)));
+                }
+                self.state = State::Running(pair);
+                Ok(())
+            }
+            Err((end, error)) => {
+                self.state = State::Idle(end);
+                Err(error)
+            }
+        }
+    }
+
+    // The error is large for what it returns, and as rare as it is large.
+    #[allow(clippy::result_large_err)]
+    fn make_pair(&mut self, mut end: HostEnd, start: Start) -> Result<Box<QueuePair>, (HostEnd, Error)> {
+        let Start { memory, accepted, interrupt, rx, tx, space, poll, control } = start;
+        if let Err(error) = end.backend.set_offloads(guest_offloads(accepted)) {
+            return Err((end, Error::Offloads(self.number, error)));
+        }
+        let HostEnd { backend, carrier } = end;
+        let carrier = match carrier.zip(backend.vhost_fd()) {
+            None => None,
+            Some((carrier, wire)) => {
+                let (memory, interrupt, queues) = (&memory, &interrupt, [&rx, &tx]);
+                match carrier.start(&Load { memory, accepted, interrupt, queues, wire, poll }) {
+                    Ok(carrier) => Some(carrier),
+                    Err((carrier, error)) => {
+                        let end = HostEnd { carrier: Some(carrier), backend };
+                        return Err((end, Error::Vhost(self.number, error)));
+                    }
+                }
+            }
+        };
+        // The kernel polls by itself.
+        self.poll = if carrier.is_none() { poll } else { Duration::ZERO };
+        Ok(Box::new(QueuePair::new(PairParts {
+            name: self.name.clone(),
+            memory,
+            interrupt,
+            rx,
+            tx,
+            backend,
+            space,
+            carrier,
+            control,
+            enabled: self.number == 0,
+            counters: Arc::clone(&self.counters),
+            broken: Arc::clone(&self.broken),
+        })))
+    }
+
+    fn stop(&mut self, ops: &mut EventOps) {
+        let mut end = match replace(&mut self.state, State::Between) {
+            State::Running(pair) => {
+                unwatch(pair.watched(), ops);
+                pair.into_end()
+            }
+            State::Ended(pair) => pair.into_end(),
+            State::Idle(end) => end,
+            State::Between => unreachable!("a message leaves a state behind"),
+        };
+        if self.number > 0
+            && let Err(error) = end.backend.set_enabled(false)
+        {
+            let (level, Self { name, number, .. }) = (self.refused.level(), &*self);
+            log::log!(level, "{name}: cannot have the host leave queue pair {number} alone: {error}");
+        }
+        self.state = State::Idle(end);
+    }
+
+    /// Leaves the work of a running pair that has ended; its events, which are to be watched no more.
+    pub(super) fn leave(&mut self) -> Vec<Events> {
+        let mut gone = Vec::new();
+        self.state = match replace(&mut self.state, State::Between) {
+            State::Running(pair) => {
+                gone = pair.watched();
+                State::Ended(pair)
+            }
+            state => state,
+        };
+        gone
+    }
+}
+
+/// Watches the events of a pair, all or none.
+fn watch(pair: &QueuePair, ops: &mut EventOps) -> Result<(), event_manager::Error> {
+    let mut watched = Vec::new();
+    for events in pair.watched() {
+        if let Err(error) = ops.add(events) {
+            unwatch(watched, ops);
+            return Err(error);
+        }
+        watched.push(events);
+    }
+    Ok(())
+}
+
+/// Watches `events` no more. Those that were collected and not yet dispatched are dropped as well.
+pub(super) fn unwatch(events: Vec<Events>, ops: &mut EventOps) {
+    for events in events {
+        if let Err(error) = ops.remove(events) {
+            log::error!("cannot stop watching an event: {error}");
+        }
+    }
+}
