@@ -119,7 +119,7 @@ mod tests {
     use crate::testing::{Scratch, bytes, memory};
 
     fn open_error(path: &Path) -> Error {
-        Source::open(Role::Kernel, path).err().expect("opened")
+        Source::open(Role::Kernel, path).expect_err("opened")
     }
 
     #[test]

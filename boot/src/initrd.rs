@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_missing_one_is_called_by_its_name() {
-        let open = |path: &Path| Source::open(Role::Initrd, path).err().expect("refused");
+        let open = |path: &Path| Source::open(Role::Initrd, path).expect_err("refused");
         assert_eq!(open(Path::new("/nonexistent")).to_string(), "cannot open the initrd /nonexistent");
         let file = Scratch::new(b"");
         assert!(matches!(open(file.path()), Error::Empty { role: Role::Initrd, .. }));

@@ -312,10 +312,11 @@ impl Vm {
     /// The process that runs the guest: the one child of the other.
     #[track_caller]
     pub fn machine_pid(&self) -> u32 {
-        self.find_machine().unwrap_or_else(|| panic!("no process runs the guest\n{}", self.state()))
+        self.try_machine_pid().unwrap_or_else(|| panic!("no process runs the guest\n{}", self.state()))
     }
 
-    fn find_machine(&self) -> Option<u32> {
+    /// The same, once there is one.
+    pub fn try_machine_pid(&self) -> Option<u32> {
         let is_child = |pid: &u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             // proc_pid_stat(5): the name in brackets, the state, the parent.
@@ -394,7 +395,7 @@ fn in_a_session(command: &Command) -> Command {
 impl Drop for Vm {
     /// The process that runs the guest ends with the other, but a moment later.
     fn drop(&mut self) {
-        let machine = self.find_machine();
+        let machine = self.try_machine_pid();
         let _ = self.child.kill();
         let _ = self.child.wait();
         let until = Instant::now() + Duration::from_secs(2);

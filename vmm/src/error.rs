@@ -58,7 +58,7 @@ pub(crate) enum Error {
     NoKeeper,
     #[error("{}", .0.error)]
     Machine(Failure),
-    #[error("the process that runs the guest was killed by {0}")]
+    #[error("the process that runs the guest was killed by {0}{}", if .0 == "SIGSYS" { ": it made a system call that its sandbox forbids" } else { "" })]
     Killed(String),
     #[error("the process that runs the guest ended without a word, with status {0}")]
     Vanished(i32),

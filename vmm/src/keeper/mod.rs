@@ -219,7 +219,8 @@ fn or_its_own_reason<T>(
     channel: &Channel<ToMachine, FromMachine>,
     child: &mut Child,
 ) -> Result<T, Error> {
-    let broken = |source: &std::io::Error| source.kind() == std::io::ErrorKind::BrokenPipe;
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    let broken = |source: &std::io::Error| matches!(source.kind(), BrokenPipe | ConnectionReset);
     match result {
         Err(Error::Host { source, .. }) if broken(&source) => loop {
             match channel.receive() {

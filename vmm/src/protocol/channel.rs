@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn messages_and_descriptors_arrive_whole() {
         let (one, other) = Channel::<String, u32>::pair().unwrap();
-        let (mut read, write) = std::io::pipe().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
         one.send_with(&"a pipe".to_owned(), &[write.as_fd()]).unwrap();
         one.send(&"x".repeat(MAX / 2)).unwrap();
         drop(write);

@@ -29,6 +29,7 @@ pub(crate) fn tell(channel: BorrowedFd<'_>) -> io::Result<()> {
 
 /// `siginfo_t` of a SIGSYS, as far as it is needed (sigaction(2); libc has no name for these fields).
 #[repr(C)]
+#[allow(dead_code)] // the layout is the kernel's
 struct Forbidden {
     signal: libc::c_int,
     errno: libc::c_int,
@@ -39,9 +40,17 @@ struct Forbidden {
     architecture: libc::c_uint,
 }
 
+/// Why a SIGSYS came: a filter (`asm-generic/siginfo.h`).
+const SYS_SECCOMP: libc::c_int = 1;
+
 extern "C" fn forbidden(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel gives a `siginfo_t`, whose first fields these are for this signal.
-    let call = unsafe { (*info.cast::<Forbidden>()).call };
+    let Forbidden { code, call, .. } = unsafe { info.cast::<Forbidden>().read() };
+    if code != SYS_SECCOMP {
+        // Somebody has sent it.
+        // SAFETY: it does not return.
+        unsafe { libc::_exit(1) }
+    }
     let mut name = [0_u8; 16];
     // SAFETY: it writes 16 bytes at most, with a zero at the end.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
