@@ -37,6 +37,7 @@
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
 //! | `virtio/net/mailbox.rs` | what a pair's thread is asked, and why nobody waits in a circle |
+//! | `virtio/net/state.rs` | where a paused pair is, as plain data |
 //! | `virtio/net/error.rs` | why a NIC could not start |
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
 //! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
@@ -44,7 +45,7 @@
 //! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
 //! | `virtio/net/queue_pair/receive_space.rs` | the buffers that a received frame fills |
 //! | `virtio/net/queue_pair/commands.rs` | what a pair does beside moving frames |
-//! | `virtio/net/queue_pair/life.rs` | a pair over all its drivers: its states, start and stop |
+//! | `virtio/net/queue_pair/life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
 //! | `virtio/net/queue_pair/thread.rs` | its thread: events, polling, sleep |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |

@@ -150,11 +150,11 @@ impl Vhost {
         Ok(())
     }
 
-    /// Has the kernel carry frames between `rings`, to receive and to transmit, and `wire`, the descriptor of a tap or macvtap, as
-    /// a driver of these `accepted` features wants it. Before its thread sleeps, it looks about for frames for `poll`.
+    /// Gives the kernel `rings`, to receive and to transmit, as a driver of these `accepted` features wants them. It carries frames
+    /// once it has a [wire](Carrying::carry). Before its thread sleeps, it polls for frames for `poll`.
     ///
     /// # Errors
-    /// The kernel refuses, and carries nothing; `self` comes back.
+    /// The kernel refuses; `self` comes back.
     // The error is large for what it returns, and as rare as it is large.
     #[allow(clippy::result_large_err)]
     pub fn start(
@@ -163,14 +163,13 @@ impl Vhost {
         accepted: u64,
         rings: &[Ring; 2],
         poll: Duration,
-        wire: BorrowedFd<'_>,
     ) -> Result<Carrying, (Self, io::Error)> {
         if let Err(error) = self.own() {
             return Err((self, error));
         }
         // From here on the kernel may know the memory, so that it is held.
         let carrying = Carrying { memory: memory.clone(), idle: self };
-        match carrying.set_up(accepted, rings, poll, wire) {
+        match carrying.set_up(accepted, rings, poll) {
             Ok(()) => Ok(carrying),
             Err(error) => Err((carrying.stop(), error)),
         }
@@ -184,19 +183,61 @@ impl AsFd for Vhost {
 }
 
 impl Carrying {
-    fn set_up(
-        &self,
-        accepted: u64,
-        rings: &[Ring; 2],
-        poll: Duration,
-        wire: BorrowedFd<'_>,
-    ) -> io::Result<()> {
+    fn set_up(&self, accepted: u64, rings: &[Ring; 2], poll: Duration) -> io::Result<()> {
         self.set(libc::_IOW::<u64>(VHOST, 0x00), &(accepted & self.idle.features))?;
         self.set_memory()?;
-        for (index, ring) in rings.iter().enumerate() {
-            self.set_ring(index as u32, ring, poll)?;
+        (0..2).zip(rings).try_for_each(|(index, ring)| self.set_ring(index, ring, poll))
+    }
+
+    /// Has the kernel carry frames between the rings, from where it is in them, and `wire`, the descriptor of a tap or macvtap.
+    ///
+    /// A kick that came while it had no wire is lost on it: its handler finds no wire and forgets that it was called. Attaching one
+    /// does not make up for that on every kernel and wire, for the handlers run then only if the wire itself is readable or writable
+    /// just now. So the caller writes the kicks' eventfds afterwards, and the kernel looks at both rings.
+    ///
+    /// # Errors
+    /// The kernel refuses, and carries nothing.
+    pub fn carry(&self, wire: BorrowedFd<'_>) -> io::Result<()> {
+        (0..2).try_for_each(|index| self.set_wire(index, wire.as_raw_fd())).inspect_err(|_| self.take_wire())
+    }
+
+    /// Has the kernel carry no frames until it has a wire again, and says how far it is in the available rings: the next entry of
+    /// each that it will take. It has finished all that it had in hand, and keeps rings and eventfds.
+    ///
+    /// # Errors
+    /// The kernel does not say where it is; it carries nothing all the same.
+    pub fn pause(&self) -> io::Result<[u16; 2]> {
+        self.take_wire();
+        let mut positions = [0; 2];
+        for (index, position) in (0..2).zip(&mut positions) {
+            let mut state = State { index, number: 0 };
+            let request = libc::_IOWR::<State>(VHOST, 0x12);
+            // SAFETY: VHOST_GET_VRING_BASE reads the index of this structure and writes its number.
+            unsafe { call(&self.idle.device, request, &raw mut state as usize) }?;
+            // The upper half is of packed rings alone.
+            *position = state.number as u16;
         }
-        (0..2).try_for_each(|index| self.set_wire(index, wire.as_raw_fd()))
+        Ok(positions)
+    }
+
+    /// Has the kernel be at `positions` of the available rings, as [`pause`](Self::pause) says them; where it is in the used rings it
+    /// reads there. It has no wire at this moment.
+    ///
+    /// # Errors
+    /// The kernel refuses: `EBUSY` where it carries frames.
+    pub fn set_positions(&self, positions: [u16; 2]) -> io::Result<()> {
+        (0..2).zip(positions).try_for_each(|(index, position)| self.set_position(index, position))
+    }
+
+    fn set_position(&self, index: u32, position: u16) -> io::Result<()> {
+        self.set(libc::_IOW::<State>(VHOST, 0x12), &State { index, number: position.into() })
+    }
+
+    fn take_wire(&self) {
+        for index in 0..2 {
+            // It cannot refuse to have nothing.
+            let _ = self.set_wire(index, NONE);
+        }
     }
 
     fn set_memory(&self) -> io::Result<()> {
@@ -221,7 +262,7 @@ impl Carrying {
             Ok(slice.ptr_guard().as_ptr() as u64)
         };
         self.set(libc::_IOW::<State>(VHOST, 0x10), &State { index, number: ring.size.into() })?;
-        self.set(libc::_IOW::<State>(VHOST, 0x12), &State { index, number: 0 })?;
+        self.set_position(index, 0)?;
         let addresses = Addresses {
             index,
             flags: 0,
@@ -254,9 +295,8 @@ impl Carrying {
 
     /// Has the kernel leave rings and memory alone, which it does when this returns.
     pub fn silence(&self) {
+        self.take_wire();
         for index in 0..2 {
-            // It cannot refuse to have nothing.
-            let _ = self.set_wire(index, NONE);
             for number in [KICK, CALL, ERROR] {
                 let _ = self.set_event(number, index, NONE);
             }
@@ -328,6 +368,8 @@ mod tests {
         // As strace(1) shows them of other users of the device.
         assert_eq!(libc::_IOW::<[u32; 2]>(VHOST, 0x03), 0x4008_af03);
         assert_eq!(libc::_IOW::<State>(VHOST, 0x10), 0x4008_af10);
+        assert_eq!(libc::_IOW::<State>(VHOST, 0x12), 0x4008_af12);
+        assert_eq!(libc::_IOWR::<State>(VHOST, 0x12), 0xc008_af12);
         assert_eq!(libc::_IOW::<Addresses>(VHOST, 0x11), 0x4028_af11);
         assert_eq!(libc::_IOW::<Descriptor>(VHOST, KICK), 0x4008_af20);
         assert_eq!(libc::_IOW::<Descriptor>(VHOST, 0x30), 0x4008_af30);

@@ -10,6 +10,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use net::{Iov, IovBuffer, prefetch};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
@@ -100,6 +101,15 @@ pub struct QueueSetup {
     pub avail_ring: u64,
     /// Guest-physical address of the used ring, aligned to 4.
     pub used_ring: u64,
+}
+
+/// How far the device is in a queue. Both run over all 65536 values; which events it asked for is in the rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// The entry of the available ring that it takes next.
+    pub next_avail: u16,
+    /// The entry of the used ring that it writes next.
+    pub next_used: u16,
 }
 
 /// A descriptor chain taken off the available ring.
@@ -210,17 +220,26 @@ impl VirtQueue {
         }
     }
 
-    /// How far the device is: the next available and the next used index, both running over all 65536 values.
-    pub fn position(&self) -> (u16, u16) {
-        (self.queue.next_avail(), self.queue.next_used())
+    /// How far the device is, between two bursts.
+    pub fn state(&self) -> QueueState {
+        QueueState { next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
     }
 
-    /// Goes on where a device before this one stood. Both must be equal to what it had published.
-    pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
+    /// Goes on where a device before this one stood, which had published all that it used.
+    pub fn set_state(&mut self, state: QueueState) {
+        let QueueState { next_avail, next_used } = state;
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used);
         (self.avail, self.fetched, self.fetched_named) = (next_avail, next_avail, next_avail);
         (self.shown, self.signalled) = (next_used, next_used);
+    }
+
+    /// The used index that the driver was last shown, by whoever carries the frames.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn used_index(&self, memory: &GuestMemoryMmap) -> Result<u16, Error> {
+        Ok(load(&self.map(memory)?.used_ring, 2, Ordering::Acquire)?)
     }
 
     /// Looks the rings up for a burst. All that takes a [`Mapped`] takes that of the same queue.
@@ -627,7 +646,7 @@ mod tests {
         for features in [0, F_EVENT_IDX] {
             let (memory, mut driver, mut queue) = ring(features);
             driver.start_at(65530);
-            queue.set_position(65530, 65530);
+            queue.set_state(QueueState { next_avail: 65530, next_used: 65530 });
             assert!(queue.pop(&queue.map(&memory).unwrap()).unwrap().is_none());
             for round in 0..20u32 {
                 let head = driver.add(&[Buffer::readable(DATA, 4), Buffer::readable(DATA + 8, 8)]).unwrap();
@@ -646,7 +665,7 @@ mod tests {
                 assert_eq!(driver.reap(), Some((head, round)));
                 assert!(queue.pop(&queue.map(&memory).unwrap()).unwrap().is_none());
             }
-            assert_eq!(queue.position(), (14, 14));
+            assert_eq!(queue.state(), QueueState { next_avail: 14, next_used: 14 });
         }
     }
 

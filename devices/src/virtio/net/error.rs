@@ -18,6 +18,6 @@ pub enum Error {
     Disable(usize, #[source] io::Error),
     #[error("cannot have vhost-net carry the frames of queue pair {0}")]
     Vhost(usize, #[source] io::Error),
-    #[error("cannot watch the events of queue pair {0}")]
-    Watch(usize, #[source] io::Error),
+    #[error("cannot have queue pair {0} move frames")]
+    Run(usize, #[source] io::Error),
 }

@@ -3,9 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use super::mailbox::Message;
+use super::mailbox::{Message, ask_all};
 use super::queue_pair::Counters;
-use crate::virtio::mailbox::{Address, ThreadHook};
+use super::state::PairState;
+use crate::virtio::mailbox::{Address, Answer, Gone, ThreadHook};
 
 /// A running NIC, for its owner. The device itself is in its transport, out of reach; each method is a message to the pairs'
 /// threads, which answer between two bursts.
@@ -32,6 +33,33 @@ impl Handle {
         self.pairs.iter().map(Address::name)
     }
 
+    /// Has every pair finish its burst, tell the driver of what it used, and touch neither rings nor backend from then on, until
+    /// [`resume`](Self::resume). Where each is, by rising number. Nothing is reset and no frame is lost: frames wait in the host's
+    /// queue and on the rings. Of a NIC that is paused already it says the same again.
+    ///
+    /// A driver may still reset the NIC meanwhile, and start it; it is paused then, too. To have the states of one moment, the
+    /// guest's vCPUs are stopped first.
+    ///
+    /// # Errors
+    /// A thread has ended, or the kernel does not say where it is in a ring; the other pairs go on then.
+    pub fn pause(&self) -> io::Result<Vec<PairState>> {
+        // The first pair first: it is then in no command, and has no more for the others, whose answers are what holds.
+        let (first, others) = self.pairs.split_at(1);
+        let mut answers = ask_all(first, |_, reply| Message::Pause(reply));
+        answers.extend(ask_all(others, |_, reply| Message::Pause(reply)));
+        collect(answers).inspect_err(|_| {
+            let _ = self.resume();
+        })
+    }
+
+    /// Has every pair go on. Kicks and frames that came while it was paused are found.
+    ///
+    /// # Errors
+    /// A thread has ended, or the host refuses to go on; that pair's driver is asked for a reset then, and the others go on.
+    pub fn resume(&self) -> io::Result<()> {
+        collect(ask_all(&self.pairs, |_, reply| Message::Resume(reply))).map(drop)
+    }
+
     /// Has every pair's thread run `hook` on itself, with its name: to install its seccomp filter. Returns once all have.
     ///
     /// # Errors
@@ -39,7 +67,11 @@ impl Handle {
     pub fn confine(&self, hook: &ThreadHook) -> io::Result<()> {
         let answers: Vec<_> = self.pairs.iter().map(|pair| pair.confine(Arc::clone(hook))).collect();
         // All are waited for, whatever the first says.
-        let answers: Vec<_> = answers.into_iter().map(|answer| answer.wait()?).collect();
-        answers.into_iter().collect()
+        collect(answers.into_iter().map(Answer::wait).collect()).map(drop)
     }
+}
+
+/// The answers of all pairs, or the first error.
+fn collect<T>(answers: Vec<Result<io::Result<T>, Gone>>) -> io::Result<Vec<T>> {
+    answers.into_iter().map(|answer| answer?).collect()
 }

@@ -19,7 +19,8 @@ use vm_memory::GuestMemoryMmap;
 use super::control::Control;
 use super::error::Error;
 use super::queue_pair::ReceiveSpace;
-use crate::virtio::mailbox::{Address, Reply};
+use super::state::PairState;
+use crate::virtio::mailbox::{Address, Answer, Gone, Reply};
 use crate::virtio::{ActiveQueue, Interrupt};
 
 /// A message to a pair's thread.
@@ -35,6 +36,10 @@ pub enum Message {
     Command(PairCommand, Reply<io::Result<()>>),
     /// The vectors of the queues may be others now.
     Reroute(Reply<io::Result<()>>),
+    /// Touches neither rings nor backend from now on, until it is to resume.
+    Pause(Reply<io::Result<PairState>>),
+    /// Goes on where it is.
+    Resume(Reply<io::Result<()>>),
 }
 
 /// One thing that the control queue has a pair do.
@@ -68,13 +73,12 @@ pub struct Start {
     pub(super) control: Option<Control>,
 }
 
-/// Sends each of `pairs` the message that `message` makes for its index there, and waits until all have answered: the answers of
-/// those whose threads live.
+/// Sends each of `pairs` the message that `message` makes for its index there, and waits until all have answered, or ended.
 pub(super) fn ask_all<T>(
     pairs: &[Address<Message>],
     message: impl Fn(usize, Reply<T>) -> Message,
-) -> Vec<Option<T>> {
+) -> Vec<Result<T, Gone>> {
     let answers: Vec<_> =
         pairs.iter().enumerate().map(|(index, pair)| pair.ask(|reply| message(index, reply))).collect();
-    answers.into_iter().map(|answer| answer.wait().ok()).collect()
+    answers.into_iter().map(Answer::wait).collect()
 }

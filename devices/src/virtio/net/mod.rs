@@ -8,6 +8,7 @@ mod features;
 mod handle;
 mod mailbox;
 pub mod queue_pair;
+mod state;
 mod vhost;
 
 use std::io;
@@ -24,8 +25,9 @@ pub use self::handle::Handle;
 use self::mailbox::{Message, Start, ask_all};
 pub use self::queue_pair::Counters;
 use self::queue_pair::{HostEnd, PairLife, ReceiveSpace, State, spawn};
+pub use self::state::{ActivePair, PairState};
 use self::vhost::IdleCarrier;
-use super::mailbox::Address;
+use super::mailbox::{Address, Answer, Gone};
 use super::queue_thread::QueueThread;
 pub use super::queue_thread::run_on;
 use super::{Activation, ActiveQueue, VirtioDevice};
@@ -118,6 +120,7 @@ impl VirtioNet {
                 broken: Arc::default(),
                 refused: Arc::clone(&refused),
                 state: State::Idle(HostEnd { backend, carrier }),
+                paused: false,
                 poll: Duration::ZERO,
             };
             threads.push(spawn(life, config.affinity.get(number).copied())?);
@@ -200,13 +203,13 @@ impl VirtioNet {
                 pair.ask(|reply| Message::Start(Box::new(start), reply))
             })
             .collect();
-        answered(started.into_iter().map(|answer| answer.wait().ok()).collect())
+        answered(started.into_iter().map(Answer::wait).collect())
     }
 }
 
 /// The first error, where there is one; a thread that does not answer has panicked.
-fn answered(answers: Vec<Option<Result<(), Error>>>) -> Result<(), Error> {
-    let answer = |(number, answer): (usize, Option<_>)| answer.unwrap_or(Err(Error::Lost(number)));
+fn answered(answers: Vec<Result<Result<(), Error>, Gone>>) -> Result<(), Error> {
+    let answer = |(number, answer): (usize, Result<_, _>)| answer.unwrap_or(Err(Error::Lost(number)));
     answers.into_iter().enumerate().try_for_each(answer)
 }
 
@@ -251,7 +254,7 @@ impl VirtioDevice for VirtioNet {
             return;
         }
         for answer in ask_all(&self.pairs, |_, reply| Message::Reroute(reply)) {
-            if let Some(Err(error)) = answer {
+            if let Ok(Err(error)) = answer {
                 let (level, name) = (self.refused.level(), &self.config.name);
                 log::log!(level, "{name}: interrupts come by other vectors: {error}");
             }

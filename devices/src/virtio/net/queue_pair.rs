@@ -202,9 +202,10 @@ impl QueuePair {
         self.look_again.or_else(|| Some(self.owed?.saturating_duration_since(Instant::now())))
     }
 
-    /// The driver kicked both queues and the host is ready both ways, for whoever runs the pair without its thread.
+    /// Looks at everything anew: the driver may have kicked every queue, and the host may be ready both ways.
     pub fn wake(&mut self) {
         self.commanded = true;
+        self.asked = self.parts.carrier.is_some();
         if self.transmit != Next::Kernel {
             self.transmit = Next::Work;
         }

@@ -17,7 +17,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, QueueState};
 use crate::virtio::{ActiveQueue, Interrupt};
 
 /// The feature bits that are the carrier's: of the rings, and of how frames are in them. The others are the backend's.
@@ -36,8 +36,6 @@ pub(super) struct Load<'a> {
     pub(super) interrupt: &'a Arc<dyn Interrupt>,
     /// The receive queue and the transmit queue.
     pub(super) queues: [&'a ActiveQueue; 2],
-    /// The descriptor that takes and gives frames.
-    pub(super) wire: BorrowedFd<'a>,
     /// How long the kernel's thread polls for frames before it sleeps.
     pub(super) poll: Duration,
 }
@@ -74,10 +72,10 @@ impl IdleCarrier {
         Ok(Self { vhost, events: Events { relays: [new()?, new()?], error: new()? } })
     }
 
-    /// Has the kernel carry frames.
+    /// Gives the kernel the rings; it carries frames once it has a [wire](Carrier::carry).
     ///
     /// # Errors
-    /// The kernel refuses, and carries nothing; `self` comes back.
+    /// The kernel refuses; `self` comes back.
     // The error is large for what it returns, and as rare as it is large.
     #[allow(clippy::result_large_err)]
     pub(super) fn start(self, load: &Load<'_>) -> Result<Carrier, (Self, io::Error)> {
@@ -99,7 +97,7 @@ impl IdleCarrier {
             }
         };
         let rings = [ring(0), ring(1)];
-        match vhost.start(load.memory, load.accepted, &rings, load.poll, load.wire) {
+        match vhost.start(load.memory, load.accepted, &rings, load.poll) {
             Ok(carrying) => Ok(Carrier { carrying, events, queues: load.queues.map(|queue| queue.index) }),
             Err((vhost, error)) => Err((Self { vhost, events }, error)),
         }
@@ -110,6 +108,30 @@ impl Carrier {
     /// By which the kernel tells.
     pub(super) fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Has the kernel carry frames between `wire` and the rings of `queues`, from their positions on, and look at both at once:
+    /// [it would not](Carrying::carry) by itself.
+    ///
+    /// # Errors
+    /// The kernel refuses, and carries nothing.
+    pub(super) fn carry(&self, wire: BorrowedFd<'_>, queues: [&ActiveQueue; 2]) -> io::Result<()> {
+        self.carrying.set_positions(queues.map(|queue| queue.ring.state().next_avail))?;
+        self.carrying.carry(wire)?;
+        queues.iter().try_for_each(|queue| queue.kick.write(1))
+    }
+
+    /// Has the kernel carry nothing until it is to [carry](Self::carry) again, and puts `queues` where it is in them.
+    ///
+    /// # Errors
+    /// The kernel does not say where it is. It carries nothing all the same.
+    pub(super) fn pause(&self, memory: &GuestMemoryMmap, queues: [&mut ActiveQueue; 2]) -> io::Result<()> {
+        for (queue, next_avail) in queues.into_iter().zip(self.carrying.pause()?) {
+            // The used index is all in the ring: the kernel has no other.
+            let next_used = queue.ring.used_index(memory).map_err(io::Error::other)?;
+            queue.ring.set_state(QueueState { next_avail, next_used });
+        }
+        Ok(())
     }
 
     /// Has the kernel interrupt by the vectors that the queues have now.

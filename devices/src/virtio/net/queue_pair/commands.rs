@@ -5,6 +5,7 @@ use std::io;
 
 use super::{Next, PairParts, QueuePair};
 use crate::virtio::net::mailbox::PairCommand;
+use crate::virtio::net::state::ActivePair;
 use crate::virtio::queue::Error;
 
 impl QueuePair {
@@ -52,19 +53,61 @@ impl QueuePair {
         carrier.as_ref().map_or(Ok(()), |carrier| carrier.reroute(&**interrupt))
     }
 
+    /// Leaves rings and backend alone, in a state that can be told: the driver has heard of all that was used, and the kernel, where
+    /// it carries the frames, has none in hand.
+    ///
+    /// # Errors
+    /// The ring is broken, or the kernel does not say where it is.
+    #[cold]
+    pub(super) fn pause(&mut self) -> io::Result<()> {
+        // It had a millisecond to look by itself; a paused pair has no clock.
+        if self.owed.take().is_some() {
+            self.signal_sent(false).map_err(io::Error::other)?;
+        }
+        let PairParts { memory, rx, tx, carrier, .. } = &mut self.parts;
+        carrier.as_ref().map_or(Ok(()), |carrier| carrier.pause(memory, [rx, tx]))
+    }
+
+    /// Goes on from there.
+    ///
+    /// # Errors
+    /// The kernel is to carry the frames, and refuses.
+    #[cold]
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        let PairParts { rx, tx, carrier, backend, .. } = &self.parts;
+        if let Some((carrier, wire)) = carrier.as_ref().zip(backend.vhost_fd()) {
+            carrier.carry(wire, [rx, tx])?;
+        }
+        // Watching the events anew tells of most of what came meanwhile, but only of what an event tells.
+        self.wake();
+        Ok(())
+    }
+
+    /// Where the pair is, once it is paused.
+    pub(super) fn state(&self) -> ActivePair {
+        let PairParts { rx, tx, control, enabled, .. } = &self.parts;
+        ActivePair {
+            receive: rx.ring.state(),
+            transmit: tx.ring.state(),
+            control: control.as_ref().map(|control| control.queue().ring.state()),
+            enabled: *enabled,
+        }
+    }
+
     /// Does what the control queue, on another pair's thread, has this one do.
     ///
     /// # Errors
     /// The host refuses, and all is as before.
     #[cold]
     pub(super) fn obey(&mut self, command: PairCommand) -> io::Result<()> {
-        let Self { parts: PairParts { backend, .. }, receive, .. } = self;
+        let Self { parts: PairParts { backend, enabled, .. }, receive, .. } = self;
         match command {
             PairCommand::Filter(filter) => backend.set_filter(&filter),
             PairCommand::Offloads(offloads) => backend.set_offloads(offloads),
-            PairCommand::Enable(enabled) => {
-                backend.set_enabled(enabled)?;
-                *receive = match (enabled, *receive) {
+            PairCommand::Enable(enable) => {
+                backend.set_enabled(enable)?;
+                *enabled = enable;
+                *receive = match (enable, *receive) {
                     // The host brings frames here or not; who carries them is the same.
                     (_, Next::Kernel) => Next::Kernel,
                     (false, _) => Next::Control,

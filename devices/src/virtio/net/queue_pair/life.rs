@@ -1,17 +1,29 @@
 //! A pair over all its drivers: what it is when, and which message makes it something else.
 //!
 //! ```text
-//!            Start               the driver broke a ring
-//!   ┌──────┐ ─────► ┌─────────┐ ────────────────────────► ┌───────┐
-//!   │ Idle │        │ Running │                           │ Ended │
-//!   └──────┘ ◄───── └─────────┘                           └───────┘
-//!       ▲     Stop                         Stop               │
-//!       └─────────────────────────────────────────────────────┘
+//!              Start             the driver broke a ring
+//!   ┌──────┐ ────────► ┌─────────┐ ───────────────────► ┌───────┐
+//!   │ Idle │           │ Running │                      │ Ended │
+//!   └──────┘ ◄──────── └─────────┘                      └───────┘
+//!    ▲   ▲ │    Stop    │ Pause ▲                            │
+//!    │   │ │            ▼       │ Resume                     │
+//!    │   │ │  Start    ┌────────┐                            │
+//!    │   │ └─────────► │ Paused │                            │
+//!    │   └──────────── └────────┘                            │
+//!    │        Stop                           Stop            │
+//!    └───────────────────────────────────────────────────────┘
 //! ```
 //! - *Idle*: there is no driver. The pair has its host's end, and nothing of a guest.
 //! - *Running*: its events are watched, and its frames move.
+//! - *Paused*: it has its driver's rings and touches them as little as the backend. No event reaches it, and all is looked at anew
+//!   afterwards: a kick that came meanwhile is one that may have come. The control queue's commands are done all the same, for one
+//!   may be in hand, on another pair's thread, that is not paused yet.
 //! - *Ended*: its driver broke a ring and was asked for a reset. It touches neither rings nor backend, and no event reaches it.
+//!
+//! It is the NIC that is paused, not its driver: `Pause` and `Resume` concern a pair that is idle or has ended as well, though it
+//! does nothing in either case. A driver that starts a paused NIC is *Paused* at once, and one that resets it leaves it paused.
 
+use std::io;
 use std::mem::replace;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +35,7 @@ use super::{Counters, Message, PairParts, QueuePair, Start};
 use crate::log_once::LogOnce;
 use crate::virtio::net::error::Error;
 use crate::virtio::net::features::guest_offloads;
+use crate::virtio::net::state::PairState;
 use crate::virtio::net::vhost::{IdleCarrier, Load};
 
 /// What a pair has for life.
@@ -39,6 +52,8 @@ pub(in crate::virtio::net) struct PairLife {
     pub(in crate::virtio::net) refused: Arc<LogOnce>,
     /// Where it is.
     pub(in crate::virtio::net) state: State,
+    /// The NIC is paused, whether there is a driver or not.
+    pub(in crate::virtio::net) paused: bool,
     /// For how long its thread polls before it sleeps, as its driver's start said.
     pub(in crate::virtio::net) poll: Duration,
 }
@@ -47,6 +62,7 @@ pub(in crate::virtio::net) struct PairLife {
 pub(in crate::virtio::net) enum State {
     Idle(HostEnd),
     Running(Box<QueuePair>),
+    Paused(Box<QueuePair>),
     Ended(Box<QueuePair>),
     /// While a message takes it from one to another.
     Between,
@@ -69,14 +85,16 @@ impl PairLife {
                 reply.send(());
             }
             Message::Command(command, reply) => reply.send(match &mut self.state {
-                State::Running(pair) => pair.obey(command),
+                State::Running(pair) | State::Paused(pair) => pair.obey(command),
                 // It moves nothing until its next start, which says all of this anew.
                 State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
             }),
             Message::Reroute(reply) => reply.send(match &mut self.state {
-                State::Running(pair) => pair.reroute(),
+                State::Running(pair) | State::Paused(pair) => pair.reroute(),
                 State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
             }),
+            Message::Pause(reply) => reply.send(self.pause(ops)),
+            Message::Resume(reply) => reply.send(self.resume(ops)),
         }
     }
 
@@ -101,19 +119,61 @@ impl PairLife {
             }
         };
         match self.make_pair(end, start) {
-            Ok(pair) => {
-                if let Err(error) = watch(&pair, ops) {
-                    self.state = State::Idle(pair.into_end());
-                    return Err(Error::Watch(self.number, std::io::Error::other(error)));
-                }
-                self.state = State::Running(pair);
-                Ok(())
-            }
+            Ok(pair) => self.state = State::Paused(pair),
             Err((end, error)) => {
                 self.state = State::Idle(end);
-                Err(error)
+                return Err(error);
             }
         }
+        if self.paused { Ok(()) } else { self.go_on(ops).map_err(|error| Error::Run(self.number, error)) }
+    }
+
+    fn pause(&mut self, ops: &mut EventOps) -> io::Result<PairState> {
+        self.paused = true;
+        let mut result = Ok(());
+        if let State::Running(pair) = &mut self.state {
+            unwatch(pair.watched(), ops);
+            result = pair.pause();
+        }
+        self.state = match replace(&mut self.state, State::Between) {
+            State::Running(pair) => State::Paused(pair),
+            state => state,
+        };
+        result.map(|()| match &self.state {
+            State::Paused(pair) => PairState::Active(pair.state()),
+            State::Ended(_) => PairState::Ended,
+            State::Idle(_) | State::Running(_) | State::Between => PairState::Idle,
+        })
+    }
+
+    fn resume(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        self.paused = false;
+        self.go_on(ops).inspect_err(|_| {
+            self.state = match replace(&mut self.state, State::Between) {
+                State::Paused(mut pair) => {
+                    pair.end();
+                    State::Ended(pair)
+                }
+                state => state,
+            };
+        })
+    }
+
+    /// Has a paused pair run; on an error it stays paused.
+    fn go_on(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        self.state = match replace(&mut self.state, State::Between) {
+            State::Paused(mut pair) => {
+                let result = watch(&pair, ops)
+                    .and_then(|()| pair.resume().inspect_err(|_| unwatch(pair.watched(), ops)));
+                if result.is_err() {
+                    self.state = State::Paused(pair);
+                    return result;
+                }
+                State::Running(pair)
+            }
+            state => state,
+        };
+        Ok(())
     }
 
     // The error is large for what it returns, and as rare as it is large.
@@ -124,11 +184,11 @@ impl PairLife {
             return Err((end, Error::Offloads(self.number, error)));
         }
         let HostEnd { backend, carrier } = end;
-        let carrier = match carrier.zip(backend.vhost_fd()) {
+        let carrier = match carrier {
             None => None,
-            Some((carrier, wire)) => {
+            Some(carrier) => {
                 let (memory, interrupt, queues) = (&memory, &interrupt, [&rx, &tx]);
-                match carrier.start(&Load { memory, accepted, interrupt, queues, wire, poll }) {
+                match carrier.start(&Load { memory, accepted, interrupt, queues, poll }) {
                     Ok(carrier) => Some(carrier),
                     Err((carrier, error)) => {
                         let end = HostEnd { carrier: Some(carrier), backend };
@@ -161,7 +221,7 @@ impl PairLife {
                 unwatch(pair.watched(), ops);
                 pair.into_end()
             }
-            State::Ended(pair) => pair.into_end(),
+            State::Paused(pair) | State::Ended(pair) => pair.into_end(),
             State::Idle(end) => end,
             State::Between => unreachable!("a message leaves a state behind"),
         };
@@ -189,12 +249,12 @@ impl PairLife {
 }
 
 /// Watches the events of a pair, all or none.
-fn watch(pair: &QueuePair, ops: &mut EventOps) -> Result<(), event_manager::Error> {
+fn watch(pair: &QueuePair, ops: &mut EventOps) -> io::Result<()> {
     let mut watched = Vec::new();
     for events in pair.watched() {
         if let Err(error) = ops.add(events) {
             unwatch(watched, ops);
-            return Err(error);
+            return Err(io::Error::other(error));
         }
         watched.push(events);
     }
