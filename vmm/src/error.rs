@@ -58,8 +58,12 @@ pub(crate) enum Error {
     NoKeeper,
     #[error("{}", .0.error)]
     Machine(Failure),
-    #[error("the process that runs the guest was killed by {0}{}", if .0 == "SIGSYS" { ": it made a system call that its sandbox forbids" } else { "" })]
+    #[error("the process that runs the guest was killed by {0}")]
     Killed(String),
+    #[error(
+        "the process that runs the guest was killed by SIGSYS: it made a system call that its sandbox forbids"
+    )]
+    KilledBySandbox,
     #[error("the process that runs the guest ended without a word, with status {0}")]
     Vanished(i32),
     #[error("the process that runs the guest says what makes no sense")]
@@ -199,7 +203,7 @@ impl Error {
             Self::Forbidden { .. } => "a guest may have taken it over; if not, it is a bug in wirevm: report it, and until it is mended, for a guest that you \
                  trust, run with --sandbox off"
                 .into(),
-            Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
+            Self::KilledBySandbox | Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
             Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
         })
     }

@@ -239,7 +239,12 @@ fn or_its_own_reason<T>(
 
 /// The machine is gone without a word.
 fn died(child: &mut Child) -> Error {
-    match child.wait() {
+    of_death(child.wait())
+}
+
+fn of_death(death: Death) -> Error {
+    match death {
+        Death::Signal(libc::SIGSYS) => Error::KilledBySandbox,
         Death::Signal(signal) => Error::Killed(child::signal_name(signal)),
         Death::Exit(status) => Error::Vanished(status),
     }

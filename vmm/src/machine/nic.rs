@@ -84,12 +84,14 @@ impl Nic {
 
     /// Stops its queues where they are.
     pub(crate) fn pause(&self) -> io::Result<()> {
+        let states = self.handle.pause()?;
+        log::debug!("{}: paused at {states:?}", self.link);
         Ok(())
     }
 
     /// Lets its queues go on.
     pub(crate) fn resume(&self) -> io::Result<()> {
-        Ok(())
+        self.handle.resume()
     }
 
     /// What went over the wire.
