@@ -1,20 +1,25 @@
 //! What a VMM holds in memory over what its guest does (proc_pid_smaps(5)).
 
-/// Resident memory in bytes, without the guest's.
+use crate::sys;
+
+/// Resident memory in bytes, without the guest's, of all processes of a VMM together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Resident {
-    /// All of it, also pages of files that other processes share.
+    /// All of it: of pages that several processes share, these or others, each process's part (PSS).
     pub(crate) all: u64,
-    /// What is this process's alone because it was written: heap, stacks, relocated data.
+    /// What was written: heap, stacks, relocated data.
     pub(crate) anonymous: u64,
 }
 
 impl Resident {
-    /// Of process `pid`, whose guest has `guest` bytes of memory in one mapping.
+    /// Of process `pid` and its children, whose guest has `guest` bytes of memory in one mapping.
     pub(crate) fn of(pid: u32, guest: u64) -> Result<Self, String> {
-        let path = format!("/proc/{pid}/smaps");
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
-        Self::parse(&text, guest)
+        let read = |pid| {
+            let path = format!("/proc/{pid}/smaps");
+            std::fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))
+        };
+        let all = sys::family(pid).into_iter().map(read).collect::<Result<String, _>>()?;
+        Self::parse(&all, guest)
     }
 
     fn parse(text: &str, guest: u64) -> Result<Self, String> {
@@ -23,7 +28,7 @@ impl Resident {
             let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
             let kib = || rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10;
             match word {
-                "Rss:" if !in_guest => sum.all += kib(),
+                "Pss:" if !in_guest => sum.all += kib(),
                 "Anonymous:" if !in_guest => sum.anonymous += kib(),
                 _ if word.ends_with(':') => {}
                 range => {

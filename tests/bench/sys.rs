@@ -192,6 +192,27 @@ fn ptrace(request: libc::c_uint, pid: libc::pid_t, data: libc::c_long) -> io::Re
     Ok(())
 }
 
+/// A process and all that come of it.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // proc_pid_stat(5): the name in brackets, the state, the parent.
+        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+    };
+    let pairs: Vec<_> = all
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut family = vec![pid];
+    let mut at = 0;
+    while let Some(&pid) = family.get(at) {
+        family.extend(pairs.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+        at += 1;
+    }
+    family
+}
+
 /// Starts `command`, and stops it when the first of its threads calls `KVM_RUN`. This thread may have no other children.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use harness::netns::Netns;
 
-use crate::traffic;
+use crate::{sys, traffic};
 
 /// System calls of each thread, counted by a histogram of the kernel's (Documentation/trace/histogram.rst) while it is on. It makes
 /// every system call on the host slower, so nothing is timed meanwhile.
@@ -43,15 +43,19 @@ impl Calls {
         result
     }
 
-    /// Those of the threads that process `pid` has now.
+    /// Those of the threads that process `pid` and its children have now.
     pub(super) fn of(&self, pid: u32) -> Result<f64, String> {
         let path = self.0.join(Self::EVENT).with_file_name("hist");
         let text =
             fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let counts = parse_histogram(&text);
-        let threads = fs::read_dir(format!("/proc/{pid}/task"))
-            .map_err(|error| format!("the VMM's threads: {error}"))?;
-        let threads = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let of = |pid| fs::read_dir(format!("/proc/{pid}/task"));
+        let threads = sys::family(pid).into_iter().map(of).collect::<Result<Vec<_>, _>>();
+        let threads = threads.map_err(|error| format!("the VMM's threads: {error}"))?;
+        let threads = threads
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
         Ok(threads.filter_map(|thread| counts.get(&thread)).sum::<u64>() as f64)
     }
 }
