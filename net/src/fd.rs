@@ -17,10 +17,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::{Dev, fstat, major, minor};
 
 pub use self::problem::FdProblem;
-use crate::host::{Link, LinkId, Netlink, Wiring};
+use crate::host::{Host, Link, LinkId, Netlink, Wiring};
 use crate::macvtap::Groups;
 use crate::wire::{self, Made, Parts, Role, WireLink};
-use crate::{Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, Offloads, RxFilter, queue, sys, tuntap};
+use crate::{
+    Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, NetConfig, Offloads, RxFilter, queue, sys, tuntap,
+};
 
 /// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
 const TUN: (u32, u32) = (10, 200);
@@ -29,7 +31,8 @@ const TUN: (u32, u32) = (10, 200);
 const MTU_UNSEEN: u16 = 1500;
 
 /// Takes over the descriptors, and asks of their link what we can see of it.
-pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Result<Made, Error> {
+pub(crate) fn open(config: &FdConfig, all: &NetConfig, host: &Host) -> Result<Made, Error> {
+    let &NetConfig { mac, mtu, .. } = all;
     let mut queues = config.fds.iter().map(|&fd| Inherited::take(fd)).collect::<Result<Vec<_>, _>>()?;
     check_same_link(&queues)?;
     for queue in &mut queues {
@@ -70,16 +73,18 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
         (None, true) => Mac::new(backend.mac).map_err(|_| backend.problem("Ethernet address"))?,
     };
     // There is nothing to change, and so nothing to undo.
-    let mut wiring = Wiring::begin()?;
+    let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     wiring.release_lock();
-    let notices = down.into_iter().collect();
+    if let Some(down) = down {
+        wiring.notice(down);
+    }
     let mut parts = Parts::new(&name, mac, mtu.unwrap_or(own), backend.offloads);
     (parts.spec.asks, parts.spec.switches_first) = (backend.is_macvtap, true);
     parts.links.push(match seen {
         Some(id) => wiring.wire_link(&id, Role::Guest),
         None => WireLink { index: None, ..wiring.wire_link(&LinkId { index: 0, name }, Role::Guest) },
     });
-    Ok(Made { ends: wire::ends(backend, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(backend, others), parts, wiring })
 }
 
 /// Refuses queues that are not all of one link, or not all different.

@@ -23,8 +23,8 @@
 //!   `router.rs` in front of one, which tell the guest its addresses; `listener.rs`: their ear where the kernel carries the frames.
 //! - `vhost.rs`: vhost-net, the carrier that is not ours.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
-//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/apart.rs`: what is taken back later. `host/runtime.rs`, `host/clean.rs`:
-//!   the records that outlive us, and undoing those of the dead. `host/reserve.rs`: descriptors for that. `host/wait.rs`: one at a time. `host/namespace.rs`: network namespaces.
+//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/context.rs`: [`Host`], what the process gives every wire. `host/deferred_undo.rs`: what is taken back later. `host/journal.rs`, `host/clean.rs`:
+//!   the records that outlive us, and undoing those of the dead. `host/fd_reserve.rs`: descriptors for that. `host/wait.rs`: one at a time. `host/namespace.rs`: network namespaces.
 //!   `host/netlink.rs` and `host/netlink/`, `host/nft.rs`: the only users of the netlink crates. `host/sysfs.rs`: a link's
 //!   device. `host/holders.rs`: who holds a tap.
 //! - `host/nat.rs`: NAT. `host/forwarding.rs`: that the kernel passes packets on. `host/firewall.rs`: what others' rules drop.
@@ -86,7 +86,7 @@ pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
-pub use host::{Step, clean, left_over, wait_until_asked_to_end};
+pub use host::{Host, Step, clean, left_over};
 pub use iov::{Iov, IovBuffer, prefetch};
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;

@@ -29,10 +29,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 pub use self::make::ParentProblem;
 pub(crate) use self::make::open;
 use crate::host::sysfs::{self, Sysfs};
-use crate::host::{Link, LinkId, Netlink, holders};
+use crate::host::{Host, Link, LinkId, Netlink, Wiring, holders};
 use crate::queue::Queue;
 use crate::sys::packet::{self, Membership};
-use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, Step, sys, tuntap};
+use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys, tuntap};
 
 /// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Macvtap {
         let found = Netlink::new().link(name.as_str());
         let found = found.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
         let link = found.ok_or_else(|| Error::LinkGone { name: name.to_string() })?;
-        Self::attach(&link, true, 1, &mut |_| {}).map(|(this, _)| this)
+        Self::attach(&link, true, 1, &Wiring::begin(&Host::new(), None)?).map(|(this, _)| this)
     }
 
     /// Attaches `queues` queues to `link`, of which those after the first come beside; `found`: it was there before, so that
@@ -68,7 +68,7 @@ impl Macvtap {
         link: &Link,
         found: bool,
         queues: u16,
-        tell: &mut dyn FnMut(&Step),
+        wiring: &Wiring,
     ) -> Result<(Self, Vec<Queue>), Error> {
         let LinkId { name, .. } = &link.id;
         let opening = |source| Error::OpenMacvtap { name: name.clone(), index: link.id.index, source };
@@ -101,7 +101,7 @@ impl Macvtap {
         let others = (1..queues).map(another).collect::<Result<_, _>>()?;
         let times = if queues > 1 { format!(", {queues} times") } else { String::new() };
         let command = format!("# open {} (c {}:{}){times}", node.display(), major(number), minor(number));
-        tell(&Step { command, why: "the guest's end of the wire" });
+        wiring.tell(command, "the guest's end of the wire");
         Ok((this, others))
     }
 

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use crate::host::{Apart, Change, Link, LinkId, Netlink, Refusal, Step, Tun, Wiring, holders};
+use crate::host::{Change, DeferredUndo, Link, LinkId, Netlink, Refusal, Tun, Wiring, holders};
 use crate::queue::Queue;
 use crate::{Backend, Error, HEADER_LEN, LinkName, Offloads, sys};
 
@@ -85,7 +85,7 @@ pub(crate) struct TunDevice {
     // Before `found`: fields drop in this order, and a link can be given back only after this descriptor is closed.
     device: File,
     /// A persistent link as we found it.
-    found: Option<Arc<Apart>>,
+    found: Option<Arc<DeferredUndo>>,
     name: String,
     persistent: bool,
     offloads: Offloads,
@@ -108,7 +108,6 @@ impl TunDevice {
         name: Option<&LinkName>,
         queues: u16,
         wiring: &Wiring,
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<(Self, Vec<Queue>), Error> {
         let found = match name {
             Some(name) => find(name)?,
@@ -125,28 +124,28 @@ impl TunDevice {
         let before = before.filter(|(_, tun)| tun.persist && tun.mode == mode);
         let before = before.map(|(id, tun)| (id, flags(tun)));
         // Before the device, so that a failure closes that first.
-        let mut apart = None;
+        let mut deferred = None;
         let device = open_device()?;
         if let Some((id, flags)) = &before {
-            apart.insert(wiring.apart()?).keep(Change::TunFlags(id.clone(), *flags))?;
+            deferred.insert(wiring.deferred_undo()?).keep(Change::TunFlags(id.clone(), *flags))?;
         }
         let wanted = name.map_or(TEMPLATE, LinkName::as_str);
         if let Err(source) = sys::tun_set_iff(device.as_fd(), wanted, mode.flags(queues)) {
-            if let Some(apart) = apart {
-                apart.discard();
+            if let Some(deferred) = deferred {
+                deferred.discard();
             }
             return Err(explain_refusal(mode, name, queues, found, source));
         }
         let set = |what| move |source| Error::TunSetting { mode, name: wanted.to_owned(), what, source };
         let attached = sys::tun_get_iff(device.as_fd()).map_err(set("name"))?;
         let header_len = sys::tun_vnet_hdr_len(device.as_fd()).map_err(set("header length"))?;
-        if let (Some(apart), Some((id, flags))) = (&mut apart, before) {
-            apart.keep(Change::TunHeader(id, flags, header_len))?;
+        if let (Some(deferred), Some((id, flags))) = (&mut deferred, before) {
+            deferred.keep(Change::TunHeader(id, flags, header_len))?;
         }
         // The flag is asked of the kernel after attaching, for the link may have been made since we looked: then nothing is
         // known of it to be given back.
         let persistent = attached.flags & libc::IFF_PERSIST != 0;
-        let (name, found, offloads) = (attached.name, apart.map(Arc::new), Offloads::default());
+        let (name, found, offloads) = (attached.name, deferred.map(Arc::new), Offloads::default());
         let mut this = Self { device, found, name, persistent, offloads };
         sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(set("header length"))?;
         this.offloads = probe(this.fd());
@@ -157,7 +156,7 @@ impl TunDevice {
             let flags = words(mode.flags(queues));
             let command =
                 format!("# attach to {}: TUNSETIFF {flags}, TUNSETVNETHDRSZ {HEADER_LEN}", this.name);
-            tell(&Step { command, why: "the guest's end of the wire; as it was when we go" });
+            wiring.tell(command, "the guest's end of the wire; as it was when we go");
         }
         Ok((this, others))
     }

@@ -16,7 +16,7 @@ use vm_memory::VolatileSlice;
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 fn open(fd: RawFd, keys: &str) -> Result<Opened, Error> {
-    net::open(&format!("fd={fd}{keys}").parse().unwrap(), &mut |step| panic!("{step}"))
+    net::open(&format!("fd={fd}{keys}").parse().unwrap(), &net::Host::new().telling(|step| panic!("{step}")))
 }
 
 /// Gives the descriptor away as if we had inherited it.

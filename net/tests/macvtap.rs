@@ -331,7 +331,7 @@ fn what_a_killed_one_leaves_is_cleaned() {
         let mut step = 1;
         while killed_at(spec, step) {
             assert_ne!(state(), before, "step {step}");
-            net::clean(&mut |_| {}).unwrap();
+            net::clean(&net::Host::new()).unwrap();
             assert_eq!((state(), records()), (before.clone(), vec![]), "step {step}");
             step += 1;
         }
@@ -339,7 +339,7 @@ fn what_a_killed_one_leaves_is_cleaned() {
         // One that is alive is left alone, and so is the NIC that both need.
         let living = holding("macvtap=nic");
         kill(holding("macvtap=nic"));
-        net::clean(&mut |_| {}).unwrap();
+        net::clean(&net::Host::new()).unwrap();
         let links = run("ip link");
         assert!(links.contains("wirevm0") && !links.contains("wirevm1"), "{links}");
         assert!(run("ip link show nic").contains(",UP"));
@@ -395,7 +395,7 @@ fn an_adopted_one_is_left_as_it_was() {
             assert!(error.remedy().is_some());
         }
         kill(holding("macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400"));
-        net::clean(&mut |_| {}).unwrap();
+        net::clean(&net::Host::new()).unwrap();
         assert_eq!((links(&["nic", "mine"]), records()), (before, vec![]), "also after a kill");
         // Deleted meanwhile, there is nothing to give back.
         let mut guest = opened("macvtap=mine");

@@ -43,13 +43,11 @@ fn world() -> Machine {
 
 /// Opens, and returns the lines told.
 fn open(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
+    namespace::wire::open_told(spec)
 }
 
 fn refused(spec: &str) -> Error {
-    net::open(&spec.parse().unwrap(), &mut |_| {}).expect_err(spec)
+    net::open(&spec.parse().unwrap(), &net::Host::new()).expect_err(spec)
 }
 
 /// A guest at 172.31.0.2 with the host as its router.
@@ -434,7 +432,7 @@ fn of_a_killed_one_nothing_stays() {
         while killed_at(spec, step) {
             // The rules go at once.
             assert_eq!(run("nft list ruleset"), "", "step {step}");
-            net::clean(&mut |_| {}).unwrap();
+            net::clean(&net::Host::new()).unwrap();
             assert_eq!((everything(), records()), (before.clone(), vec![]), "step {step}");
             step += 1;
         }

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::time::Duration;
 
 use frames::{drain, recv, recv_where, send};
+use namespace::wire::open_told;
 use namespace::{
     as_user, elsewhere, in_namespace, inheritable, macvtap_device, own_tun_device, run, run_in_own_mounts,
     state, tun_attached, tun_flags, tun_header_len, warnings,
@@ -20,17 +21,11 @@ use net::{Backend, Error, FdProblem, HEADER_LEN, NetConfig, Opened, Sent};
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 fn open(spec: &str) -> Result<Opened, Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
+    net::open(&spec.parse().unwrap(), &net::Host::new())
 }
 
 fn opened(spec: &str) -> Opened {
     open(spec).unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"))
-}
-
-fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
 }
 
 /// How many queues the link brings frames to.
@@ -391,7 +386,7 @@ fn give(file: fs::File) -> RawFd {
 fn open_fds(fds: &[RawFd]) -> Result<Opened, Error> {
     let spec = format!("fd={}", fds.iter().map(RawFd::to_string).collect::<Vec<_>>().join(":"));
     let config: NetConfig = spec.parse().unwrap();
-    net::open(&config, &mut |step| panic!("{step}"))
+    net::open(&config, &net::Host::new().telling(|step| panic!("{step}")))
 }
 
 #[test]

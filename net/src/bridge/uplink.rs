@@ -26,9 +26,9 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::Error;
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
-use crate::{Error, Step};
 
 /// Why a link cannot be a bridge's uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,14 +134,8 @@ pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Er
     }
 }
 
-/// Has `nic` join `bridge`, and moves its addresses and routes there. Returns what the user should know
-/// of it.
-pub(super) fn move_to(
-    wiring: &mut Wiring,
-    nic: &Link,
-    bridge: &LinkId,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Option<String>, Error> {
+/// Has `nic` join `bridge`, and moves its addresses and routes there.
+pub(super) fn move_to(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
     let (from, to) = (&nic.id, bridge);
     let asked = |refusal| Error::Ask { what: format!("the addresses and routes of {from}"), refusal };
     let addresses = wiring.netlink().addresses_of(from).map_err(asked)?;
@@ -149,19 +143,19 @@ pub(super) fn move_to(
     let neighbours = wiring.netlink().neighbours_of(from).map_err(asked)?;
     if !nic.up {
         let undo = Some(Change::Down(from.clone()));
-        wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame", tell)?;
+        wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame")?;
     }
 
     for address in &addresses {
         let theirs = address.for_link(from, to);
         let undo = Some(Change::TakeAddress(to.clone(), theirs.clone()));
         let why = "the host is on the bridge from now on";
-        wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why, tell)?;
+        wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why)?;
     }
     for neighbour in neighbours {
         let undo = Some(Change::TakeNeighbour(to.clone(), neighbour.clone()));
         let give = Change::GiveNeighbour(to.clone(), neighbour.clone());
-        wiring.make(give, undo, "whom the host knew there it knows here", tell)?;
+        wiring.make(give, undo, "whom the host knew there it knows here")?;
         // The kernel forgets it with the port's last address of IPv4.
         wiring.keep(Change::GiveNeighbour(from.clone(), neighbour))?;
     }
@@ -171,18 +165,19 @@ pub(super) fn move_to(
         routes.into_iter().filter(|route| !there.iter().any(|other| other.is(route))).collect();
     for (change, undo, why) in rest(from, to, &addresses, &moved) {
         let joined = matches!(change, Change::Join(..));
-        wiring.make(change, Some(undo), why, tell)?;
+        wiring.make(change, Some(undo), why)?;
         if joined && nic.running {
             wait_until_running(wiring, to)?;
         }
     }
     let ending = addresses.iter().find(|address| address.has_end());
-    Ok(ending.map(|address| {
-        format!(
+    if let Some(address) = ending {
+        wiring.notice(format!(
             "{} has a lifetime, and moved from {from} to {to}: who renews it (a DHCP client) must do so on {to}",
             address.local
-        )
-    }))
+        ));
+    }
+    Ok(())
 }
 
 /// Waits until the kernel sends by `link`, which has just got a carrier; not for ever.

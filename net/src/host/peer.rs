@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::{Change, Link, Step, Wiring};
+use super::{Change, Link, Wiring};
 use crate::{Error, HostAddress};
 
 /// The two ends of a link, written `10.0.0.1 peer 10.0.0.2`.
@@ -47,13 +47,7 @@ impl Wiring {
     ///
     /// # Errors
     /// Another link has the guest's address, at either end.
-    pub(crate) fn set_peer(
-        &mut self,
-        link: &Link,
-        stays: bool,
-        peer: Peer,
-        tell: &mut dyn FnMut(&Step),
-    ) -> Result<(), Error> {
+    pub(crate) fn set_peer(&mut self, link: &Link, stays: bool, peer: Peer) -> Result<(), Error> {
         let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink().addresses().map_err(asked)?;
         let is_guest = |other: &&super::netlink::AddressOnLink| {
@@ -69,7 +63,7 @@ impl Wiring {
         }
         let back = stays.then(|| Change::RemovePeer(link.id.clone(), peer));
         let change = Change::AddPeer(link.id.clone(), peer);
-        self.make(change, back, "the host's address, and a route to the guest's", tell)
+        self.make(change, back, "the host's address, and a route to the guest's")
     }
 }
 

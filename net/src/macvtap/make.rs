@@ -6,9 +6,9 @@ use std::path::Path;
 use super::Macvtap;
 use crate::host::netlink::AddressOnLink;
 use crate::host::sysfs::Sysfs;
-use crate::host::{Change, Link, LinkId, NewMacvlan, Refusal, Wiring};
+use crate::host::{Change, Host, Link, LinkId, NewMacvlan, Refusal, Wiring};
 use crate::wire::{self, Made, Parts, Role};
-use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig, Step};
+use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig};
 
 /// Why a link cannot have a macvtap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,13 +69,9 @@ impl ParentProblem {
 }
 
 /// Makes the macvtap that `config` asks for and attaches to it.
-pub(crate) fn open(
-    config: &MacvtapConfig,
-    all: &NetConfig,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Made, Error> {
+pub(crate) fn open(config: &MacvtapConfig, all: &NetConfig, host: &Host) -> Result<Made, Error> {
     let &NetConfig { mac, mtu, queues, .. } = all;
-    let mut wiring = Wiring::begin()?;
+    let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     let name = config.parent.as_str();
     let link = wiring.netlink().link(name).map_err(asking(format!("the link {name}")))?;
     let link = link.ok_or_else(|| Error::NoParent { name: name.to_owned() })?;
@@ -92,23 +88,23 @@ pub(crate) fn open(
         check_hosts(&mut wiring, config, mode, parent.as_ref())?;
     }
     let made = if adopt {
-        adopt_link(&mut wiring, config, &link, mac, mtu, tell)?
+        adopt_link(&mut wiring, config, &link, mac, mtu)?
     } else {
-        make_link(&mut wiring, config, &link, mac, mtu, tell)?
+        make_link(&mut wiring, config, &link, mac, mtu)?
     };
-    let (mut notices, mut own) = (Vec::new(), None);
+    let mut own = None;
     let on = parent.as_ref().map(|parent| parent.id.clone());
     if let Some(parent) = parent.filter(|_| !config.hosts.is_empty()) {
-        let (macvlan, notice) = make_host_macvlan(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?;
-        notices.extend(notice);
-        own = Some(macvlan);
+        own = Some(make_host_macvlan(&mut wiring, &parent, mode, &config.hosts, mtu)?);
     }
     let made = again(&mut wiring, &made)?;
-    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number(), tell)?;
+    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number(), &wiring)?;
     wiring.release_lock();
-    notices.extend(trap(config, mode));
+    if let Some(trap) = trap(config, mode) {
+        wiring.notice(trap);
+    }
     if !macvtap.follows_groups() {
-        notices.push(format!(
+        wiring.notice(format!(
             "without CAP_NET_RAW the guest receives only the groups that the host has joined: for its IPv6 and mDNS, \
              sudo ip link set dev {} allmulticast on",
             made.id
@@ -121,7 +117,7 @@ pub(crate) fn open(
     parts.links.push(wiring.wire_link(&made.id, Role::Guest));
     parts.links.extend(on.map(|nic| wiring.wire_link(&nic, Role::Parent)));
     parts.links.extend(own.map(|macvlan| wiring.wire_link(&macvlan, Role::Host)));
-    Ok(Made { ends: wire::ends(macvtap, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(macvtap, others), parts, wiring })
 }
 
 /// The well-known trap of each mode, in words, unless the user has seen to it.
@@ -247,7 +243,6 @@ fn make_link(
     parent: &Link,
     mac: Option<Mac>,
     mtu: Option<u16>,
-    tell: &mut dyn FnMut(&Step),
 ) -> Result<LinkId, Error> {
     check_parent(wiring, parent, config.mode, mac)?;
     let passthru = config.mode == MacvtapMode::Passthru;
@@ -260,9 +255,9 @@ fn make_link(
     // wirevm may be on a NIC that one of them set up.
     let up = format!("up-{}", parent.id.index);
     if !wiring.join(&up)? && !parent.up {
-        wiring.share(&up, tell, |wiring, tell| {
+        wiring.share(&up, |wiring| {
             let (up, down) = (Change::Up(parent.id.clone()), Change::Down(parent.id.clone()));
-            wiring.make(up, Some(down), "its NIC carries nothing while it is down", tell)
+            wiring.make(up, Some(down), "its NIC carries nothing while it is down")
         })?;
     }
     let new = NewMacvlan {
@@ -283,18 +278,18 @@ fn make_link(
         }
     }
     let undo = Some(Change::DeleteLink(link.clone()));
-    wiring.make(Change::AddMacvlan(new), undo, "the guest's link on the NIC", tell)?;
+    wiring.make(Change::AddMacvlan(new), undo, "the guest's link on the NIC")?;
     if let Some(mac) = asked.filter(|_| passthru) {
         // The kernel gives the NIC its own address back with the link's end.
         let change = Change::Mac(link.clone(), mac.octets());
-        wiring.make(change, None, "with passthru, the NIC has the guest's address", tell)?;
+        wiring.make(change, None, "with passthru, the NIC has the guest's address")?;
     }
     // Where the host has no IPv6 on the link, there is nothing to keep from it.
     if Path::new("/proc/sys/net/ipv6/conf").join(&link.name).exists() {
         let change = Change::NoIpv6Address(link.clone());
-        wiring.make(change, None, "else the host solicits under the guest's own address", tell)?;
+        wiring.make(change, None, "else the host solicits under the guest's own address")?;
     }
-    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
+    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame")?;
     Ok(link)
 }
 
@@ -304,7 +299,6 @@ fn adopt_link(
     link: &Link,
     mac: Option<Mac>,
     mtu: Option<u16>,
-    tell: &mut dyn FnMut(&Step),
 ) -> Result<LinkId, Error> {
     let adopted = |key| Err(Error::Adopted { name: link.id.name.clone(), key });
     if config.mode != MacvtapMode::default() && Some(config.mode) != link.macvlan {
@@ -319,27 +313,26 @@ fn adopt_link(
         let why = "the guest has the same address";
         if mac == before {
             // Recorded all the same, for the guest may change it.
-            wiring.make(change(mac), Some(change(before)), why, &mut |_| {})?;
+            wiring.keep(change(before))?;
         } else {
-            wiring.make(change(mac), Some(change(before)), why, tell)?;
+            wiring.make(change(mac), Some(change(before)), why)?;
         }
     }
-    wiring.set_link(link, true, mtu, &[], tell)?;
+    wiring.set_link(link, true, mtu, &[])?;
     Ok(link.id.clone())
 }
 
 /// Gives the host a macvlan of its own on the guest's NIC: two links on one NIC reach each other, the NIC itself and a link on
 /// it do not. The routers of the LAN the host hears on the NIC itself; on this link, a guest could be one too.
 ///
-/// Returns it, and what the user should know.
+/// Returns it.
 fn make_host_macvlan(
     wiring: &mut Wiring,
     parent: &Link,
     mode: MacvtapMode,
     hosts: &[HostAddress],
     mtu: Option<u16>,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<(LinkId, Option<String>), Error> {
+) -> Result<LinkId, Error> {
     let link = unused(wiring)?;
     let new = NewMacvlan {
         link: link.clone(),
@@ -351,14 +344,14 @@ fn make_host_macvlan(
         sources: Vec::new(),
     };
     let undo = Some(Change::DeleteLink(link.clone()));
-    wiring.make(Change::AddMacvlan(new), undo, "the host's place beside the guest", tell)?;
-    let notice = wiring.refuse_routers(&link, tell);
+    wiring.make(Change::AddMacvlan(new), undo, "the host's place beside the guest")?;
+    wiring.refuse_routers(&link);
     for &address in hosts {
         let change = Change::AddAddress(link.clone(), address);
-        wiring.make(change, None, "the host's address towards the guest", tell)?;
+        wiring.make(change, None, "the host's address towards the guest")?;
     }
-    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
-    Ok((link, notice))
+    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame")?;
+    Ok(link)
 }
 
 /// A name and an index that no link has: both are recorded before the link is made.

@@ -145,14 +145,14 @@ fn start(config: &MachineConfig, telling: Telling, signals: &Signals) -> Result<
     };
     let console = Console::new(console, shown);
     let ends = signals.clone();
-    net::wait_until_asked_to_end(move || ends.ends());
-    let mut tell = |step: &net::Step| {
+    let tell = move |step: &net::Step| {
         if explain {
             report::print(&format!("{step}\n"));
         }
     };
+    let wiring = net::Host::new().telling(tell).ended_by(move || ends.ends());
     for (index, wire) in wires.iter().enumerate() {
-        let opened = Nic::open(index, wire, &mut tell, &channel);
+        let opened = Nic::open(index, wire, &wiring, &channel);
         nics.push(or_its_own_reason(opened, &channel, &mut child)?);
     }
     timings.reached("host plumbing done");

@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, NamespaceId, wait};
+use super::{Change, Host, NamespaceId, wait};
 use crate::{Error, sys};
 
 /// Names the directory of records; without it that is `/run/wirevm` for root and `wirevm` in `$XDG_RUNTIME_DIR` for others.
@@ -89,14 +89,15 @@ pub(crate) struct Lock {
 
 impl Lock {
     /// Waits until no other wirevm of this user is changing the host, or somebody asked us to end.
-    pub(crate) fn take() -> Result<Self, Error> {
-        Self::take_unless(|| wait::ends() > 0)
+    pub(crate) fn take(host: &Host) -> Result<Self, Error> {
+        Self::take_unless(|| host.is_ended())
     }
 
     /// The same to take back what was changed: it was asked for as a rule, and somebody must ask once more.
-    pub(crate) fn take_to_undo() -> Result<Self, Error> {
-        static BEFORE: OnceLock<usize> = OnceLock::new();
-        Self::take_unless(|| wait::ends() > *BEFORE.get_or_init(wait::ends))
+    pub(crate) fn take_to_undo(host: &Host) -> Result<Self, Error> {
+        // Counted now, before the wait.
+        host.is_ended_again();
+        Self::take_unless(|| host.is_ended_again())
     }
 
     fn take_unless(ended: impl Fn() -> bool) -> Result<Self, Error> {
