@@ -227,7 +227,11 @@ impl Wire {
     /// # Errors
     /// `EPERM` where the spec does not trust the guest so far (`trust=off`); else as the kernel refuses, and all is as before.
     pub fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
-        set_filter(&self.ends, filter)
+        set_filter(&self.ends, self.policy(), filter)
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { trust: TRUST, own: self.mac() }
     }
 
     /// Its descriptors, duplicated, and what they are.
@@ -251,12 +255,35 @@ impl Wire {
     /// There are no descriptors left.
     fn plug(&self) -> io::Result<Plugged> {
         let ends = Arc::clone(&self.ends);
-        let ask: Ask = Box::new(move |filter| set_filter(&ends, filter));
+        let policy = self.policy();
+        let ask: Ask = Box::new(move |filter| set_filter(&ends, policy, filter));
         self.cable()?.plug(ask)
     }
 }
 
-fn set_filter(ends: &Ends, filter: &RxFilter) -> io::Result<()> {
+/// Guests may have another address and every frame, as on a NIC of their own.
+const TRUST: bool = true;
+
+/// What a guest may ask of the host's link.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    /// Whatever it likes; else its own frames and those of the groups that it names.
+    trust: bool,
+    /// The address that the wire was made with.
+    own: Mac,
+}
+
+impl Policy {
+    /// # Errors
+    /// `EPERM` for what it may not.
+    fn check(self, filter: &RxFilter) -> io::Result<()> {
+        let is_its_own = filter.mac == self.own && !filter.promiscuous;
+        if self.trust || is_its_own { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    }
+}
+
+fn set_filter(ends: &Ends, policy: Policy, filter: &RxFilter) -> io::Result<()> {
+    policy.check(filter)?;
     let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
     ends.first_mut().map_or(Ok(()), |end| end.set_filter(filter))
 }
@@ -312,5 +339,25 @@ fn open_here(config: &NetConfig, mac: Mac, host: &Host) -> Result<Made, Error> {
         WireConfig::Tun(tun) => crate::tun::open(tun, mac, config, host),
         WireConfig::Macvtap(macvtap) => crate::macvtap::open(macvtap, config, host),
         WireConfig::Fd(inherited) => crate::fd::open(inherited, config, host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_not_trusted_has_its_own_frames_and_groups() {
+        let [own, other] = [1, 2].map(|last| Mac::new([2, 0, 0, 0, 0, last]).unwrap());
+        let groups = RxFilter { all_multicast: true, ..RxFilter::new(own) };
+        let greedy = [RxFilter::new(other), RxFilter { promiscuous: true, ..RxFilter::new(own) }];
+        for trust in [true, false] {
+            let policy = Policy { trust, own };
+            policy.check(&groups).unwrap();
+            for filter in &greedy {
+                let refused = policy.check(filter).err().and_then(|error| error.raw_os_error());
+                assert_eq!(refused, (!trust).then_some(libc::EPERM), "{filter:?}");
+            }
+        }
     }
 }

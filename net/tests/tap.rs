@@ -257,7 +257,13 @@ fn a_busy_tap_says_by_whom() {
         let first = Tap::open(name("tap0").as_ref()).unwrap();
         let fd = first.fd().try_clone_to_owned().unwrap();
         let mut sleep = std::process::Command::new("sleep").arg("60").stdin(fd).spawn().unwrap();
+        let held = open("tap=tap0").map(drop);
         drop(first);
+        let held = held.unwrap_err().to_string();
+        assert!(
+            held.ends_with("tap0: another --net of this command holds it"),
+            "a child is its parent's: {held}"
+        );
         let pid = sleep.id();
         // It has its own name a moment after it is started.
         while std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() != "sleep\n" {
