@@ -6,6 +6,7 @@
 
 pub(crate) mod uplink;
 
+use crate::error::{BridgeError, ChangeKind, HostError};
 use crate::host::firewall::bridged_notices;
 use crate::host::{Change, Host, Link, LinkId, Sysctl, VlanMember, Wiring};
 use crate::wire::{self, Made, Parts, Role};
@@ -105,7 +106,7 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
         Some(link) if link.bridge.is_none() => {
             // The tun driver has two kinds of link under one name.
             let kind = link.tun.map_or(link.kind, |tun| tun.mode.to_string());
-            return Err(Error::NotABridge { name: name.to_owned(), kind });
+            return Err(BridgeError::NotABridge { name: name.to_owned(), kind }.into());
         }
         Some(_) => drop(wiring.join(&record)?),
         None => {
@@ -125,7 +126,7 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
     {
         // Every port is in the default VLAN, so that nothing changes for the others.
         if !wiring.has_shared(&record) {
-            return Err(Error::NoVlans { vlan, bridge: name.to_owned() });
+            return Err(BridgeError::NoVlans { vlan, bridge: name.to_owned() }.into());
         }
         let why = "each port in its VLAN";
         wiring.make(Change::FilterVlans(link.id), None, why)?;
@@ -149,12 +150,12 @@ fn join_uplink(wiring: &mut Wiring, config: &BridgeConfig, nic: &Link, bridge: &
 
 fn make(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Result<(), Error> {
     let name = config.name.as_str();
-    let asked = |refusal| Error::Ask { what: "the host's links".to_owned(), refusal };
+    let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };
     let id = LinkId { name: name.to_owned(), ..wiring.netlink().unused_link().map_err(asked)? };
     // The host's address stays what its neighbours know.
     let mac = match uplink.and_then(|nic| nic.mac).and_then(|mac| Mac::new(mac).ok()) {
         Some(mac) => mac,
-        None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+        None => Mac::random().map_err(|source| HostError::RandomMac { source })?,
     };
     let filter = config.vlan.is_some();
     let word = if filter { " vlan_filtering 1" } else { "" };
@@ -163,7 +164,8 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
     let undo = Some(Change::DeleteLink(id.clone()));
     let why = "the switch that its ports share; it goes with the last wirevm on it";
     let made = id.clone();
-    wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), command, undo, why)?;
+    let kind = if filter { ChangeKind::BridgeVlans } else { ChangeKind::Bridge };
+    wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), kind, command, undo, why)?;
     match uplink {
         Some(nic) => {
             for key in AS_THE_UPLINK {
@@ -227,7 +229,7 @@ fn check_mtu(wiring: &mut Wiring, bridge: &LinkId, tap: &LinkId, wanted: Option<
     let least = on_the_way.min_by_key(|link| (link.mtu, link.id.index == bridge.index));
     let (link, limit) = least.map_or((bridge.name.clone(), 0), |link| (link.id.name.clone(), link.mtu));
     match wanted {
-        Some(mtu) if limit < mtu.into() => Err(Error::MtuLimit { mtu, link, limit }),
+        Some(mtu) if limit < mtu.into() => Err(HostError::MtuLimit { mtu, link, limit }.into()),
         Some(mtu) => Ok(mtu),
         None => Ok(u16::try_from(limit).unwrap_or(*MTU.end()).min(*MTU.end())),
     }

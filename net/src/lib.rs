@@ -16,7 +16,7 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of. `wire.rs`: [`Wire`], the host half of a NIC, and the only match over the kinds of
 //!   wire; `cable.rs`: what of it goes to the process that runs the guest.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
-//!   `error.rs`: [`Error`].
+//!   `error/`: [`Error`], an enum for each kind of wire.
 //! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `queue.rs`: a
 //!   further queue of one. `tuntap.rs`: the links of the tun driver under two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
@@ -72,15 +72,16 @@ use serde::{Deserialize, Serialize};
 
 pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
-pub use bridge::uplink::UplinkProblem;
 pub use cable::{Ask, Cable, CableSpec, Plugged};
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
     TunConfig, VhostMode, WireConfig,
 };
 pub use dhcp::Lease;
-pub use error::{Error, too_many_files};
-pub use fd::FdProblem;
+pub use error::{
+    BridgeError, ChangeKind, Error, FdError, FdProblem, HostError, MacvtapError, NatError, ParentProblem,
+    SpecError, TunTapError, UplinkProblem, VhostError, too_many_files,
+};
 pub use filter::{Addresses, RxFilter};
 pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
@@ -88,7 +89,7 @@ pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
 pub use host::{Host, Step, clean, left_over};
 pub use iov::{Iov, IovBuffer, prefetch};
-pub use macvtap::{Macvtap, ParentProblem};
+pub use macvtap::Macvtap;
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
 pub use subnet::{HostAddress, HostV4, HostV6};

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{readv, writev};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use crate::error::VhostError;
 use crate::host::{Link, Wiring};
 use crate::sys::packet::{self, Instruction};
 use crate::{Error, HEADER_LEN, VhostMode};
@@ -47,7 +48,7 @@ impl Listener {
                 ));
                 Ok(None)
             }
-            Err(source) => Err(Error::Listen { link: link.id.name.clone(), source }),
+            Err(source) => Err(VhostError::Listen { link: link.id.name.clone(), source }.into()),
         }
     }
 

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::dhcp::Lease;
+use crate::error::HostError;
 use crate::host::{Link, Wiring, free_subnet};
 use crate::resolver;
 use crate::router::Router;
@@ -15,12 +16,12 @@ use crate::{Error, HostAddress, Mac};
 ///
 /// Nobody else of us picks meanwhile, for the wiring holds the lock.
 pub(crate) fn pick(wiring: &mut Wiring, link: &Link, mtu: u32) -> Result<Vec<HostAddress>, Error> {
-    let asked = |refusal| Error::Ask { what: "the host's routes".to_owned(), refusal };
+    let asked = |refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal };
     let name = &link.id.name;
     let v4 = free_subnet::ipv4(wiring.netlink()).map_err(asked)?;
     let ipv6 = mtu >= u32::from(Router::MTU_MIN) && has_ipv6(name);
     let v6 = if ipv6 { free_subnet::ipv6(wiring.netlink()).map_err(asked)? } else { None };
-    let v4 = v4.ok_or_else(|| Error::NoFreeSubnet { link: name.clone() })?;
+    let v4 = v4.ok_or_else(|| HostError::NoFreeSubnet { link: name.clone() })?;
     Ok([HostAddress::V4(v4)].into_iter().chain(v6.map(HostAddress::V6)).collect())
 }
 
@@ -118,7 +119,7 @@ pub(crate) fn link_local(
     link: &Link,
     hosts: &[HostAddress],
 ) -> Result<Option<Ipv6Addr>, Error> {
-    let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+    let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
     if !hosts.iter().any(|host| host.v6().is_some()) {
         return Ok(None);
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::error::HostError;
 use crate::host::{Host, Wiring};
 use crate::listener::Listener;
 use crate::queue::Queue;
@@ -27,8 +28,8 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
         wiring.tell(command, "the guest's end of the wire; it goes when we go");
     }
     let link = wiring.netlink().link(&name);
-    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
-    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
+    let link = link.map_err(|refusal| HostError::Ask { what: format!("the link {name}"), refusal })?;
+    let link = link.ok_or_else(|| HostError::LinkGone { name: name.clone() })?;
     let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
     // Somebody who made the tap has addressed it too, if he wanted to.
     let hosts = match &config.hosts[..] {

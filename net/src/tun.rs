@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
+use crate::error::HostError;
 use crate::host::{Host, Peer, Wiring};
 use crate::neighbour::{self, Gateway, Replies};
 use crate::routed::{self, End, Guest};
@@ -66,8 +67,8 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
         wiring.tell(command, "the guest's end of the wire; it goes when we go");
     }
     let link = wiring.netlink().link(&name);
-    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
-    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
+    let link = link.map_err(|refusal| HostError::Ask { what: format!("the link {name}"), refusal })?;
+    let link = link.ok_or_else(|| HostError::LinkGone { name: name.clone() })?;
     let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
     // Somebody who made the tun has addressed it too, if he wanted to.
     let hosts = match &config.hosts[..] {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::cable::{Ask, Cable, CableSpec, Plugged};
+use crate::error::HostError;
 use crate::host::{self, Host, Wiring};
 use crate::listener::Listener;
 use crate::{
@@ -125,7 +126,7 @@ impl Wire {
     pub fn open(config: &NetConfig, host: &Host) -> Result<Self, Error> {
         let mac = match config.mac {
             Some(mac) => mac,
-            None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+            None => Mac::random().map_err(|source| HostError::RandomMac { source })?,
         };
         let mut of_vhost = Vec::new();
         let vhosts = vhost::open(config.vhost, config.queues.number(), &mut of_vhost)?;
@@ -315,7 +316,7 @@ pub struct Opened {
 /// As [`Wire::open`].
 pub fn open(config: &NetConfig, host: &Host) -> Result<Opened, Error> {
     let wire = Wire::open(config, host)?;
-    let plugged = wire.plug().map_err(|source| Error::Reserve { source })?;
+    let plugged = wire.plug().map_err(|source| HostError::Reserve { source })?;
     let Plugged { backends, vhosts, mac, mtu, link, ignored } = plugged;
     let notices = wire.notices().to_vec();
     Ok(Opened { backends, vhosts, mac, mtu, link, ignored, notices, wire })
@@ -327,7 +328,7 @@ fn open_in(name: &NetnsName, config: &NetConfig, mac: Mac, host: &Host) -> Resul
     let namespace = host::join_namespace(&mut outer, name)?;
     outer.release_lock();
     let made = namespace.run(|| open_here(config, mac, host));
-    let mut made = made.map_err(|source| Error::Namespace { name: Some(name.to_string()), source })??;
+    let mut made = made.map_err(|source| HostError::Namespace { name: Some(name.to_string()), source })??;
     made.wiring.within(outer);
     Ok(made)
 }

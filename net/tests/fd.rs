@@ -10,7 +10,7 @@ use namespace::{
     as_user, elsewhere, in_namespace, inheritable, macvtap_device, run, run_in_own_mounts, tun_attached,
     tun_flags, tun_header_len, warnings,
 };
-use net::{Addresses, Backend, Error, FdProblem, IovBuffer, Mac, Opened, RxFilter};
+use net::{Addresses, Backend, Error, FdError, FdProblem, IovBuffer, Mac, Opened, RxFilter};
 use vm_memory::VolatileSlice;
 
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -27,7 +27,7 @@ fn give(file: File) -> RawFd {
 
 fn problem(fd: RawFd) -> FdProblem {
     match open(fd, "").unwrap_err() {
-        Error::Fd { fd: number, problem, .. } if number == fd => problem,
+        Error::Fd(FdError { fd: number, problem, .. }) if number == fd => problem,
         error => panic!("{error}: {error:?}"),
     }
 }

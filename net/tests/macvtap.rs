@@ -15,7 +15,8 @@ use namespace::{
     state, warnings,
 };
 use net::{
-    Addresses, Backend, Error, HEADER_LEN, LinkName, Mac, Macvtap, Offloads, Opened, RxFilter, Sent, Tap,
+    Addresses, Backend, Error, HEADER_LEN, LinkName, Mac, Macvtap, MacvtapError, Offloads, Opened, RxFilter,
+    Sent, Tap,
 };
 
 #[test]
@@ -391,7 +392,10 @@ fn an_adopted_one_is_left_as_it_was() {
         drop(guest);
         for (spec, key) in [("mode=private", "mode"), ("mode=source,source=02:00:00:00:00:01", "mode")] {
             let error = open(&format!("macvtap=mine,{spec}")).unwrap_err();
-            assert!(matches!(&error, Error::Adopted { key: found, .. } if *found == key), "{error}");
+            assert!(
+                matches!(&error, Error::Macvtap(MacvtapError::Adopted { key: found, .. }) if *found == key),
+                "{error}"
+            );
             assert!(error.remedy().is_some());
         }
         kill(holding("macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400"));

@@ -16,7 +16,7 @@ use namespace::{
     as_user, elsewhere, in_namespace, inheritable, macvtap_device, own_tun_device, run, run_in_own_mounts,
     state, tun_attached, tun_flags, tun_header_len, warnings,
 };
-use net::{Backend, Error, FdProblem, HEADER_LEN, NetConfig, Opened, Sent};
+use net::{Backend, Error, FdError, FdProblem, HEADER_LEN, NetConfig, Opened, Sent};
 
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -449,7 +449,7 @@ fn descriptors_that_are_no_queues_of_one_link_are_refused() {
         let problem = |files: Vec<fs::File>| {
             let fds: Vec<_> = files.into_iter().map(give).collect();
             match open_fds(&fds).unwrap_err() {
-                Error::Fd { fd, problem, .. } => {
+                Error::Fd(FdError { fd, problem, .. }) => {
                     assert_eq!(fds.last(), Some(&fd), "{problem}");
                     assert!(problem.to_string().len() > 20);
                     (problem, fds[0])
@@ -502,7 +502,7 @@ fn inherited_queues_of_a_macvtap_are_one_nic() {
             assert_eq!(state(), before);
             assert_eq!(tun_flags(&second), flags);
             let error = open_fds(&[give(first.try_clone().unwrap()), give(first)]).unwrap_err();
-            assert!(matches!(error, Error::Fd { problem: FdProblem::Duplicate(_), .. }), "{error}");
+            assert!(matches!(error, Error::Fd(FdError { problem: FdProblem::Duplicate(_), .. })), "{error}");
             assert_eq!(warnings(), [""; 0]);
         });
     });

@@ -14,7 +14,7 @@ use namespace::{
     as_user, features, header_len, in_namespace, own_tun_device, records, run, set_udp_segment, state,
     warnings,
 };
-use net::{Backend, Error, HEADER_LEN, LinkName, Offloads, Opened, Sent, Tap};
+use net::{Backend, Error, HEADER_LEN, LinkName, Offloads, Opened, Sent, Tap, TunTapError};
 
 fn name(name: &str) -> Option<LinkName> {
     Some(name.parse().unwrap())
@@ -249,7 +249,7 @@ fn a_busy_tap_says_by_whom() {
         );
         assert!(error.remedy().is_some());
         assert!(
-            matches!(&error, Error::TunBusy { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+            matches!(&error, Error::TunTap(TunTapError::Busy { source, .. }) if source.raw_os_error() == Some(libc::EBUSY))
         );
         drop(first);
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::journal::{Line, Record};
 use super::{Change, Host, Namespace, Netlink, Refusal, Wiring, is_undone};
 use crate::Error;
+use crate::error::HostError;
 
 /// Undos with a record of their own, where there is a place for records. Dropped, in any network namespace, it is all taken back.
 #[derive(Debug)]
@@ -23,7 +24,8 @@ impl Wiring {
     /// # Errors
     /// Its record cannot be made.
     pub(crate) fn deferred_undo(&self) -> Result<DeferredUndo, Error> {
-        let namespace = self.namespace.again().map_err(|source| Error::Namespace { name: None, source })?;
+        let namespace =
+            self.namespace.again().map_err(|source| HostError::Namespace { name: None, source })?;
         let record = self.lock.as_ref().map(|lock| lock.new_journal()).transpose()?;
         Ok(DeferredUndo { namespace, record, host: self.host.clone(), undo: Vec::new() })
     }

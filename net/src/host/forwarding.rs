@@ -14,6 +14,7 @@ use super::change::{Change, Sysctl};
 use super::firewall::Finding;
 use super::{Link, Refusal, Wiring, netlink::Way};
 use crate::Error;
+use crate::error::HostError;
 
 const GUEST: &str = "pass the guest's packets on";
 const ANSWERS: &str = "pass the answers on, which come in here";
@@ -150,8 +151,8 @@ fn restore(key: &str, to: &str, before: &str) -> Change {
     Change::Sysctl(Sysctl::new(key, before).only_where(key, to))
 }
 
-fn asked(refusal: Refusal) -> Error {
-    Error::Ask { what: "the host's routes and forwarding".to_owned(), refusal }
+fn asked(refusal: Refusal) -> HostError {
+    HostError::Ask { what: "the host's routes and forwarding".to_owned(), refusal }
 }
 
 fn is(key: &str, wanted: &str) -> Result<bool, Error> {
@@ -159,7 +160,7 @@ fn is(key: &str, wanted: &str) -> Result<bool, Error> {
 }
 
 fn value(key: &str) -> Result<Option<String>, Error> {
-    read_key(key).map_err(asked)
+    Ok(read_key(key).map_err(asked)?)
 }
 
 fn key(family: &str, link: &str, switch: &str) -> String {

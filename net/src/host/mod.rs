@@ -38,6 +38,7 @@ pub(crate) use netlink::{
 pub(crate) use peer::Peer;
 
 use self::journal::{Line, Record};
+use crate::error::{ChangeKind, HostError};
 use crate::wire::{Role, WireLink};
 use crate::{Error, HostAddress, NetnsName};
 
@@ -111,8 +112,8 @@ impl Wiring {
         if let Some(lock) = &lock {
             clean::clean_under(lock, &mut |step| log::info!("{step}"));
         }
-        host.reserve().hold().map_err(|source| Error::Reserve { source })?;
-        let namespace = Namespace::here().map_err(|source| Error::Namespace { name: None, source })?;
+        host.reserve().hold().map_err(|source| HostError::Reserve { source })?;
+        let namespace = Namespace::here().map_err(|source| HostError::Namespace { name: None, source })?;
         Ok(Self {
             netlink: Netlink::new(),
             namespace,
@@ -174,18 +175,19 @@ impl Wiring {
 
     /// The link of that name; an error where there is none (any more).
     pub(crate) fn link(&mut self, name: &str) -> Result<Link, Error> {
-        self.find_link(name)?.ok_or_else(|| Error::LinkGone { name: name.to_owned() })
+        Ok(self.find_link(name)?.ok_or_else(|| HostError::LinkGone { name: name.to_owned() })?)
     }
 
     /// The link of that name, where there is one.
     pub(crate) fn find_link(&mut self, name: &str) -> Result<Option<Link>, Error> {
-        let asked = |refusal| Error::Ask { what: format!("the link {name}"), refusal };
-        self.netlink.link(name).map_err(asked)
+        let asked = |refusal| HostError::Ask { what: format!("the link {name}"), refusal };
+        Ok(self.netlink.link(name).map_err(asked)?)
     }
 
     /// Every link of the namespace.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, Error> {
-        self.netlink.links().map_err(|refusal| Error::Ask { what: "the host's links".to_owned(), refusal })
+        let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };
+        Ok(self.netlink.links().map_err(asked)?)
     }
 
     /// Sets a value of a link that goes away with its backend or has an undo of its own, where it is not so already; a kernel
@@ -220,13 +222,14 @@ impl Wiring {
         undo: Option<Change>,
         why: &'static str,
     ) -> Result<(), Error> {
-        self.make_by(|netlink| change.make(netlink), change.command(), undo, why)
+        self.make_by(|netlink| change.make(netlink), change.kind(), change.command(), undo, why)
     }
 
     /// As [`make`](Self::make), for a change that is made by `call` and never an undo itself.
     pub(crate) fn make_by(
         &mut self,
         call: impl FnOnce(&mut Netlink) -> Result<(), Refusal>,
+        kind: ChangeKind,
         command: String,
         undo: Option<Change>,
         why: &'static str,
@@ -236,7 +239,7 @@ impl Wiring {
             if let (Some(record), Some(Undo::Change(_, start))) = (&mut self.record, &recorded) {
                 record.cut(*start);
             }
-            return Err(Error::Step { command: self.line(command), refusal });
+            return Err(HostError::Step { kind, command: self.line(command), refusal }.into());
         }
         self.undo.extend(recorded);
         self.tell(command, why);
@@ -335,7 +338,7 @@ impl Wiring {
     /// Notices where the host has a route over another link to what it is about to reach over `link`: the
     /// kernel takes the longest prefix, and of two the one with the lower metric.
     pub(crate) fn warn_of_other_routes(&mut self, link: &LinkId, hosts: &[HostAddress]) -> Result<(), Error> {
-        let asked = |refusal| Error::Ask { what: "the host's routes".to_owned(), refusal };
+        let asked = |refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal };
         for route in self.netlink.routes().map_err(asked)? {
             let Some(other) = route.link.filter(|&other| other != link.index) else { continue };
             let wins =
@@ -385,7 +388,7 @@ impl Wiring {
 
     /// True where `link` has `address` already; an error where another link has it, or has a part of its subnet.
     fn has_address(&mut self, link: &LinkId, address: HostAddress) -> Result<bool, Error> {
-        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink.addresses().map_err(asked)?;
         let same = |other: &&netlink::AddressOnLink| other.address == address.address();
         // The same address first: that is the better reason.
@@ -394,7 +397,7 @@ impl Wiring {
         if let Some(other) = taken {
             let name = self.netlink.link_by_index(other.link).map_err(asked)?.map(|link| link.id.name);
             let (on, theirs) = (name.unwrap_or_default(), format!("{}/{}", other.address, other.prefix));
-            return Err(Error::AddressTaken { address, on, theirs });
+            return Err(HostError::AddressTaken { address, on, theirs }.into());
         }
         let ours =
             |other: &netlink::AddressOnLink| other.link == link.index && other.prefix == address.prefix();
@@ -450,7 +453,7 @@ impl Drop for Wiring {
         if self.lock.is_none() {
             match Lock::take_to_undo(&self.host) {
                 Ok(lock) => self.lock = Some(lock),
-                Err(Error::Ended) => {
+                Err(error) if error.is_ended() => {
                     log::warn!(
                         "what was changed on the host is left for the next wirevm, or for wirevm doctor --clean"
                     );

@@ -14,6 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Netlink, Wiring};
+use crate::error::{ChangeKind, HostError};
 use crate::{Error, NetnsName, sys};
 
 /// Where `ip netns` has its names.
@@ -229,7 +230,7 @@ impl Namespace {
 /// The namespace `name`, made where there is none. One that we made goes with the last wirevm that is in it; its links go
 /// with it, once nobody else holds it.
 pub(crate) fn join(wiring: &mut Wiring, name: &NetnsName) -> Result<Namespace, Error> {
-    let error = |source| Error::Namespace { name: Some(name.to_string()), source };
+    let error = |source| HostError::Namespace { name: Some(name.to_string()), source };
     let what = format!("netns-{name}");
     let found = Namespace::named(name).map_err(error)?;
     // Where there is none, a record tells of one that somebody has deleted.
@@ -242,7 +243,13 @@ pub(crate) fn join(wiring: &mut Wiring, name: &NetnsName) -> Result<Namespace, E
         let undo = Change::DeleteNamespace { name: name.to_string(), id: made.id };
         let command = format!("ip netns add {name}");
         let mount = |_: &mut Netlink| Ok(made.mount(name.as_str())?);
-        wiring.make_by(mount, command, Some(undo), "the host's end is apart from all else in it")
+        wiring.make_by(
+            mount,
+            ChangeKind::NamespaceName,
+            command,
+            Some(undo),
+            "the host's end is apart from all else in it",
+        )
     };
     if !wiring.share(&what, mount)? {
         // Somebody deleted the one that another wirevm made, and is still in: this one is ours alone.

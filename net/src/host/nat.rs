@@ -15,6 +15,7 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use super::forwarding::Traffic;
 use super::nft::{Chain, Hook, Kind, Match, Nft, Rule, Table, Verdict};
 use super::{Link, Refusal, Wiring, firewall};
+use crate::error::{HostError, NatError};
 use crate::{Error, Forward, HostAddress, Mac, Protocol, sys};
 
 /// Before any other chain sees the packet (`NF_IP_PRI_RAW`).
@@ -131,7 +132,7 @@ impl Wiring {
         let name = &link.id.name;
         let hosts = if hosts.is_empty() { &self.addresses_of(link)?[..] } else { hosts };
         if hosts.is_empty() {
-            return Err(Error::NothingToMasquerade { link: name.clone() });
+            return Err(NatError::NothingToMasquerade { link: name.clone() }.into());
         }
         // The rules are first: nothing leaves unmasked.
         let nat = Nat::new(self, name, hosts, mac, forwards)?;
@@ -154,7 +155,7 @@ impl Wiring {
 
     /// The addresses that somebody gave the host on the link.
     fn addresses_of(&mut self, link: &Link) -> Result<Vec<HostAddress>, Error> {
-        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink.addresses().map_err(asked)?;
         let of_link = all.into_iter().filter(|address| address.link == link.id.index);
         Ok(of_link.filter_map(|address| HostAddress::new(address.address, address.prefix).ok()).collect())
@@ -187,7 +188,7 @@ impl Nat {
             forwards.iter().flat_map(|forward| guests.iter().map(move |guest| (forward, guest)))
         {
             let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
-            ports.push(port.map_err(|source| Error::PortTaken { forward: *forward, source })?);
+            ports.push(port.map_err(|source| NatError::PortTaken { forward: *forward, source })?);
         }
         let table = table(link, hosts, &guests, forwards);
         let this = Self::make(&table, ports)?;
@@ -198,7 +199,7 @@ impl Nat {
     fn make(table: &Table, ports: Vec<OwnedFd>) -> Result<Self, Error> {
         let mut nft = Nft::new();
         let made = nft.make(table);
-        made.map_err(|refusal| Error::Nft { table: table.name.clone(), refusal })?;
+        made.map_err(|refusal| NatError::Nft { table: table.name.clone(), refusal })?;
         Ok(Self { nft, table: table.name.clone(), _ports: ports })
     }
 
@@ -213,7 +214,8 @@ impl Nat {
         let forward = Forward { protocol: Protocol::Tcp, host_port: 8080, guest_port: 80 };
         let table = table("wirevm0", &hosts, &guests, &[forward]);
         let there = || {
-            let refused = |source| Error::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
+            let refused =
+                |source| NatError::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
             sys::unshare_network().map_err(refused)?;
             Self::make(&table, Vec::new()).map(drop)
         };

@@ -1,72 +1,14 @@
 //! Making a macvtap on a NIC, or adopting one that is there, and giving the host a place beside it.
 
-use std::fmt;
 use std::path::Path;
 
 use super::Macvtap;
+use crate::error::{HostError, MacvtapError, ParentProblem};
 use crate::host::netlink::AddressOnLink;
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Host, Link, LinkId, NewMacvlan, Refusal, Wiring};
 use crate::wire::{self, Made, Parts, Role};
 use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig};
-
-/// Why a link cannot have a macvtap.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ParentProblem {
-    /// It is no Ethernet.
-    NotEthernet,
-    /// It is Wi-Fi: an access point takes frames from the one address that it knows.
-    Wireless,
-    /// It is a port of another link, which takes all frames from it.
-    Port {
-        /// The name of that link.
-        of: String,
-        /// Its kind: `bridge`, `bond`...
-        kind: String,
-    },
-    /// It has a link in mode `passthru`, which has all of it.
-    Taken {
-        /// The name of that link.
-        by: String,
-    },
-    /// It has another macvlan or macvtap, and mode `passthru` needs all of it.
-    Shared {
-        /// The name of that link.
-        with: String,
-    },
-}
-
-impl fmt::Display for ParentProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotEthernet => f.write_str("it is no Ethernet"),
-            Self::Wireless => {
-                f.write_str("it is Wi-Fi, and an access point takes no frames from a second address")
-            }
-            Self::Port { of, kind } => {
-                write!(f, "it is a port of the {kind} {of}, which takes all its frames")
-            }
-            Self::Taken { by } => write!(f, "{by} has all of it (mode passthru)"),
-            Self::Shared { with } => write!(f, "mode passthru takes all of it, and {with} is on it already"),
-        }
-    }
-}
-
-impl ParentProblem {
-    pub(crate) fn remedy(&self) -> String {
-        match self {
-            Self::NotEthernet => "use a wired NIC, a bond, a VLAN or a bridge".to_owned(),
-            Self::Wireless => {
-                "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
-            }
-            Self::Port { of, kind } if kind == "bridge" => format!("use the bridge: --net bridge={of}"),
-            Self::Port { of, .. } => format!("use all of it: --net macvtap={of}"),
-            Self::Taken { by } | Self::Shared { with: by } => {
-                format!("use another NIC, or remove it: sudo ip link del dev {by}")
-            }
-        }
-    }
-}
 
 /// Makes the macvtap that `config` asks for and attaches to it.
 pub(crate) fn open(config: &MacvtapConfig, all: &NetConfig, host: &Host) -> Result<Made, Error> {
@@ -74,7 +16,7 @@ pub(crate) fn open(config: &MacvtapConfig, all: &NetConfig, host: &Host) -> Resu
     let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     let name = config.parent.as_str();
     let link = wiring.netlink().link(name).map_err(asking(format!("the link {name}")))?;
-    let link = link.ok_or_else(|| Error::NoParent { name: name.to_owned() })?;
+    let link = link.ok_or_else(|| MacvtapError::NoParent { name: name.to_owned() })?;
     let adopt = link.kind == "macvtap";
     let parent = match link.lower.filter(|_| adopt) {
         Some(lower) => {
@@ -144,20 +86,20 @@ fn trap(config: &MacvtapConfig, mode: MacvtapMode) -> Option<String> {
     })
 }
 
-fn asking(what: String) -> impl FnOnce(Refusal) -> Error {
-    move |refusal| Error::Ask { what, refusal }
+fn asking(what: String) -> impl FnOnce(Refusal) -> HostError {
+    move |refusal| HostError::Ask { what, refusal }
 }
 
 /// The link as it is now.
 fn again(wiring: &mut Wiring, link: &LinkId) -> Result<Link, Error> {
     let found = wiring.netlink().link_by_index(link.index).map_err(asking(format!("the link {link}")))?;
-    found.ok_or_else(|| Error::LinkGone { name: link.name.clone() })
+    Ok(found.ok_or_else(|| HostError::LinkGone { name: link.name.clone() })?)
 }
 
 fn check_mtu(mtu: Option<u16>, parent: &Link) -> Result<(), Error> {
     match mtu {
         Some(mtu) if u32::from(mtu) > parent.mtu => {
-            Err(Error::MtuLimit { mtu, link: parent.id.name.clone(), limit: parent.mtu })
+            Err(HostError::MtuLimit { mtu, link: parent.id.name.clone(), limit: parent.mtu }.into())
         }
         _ => Ok(()),
     }
@@ -170,7 +112,7 @@ fn check_parent(
     mode: MacvtapMode,
     mac: Option<Mac>,
 ) -> Result<(), Error> {
-    let problem = |problem| Err(Error::BadParent { parent: parent.id.name.clone(), problem });
+    let problem = |problem| Err(MacvtapError::BadParent { parent: parent.id.name.clone(), problem }.into());
     if !parent.ethernet {
         return problem(ParentProblem::NotEthernet);
     }
@@ -196,7 +138,7 @@ fn check_parent(
     if let Some(mac) = mac.filter(|_| mode != MacvtapMode::Passthru)
         && let Some(other) = on_it().chain([parent]).find(|link| link.mac == Some(mac.octets()))
     {
-        return Err(Error::MacTaken { mac, by: other.id.name.clone() });
+        return Err(MacvtapError::MacTaken { mac, by: other.id.name.clone() }.into());
     }
     Ok(())
 }
@@ -230,8 +172,8 @@ fn check_hosts(
             (on.map_or(String::new(), |on| on.id.name), format!("{}/{}", other.address, other.prefix));
         let parents = other.link == parent.id.index && other.address != address.address();
         return Err(match parents {
-            true => Error::WholeSubnet { address, on, theirs },
-            false => Error::AddressTaken { address, on, theirs },
+            true => MacvtapError::WholeSubnet { address, on, theirs }.into(),
+            false => HostError::AddressTaken { address, on, theirs }.into(),
         });
     }
     Ok(())
@@ -246,7 +188,7 @@ fn make_link(
 ) -> Result<LinkId, Error> {
     check_parent(wiring, parent, config.mode, mac)?;
     let passthru = config.mode == MacvtapMode::Passthru;
-    let random = || Mac::random().map_err(|source| Error::RandomMac { source });
+    let random = || Mac::random().map_err(|source| HostError::RandomMac { source });
     let asked = match mac {
         None if !passthru => Some(random()?),
         mac => mac,
@@ -300,7 +242,7 @@ fn adopt_link(
     mac: Option<Mac>,
     mtu: Option<u16>,
 ) -> Result<LinkId, Error> {
-    let adopted = |key| Err(Error::Adopted { name: link.id.name.clone(), key });
+    let adopted = |key| Err(MacvtapError::Adopted { name: link.id.name.clone(), key }.into());
     if config.mode != MacvtapMode::default() && Some(config.mode) != link.macvlan {
         return adopted("mode");
     }
@@ -356,5 +298,5 @@ fn make_host_macvlan(
 
 /// A name and an index that no link has: both are recorded before the link is made.
 fn unused(wiring: &mut Wiring) -> Result<LinkId, Error> {
-    wiring.netlink().unused_link().map_err(asking("the host's links".to_owned()))
+    Ok(wiring.netlink().unused_link().map_err(asking("the host's links".to_owned()))?)
 }

@@ -90,7 +90,7 @@ pub(crate) fn run(config: &MachineConfig, telling: Telling) -> ExitCode {
             Death::Exit(status) => Error::Vanished(status),
         }),
         // Before the guest began, as after it.
-        Err(Error::Nic(NicError { error: net::Error::Ended, .. })) => {
+        Err(Error::Nic(NicError { error, .. })) if error.is_ended() => {
             log::info!("ended by {}", signals.last());
             ExitCode::SUCCESS
         }
