@@ -86,7 +86,7 @@ pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
-pub use host::{Step, clean, left_over, wait_until_asked_to_end};
+pub use host::{Step, clean, left_over, runtime_directory, wait_until_asked_to_end};
 pub use iov::{Iov, IovBuffer, prefetch};
 pub use macvtap::{Macvtap, ParentProblem};
 pub use router::Router;

@@ -42,6 +42,7 @@ use vmm::MachineConfig;
 
 use crate::cli::{Cli, Command};
 use crate::keeper::Telling;
+use crate::keeper::detach::{self, Detached};
 use crate::timings::Timings;
 
 fn main() -> ExitCode {
@@ -59,7 +60,19 @@ fn main() -> ExitCode {
             let timings = Timings::new(args.timings, began);
             timings.reached("command line read");
             allow_descriptors();
-            keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings })
+            let ready = match args.detach {
+                false => None,
+                true => match detach::detach() {
+                    Ok(Detached::Command(code)) => return code,
+                    Ok(Detached::Keeper(ready)) => Some(ready),
+                    Err(source) => {
+                        let error = error::Error::Host { what: "go on without the terminal", source };
+                        report::error(&error, None);
+                        return ExitCode::FAILURE;
+                    }
+                },
+            };
+            keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings }, ready)
         }
         Command::Explain(args) => {
             report::answer(&explain::text(args.wire));

@@ -35,6 +35,7 @@ pub(crate) use netlink::{
 };
 pub(crate) use peer::Peer;
 pub(crate) use runtime::Lock;
+pub use runtime::directory as runtime_directory;
 pub use wait::wait_until_asked_to_end;
 
 use self::reserve::Reserve;
