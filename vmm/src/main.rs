@@ -40,7 +40,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use vmm::MachineConfig;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, machines};
 use crate::keeper::Telling;
 use crate::keeper::detach::{self, Detached};
 use crate::timings::Timings;
@@ -74,6 +74,15 @@ fn main() -> ExitCode {
             };
             keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings }, ready)
         }
+        Command::Ls(args) => machines::done(machines::ls(&args)),
+        Command::Show(args) => machines::done(machines::show(&args)),
+        Command::Stop(args) => machines::done(machines::stop(&args)),
+        Command::Pause(args) => machines::done(machines::pause(&args)),
+        Command::Resume(args) => machines::done(machines::resume(&args)),
+        Command::Wait(args) => machines::done(machines::wait(&args)),
+        Command::Console(args) => machines::done(machines::console(&args)),
+        Command::Logs(args) => machines::done(machines::logs(&args)),
+        Command::Metrics(args) => machines::done(machines::metrics(&args)),
         Command::Explain(args) => {
             report::answer(&explain::text(args.wire));
             ExitCode::SUCCESS

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
@@ -93,7 +93,7 @@ pub(crate) fn keep_only(mut kept: Vec<RawFd>, null: &std::fs::File) -> io::Resul
     rustix::stdio::dup2_stdin(null)?;
     rustix::stdio::dup2_stdout(null)?;
     rustix::stdio::dup2_stderr(null)?;
-    kept.extend([0, 1, 2]);
+    kept.extend([0, 1, 2, null.as_raw_fd()]);
     kept.sort_unstable();
     kept.dedup();
     let ends = kept.iter().skip(1).map(|&fd| fd as libc::c_uint).chain([libc::c_uint::MAX]);

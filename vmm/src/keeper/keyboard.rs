@@ -93,7 +93,8 @@ impl Keyboard {
                 Some(Key::Guest(byte)) => drop(self.type_in(&[byte])),
                 Some(Key::Quit) => commands.push(Command::Quit),
                 Some(Key::PowerButton) => commands.push(Command::PowerButton),
-                Some(Key::Help) => commands.push(Command::Help),
+                // This is the terminal of the run, which goes with it.
+                Some(Key::Help | Key::Detach) => commands.push(Command::Help),
             }
         }
         self.give();
