@@ -32,7 +32,7 @@
 //! | `virtio/mod.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
 //! | `virtio/setup.rs` | what a driver sets before its device runs: status, features, queues |
 //! | `virtio/pci.rs`, `virtio/mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
-//! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
+//! | `virtio/queue/` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/queue_thread.rs`, `virtio/mailbox.rs` | a queue's thread, and the messages by which it is asked |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
