@@ -42,11 +42,9 @@
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
 //! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
 //! | `virtio/net/vhost.rs` | the kernel as the carrier of frames, in place of the two loops |
-//! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
-//! | `virtio/net/queue_pair/receive_space.rs` | the buffers that a received frame fills |
-//! | `virtio/net/queue_pair/commands.rs` | what a pair does beside moving frames |
-//! | `virtio/net/queue_pair/life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
-//! | `virtio/net/queue_pair/thread.rs` | its thread: events, polling, sleep |
+//! | `virtio/net/queue_pair/` | the two loops, `transmit` and `receive`, and what each waits for |
+//! | `virtio/net/pair_life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
+//! | `virtio/net/pair_thread.rs` | its thread: work, polling, sleep |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |
 //!

@@ -7,6 +7,8 @@ mod error;
 mod features;
 mod handle;
 mod mailbox;
+mod pair_life;
+mod pair_thread;
 pub mod queue_pair;
 mod state;
 mod vhost;
@@ -23,8 +25,10 @@ use self::error::Error;
 use self::features::offer;
 pub use self::handle::Handle;
 use self::mailbox::{Message, Start, ask_all};
+use self::pair_life::{PairLife, State};
+use self::pair_thread::spawn;
 pub use self::queue_pair::Counters;
-use self::queue_pair::{HostEnd, PairLife, ReceiveSpace, State, spawn};
+use self::queue_pair::{HostEnd, ReceiveSpace};
 pub use self::state::{ActivePair, PairState};
 use self::vhost::IdleCarrier;
 use super::mailbox::{Address, Answer, Gone};
@@ -102,7 +106,7 @@ impl VirtioNet {
     ) -> io::Result<Self> {
         assert!(vhosts.is_empty() || vhosts.len() == backends.len(), "one for each pair");
         let can = features::common(backends.iter().map(|backend| backend.offloads()));
-        let features = vhost::offer(offer(&config, can, backends.len()), &vhosts);
+        let features = vhost::offer(offer(config.mtu.is_some(), can, backends.len()), &vhosts);
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * backends.len()];
         // Behind the last pair (§5.1.2), for a driver that negotiates all of them.
         queue_sizes.push(control::QUEUE_SIZE);
@@ -191,7 +195,7 @@ impl VirtioNet {
         let mut control = control.map(|queue| {
             let others = self.pairs[1..pairs].to_vec();
             Control::new(self.config.name.clone(), queue, accepted, self.mac.clone(), filter)
-                .with_others(others, Arc::clone(&self.refused))
+                .with_others(Box::new(others), Arc::clone(&self.refused))
         });
         self.active = true;
         let started: Vec<_> = queues

@@ -16,7 +16,8 @@ impl VirtQueue {
     /// Takes the next chain of a queue that the device reads, as [`next`](Self::next), and asks for what the chains after it are
     /// made of, so that the processor waits for the driver's lines while the kernel has the frames before them. Each is asked for
     /// when what names it has come: descriptors, then tables, then the headers of frames. It asks only; what is wrong with a
-    /// chain is found when it is gathered. Who takes by this takes by nothing else.
+    /// chain is found when it is gathered. Use either this or
+    /// [`next`](Self::next) and [`pop`](Self::pop) on a queue, never both.
     ///
     /// # Errors
     /// As for [`pop`](Self::pop).

@@ -6,7 +6,6 @@
 //!
 //! Used buffers are written by [`push_used`](VirtQueue::push_used) and shown by [`publish`](VirtQueue::publish), not one by
 //! one: all buffers of a mergeable frame must appear together (§5.1.6.4), and each showing costs a fence.
-
 //!
 //! | file | what |
 //! |---|---|
