@@ -27,11 +27,12 @@
 //! |---|---|
 //! | `serial.rs` | the console: a 16550A |
 //! | `reset.rs` | reset, power off, power button, panic: the registers by which a guest ends |
-//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function`, `EventRoutes` |
+//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function` |
 //! | `pci/config.rs`, `pci/msix.rs` | a function's configuration space; its vectors, their table, masks and pending bits |
-//! | `virtio/mod.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
-//! | `virtio/setup.rs` | what a driver sets before its device runs: status, features, queues |
-//! | `virtio/pci.rs`, `virtio/mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
+//! | `pci/routes.rs` | `EventRoutes`: a function's events without exits |
+//! | `virtio/device.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
+//! | `virtio/transport/setup.rs` | what a driver sets before its device runs: status, features, queues |
+//! | `virtio/transport/pci.rs`, `mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
 //! | `virtio/queue/` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/queue_thread.rs`, `virtio/mailbox.rs` | a queue's thread, and the messages by which it is asked |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |

@@ -18,8 +18,8 @@ use vm_memory::GuestMemoryMmap;
 
 use super::features::{guest_offloads, may_set};
 use crate::log_once::LogOnce;
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::queue::{Chain, Error, Mapped};
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// Entries of the control queue. Drivers send one command at a time.
 pub const QUEUE_SIZE: u16 = 64;

@@ -20,8 +20,8 @@ use super::control::{Control, OtherPairs, PairCommand};
 use super::error::Error;
 use super::queue_pair::ReceiveSpace;
 use super::state::PairState;
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::mailbox::{Address, Answer, Gone, Reply};
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// A message to a pair's thread.
 pub enum Message {

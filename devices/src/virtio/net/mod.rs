@@ -31,10 +31,10 @@ pub use self::queue_pair::Counters;
 use self::queue_pair::{HostEnd, ReceiveSpace};
 pub use self::state::{ActivePair, PairState};
 use self::vhost::IdleCarrier;
+use super::device::{Activation, ActiveQueue, VirtioDevice};
 use super::mailbox::{Address, Answer, Gone};
 use super::queue_thread::QueueThread;
 pub use super::queue_thread::run_on;
-use super::{Activation, ActiveQueue, VirtioDevice};
 use crate::log_once::LogOnce;
 
 /// The device type of a network card (virtio 1.2 §5).

@@ -7,7 +7,7 @@ use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, Subscrib
 
 use super::mailbox::Message;
 use super::pair_life::{PairLife, State, unwatch};
-use super::queue_pair::{EDGE, FREE};
+use super::queue_pair::events::{EDGE, FREE};
 use crate::virtio::mailbox::Mailbox;
 use crate::virtio::queue_thread::QueueThread;
 

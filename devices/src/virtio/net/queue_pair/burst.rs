@@ -1,8 +1,8 @@
 //! How much one direction moves before the other has its turn, and how the driver hears of it.
 
 use super::counters::{Counters, count};
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::queue::{Error, Mapped};
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// Chains that are shown to the driver together, with one interrupt at most. A frame to be sent is one; a large one received
 /// takes many, so that counting frames would show the driver nothing before all of its ring is used, and then each would wait

@@ -34,14 +34,13 @@
 mod burst;
 mod commands;
 mod counters;
-mod events;
+pub(super) mod events;
 mod receive;
 mod receive_space;
 mod transmit;
 
 pub use self::counters::Counters;
 use self::counters::count;
-pub(super) use self::events::{EDGE, FREE};
 pub use self::receive_space::ReceiveSpace;
 
 use std::collections::VecDeque;
@@ -56,8 +55,8 @@ use self::receive_space::Posted;
 use super::control::Control;
 use super::vhost::{Carrier, IdleCarrier};
 use crate::log_once::LogOnce;
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::queue::Error;
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// How long a driver that was interrupted for what it received may take to look at what was sent, before it is interrupted for
 /// that, too: the least that epoll_wait(2) can wait.
