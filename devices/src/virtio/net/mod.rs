@@ -32,6 +32,7 @@ use self::queue_pair::{HostEnd, ReceiveSpace};
 pub use self::state::{ActivePair, PairState};
 use self::vhost::IdleCarrier;
 use super::device::{Activation, ActiveQueue, VirtioDevice};
+pub use super::mailbox::ThreadHook;
 use super::mailbox::{Address, Answer, Gone};
 use super::queue_thread::QueueThread;
 pub use super::queue_thread::run_on;

@@ -60,7 +60,7 @@ pub(super) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<
 /// The thread's life: while the pair runs, frames until there are none, then it polls for a while, then it sleeps until something
 /// happens.
 fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
-    let mut idle = Idle { until: None };
+    let mut timer = PollTimer { until: None };
     loop {
         let worker = subscriber(&mut manager, id);
         if worker.over {
@@ -69,7 +69,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
         let timeout = match &mut worker.life.state {
             State::Running(pair) => {
                 let worked = pair.process();
-                if !pair.has_work() && !idle.polls_on(worker.life.poll, worked) {
+                if !pair.has_work() && !timer.polls_on(worker.life.poll, worked) {
                     pair.arm();
                 }
                 if pair.has_ended() {
@@ -79,7 +79,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                 }
                 pair.count_wait();
                 // With work left, events are only collected: neither direction starves the other or a message.
-                if pair.has_work() || idle.polls() { 0 } else { pair.waits().map_or(-1, millis) }
+                if pair.has_work() || timer.polls() { 0 } else { pair.waits().map_or(-1, millis) }
             }
             _ => -1,
         };
@@ -109,12 +109,12 @@ fn millis(time: Duration) -> i32 {
 }
 
 /// Whether a thread without work polls a while longer.
-struct Idle {
+struct PollTimer {
     /// Until then, while it does.
     until: Option<Instant>,
 }
 
-impl Idle {
+impl PollTimer {
     /// Asked each time that there is no work, with whether there was some just now: each turn that worked restarts the timer.
     fn polls_on(&mut self, poll: Duration, worked: bool) -> bool {
         if poll.is_zero() {
