@@ -27,12 +27,13 @@
 //! |---|---|
 //! | `serial.rs` | the console: a 16550A |
 //! | `reset.rs` | reset, power off, power button, panic: the registers by which a guest ends |
-//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function`, `EventRoutes` |
+//! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function` |
 //! | `pci/config.rs`, `pci/msix.rs` | a function's configuration space; its vectors, their table, masks and pending bits |
-//! | `virtio/mod.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
-//! | `virtio/setup.rs` | what a driver sets before its device runs: status, features, queues |
-//! | `virtio/pci.rs`, `virtio/mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
-//! | `virtio/queue.rs` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
+//! | `pci/routes.rs` | `EventRoutes`: a function's events without exits |
+//! | `virtio/device.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
+//! | `virtio/transport/setup.rs` | what a driver sets before its device runs: status, features, queues |
+//! | `virtio/transport/pci.rs`, `mmio.rs` | the transports: registers, interrupts, and the queues' eventfds |
+//! | `virtio/queue/` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/queue_thread.rs`, `virtio/mailbox.rs` | a queue's thread, and the messages by which it is asked |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
@@ -42,11 +43,9 @@
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
 //! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
 //! | `virtio/net/vhost.rs` | the kernel as the carrier of frames, in place of the two loops |
-//! | `virtio/net/queue_pair.rs` | the two loops, `transmit` and `receive`, and what each waits for |
-//! | `virtio/net/queue_pair/receive_space.rs` | the buffers that a received frame fills |
-//! | `virtio/net/queue_pair/commands.rs` | what a pair does beside moving frames |
-//! | `virtio/net/queue_pair/life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
-//! | `virtio/net/queue_pair/thread.rs` | its thread: events, polling, sleep |
+//! | `virtio/net/queue_pair/` | the two loops, `transmit` and `receive`, and what each waits for |
+//! | `virtio/net/pair_life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
+//! | `virtio/net/pair_thread.rs` | its thread: work, polling, sleep |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |
 //!

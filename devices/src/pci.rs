@@ -8,16 +8,14 @@
 
 pub mod config;
 pub mod msix;
+mod routes;
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use self::config::{BAR0, Configuration, Identity};
-use self::msix::Message;
+pub use self::routes::EventRoutes;
 use crate::BusDevice;
 
 /// Bytes of configuration space that the ECAM has for each function.
@@ -33,28 +31,6 @@ pub trait Function: BusDevice {
 
     /// The guest-physical addresses at which its BAR 0 answers now.
     fn decodes(&self) -> Option<Range<u64>>;
-}
-
-/// How the events of one function reach their listener without an exit. Without any of it a device still works, at the price of
-/// exits.
-pub trait EventRoutes: Send + Sync {
-    /// From now on each write to `event` sends `message`; one that was written before and not heard sends it too.
-    ///
-    /// # Errors
-    /// There are no resources for it, or nobody can receive such a message.
-    fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()>;
-
-    /// Undoes [`EventRoutes::open`]: from now on what is written to `event` stays there.
-    fn close(&self, vector: u16, event: &EventFd);
-
-    /// From now on the guest's writes to `address`, of any value, are written to `kick`.
-    ///
-    /// # Errors
-    /// There are no resources for it, or something else listens there.
-    fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()>;
-
-    /// Undoes [`EventRoutes::listen`], also one that failed.
-    fn unlisten(&self, address: u64, kick: &EventFd);
 }
 
 /// The host bridge, which operating systems leave alone: vendor and device are those of QEMU's generic one.

@@ -135,6 +135,60 @@ fn no_driver_makes_or_ends_a_thread() {
     assert_eq!(threads("life-"), BTreeMap::new());
 }
 
+/// Has the calling thread fail, with `EPERM`, in what a confined vCPU may not do: make threads, descriptors or events, place a
+/// thread, or ask anything of a device.
+fn confine() {
+    const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let denied = [
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        libc::SYS_dup,
+        libc::SYS_epoll_create1,
+        libc::SYS_epoll_ctl,
+        libc::SYS_eventfd2,
+        libc::SYS_ioctl,
+        libc::SYS_openat,
+        libc::SYS_sched_setaffinity,
+        libc::SYS_sched_setscheduler,
+        libc::SYS_socket,
+    ];
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = |offset: u32| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
+    let equal = |k: u32, jt: u8, jf: u8| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, k);
+    let answer = |k: u32| step(libc::BPF_RET | libc::BPF_K, 0, 0, k);
+    // `seccomp_data`: the number of the call, and at 24 its second argument.
+    let mut filter = vec![load(0)];
+    filter.extend(denied.iter().flat_map(|&call| [equal(call as u32, 0, 1), answer(EPERM)]));
+    filter.extend([equal(libc::SYS_fcntl as u32, 0, 3), load(24)]);
+    filter.extend([equal(libc::F_DUPFD_CLOEXEC as u32, 0, 1), answer(EPERM)]);
+    filter.push(answer(libc::SECCOMP_RET_ALLOW));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel copies the program, which is there for the call.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn a_vcpu_that_may_make_nothing_starts_and_resets_the_nic() {
+    let mut nic = Nic::new("vcpu");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            confine();
+            assert!(EventFd::new(0).is_err(), "it is not confined");
+            for _ in 0..3 {
+                assert!(nic.start(), "the NIC cannot start");
+                nic.send_command(&[4, 0, PAIRS as u8, 0]);
+                wait("the pairs", || nic.control.reap().is_some());
+                assert!(nic.peers.iter().all(SocketPeer::is_enabled));
+                nic.device.reset();
+            }
+        });
+    });
+}
+
 #[test]
 fn a_hook_runs_on_each_thread_and_its_error_comes_back() {
     let mut nic = Nic::new("hook");

@@ -87,7 +87,7 @@ pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
-pub use host::{Host, Step, clean, left_over};
+pub use host::{Host, Step, clean, left_over, runtime_directory};
 pub use iov::{Iov, IovBuffer, prefetch};
 pub use macvtap::Macvtap;
 pub use router::Router;

@@ -205,6 +205,10 @@ impl Carrying {
     /// Has the kernel carry no frames until it has a wire again, and says how far it is in the available rings: the next entry of
     /// each that it will take. It has finished all that it had in hand, and keeps rings and eventfds.
     ///
+    /// Of a tap, the kernel takes up to 64 frames ahead, and puts those back that it has not moved. Where the tap's queue has filled up
+    /// behind them, as many are lost as find no room (`ptr_ring_unconsume`): the queue was about to overflow anyhow, and nothing we
+    /// could do without the kernel's help would save them.
+    ///
     /// # Errors
     /// The kernel does not say where it is; it carries nothing all the same.
     pub fn pause(&self) -> io::Result<[u16; 2]> {

@@ -389,6 +389,7 @@ impl Terminal {
 fn in_a_session(command: &Command) -> Command {
     let mut setsid = Command::new("setsid");
     setsid.arg("--ctty").arg(command.get_program()).args(command.get_args());
+    setsid.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     setsid
 }
 

@@ -1,6 +1,8 @@
-//! What a guest leaves to the host in its frames, and takes from it: by what it negotiates, and while that changes.
+//! A NIC between two real stacks: what a guest leaves to the host in its frames, and takes from it, by what it negotiates, and while
+//! that changes; and that it can be paused meanwhile.
 
 mod driver;
+mod pause;
 mod stock;
 
 use std::collections::BTreeSet;
@@ -8,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use devices::virtio::net::{NetDeviceConfig, VirtioNet};
+use devices::virtio::net::{Handle, NetDeviceConfig, VirtioNet};
 use harness::need;
 use harness::netns::Netns;
 use net::{HEADER_LEN, IovBuffer, Opened};
@@ -30,14 +32,20 @@ struct World {
     host: Netns,
     guest: Netns,
     driver: Driver,
+    handle: Handle,
     /// Dropped, they take their links down.
     _opened: [Opened; 2],
 }
 
 impl World {
     fn new() -> Result<Self, String> {
+        Self::carried("vhost=off")
+    }
+
+    /// One whose frames are carried as this key says.
+    fn carried(vhost: &str) -> Result<Self, String> {
         let (host, guest) = (Netns::new()?, Netns::new()?);
-        let open = |netns: &Netns, spec: &'static str| {
+        let open = |netns: &Netns, spec: &str| {
             let config = spec.parse().expect("a spec");
             netns
                 .spawn(move || net::open(&config, &net::Host::new()))
@@ -46,7 +54,8 @@ impl World {
                 .map_err(|e| e.to_string())
         };
         guest.sh("ip tuntap add eth0 mode tap vnet_hdr");
-        let mut opened = open(&host, "tap=t0,host=172.31.0.1/24,host=fd00:31::1/64,dhcp=off")?;
+        let mut opened =
+            open(&host, &format!("tap=t0,host=172.31.0.1/24,host=fd00:31::1/64,dhcp=off,{vhost}"))?;
         let mut inside = open(&guest, "tap=eth0,dhcp=off")?;
         guest.sh("ip addr add 172.31.0.2/24 dev eth0; ip addr add fd00:31::2/64 dev eth0 nodad; ip link set eth0 up");
         let config = NetDeviceConfig {
@@ -55,10 +64,11 @@ impl World {
             mtu: Some(opened.mtu),
             affinity: Vec::new(),
         };
-        let nic = VirtioNet::new(config, std::mem::take(&mut opened.backends), Vec::new())
-            .map_err(|error| error.to_string())?;
+        let (backends, vhosts) = (std::mem::take(&mut opened.backends), std::mem::take(&mut opened.vhosts));
+        let nic = VirtioNet::new(config, backends, vhosts).map_err(|error| error.to_string())?;
+        let handle = nic.handle();
         let driver = Driver::new(nic, inside.backends.remove(0));
-        Ok(Self { host, guest, driver, _opened: [opened, inside] })
+        Ok(Self { host, guest, driver, handle, _opened: [opened, inside] })
     }
 
     /// Noise from the host to the guest and back again, over IPv4 and IPv6. What the driver saw meanwhile.

@@ -88,3 +88,9 @@ fn a_guest_that_takes_no_large_frames_gets_none_and_changes_its_mind_under_traff
     vm.type_in("poweroff\n");
     vm.ends_with(0, COMMAND);
 }
+
+/// No guest, but the kernel's carrier, which is where stock guests run.
+#[test]
+fn each_frame_passes_once_however_often_a_nic_that_vhost_carries_is_paused() {
+    crate::pause::each_frame_passes_once(need!(crate::World::carried("vhost=on")));
+}

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use vmm::config::{argument, size};
+use vmm::runtime::NameError;
 
 use crate::kvm::hugepages::{self, Pool};
 use crate::protocol::Failure;
@@ -38,6 +39,8 @@ pub(crate) enum Error {
     Boot(#[from] boot::Error),
     #[error(transparent)]
     Nic(NicError),
+    #[error(transparent)]
+    Name(NameError),
     #[error("NIC {index}: affinity={cpu}: CPU {cpu} is offline, is not there, or is not ours to use")]
     Affinity { index: usize, cpu: u16, source: io::Error },
     #[error("NIC {index}: vhost=on goes with --transport pci alone")]
@@ -187,6 +190,7 @@ impl Error {
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", argument(*limit)),
             Self::Boot(e) => return e.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
+            Self::Name(error) => return error.remedy(),
             Self::Affinity { .. } => {
                 let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
                 let online = online.trim();

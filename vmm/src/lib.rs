@@ -1,8 +1,16 @@
-//! wirevm for Rust programs: a machine as data.
+//! wirevm for Rust programs: machines as data, and those that run as objects.
 //!
-//! [`MachineConfig`] is what the command line, the control socket and a saved machine speak.
+//! - [`MachineConfig`] is what the command line, the control socket and a saved machine speak.
+//! - [`Vm`] is a running machine for a test: started, waited for, asked, and stopped.
+//! - [`runtime`]: where running machines are found, by their names.
+//! - [`client`]: calls to one that runs; [`info`]: what it answers.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod config;
+pub mod info;
+pub mod runtime;
+mod vm;
 
 pub use config::MachineConfig;
+pub use vm::{Vm, VmError};

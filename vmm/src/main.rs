@@ -40,8 +40,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use vmm::MachineConfig;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, machines};
 use crate::keeper::Telling;
+use crate::keeper::detach::{self, Detached};
 use crate::timings::Timings;
 
 fn main() -> ExitCode {
@@ -59,8 +60,29 @@ fn main() -> ExitCode {
             let timings = Timings::new(args.timings, began);
             timings.reached("command line read");
             allow_descriptors();
-            keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings })
+            let ready = match args.detach {
+                false => None,
+                true => match detach::detach() {
+                    Ok(Detached::Command(code)) => return code,
+                    Ok(Detached::Keeper(ready)) => Some(ready),
+                    Err(source) => {
+                        let error = error::Error::Host { what: "go on without the terminal", source };
+                        report::error(&error, None);
+                        return ExitCode::FAILURE;
+                    }
+                },
+            };
+            keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings }, ready)
         }
+        Command::Ls(args) => machines::done(machines::ls(&args)),
+        Command::Show(args) => machines::done(machines::show(&args)),
+        Command::Stop(args) => machines::done(machines::stop(&args)),
+        Command::Pause(args) => machines::done(machines::pause(&args)),
+        Command::Resume(args) => machines::done(machines::resume(&args)),
+        Command::Wait(args) => machines::done(machines::wait(&args)),
+        Command::Console(args) => machines::done(machines::console(&args)),
+        Command::Logs(args) => machines::done(machines::logs(&args)),
+        Command::Metrics(args) => machines::done(machines::metrics(&args)),
         Command::Explain(args) => {
             report::answer(&explain::text(args.wire));
             ExitCode::SUCCESS

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
@@ -82,4 +82,30 @@ pub(crate) fn share_one_heap() {
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: it does not return, and touches no memory of ours.
     unsafe { libc::_exit(status) }
+}
+
+/// Closes all descriptors but these and 0, 1 and 2, which are `null` from now on. Called by a process that was just forked, and
+/// never returns to who owns what is closed here.
+///
+/// # Errors
+/// The kernel refuses what it never refuses.
+pub(crate) fn keep_only(mut kept: Vec<RawFd>, null: &std::fs::File) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdout(null)?;
+    rustix::stdio::dup2_stderr(null)?;
+    kept.extend([0, 1, 2, null.as_raw_fd()]);
+    kept.sort_unstable();
+    kept.dedup();
+    let ends = kept.iter().skip(1).map(|&fd| fd as libc::c_uint).chain([libc::c_uint::MAX]);
+    for (first, next) in kept.iter().map(|&fd| fd as libc::c_uint + 1).zip(ends) {
+        if first < next {
+            let last = if next == libc::c_uint::MAX { next } else { next - 1 };
+            // SAFETY: nobody in this process uses what is closed: its owners are on the stack of who forked, which is never
+            // returned to.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::EventRoutes;
+use super::routes::EventRoutes;
+pub use super::routes::Message;
 use crate::log_once::LogOnce;
 
 /// The capability's ID.
@@ -22,15 +23,6 @@ const FUNCTION_MASK: u16 = 1 << 14;
 pub const ENTRY_LEN: u64 = 16;
 /// In vector control.
 const MASKED: u32 = 1 << 0;
-
-/// What an interrupt is: data, written to an address at which interrupt controllers listen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Message {
-    /// Where it is written.
-    pub address: u64,
-    /// What is written.
-    pub data: u32,
-}
 
 /// The vectors from the side of the device, which takes no lock to raise one.
 pub struct Vectors {

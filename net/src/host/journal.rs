@@ -32,7 +32,7 @@ const VARIABLE: &str = "WIREVM_RUNTIME_DIR";
 /// # Errors
 /// There is none that is ours to write. What a record says is done with our rights, so one that another user could write
 /// into is refused.
-fn directory() -> Result<PathBuf, Error> {
+pub fn directory() -> Result<PathBuf, Error> {
     let from = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     let user = geteuid().as_raw();
     let candidates = match from(VARIABLE) {

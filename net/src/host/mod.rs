@@ -31,6 +31,7 @@ pub use clean::{clean, left_over};
 pub use context::Host;
 pub(crate) use deferred_undo::DeferredUndo;
 pub(crate) use journal::Lock;
+pub use journal::directory as runtime_directory;
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_at, line_in};
 pub(crate) use netlink::{
     Link, LinkAddress, LinkId, LinkNeighbour, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,

@@ -1,4 +1,8 @@
-//! The command line. The doc comments below are the user's help.
+//! The command line. The doc comments below and in `args.rs` are the user's help.
+
+pub(crate) mod args;
+pub(crate) mod machines;
+mod screen;
 
 use std::path::PathBuf;
 
@@ -31,6 +35,28 @@ Exit status of run:
 pub(crate) enum Command {
     #[command(display_name = "wirevm")]
     Run(Run),
+    #[command(display_name = "wirevm")]
+    Ls(Ls),
+    /// Say what a running machine is and has
+    #[command(display_name = "wirevm")]
+    Show(Machine),
+    #[command(display_name = "wirevm")]
+    Stop(Stop),
+    /// Have a machine stand still: its vCPUs and its queues, with nothing lost
+    #[command(display_name = "wirevm")]
+    Pause(Machine),
+    /// Have a paused machine go on
+    #[command(display_name = "wirevm")]
+    Resume(Machine),
+    /// Wait for a machine's end, and end with the exit status of its run
+    #[command(display_name = "wirevm")]
+    Wait(Machine),
+    #[command(display_name = "wirevm")]
+    Console(Console),
+    #[command(display_name = "wirevm")]
+    Logs(Logs),
+    #[command(display_name = "wirevm")]
+    Metrics(Metrics),
     #[command(display_name = "wirevm")]
     Doctor(Doctor),
     #[command(display_name = "wirevm")]
@@ -214,6 +240,8 @@ fn parse_net(text: &str) -> Result<NetConfig, String> {
         None => error.to_string(),
     })
 }
+
+use self::args::{Console, Logs, Ls, Machine, Metrics, Stop};
 
 #[cfg(test)]
 mod tests {

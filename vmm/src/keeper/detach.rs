@@ -9,6 +9,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitOptions, setsid, waitpid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use vmm::runtime;
+
 use crate::report;
 use crate::sys::{self, Forked};
 
@@ -56,13 +58,15 @@ pub(crate) fn detach() -> io::Result<Detached> {
 }
 
 impl Ready {
-    /// Says that the machine `name` runs. What is said from now on goes to `log`.
+    /// Says that the machine `name` runs. What wirevm says from now on goes to its log, beside what the guest says.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub(crate) fn tell(self, name: &str, log: &File) -> io::Result<()> {
-        dup2_stdout(log)?;
-        dup2_stderr(log)?;
+    pub(crate) fn tell(self, name: &str) -> io::Result<()> {
+        let path = runtime::log_path(name).map_err(io::Error::other)?;
+        let log = OpenOptions::new().append(true).open(path)?;
+        dup2_stdout(&log)?;
+        dup2_stderr(&log)?;
         report::reopen();
         // Who waited may be gone.
         let _ = File::from(self.0).write_all(format!("{name}\n").as_bytes());

@@ -1,28 +1,28 @@
 //! The keeper's loop: every event has a name, and what it brings about is here.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-use std::os::fd::{AsRawFd, OwnedFd};
 use vmm::MachineConfig;
+use vmm::runtime::Place;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Ended;
 use super::child::Child;
 use super::console::Console;
-use super::keyboard::{Command, Keyboard};
+use super::control::{self, Server};
+use super::core::{Core, Letter};
+use super::detach::Ready;
+use super::keyboard::Keyboard;
 use super::nics::Nic;
-use super::notify::Notify;
-use super::signals::{Signal, Signals};
-use super::stopping::{Do, Stopping};
-use super::terminal;
+use super::signals::Signals;
 use super::watch::Watch;
 use crate::error::Error;
-use crate::machine::sandbox;
-use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
+use crate::protocol::{Channel, FromMachine, ToMachine};
 use crate::report;
 
 /// What wakes the loop.
@@ -56,18 +56,16 @@ pub(super) struct Parts {
     pub(super) keyboard: Keyboard,
     /// After `child`, which holds their links as long as it lives.
     pub(super) nics: Vec<Nic>,
+    pub(super) server: Server,
+    /// Last: the name is free once the host is as before.
+    pub(super) place: Place,
+    pub(super) ready: Option<Ready>,
 }
 
 /// The keeper of a machine that was started.
 pub(super) struct Keeper {
-    parts: Parts,
-    notify: Notify,
-    running: bool,
-    stopping: Stopping,
-    /// Why the guest runs no more, in the machine's words or ours.
-    ended: Option<Ended>,
-    /// The machine is gone, and all that it said is shown.
-    over: bool,
+    core: Core,
+    server: Server,
     timer: Option<OwnedFd>,
     again: Option<EventFd>,
     shown: Watch,
@@ -80,13 +78,10 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(parts: Parts) -> Self {
+        let (core, server) = Core::new(parts);
         Self {
-            parts,
-            notify: Notify::from_env(),
-            running: false,
-            stopping: Stopping::default(),
-            ended: None,
-            over: false,
+            core,
+            server,
             timer: None,
             again: None,
             shown: Watch::new(token::SHOWN, EventSet::OUT),
@@ -115,141 +110,24 @@ impl Keeper {
             if let Some(error) = keeper.failed.take() {
                 return Err(waiting(error));
             }
-            if keeper.over {
+            if keeper.core.is_over() {
                 break;
             }
             manager.run().map_err(waiting)?;
         }
-        let Self { parts, ended, stopping, .. } = manager.remove_subscriber(id).map_err(waiting)?;
-        let Parts { signals, mut child, mut console, keyboard, nics, .. } = parts;
-        let death = child.wait();
-        // The wires go before the terminal is given back, in reverse order of their making.
-        drop(child);
-        nics.into_iter().rev().for_each(drop);
-        *asked = stopping.is_asked();
-        // Who asked for an end does not wait for a reader.
-        if !*asked && signals.ends() == 0 {
-            console.sink().finish(Some(std::os::fd::AsFd::as_fd(&signals)));
-        }
-        drop(keyboard);
-        Ok(ended.unwrap_or(match *asked {
-            true => Ended::Guest(End::Stopped),
-            false => Ended::Died(death),
-        }))
+        let Self { core, mut server, .. } = manager.remove_subscriber(id).map_err(waiting)?;
+        let ended = core.take_back(asked);
+        server.finish();
+        Ok(ended)
     }
 
-    fn hear_machine(&mut self) {
-        loop {
-            match self.parts.channel.try_receive() {
-                Ok(Some((message, _))) => self.heed(message),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                // Its end is told by its process. What makes no sense comes from one that is not itself any more.
-                Ok(None) => return,
-                Err(error) => {
-                    self.end(Ended::Failed(Failure::new(&Error::Nonsense(error), None)));
-                    return self.parts.child.kill();
-                }
-            }
-        }
-    }
-
-    fn heed(&mut self, message: FromMachine) {
-        match message {
-            FromMachine::Running { confined } => {
-                log::info!("the process that runs the guest is confined: {confined}");
-                self.running = true;
-                self.notify.say("READY=1\nSTATUS=The guest runs");
-            }
-            FromMachine::Print(text) => report::print(&text),
-            FromMachine::PowerButton { heard } => {
-                if !heard && self.stopping.is_asked() {
-                    let next = self.stopping.force(Instant::now());
-                    self.carry_out(next);
-                }
-            }
-            FromMachine::Failed(failure) => self.end(Ended::Failed(failure)),
-            FromMachine::Ended(end) => self.end(Ended::Guest(end)),
-            FromMachine::Forbidden { call, thread } => {
-                let error = Error::Forbidden { call: sandbox::call_name(call), thread };
-                self.end(Ended::Failed(Failure::new(&error, error.remedy())));
-            }
-            FromMachine::Paused(_)
-            | FromMachine::Resumed(_)
-            | FromMachine::Counters(_)
-            | FromMachine::Accepted => {}
-        }
-    }
-
-    /// Notes why the guest runs no more; the first reason counts.
-    fn end(&mut self, ended: Ended) {
-        self.ended.get_or_insert(ended);
-    }
-
-    fn hear_signals(&mut self) {
-        while let Some(signal) = self.parts.signals.next() {
-            match signal {
-                Signal::End => self.stop(self.parts.config.stop_timeout()),
-                Signal::Quit => {
-                    let next = self.stopping.force(Instant::now());
-                    self.carry_out(next);
-                }
-                Signal::Resumed => {
-                    if let Err(error) = self.parts.keyboard.resume() {
-                        log::warn!("cannot take over the terminal: {error}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Asks the guest to power itself off, and ends it after `timeout`.
-    fn stop(&mut self, timeout: Duration) {
-        self.notify.say("STOPPING=1\nSTATUS=The guest is asked to power itself off");
-        let next = self.stopping.ask(Instant::now(), timeout);
-        self.carry_out(next);
-    }
-
-    fn carry_out(&mut self, next: Option<Do>) {
-        let said = match next {
-            None => Ok(()),
-            // Of a guest that does not run yet there is nothing to lose.
-            Some(_) if !self.running => {
-                self.parts.child.kill();
-                Ok(())
-            }
-            Some(Do::PressPowerButton) => self.parts.channel.send(&ToMachine::PowerButton),
-            Some(Do::TellToEnd) => self.parts.channel.send(&ToMachine::Stop),
-            Some(Do::Kill) => {
-                self.parts.child.kill();
-                Ok(())
-            }
-        };
-        // One that hears nothing is about to end, which is told elsewhere.
-        drop(said);
-    }
-
-    fn read_keys(&mut self) {
-        for command in self.parts.keyboard.read() {
-            match command {
-                Command::Quit => {
-                    let next = self.stopping.force(Instant::now());
-                    self.carry_out(next);
-                }
-                Command::PowerButton => drop(self.parts.channel.send(&ToMachine::PowerButton)),
-                Command::Help => report::print(&format!("\n{}\n", terminal::HELP)),
-            }
-        }
-    }
-
-    /// Reads some of the console; false once there is no more for now.
     fn read_console(&mut self, ops: &mut EventOps) -> bool {
-        match self.parts.console.read() {
-            Ok(Some(_)) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => false,
-            Ok(None) | Err(_) => {
+        match self.core.read_console() {
+            Some(more) => more,
+            None => {
                 if std::mem::take(&mut self.console_open) {
-                    let removed =
-                        ops.remove(Events::with_data(&self.parts.console, token::CONSOLE, EventSet::IN));
+                    let console = Events::with_data(self.core.console(), token::CONSOLE, EventSet::IN);
+                    let removed = ops.remove(console);
                     self.note(removed);
                 }
                 false
@@ -257,26 +135,38 @@ impl Keeper {
         }
     }
 
-    /// The machine's process has ended: what it said last is still to be heard.
-    fn machine_died(&mut self, ops: &mut EventOps) {
-        self.hear_machine();
-        while self.read_console(ops) {}
-        self.over = true;
-    }
-
     fn answer_guest(&mut self, index: usize, ops: &mut EventOps) {
-        if let Some(nic) = self.parts.nics.get_mut(index)
+        if let Some(nic) = self.core.nics_mut().get_mut(index)
             && !nic.answer()
         {
-            let removed = ops.remove(Events::with_data(nic.asks(), token::NIC + index as u32, EventSet::IN));
+            let asks = Events::with_data(nic.asks(), token::NIC + index as u32, EventSet::IN);
+            let removed = ops.remove(asks);
             self.note(removed);
+        }
+    }
+
+    /// Has the clients told of what came of an event.
+    fn deliver(&mut self, ops: &mut EventOps) {
+        // An answer may let a client's next call be made.
+        loop {
+            let letters = self.core.take_letters();
+            if letters.is_empty() {
+                return;
+            }
+            for letter in letters {
+                match letter {
+                    Letter::Answer(ticket, answer) => self.server.answer(ticket, answer, ops, &mut self.core),
+                    Letter::Event(event) => self.server.event(&event, ops),
+                    Letter::Console(output) => self.server.console(&output, ops),
+                }
+            }
         }
     }
 
     /// Has the loop watch what there is to wait for now.
     fn rewatch(&mut self, ops: &mut EventOps) {
-        let Self { parts: Parts { console, keyboard, .. }, shown, keys, typed, said, again, .. } = self;
-        let sink = console.sink();
+        let Self { core, shown, keys, typed, said, again, .. } = self;
+        let (sink, keyboard) = core.ends();
         let stdin = std::io::stdin().as_raw_fd();
         let watched = shown
             .set(sink.is_waiting().then(|| sink.as_raw_fd()), ops)
@@ -289,8 +179,8 @@ impl Keeper {
         {
             let _ = again.write(1);
         }
-        let deadline = self.stopping.deadline();
-        self.set_timer(deadline);
+        let deadlines = [self.core.deadline(), self.server.deadline()];
+        self.set_timer(deadlines.into_iter().flatten().min());
         self.note(watched);
     }
 
@@ -318,54 +208,60 @@ impl MutEventSubscriber for Keeper {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             token::MACHINE => {
-                self.hear_machine();
+                self.core.hear_machine();
                 if events.event_set().contains(EventSet::HANG_UP) {
-                    let removed =
-                        ops.remove(Events::with_data(&self.parts.channel, token::MACHINE, EventSet::IN));
+                    let channel = Events::with_data(self.core.channel(), token::MACHINE, EventSet::IN);
+                    let removed = ops.remove(channel);
                     self.note(removed);
                 }
             }
-            token::DEATH => self.machine_died(ops),
-            token::SIGNAL => self.hear_signals(),
+            token::DEATH => {
+                // What the machine said last is still to be heard.
+                self.core.hear_machine();
+                while self.read_console(ops) {}
+                self.core.machine_died();
+            }
+            token::SIGNAL => self.core.hear_signals(),
             token::CONSOLE => drop(self.read_console(ops)),
-            token::SHOWN => self.parts.console.sink().flush(),
-            token::KEYS => self.read_keys(),
-            token::TYPED => self.parts.keyboard.give(),
+            token::SHOWN => self.core.ends().0.flush(),
+            token::KEYS => self.core.read_keys(),
+            token::TYPED => self.core.ends().1.give(),
             token::SAID => report::flush(),
             token::TIMER => {
-                let next = self.stopping.expire(Instant::now());
-                self.carry_out(next);
+                let now = Instant::now();
+                self.core.expire(now);
+                self.server.expire(now, ops);
             }
             token::AGAIN => {
                 let _ = self.again.as_ref().map(EventFd::read);
-                self.read_keys();
+                self.core.read_keys();
             }
+            control::TOKEN.. => self.server.process(events, ops, &mut self.core),
             nic => self.answer_guest((nic - token::NIC) as usize, ops),
         }
+        self.deliver(ops);
         self.rewatch(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        let Parts { signals, channel, child, console, nics, .. } = &self.parts;
         let mut added = ops
-            .add(Events::with_data(channel, token::MACHINE, EventSet::IN))
-            .and_then(|()| ops.add(Events::with_data(child, token::DEATH, EventSet::IN)))
-            .and_then(|()| ops.add(Events::with_data(signals, token::SIGNAL, EventSet::IN)))
-            .and_then(|()| ops.add(Events::with_data(console, token::CONSOLE, EventSet::IN)));
+            .add(Events::with_data(self.core.channel(), token::MACHINE, EventSet::IN))
+            .and_then(|()| ops.add(Events::with_data(self.core.child(), token::DEATH, EventSet::IN)))
+            .and_then(|()| ops.add(Events::with_data(self.core.signals(), token::SIGNAL, EventSet::IN)))
+            .and_then(|()| ops.add(Events::with_data(self.core.console(), token::CONSOLE, EventSet::IN)))
+            .and_then(|()| self.server.init(ops));
         if let (Some(timer), Some(again)) = (&self.timer, &self.again) {
             added = added
                 .and_then(|()| ops.add(Events::with_data(timer, token::TIMER, EventSet::IN)))
                 .and_then(|()| ops.add(Events::with_data(again, token::AGAIN, EventSet::IN)));
         }
-        for (index, nic) in nics.iter().enumerate() {
+        for (index, nic) in self.core.nics_mut().iter().enumerate() {
             let asks = Events::with_data(nic.asks(), token::NIC + index as u32, EventSet::IN);
             added = added.and_then(|()| ops.add(asks));
         }
         self.note(added);
         // What came while the host was wired.
-        if self.parts.signals.ends() > 0 {
-            self.stop(self.parts.config.stop_timeout());
-        }
+        self.core.hear_signals_before();
         self.rewatch(ops);
     }
 }

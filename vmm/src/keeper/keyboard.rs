@@ -64,11 +64,6 @@ impl Keyboard {
         Ok(())
     }
 
-    /// Gives standard input up: it is another one now.
-    pub(crate) fn leave(&mut self) {
-        (self.raw, self.escape, self.open, self.used) = (None, None, false, false);
-    }
-
     /// Whether standard input is to be read. A pipe is left alone while the guest has no room, so that nothing of it is lost. A
     /// terminal is always read: the escape may come.
     pub(crate) fn reads(&self) -> bool {
@@ -98,7 +93,8 @@ impl Keyboard {
                 Some(Key::Guest(byte)) => drop(self.type_in(&[byte])),
                 Some(Key::Quit) => commands.push(Command::Quit),
                 Some(Key::PowerButton) => commands.push(Command::PowerButton),
-                Some(Key::Help) => commands.push(Command::Help),
+                // This is the terminal of the run, which goes with it.
+                Some(Key::Help | Key::Detach) => commands.push(Command::Help),
             }
         }
         self.give();

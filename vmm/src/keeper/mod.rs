@@ -6,9 +6,12 @@
 
 mod child;
 mod console;
+mod control;
+mod core;
 pub(crate) mod detach;
 mod events;
 mod keyboard;
+mod metrics;
 mod nics;
 mod notify;
 pub(crate) mod signals;
@@ -24,9 +27,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use vmm::MachineConfig;
 use vmm::config::ConsoleConfig;
+use vmm::runtime::{self, Place};
 
 use self::child::{Child, Death};
 use self::console::Console;
+use self::control::Server;
+use self::detach::Ready;
 use self::events::Keeper;
 use self::keyboard::Keyboard;
 use self::nics::Nic;
@@ -58,32 +64,36 @@ pub(crate) enum Ended {
     Died(Death),
 }
 
+impl Ended {
+    /// The exit status that the help names for it.
+    fn status(&self) -> u8 {
+        match self {
+            Self::Guest(End::Crash(_)) => 3,
+            Self::Guest(_) => 0,
+            Self::Failed(_) | Self::Died(_) => 1,
+        }
+    }
+}
+
 /// Room for keys in the pipe to the machine: a page. What waits there has left standard input, and is lost with the guest.
 const KEYS: usize = 4096;
 
 /// Runs a guest, and turns its end into the exit status that the help names.
-pub(crate) fn run(config: &MachineConfig, telling: Telling) -> ExitCode {
+pub(crate) fn run(config: &MachineConfig, telling: Telling, ready: Option<Ready>) -> ExitCode {
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(source) => return failed(&Error::Host { what: "listen to signals", source }),
     };
     let mut asked = false;
-    let ended = start(config, telling, &signals).and_then(|keeper| keeper.attend(&mut asked));
+    let ended = start(config, telling, &signals, ready).and_then(|keeper| keeper.attend(&mut asked));
     let code = match ended {
-        Ok(Ended::Guest(End::Crash(crash))) => {
-            report::failure(&crash);
-            ExitCode::from(3)
-        }
-        Ok(Ended::Guest(end)) => {
-            if signals.ends() > 0 {
-                log::info!("ended by {}", signals.last());
+        Ok(ended @ (Ended::Guest(_) | Ended::Failed(_))) => {
+            match &ended {
+                Ended::Guest(End::Crash(failure)) | Ended::Failed(failure) => report::failure(failure),
+                _ if signals.ends() > 0 => log::info!("ended by {}", signals.last()),
+                ended => log::debug!("the end: {ended:?}"),
             }
-            log::debug!("the guest's end: {end:?}");
-            ExitCode::SUCCESS
-        }
-        Ok(Ended::Failed(failure)) => {
-            report::failure(&failure);
-            ExitCode::FAILURE
+            ExitCode::from(ended.status())
         }
         Ok(Ended::Died(death)) => failed(&match death {
             Death::Signal(signal) => Error::Killed(child::signal_name(signal)),
@@ -117,7 +127,12 @@ fn failed(error: &Error) -> ExitCode {
 }
 
 /// Starts the machine and wires the host: what is returned has only to be attended.
-fn start(config: &MachineConfig, telling: Telling, signals: &Signals) -> Result<Keeper, Error> {
+fn start(
+    config: &MachineConfig,
+    telling: Telling,
+    signals: &Signals,
+    ready: Option<Ready>,
+) -> Result<Keeper, Error> {
     let Telling { explain, timings } = telling;
     let host = |what| move |source: std::io::Error| Error::Host { what, source };
     let pipes = host("make a pipe to the process that runs the guest");
@@ -136,8 +151,11 @@ fn start(config: &MachineConfig, telling: Telling, signals: &Signals) -> Result<
     wait_until_accepted(&channel, signals, &mut child)?;
 
     // What is not to be had leaves the host's network alone.
+    let place = Place::take(config.name.as_deref()).map_err(Error::Name)?;
+    let server = Server::new(place.listen().map_err(host("listen at the machine's socket"))?);
     let wires = nics::resolve(config)?;
     let shown = match &config.console {
+        _ if ready.is_some() => Sink::log(&runtime::log_path(place.name()).map_err(Error::Name)?)?,
         ConsoleConfig::Stdio => {
             Sink::shared(std::io::stdout().as_fd()).map_err(host("write to standard output"))?
         }
@@ -158,7 +176,7 @@ fn start(config: &MachineConfig, telling: Telling, signals: &Signals) -> Result<
     timings.reached("host plumbing done");
     let started = channel.send(&ToMachine::Start).map_err(host("start the guest"));
     or_its_own_reason(started, &channel, &mut child)?;
-    let stdio = config.console == ConsoleConfig::Stdio;
+    let stdio = config.console == ConsoleConfig::Stdio && ready.is_none();
     let keyboard = Keyboard::new(keys, stdio).map_err(host("take over the terminal"))?;
     Ok(Keeper::new(events::Parts {
         config: config.clone(),
@@ -168,6 +186,9 @@ fn start(config: &MachineConfig, telling: Telling, signals: &Signals) -> Result<
         console,
         keyboard,
         nics,
+        server,
+        place,
+        ready,
     }))
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +16,8 @@ use crate::error::Error;
 
 /// Bytes that wait for a reader at most. A reader who stalls for longer loses what comes then, and is told how much.
 const MOST: usize = 256 << 10;
+/// The longest log in bytes.
+const LOG_MAX: u64 = 1 << 20;
 /// Bytes that are written at once where the descriptor may block: a pipe that is said to be writable has room for as many
 /// (`PIPE_BUF`, pipe(7)).
 const PIECE: usize = 4096;
@@ -36,6 +38,8 @@ enum Way {
     Nonblocking,
     /// A file, which is always ready.
     File,
+    /// A file that is kept short.
+    Log,
     Socket,
     /// So many bytes at once, where poll(2) says that there is room.
     Pieces(usize),
@@ -86,6 +90,18 @@ impl Sink {
             _ => Error::OpenConsole { path: path.to_owned(), source },
         })?;
         Ok(Self { to, way: Way::Nonblocking, waiting: VecDeque::new(), lost: 0 })
+    }
+
+    /// Writes to a log at `path` that is this user's alone and has no end, but a bound: past it, the older half goes.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn log(path: &Path) -> Result<Self, Error> {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let opened = options.open(path).and_then(|file| file.set_len(0).map(|()| file));
+        let to = opened.map_err(|source| Error::OpenConsole { path: path.to_owned(), source })?;
+        Ok(Self { to, way: Way::Log, waiting: VecDeque::new(), lost: 0 })
     }
 
     /// Writes `bytes`, now or when its reader has made room.
@@ -139,6 +155,11 @@ impl Sink {
         !self.waiting.is_empty()
     }
 
+    /// Whether something was lost that its reader has not been told of.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost > 0
+    }
+
     /// Waits until all is written, or `end` is readable, at which what is left is dropped.
     pub(crate) fn finish(&mut self, end: Option<BorrowedFd<'_>>) {
         while self.is_waiting() {
@@ -160,11 +181,24 @@ impl Sink {
         }
     }
 
+    /// Has the log lose its older half, where it is long.
+    fn shorten(&mut self) -> io::Result<()> {
+        let len = self.to.metadata()?.len();
+        if len > LOG_MAX {
+            let mut newer = vec![0; (LOG_MAX / 2) as usize];
+            self.to.read_exact_at(&mut newer, len - LOG_MAX / 2)?;
+            self.to.set_len(0)?;
+            self.to.write_all(&newer)?;
+        }
+        Ok(())
+    }
+
     /// Writes some of `bytes`; 0 where there is no room now.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             let written = match self.way {
                 Way::Nonblocking | Way::File => self.to.write(bytes),
+                Way::Log => self.shorten().and_then(|()| self.to.write(bytes)),
                 Way::Socket => {
                     send(&self.to, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(io::Error::from)
                 }

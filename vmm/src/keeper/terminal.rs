@@ -67,6 +67,8 @@ pub(crate) enum Key {
     Quit,
     /// Ctrl-A p.
     PowerButton,
+    /// Ctrl-A d: leave the console; the terminal of the run itself cannot be left.
+    Detach,
     /// Ctrl-A h, and any other letter.
     Help,
 }
@@ -75,6 +77,12 @@ pub(crate) enum Key {
 pub(crate) const HELP: &str = "\
 Ctrl-A x  quit: end the virtual machine at once
 Ctrl-A p  press the guest's power button
+Ctrl-A a  send Ctrl-A to the guest
+Ctrl-A h  this help";
+
+/// What it does for who is attached to the console of a machine.
+pub(crate) const HELP_ATTACHED: &str = "\
+Ctrl-A d  leave the console; the machine goes on
 Ctrl-A a  send Ctrl-A to the guest
 Ctrl-A h  this help";
 
@@ -96,6 +104,7 @@ impl Escape {
         Some(match byte {
             b'x' | b'X' => Key::Quit,
             b'p' | b'P' => Key::PowerButton,
+            b'd' | b'D' => Key::Detach,
             b'a' | b'A' | Self::CTRL_A => Key::Guest(Self::CTRL_A),
             _ => Key::Help,
         })
@@ -174,7 +183,7 @@ mod tests {
     fn ctrl_a_is_the_escape() {
         assert_eq!(keys(b"ax"), [Key::Guest(b'a'), Key::Guest(b'x')]);
         assert_eq!(keys(b"\x01x"), [Key::Quit]);
-        assert_eq!(keys(b"\x01p"), [Key::PowerButton]);
+        assert_eq!(keys(b"\x01p\x01d"), [Key::PowerButton, Key::Detach]);
         assert_eq!(keys(b"\x01h\x01?"), [Key::Help, Key::Help]);
         assert_eq!(keys(b"\x01ax"), [Key::Guest(1), Key::Guest(b'x')]);
         assert_eq!(keys(b"\x01\x01x"), [Key::Guest(1), Key::Guest(b'x')]);

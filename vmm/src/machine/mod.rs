@@ -25,7 +25,8 @@ mod output;
 pub(crate) mod sandbox;
 pub(crate) mod vcpus;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -56,6 +57,10 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     report::send_to_keeper(Arc::clone(&channel));
     sys::share_one_heap();
     let run = || {
+        let kept = [channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
+        File::open("/dev/null")
+            .and_then(|null| sys::keep_only(kept.to_vec(), &null))
+            .map_err(|source| Error::Host { what: "close what is the keeper's", source })?;
         sandbox::tell_forbidden_calls(channel.as_fd())
             .map_err(|source| Error::Host { what: "handle a signal", source })?;
         let (output, input) = (birth.output, birth.input);

@@ -5,7 +5,7 @@
 //! backends take that, and only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
 //!
 //! It rides on the thread of the first queue pair, whose backend it is that filters, and reaches the other pairs by message
-//! ([`mailbox`](super::mailbox)). A command may allocate, up to two lists of [`MAX_ADDRESSES`] for each pair; frames wait for it
+//! ([`OtherPairs`]). A command may allocate, up to two lists of [`MAX_ADDRESSES`] for each pair; frames wait for it
 //! as they do for a burst.
 
 use std::io;
@@ -17,11 +17,9 @@ use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::features::{guest_offloads, may_set};
-use super::mailbox::{Message, PairCommand, ask_all};
 use crate::log_once::LogOnce;
-use crate::virtio::mailbox::Address;
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::queue::{Chain, Error, Mapped};
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// Entries of the control queue. Drivers send one command at a time.
 pub const QUEUE_SIZE: u16 = 64;
@@ -31,10 +29,6 @@ pub const MAX_ADDRESSES: usize = 64;
 const BURST: usize = 16;
 /// Class and command, before a command's data.
 const HEADER_LEN: usize = 2;
-
-/// The feature bits that this queue carries (§5.1.3), whatever the backends can do.
-pub(super) const FEATURES: [u32; 4] =
-    [VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_MAC_ADDR];
 
 /// The NIC's address: written by its driver's commands, read with the configuration (§5.1.4).
 #[derive(Clone, Debug)]
@@ -60,6 +54,40 @@ impl SharedMac {
     }
 }
 
+/// One thing that the control queue has a pair do.
+#[derive(Clone, Debug)]
+pub enum PairCommand {
+    /// Receive frames, or leave them to the other pairs.
+    Enable(bool),
+    /// Another address, or other frames to receive.
+    Filter(RxFilter),
+    /// Leave other work to the driver in the frames that it receives.
+    Offloads(Offloads),
+}
+
+/// The pairs after the first, as the control queue sees them.
+pub trait OtherPairs: Send {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Has each do the command of its index, from 0, and returns once all have. A pair that has ended its work needs no command.
+    ///
+    /// # Errors
+    /// The first of the host's refusals; the others have done theirs.
+    fn command_all(&self, command: &dyn Fn(usize) -> PairCommand) -> io::Result<()>;
+}
+
+/// A NIC of one pair.
+impl OtherPairs for () {
+    fn count(&self) -> usize {
+        0
+    }
+
+    fn command_all(&self, _: &dyn Fn(usize) -> PairCommand) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The control queue of a NIC whose driver negotiated one.
 pub struct Control {
     name: String,
@@ -69,7 +97,7 @@ pub struct Control {
     filter: RxFilter,
     offloads: Offloads,
     /// The pairs after the first.
-    others: Vec<Address<Message>>,
+    others: Box<dyn OtherPairs>,
     /// Whether it was said that the host refused something.
     refused: Arc<LogOnce>,
     /// How many pairs are enabled.
@@ -84,13 +112,13 @@ impl Control {
     /// what it accepted, the first of which is enabled.
     pub fn new(name: String, queue: ActiveQueue, accepted: u64, mac: SharedMac, filter: RxFilter) -> Self {
         let (command, answer) = (IovBuffer::new(), IovBuffer::new());
-        let (others, refused, offloads) = (Vec::new(), Arc::default(), guest_offloads(accepted));
+        let (others, refused, offloads) = (Box::new(()), Arc::default(), guest_offloads(accepted));
         Self { name, queue, accepted, mac, filter, offloads, others, refused, pairs: 1, command, answer }
     }
 
     /// The same with more pairs than the first. What the host refuses them is said once, for which `refused` stands.
     #[must_use]
-    pub fn with_others(self, others: Vec<Address<Message>>, refused: Arc<LogOnce>) -> Self {
+    pub fn with_others(self, others: Box<dyn OtherPairs>, refused: Arc<LogOnce>) -> Self {
         Self { others, refused, ..self }
     }
 
@@ -138,27 +166,27 @@ impl Control {
         if answer.is_empty() {
             return Err(Error::TooShort(chain.head));
         }
-        let most = others.len() as u16 + 1;
+        let most = others.count() as u16 + 1;
         let result = understand(&command, *accepted, filter, most).and_then(|change| match change {
             Change::Filter(new) => {
                 backend.set_filter(&new)?;
                 mac.set(new.mac);
                 // On the same wire, what the first takes the others do.
-                if let Err(error) = command_all(others, |_| PairCommand::Filter(new.clone())) {
+                if let Err(error) = others.command_all(&|_| PairCommand::Filter(new.clone())) {
                     log::log!(refused.level(), "{name}: a queue pair keeps its filter: {error}");
                 }
                 *filter = new;
                 Ok(())
             }
             Change::Offloads(new) => {
-                offload(backend, others, new).map(|()| *offloads = new).inspect_err(|_| {
-                    if let Err(error) = offload(backend, others, *offloads) {
+                offload(backend, &**others, new).map(|()| *offloads = new).inspect_err(|_| {
+                    if let Err(error) = offload(backend, &**others, *offloads) {
                         log::log!(refused.level(), "{name}: cannot go back to the offloads before: {error}");
                     }
                 })
             }
-            Change::Pairs(new) => enable(others, new).map(|()| *pairs = new).inspect_err(|_| {
-                if let Err(error) = enable(others, *pairs) {
+            Change::Pairs(new) => enable(&**others, new).map(|()| *pairs = new).inspect_err(|_| {
+                if let Err(error) = enable(&**others, *pairs) {
                     log::log!(refused.level(), "{name}: cannot go back to {pairs} queue pairs: {error}");
                 }
             }),
@@ -186,21 +214,14 @@ enum Change {
 }
 
 /// Has the first `pairs` pairs receive frames, and no others; the first one always does.
-fn enable(others: &[Address<Message>], pairs: u16) -> io::Result<()> {
-    command_all(others, |index| PairCommand::Enable(index + 1 < usize::from(pairs)))
+fn enable(others: &dyn OtherPairs, pairs: u16) -> io::Result<()> {
+    others.command_all(&|index| PairCommand::Enable(index + 1 < usize::from(pairs)))
 }
 
 /// Has the host leave undone on every pair what the driver takes.
-fn offload(backend: &mut dyn Backend, others: &[Address<Message>], offloads: Offloads) -> io::Result<()> {
+fn offload(backend: &mut dyn Backend, others: &dyn OtherPairs, offloads: Offloads) -> io::Result<()> {
     backend.set_offloads(offloads)?;
-    command_all(others, |_| PairCommand::Offloads(offloads))
-}
-
-/// Has each pair do its command, by its index in `others`, and waits until all have answered. A pair that has panicked needs no
-/// command: it moves nothing any more.
-fn command_all(others: &[Address<Message>], command: impl Fn(usize) -> PairCommand) -> io::Result<()> {
-    let answers = ask_all(others, |index, reply| Message::Command(command(index), reply));
-    answers.into_iter().flatten().collect()
+    others.command_all(&|_| PairCommand::Offloads(offloads))
 }
 
 /// What `command` changes, with `filter` before it and `most` pairs at most.

@@ -7,7 +7,6 @@
 use net::Offloads;
 use virtio_bindings::virtio_net::*;
 
-use super::{NetDeviceConfig, control};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 
 /// The bits that say what the driver takes in the frames it receives, and that it may switch while it runs (§5.1.6.5.6).
@@ -18,6 +17,10 @@ const GUEST: [u32; 5] = [
     VIRTIO_NET_F_GUEST_USO4,
     VIRTIO_NET_F_GUEST_USO6,
 ];
+
+/// The bits of the control queue's commands (§5.1.3), whatever the backends can do.
+const CONTROL: [u32; 4] =
+    [VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_MAC_ADDR];
 
 /// What all of several backends can do.
 pub(super) fn common(all: impl Iterator<Item = Offloads>) -> Offloads {
@@ -30,9 +33,10 @@ pub(super) fn common(all: impl Iterator<Item = Offloads>) -> Offloads {
     })
 }
 
-/// The feature bits (§5.1.3, USO of virtio 1.3) of a card whose backends can do `can`. A bit is offered together with those
+/// The feature bits (§5.1.3, USO of virtio 1.3) of a card of so many pairs whose backends can
+/// do `can`, and whose largest packet may be known (`mtu`). A bit is offered together with those
 /// that it needs (§5.1.3.1), so large packets come with checksums or not at all.
-pub(super) fn offer(config: &NetDeviceConfig, can: Offloads, pairs: usize) -> u64 {
+pub(super) fn offer(mtu: bool, can: Offloads, pairs: usize) -> u64 {
     let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
     let mut offer = |condition: bool, bits: &[u32]| {
         if condition {
@@ -40,9 +44,9 @@ pub(super) fn offer(config: &NetDeviceConfig, can: Offloads, pairs: usize) -> u6
         }
     };
     offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
-    offer(true, &control::FEATURES);
+    offer(true, &CONTROL);
     offer(pairs > 1, &[VIRTIO_NET_F_MQ]);
-    offer(config.mtu.is_some(), &[VIRTIO_NET_F_MTU]);
+    offer(mtu, &[VIRTIO_NET_F_MTU]);
     offer(can.csum, &[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS]);
     offer(can.csum && can.tso4, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4]);
     offer(can.csum && can.tso6, &[VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_GUEST_TSO6]);

@@ -13,15 +13,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::{Offloads, RxFilter};
+use net::RxFilter;
 use vm_memory::GuestMemoryMmap;
 
-use super::control::Control;
+use super::control::{Control, OtherPairs, PairCommand};
 use super::error::Error;
 use super::queue_pair::ReceiveSpace;
 use super::state::PairState;
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::mailbox::{Address, Answer, Gone, Reply};
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// A message to a pair's thread.
 pub enum Message {
@@ -40,17 +40,6 @@ pub enum Message {
     Pause(Reply<io::Result<PairState>>),
     /// Goes on where it is.
     Resume(Reply<io::Result<()>>),
-}
-
-/// One thing that the control queue has a pair do.
-#[derive(Clone, Debug)]
-pub enum PairCommand {
-    /// Receive frames, or leave them to the other pairs.
-    Enable(bool),
-    /// Another address, or other frames to receive.
-    Filter(RxFilter),
-    /// Leave other work to the driver in the frames that it receives.
-    Offloads(Offloads),
 }
 
 /// All that a pair has for as long as one driver runs.
@@ -81,4 +70,15 @@ pub(super) fn ask_all<T>(
     let answers: Vec<_> =
         pairs.iter().enumerate().map(|(index, pair)| pair.ask(|reply| message(index, reply))).collect();
     answers.into_iter().map(Answer::wait).collect()
+}
+
+impl OtherPairs for Vec<Address<Message>> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn command_all(&self, command: &dyn Fn(usize) -> PairCommand) -> io::Result<()> {
+        // A pair that has panicked moves nothing any more, so it needs no command either.
+        ask_all(self, |index, reply| Message::Command(command(index), reply)).into_iter().flatten().collect()
+    }
 }

@@ -7,6 +7,8 @@ mod error;
 mod features;
 mod handle;
 mod mailbox;
+mod pair_life;
+mod pair_thread;
 pub mod queue_pair;
 mod state;
 mod vhost;
@@ -23,14 +25,17 @@ use self::error::Error;
 use self::features::offer;
 pub use self::handle::Handle;
 use self::mailbox::{Message, Start, ask_all};
+use self::pair_life::{PairLife, State};
+use self::pair_thread::spawn;
 pub use self::queue_pair::Counters;
-use self::queue_pair::{HostEnd, PairLife, ReceiveSpace, State, spawn};
+use self::queue_pair::{HostEnd, ReceiveSpace};
 pub use self::state::{ActivePair, PairState};
 use self::vhost::IdleCarrier;
+use super::device::{Activation, ActiveQueue, VirtioDevice};
+pub use super::mailbox::ThreadHook;
 use super::mailbox::{Address, Answer, Gone};
 use super::queue_thread::QueueThread;
 pub use super::queue_thread::run_on;
-use super::{Activation, ActiveQueue, VirtioDevice};
 use crate::log_once::LogOnce;
 
 /// The device type of a network card (virtio 1.2 §5).
@@ -102,7 +107,7 @@ impl VirtioNet {
     ) -> io::Result<Self> {
         assert!(vhosts.is_empty() || vhosts.len() == backends.len(), "one for each pair");
         let can = features::common(backends.iter().map(|backend| backend.offloads()));
-        let features = vhost::offer(offer(&config, can, backends.len()), &vhosts);
+        let features = vhost::offer(offer(config.mtu.is_some(), can, backends.len()), &vhosts);
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * backends.len()];
         // Behind the last pair (§5.1.2), for a driver that negotiates all of them.
         queue_sizes.push(control::QUEUE_SIZE);
@@ -191,7 +196,7 @@ impl VirtioNet {
         let mut control = control.map(|queue| {
             let others = self.pairs[1..pairs].to_vec();
             Control::new(self.config.name.clone(), queue, accepted, self.mac.clone(), filter)
-                .with_others(others, Arc::clone(&self.refused))
+                .with_others(Box::new(others), Arc::clone(&self.refused))
         });
         self.active = true;
         let started: Vec<_> = queues

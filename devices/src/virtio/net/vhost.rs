@@ -17,8 +17,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, QueueState};
-use crate::virtio::{ActiveQueue, Interrupt};
 
 /// The feature bits that are the carrier's: of the rings, and of how frames are in them. The others are the backend's.
 const CARRIERS: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | 1 << VIRTIO_NET_F_MRG_RXBUF;

@@ -4,7 +4,7 @@
 use std::io;
 
 use super::{Next, PairParts, QueuePair};
-use crate::virtio::net::mailbox::PairCommand;
+use crate::virtio::net::control::PairCommand;
 use crate::virtio::net::state::ActivePair;
 use crate::virtio::queue::Error;
 
@@ -48,7 +48,7 @@ impl QueuePair {
     /// # Errors
     /// The kernel refuses, and interrupts by those before.
     #[cold]
-    pub(super) fn reroute(&mut self) -> io::Result<()> {
+    pub(in crate::virtio::net) fn reroute(&mut self) -> io::Result<()> {
         let PairParts { carrier, interrupt, .. } = &self.parts;
         carrier.as_ref().map_or(Ok(()), |carrier| carrier.reroute(&**interrupt))
     }
@@ -59,7 +59,7 @@ impl QueuePair {
     /// # Errors
     /// The ring is broken, or the kernel does not say where it is.
     #[cold]
-    pub(super) fn pause(&mut self) -> io::Result<()> {
+    pub(in crate::virtio::net) fn pause(&mut self) -> io::Result<()> {
         // It had a millisecond to look by itself; a paused pair has no clock.
         if self.owed.take().is_some() {
             self.signal_sent(false).map_err(io::Error::other)?;
@@ -73,7 +73,7 @@ impl QueuePair {
     /// # Errors
     /// The kernel is to carry the frames, and refuses.
     #[cold]
-    pub(super) fn resume(&mut self) -> io::Result<()> {
+    pub(in crate::virtio::net) fn resume(&mut self) -> io::Result<()> {
         let PairParts { rx, tx, carrier, backend, .. } = &self.parts;
         if let Some((carrier, wire)) = carrier.as_ref().zip(backend.vhost_fd()) {
             carrier.carry(wire, [rx, tx])?;
@@ -84,7 +84,7 @@ impl QueuePair {
     }
 
     /// Where the pair is, once it is paused.
-    pub(super) fn state(&self) -> ActivePair {
+    pub(in crate::virtio::net) fn state(&self) -> ActivePair {
         let PairParts { rx, tx, control, enabled, .. } = &self.parts;
         ActivePair {
             receive: rx.ring.state(),
@@ -99,7 +99,7 @@ impl QueuePair {
     /// # Errors
     /// The host refuses, and all is as before.
     #[cold]
-    pub(super) fn obey(&mut self, command: PairCommand) -> io::Result<()> {
+    pub(in crate::virtio::net) fn obey(&mut self, command: PairCommand) -> io::Result<()> {
         let Self { parts: PairParts { backend, enabled, .. }, receive, .. } = self;
         match command {
             PairCommand::Filter(filter) => backend.set_filter(&filter),

@@ -1,14 +1,16 @@
 //! One queue pair: the two loops through which every frame goes.
 //!
 //! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and lives on its thread, which makes it
-//! when a driver starts and takes it apart at the reset. There is no lock, no allocation and no copy of a payload in [`QueuePair::process`].
+//! when a driver starts and takes it apart at the reset. There is no lock, no allocation and no copy of a payload in
+//! [`QueuePair::process`].
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
 //! descriptor is registered edge-triggered once and for all, or, receiving, for the control queue to enable the pair. An event
 //! for which nobody waits costs a wake-up and nothing else.
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
-//! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the guest an exit.
+//! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the
+//! guest an exit.
 //!
 //! **Invariant: the interrupt for what was sent waits for nothing but what is received.** What came in the meantime, as the
 //! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
@@ -18,43 +20,44 @@
 //! has the control queue, and little else.
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, and its thread leaves it alone until the reset.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the pair, one turn of it, and what it waits for |
+//! | `transmit.rs`, `receive.rs` | the two loops |
+//! | `burst.rs` | how much each moves in a turn, and how the driver hears of it |
+//! | `receive_space.rs` | the buffers that a received frame fills |
+//! | `commands.rs` | what a pair does beside moving frames |
+//! | `events.rs` | which event wakes what |
+//! | `counters.rs` | what it counts |
 
+mod burst;
 mod commands;
-mod life;
+mod counters;
+pub(super) mod events;
+mod receive;
 mod receive_space;
-mod thread;
+mod transmit;
 
-pub(super) use self::life::{HostEnd, PairLife, State};
+pub use self::counters::Counters;
+use self::counters::count;
 pub use self::receive_space::ReceiveSpace;
-pub(super) use self::thread::spawn;
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use net::{Backend, HEADER_LEN, IovBuffer, Sent};
+use net::{Backend, IovBuffer};
 use vm_memory::GuestMemoryMmap;
 
-use self::receive_space::{Posted, fill, gather};
+use self::burst::signal_used;
+use self::receive_space::Posted;
 use super::control::Control;
-use super::mailbox::{Message, Start};
-use super::vhost::Carrier;
+use super::vhost::{Carrier, IdleCarrier};
 use crate::log_once::LogOnce;
-use crate::virtio::queue::{Error, Mapped};
-use crate::virtio::{ActiveQueue, Interrupt};
+use crate::virtio::device::{ActiveQueue, Interrupt};
+use crate::virtio::queue::Error;
 
-/// Chains that are shown to the driver together, with one interrupt at most. A frame to be sent is one; a large one received
-/// takes many, so that counting frames would show the driver nothing before all of its ring is used, and then each would wait
-/// for the other in turn. Batches of 16 cost 3% more of
-/// the thread's time, and larger ones gain nothing.
-const BATCH: u64 = 64;
-/// Chains that one direction uses before the other, and a stop, get their turn. To go on later costs to gather the room for a
-/// large frame anew, and to ask for events a system call.
-const BURST: u64 = 256;
-/// Bytes after which they get it as well: some hundred microseconds of large frames.
-const BURST_BYTES: u64 = 1 << 20;
 /// How long a driver that was interrupted for what it received may take to look at what was sent, before it is interrupted for
 /// that, too: the least that epoll_wait(2) can wait.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -62,34 +65,6 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// many that does.
 const IN_VAIN: u32 = 4;
 const ONCE_IN: u32 = 16;
-/// The largest frame, header included: 64 KiB of packet behind an Ethernet header with a VLAN tag.
-const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
-
-/// What went through a pair, seen from the guest. Only the pair's thread writes, so anybody can read at any time; bytes are
-/// those of the frames, without the virtio header.
-#[derive(Debug, Default)]
-#[allow(missing_docs)]
-pub struct Counters {
-    pub tx_frames: AtomicU64,
-    pub tx_bytes: AtomicU64,
-    /// Frames that the host refused, as a wire would lose them.
-    pub tx_dropped: AtomicU64,
-    pub rx_frames: AtomicU64,
-    pub rx_bytes: AtomicU64,
-    /// Frames that the host could not hand over, that did not fit what the driver posted, or that it cannot read.
-    pub rx_dropped: AtomicU64,
-    pub interrupts: AtomicU64,
-    /// System calls of the pair's thread: one for each frame that it tried to send or receive, and those by which it waited and
-    /// interrupted. What a command on the control queue takes is not among them.
-    pub calls: AtomicU64,
-}
-
-/// Adds without a locked instruction: there is one writer.
-fn count(counter: &AtomicU64, more: u64) {
-    if more != 0 {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-    }
-}
 
 /// What a direction does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +109,12 @@ pub struct PairParts {
     pub counters: Arc<Counters>,
     /// Whether it was said that a driver broke its rings.
     pub broken: Arc<LogOnce>,
+}
+
+/// Where a pair's frames go, and who may carry them in its place.
+pub(super) struct HostEnd {
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) carrier: Option<IdleCarrier>,
 }
 
 /// Two rings and the backend between which it moves frames.
@@ -198,8 +179,18 @@ impl QueuePair {
     }
 
     /// How long a thread without work may sleep at most, if not for ever.
-    fn waits(&self) -> Option<Duration> {
+    pub(super) fn waits(&self) -> Option<Duration> {
         self.look_again.or_else(|| Some(self.owed?.saturating_duration_since(Instant::now())))
+    }
+
+    /// Counts a system call by which its thread waits.
+    pub(super) fn count_wait(&self) {
+        count(&self.parts.counters.calls, 1);
+    }
+
+    /// The time of [`waits`](Self::waits) is over, and nothing happened.
+    pub(super) fn waited(&mut self) {
+        self.asked = self.look_again.is_some();
     }
 
     /// Looks at everything anew: the driver may have kicked every queue, and the host may be ready both ways.
@@ -298,7 +289,7 @@ impl QueuePair {
     }
 
     /// Ends the pair for good, and tells the driver.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.ended = true;
         if let Some(carrier) = &self.parts.carrier {
             carrier.silence();
@@ -307,133 +298,4 @@ impl QueuePair {
             log::warn!("{}: cannot interrupt the guest: {error}", self.parts.name);
         }
     }
-
-    /// Guest to host. Each frame is done, deferred, or ends the burst. True: the driver wants an interrupt for the last of it.
-    fn transmit(&mut self) -> Result<bool, Error> {
-        let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
-        let rings = tx.ring.map(memory)?;
-        let (mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0);
-        let mut next = Next::Work;
-        for used in 0..BURST {
-            if used != 0 && used % BATCH == 0 {
-                signal_used(tx, &rings, &**interrupt, counters)?;
-            }
-            if bytes >= BURST_BYTES {
-                break;
-            }
-            let ring = &mut tx.ring;
-            let Some(chain) = ring.next_ahead(&rings)? else {
-                next = Next::Ring;
-                break;
-            };
-            let mut frame = self.iov.start();
-            ring.readable(&rings, chain, &mut frame)?;
-            // A frame without a whole header is none (§5.1.6.2.1 says that the driver sets its fields).
-            if frame.len() < HEADER_LEN {
-                return Err(Error::TooShort(chain.head));
-            }
-            // The host's kernel is not to allocate for a "frame" of gigabytes.
-            let sent = if frame.len() > MAX_FRAME {
-                Err(io::ErrorKind::InvalidInput.into())
-            } else {
-                calls += 1;
-                backend.send(&frame)
-            };
-            match sent {
-                Ok(sent) => {
-                    frames += 1;
-                    bytes += (frame.len() - HEADER_LEN) as u64;
-                    // No event says that the backend has an answer.
-                    if sent == Sent::Answered && self.receive == Next::Host {
-                        self.receive = Next::Work;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ring.undo_pop();
-                    next = Next::Host;
-                    break;
-                }
-                Err(_) => dropped += 1,
-            }
-            ring.push_used(&rings, chain.head, 0);
-        }
-        self.transmit = next;
-        count(&counters.tx_frames, frames);
-        count(&counters.tx_bytes, bytes);
-        count(&counters.tx_dropped, dropped);
-        count(&counters.calls, calls);
-        tx.ring.show(&rings)?;
-        tx.ring.wants_interrupt(&rings)
-    }
-
-    /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
-    /// and what is left at the end goes back on the ring. True: the driver was interrupted.
-    fn receive(&mut self) -> Result<bool, Error> {
-        let PairParts { memory, rx, backend, counters, interrupt, space: wanted, .. } = &mut self.parts;
-        let rings = rx.ring.map(memory)?;
-        let posted = &mut self.posted;
-        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
-        let (mut next, mut interrupted) = (Next::Work, false);
-        posted.clear();
-        let mut space = self.iov.start();
-        while used < BURST && bytes < BURST_BYTES {
-            if used >= shown + BATCH {
-                interrupted |= signal_used(rx, &rings, &**interrupt, counters)?;
-                shown = used;
-            }
-            if !gather(&mut rx.ring, &rings, *wanted, &mut space, posted)? {
-                next = Next::Ring;
-                break;
-            }
-            calls += 1;
-            match backend.recv(&mut space) {
-                Ok(len) if len >= HEADER_LEN && len <= space.len() && wanted.suits(&mut space) => {
-                    used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted));
-                    frames += 1;
-                    bytes += (len - HEADER_LEN) as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    next = Next::Host;
-                    break;
-                }
-                // Lost as on a wire; the chains are as good as before for the next one.
-                Ok(_) | Err(_) => {
-                    dropped += 1;
-                    used += 1;
-                }
-            }
-        }
-        drop(space);
-        // A host end that only ever fails (a deleted tap) is left alone until its descriptor says something new.
-        if dropped == BURST {
-            next = Next::Host;
-        }
-        for _ in posted.drain(..) {
-            rx.ring.undo_pop();
-        }
-        self.receive = next;
-        count(&counters.rx_frames, frames);
-        count(&counters.rx_bytes, bytes);
-        count(&counters.rx_dropped, dropped);
-        count(&counters.calls, calls);
-        Ok(signal_used(rx, &rings, &**interrupt, counters)? || interrupted)
-    }
-}
-
-/// Shows the driver what the burst used, and interrupts it if it wants that: then, true.
-fn signal_used(
-    queue: &mut ActiveQueue,
-    rings: &Mapped<'_>,
-    interrupt: &dyn Interrupt,
-    counters: &Counters,
-) -> Result<bool, Error> {
-    let wanted = queue.ring.publish(rings)?;
-    if wanted {
-        count(&counters.interrupts, 1);
-        count(&counters.calls, 1);
-        if let Err(error) = interrupt.queue(queue.index) {
-            log::warn!("cannot interrupt the guest: {error}");
-        }
-    }
-    Ok(wanted)
 }

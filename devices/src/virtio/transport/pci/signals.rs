@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::pci::msix::Vectors;
-use crate::virtio::{Interrupt, setup};
+use crate::virtio::device::Interrupt;
+use crate::virtio::transport::setup;
 
 /// No vector (`VIRTIO_MSI_NO_VECTOR`): not told, or not a vector that there is.
 pub(super) const NO_VECTOR: u16 = 0xffff;

@@ -12,8 +12,8 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::setup::{self, Half, QueueField, Setup};
-use super::{Interrupt, VirtioDevice};
 use crate::BusDevice;
+use crate::virtio::device::{Interrupt, VirtioDevice};
 
 /// Bytes of guest address space that a device takes: registers, then its configuration.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -221,7 +221,7 @@ mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
-    use crate::virtio::Activation;
+    use crate::virtio::device::Activation;
     use crate::virtio::mock::{MockMmio, MockRing};
     use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, QueueSetup};
 

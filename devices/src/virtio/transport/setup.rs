@@ -12,9 +12,9 @@ use virtio_bindings::virtio_config::{
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::queue::{F_VERSION_1, QueueSetup, VirtQueue};
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::log_once::LogOnce;
+use crate::virtio::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::virtio::queue::{F_VERSION_1, QueueSetup, VirtQueue};
 
 /// A device, and what its driver has said of it so far.
 pub(super) struct Setup {

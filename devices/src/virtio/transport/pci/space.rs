@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BAR_LEN, COMMON, COMMON_LEN, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, PENDING, TABLE};
+use super::registers::{BAR_LEN, COMMON, COMMON_LEN, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, PENDING, TABLE};
 use crate::pci::config::{Configuration, Identity};
 use crate::pci::msix::{self, Table, Vectors};
 use crate::virtio::net::TYPE_NET;

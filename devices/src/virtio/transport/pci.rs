@@ -10,6 +10,7 @@
 //!         0x0800  device configuration
 //! ```
 
+mod registers;
 mod signals;
 mod space;
 
@@ -22,28 +23,15 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::registers::{BAR_LEN, QUEUES_MAX};
+use self::registers::{DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, PENDING, TABLE};
 use self::signals::{NO_VECTOR, Signals};
 use self::space::Space;
 use super::setup::{Half, QueueField, Setup, needs_reset};
-use super::{Interrupt, VirtioDevice};
 use crate::BusDevice;
 use crate::pci::msix::Vectors;
 use crate::pci::{EventRoutes, Function};
-
-/// Bytes of guest address space that a device takes: the size of its BAR.
-pub const BAR_LEN: u64 = 0x4000;
-/// The most queues that fit: a page of vectors, of which one tells of configuration changes.
-pub const QUEUES_MAX: usize = 255;
-
-const COMMON: u64 = 0;
-const COMMON_LEN: u64 = 56;
-const ISR: u64 = 0x400;
-const DEVICE: u64 = 0x800;
-const TABLE: u64 = 0x1000;
-const PENDING: u64 = 0x2000;
-const NOTIFY: u64 = 0x3000;
-/// `notify_off_multiplier`: each queue has an address of its own, which alone says which queue is meant.
-const NOTIFY_MULTIPLIER: u64 = 4;
+use crate::virtio::device::{Interrupt, VirtioDevice};
 
 /// A virtio device on the PCI bus.
 pub struct PciTransport {

@@ -1,87 +1,18 @@
-//! The thread of a queue pair: which event wakes what, and when it sleeps.
+//! The thread of a queue pair: when it works, when it polls, and when it sleeps.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
-};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 
-use super::life::{PairLife, State, unwatch};
-use super::{Message, Next, PairParts, QueuePair, count};
+use super::mailbox::Message;
+use super::pair_life::{PairLife, State, unwatch};
+use super::queue_pair::events::{EDGE, FREE};
 use crate::virtio::mailbox::Mailbox;
 use crate::virtio::queue_thread::QueueThread;
 
-const RX_KICK: u32 = 0;
-const TX_KICK: u32 = 1;
-const HOST: u32 = 2;
-const CONTROL_KICK: u32 = 3;
-const MAIL: u32 = 4;
-const RX_RELAY: u32 = 5;
-const TX_RELAY: u32 = 6;
-const CARRIER: u32 = 7;
-const ASKED: u32 = 8;
-
-/// An edge-triggered eventfd tells of every write without ever being read: a system call saved for each kick. Its counter would
-/// take centuries to fill.
-const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
-
-impl QueuePair {
-    /// All events that the pair waits for while it runs.
-    pub(super) fn watched(&self) -> Vec<Events> {
-        let PairParts { rx, tx, backend, carrier, control, .. } = &self.parts;
-        let mut all = match carrier {
-            None => vec![
-                Events::with_data(&*rx.kick, RX_KICK, EDGE),
-                Events::with_data(&*tx.kick, TX_KICK, EDGE),
-                Events::with_data(&backend.fd(), HOST, EDGE | EventSet::OUT),
-            ],
-            // The kernel waits for the kicks and the host.
-            Some(carrier) => {
-                let events = carrier.events();
-                let mut all = vec![
-                    Events::with_data(&events.relays[0], RX_RELAY, EDGE),
-                    Events::with_data(&events.relays[1], TX_RELAY, EDGE),
-                    Events::with_data(&events.error, CARRIER, EDGE),
-                ];
-                all.extend(backend.asked_fd().map(|asked| Events::with_data(&asked, ASKED, EDGE)));
-                all
-            }
-        };
-        all.extend(
-            control.as_ref().map(|control| Events::with_data(&*control.queue().kick, CONTROL_KICK, EDGE)),
-        );
-        all
-    }
-
-    /// Notes what an event allows; the frames move in [`process`](Self::process).
-    fn note(&mut self, events: Events) {
-        let set = events.event_set();
-        let failed = set.intersects(EventSet::ERROR | EventSet::HANG_UP);
-        let wake = |next: &mut Next, waits: Next| {
-            if *next == waits {
-                *next = Next::Work;
-            }
-        };
-        match events.data() {
-            RX_KICK => wake(&mut self.receive, Next::Driver),
-            TX_KICK => wake(&mut self.transmit, Next::Driver),
-            CONTROL_KICK => self.commanded = true,
-            ASKED => self.asked = true,
-            RX_RELAY => self.relay(self.parts.rx.index),
-            TX_RELAY => self.relay(self.parts.tx.index),
-            CARRIER => self.carrier_failed(),
-            _ => {
-                if failed || set.contains(EventSet::IN) {
-                    wake(&mut self.receive, Next::Host);
-                }
-                if failed || set.contains(EventSet::OUT) {
-                    wake(&mut self.transmit, Next::Host);
-                }
-            }
-        }
-    }
-}
+/// The mailbox's event, behind the pair's.
+const MAIL: u32 = FREE;
 
 /// What the thread runs: the pair, and the mailbox by which it is told.
 struct Worker {
@@ -114,7 +45,7 @@ impl MutEventSubscriber for Worker {
 ///
 /// # Errors
 /// There are no descriptors or no threads left.
-pub(in crate::virtio::net) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<Message>> {
+pub(super) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<Message>> {
     let name = life.name.clone();
     QueueThread::spawn(&name, cpu, |mailbox| {
         let mut manager = EventManager::new_with_capacity(8).map_err(io::Error::other)?;
@@ -129,7 +60,7 @@ pub(in crate::virtio::net) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Res
 /// The thread's life: while the pair runs, frames until there are none, then it polls for a while, then it sleeps until something
 /// happens.
 fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
-    let mut idle = Idle { until: None };
+    let mut timer = PollTimer { until: None };
     loop {
         let worker = subscriber(&mut manager, id);
         if worker.over {
@@ -138,7 +69,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
         let timeout = match &mut worker.life.state {
             State::Running(pair) => {
                 let worked = pair.process();
-                if !pair.has_work() && !idle.polls_on(worker.life.poll, worked) {
+                if !pair.has_work() && !timer.polls_on(worker.life.poll, worked) {
                     pair.arm();
                 }
                 if pair.has_ended() {
@@ -146,16 +77,16 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                     unwatch(gone, &mut manager.event_ops(id).expect("the worker is never removed"));
                     continue;
                 }
-                count(&pair.parts.counters.calls, 1);
+                pair.count_wait();
                 // With work left, events are only collected: neither direction starves the other or a message.
-                if pair.has_work() || idle.polls() { 0 } else { pair.waits().map_or(-1, millis) }
+                if pair.has_work() || timer.polls() { 0 } else { pair.waits().map_or(-1, millis) }
             }
             _ => -1,
         };
         match manager.run_with_timeout(timeout) {
             Ok(0) if timeout > 0 => {
                 if let State::Running(pair) = &mut subscriber(&mut manager, id).life.state {
-                    pair.asked = pair.look_again.is_some();
+                    pair.waited();
                 }
             }
             Ok(_) => {}
@@ -178,12 +109,12 @@ fn millis(time: Duration) -> i32 {
 }
 
 /// Whether a thread without work polls a while longer.
-struct Idle {
+struct PollTimer {
     /// Until then, while it does.
     until: Option<Instant>,
 }
 
-impl Idle {
+impl PollTimer {
     /// Asked each time that there is no work, with whether there was some just now: each turn that worked restarts the timer.
     fn polls_on(&mut self, poll: Duration, worked: bool) -> bool {
         if poll.is_zero() {

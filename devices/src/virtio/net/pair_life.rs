@@ -29,49 +29,44 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventOps, Events};
-use net::{Backend, RxFilter};
+use net::RxFilter;
 
-use super::{Counters, Message, PairParts, QueuePair, Start};
+use super::error::Error;
+use super::features::guest_offloads;
+use super::mailbox::{Message, Start};
+use super::queue_pair::{Counters, HostEnd, PairParts, QueuePair};
+use super::state::PairState;
+use super::vhost::Load;
 use crate::log_once::LogOnce;
-use crate::virtio::net::error::Error;
-use crate::virtio::net::features::guest_offloads;
-use crate::virtio::net::state::PairState;
-use crate::virtio::net::vhost::{IdleCarrier, Load};
 
 /// What a pair has for life.
-pub(in crate::virtio::net) struct PairLife {
+pub(super) struct PairLife {
     /// Its number in the NIC, from 0.
-    pub(in crate::virtio::net) number: usize,
+    pub(super) number: usize,
     /// What its thread is called.
-    pub(in crate::virtio::net) name: String,
+    pub(super) name: String,
     /// Where it counts.
-    pub(in crate::virtio::net) counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
     /// Whether it was said that a driver broke its rings.
-    pub(in crate::virtio::net) broken: Arc<LogOnce>,
+    pub(super) broken: Arc<LogOnce>,
     /// Whether it was said that the host refused something.
-    pub(in crate::virtio::net) refused: Arc<LogOnce>,
+    pub(super) refused: Arc<LogOnce>,
     /// Where it is.
-    pub(in crate::virtio::net) state: State,
+    pub(super) state: State,
     /// The NIC is paused, whether there is a driver or not.
-    pub(in crate::virtio::net) paused: bool,
+    pub(super) paused: bool,
     /// For how long its thread polls before it sleeps, as its driver's start said.
-    pub(in crate::virtio::net) poll: Duration,
+    pub(super) poll: Duration,
 }
 
 /// Which of the states above, with what the pair has in it.
-pub(in crate::virtio::net) enum State {
+pub(super) enum State {
     Idle(HostEnd),
     Running(Box<QueuePair>),
     Paused(Box<QueuePair>),
     Ended(Box<QueuePair>),
     /// While a message takes it from one to another.
     Between,
-}
-
-/// Where a pair's frames go, and who may carry them in its place.
-pub(in crate::virtio::net) struct HostEnd {
-    pub(in crate::virtio::net) backend: Box<dyn Backend>,
-    pub(in crate::virtio::net) carrier: Option<IdleCarrier>,
 }
 
 impl PairLife {

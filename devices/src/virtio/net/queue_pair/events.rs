@@ -1,0 +1,77 @@
+//! Which event wakes what.
+
+use event_manager::{EventSet, Events};
+
+use super::{Next, PairParts, QueuePair};
+
+const RX_KICK: u32 = 0;
+const TX_KICK: u32 = 1;
+const HOST: u32 = 2;
+const CONTROL_KICK: u32 = 3;
+const RX_RELAY: u32 = 4;
+const TX_RELAY: u32 = 5;
+const CARRIER: u32 = 6;
+const ASKED: u32 = 7;
+/// The first number that is free, for who watches more.
+pub(in crate::virtio::net) const FREE: u32 = 8;
+
+/// An edge-triggered eventfd tells of every write without ever being read: a system call saved for each kick. Its counter would
+/// take centuries to fill.
+pub(in crate::virtio::net) const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
+
+impl QueuePair {
+    /// All events that the pair waits for while it runs.
+    pub(in crate::virtio::net) fn watched(&self) -> Vec<Events> {
+        let PairParts { rx, tx, backend, carrier, control, .. } = &self.parts;
+        let mut all = match carrier {
+            None => vec![
+                Events::with_data(&*rx.kick, RX_KICK, EDGE),
+                Events::with_data(&*tx.kick, TX_KICK, EDGE),
+                Events::with_data(&backend.fd(), HOST, EDGE | EventSet::OUT),
+            ],
+            // The kernel waits for the kicks and the host.
+            Some(carrier) => {
+                let events = carrier.events();
+                let mut all = vec![
+                    Events::with_data(&events.relays[0], RX_RELAY, EDGE),
+                    Events::with_data(&events.relays[1], TX_RELAY, EDGE),
+                    Events::with_data(&events.error, CARRIER, EDGE),
+                ];
+                all.extend(backend.asked_fd().map(|asked| Events::with_data(&asked, ASKED, EDGE)));
+                all
+            }
+        };
+        all.extend(
+            control.as_ref().map(|control| Events::with_data(&*control.queue().kick, CONTROL_KICK, EDGE)),
+        );
+        all
+    }
+
+    /// Notes what an event allows; the frames move in [`process`](Self::process).
+    pub(in crate::virtio::net) fn note(&mut self, events: Events) {
+        let set = events.event_set();
+        let failed = set.intersects(EventSet::ERROR | EventSet::HANG_UP);
+        let wake = |next: &mut Next, waits: Next| {
+            if *next == waits {
+                *next = Next::Work;
+            }
+        };
+        match events.data() {
+            RX_KICK => wake(&mut self.receive, Next::Driver),
+            TX_KICK => wake(&mut self.transmit, Next::Driver),
+            CONTROL_KICK => self.commanded = true,
+            ASKED => self.asked = true,
+            RX_RELAY => self.relay(self.parts.rx.index),
+            TX_RELAY => self.relay(self.parts.tx.index),
+            CARRIER => self.carrier_failed(),
+            _ => {
+                if failed || set.contains(EventSet::IN) {
+                    wake(&mut self.receive, Next::Host);
+                }
+                if failed || set.contains(EventSet::OUT) {
+                    wake(&mut self.transmit, Next::Host);
+                }
+            }
+        }
+    }
+}

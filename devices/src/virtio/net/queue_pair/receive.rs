@@ -1,0 +1,66 @@
+//! Host to guest.
+
+use std::io;
+
+use net::HEADER_LEN;
+
+use super::burst::{BATCH, BURST, BURST_BYTES, signal_used};
+use super::counters::count;
+use super::receive_space::{fill, gather};
+use super::{Next, PairParts, QueuePair};
+use crate::virtio::queue::Error;
+
+impl QueuePair {
+    /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
+    /// and what is left at the end goes back on the ring. True: the driver was interrupted.
+    pub(super) fn receive(&mut self) -> Result<bool, Error> {
+        let PairParts { memory, rx, backend, counters, interrupt, space: wanted, .. } = &mut self.parts;
+        let rings = rx.ring.map(memory)?;
+        let posted = &mut self.posted;
+        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
+        let (mut next, mut interrupted) = (Next::Work, false);
+        posted.clear();
+        let mut space = self.iov.start();
+        while used < BURST && bytes < BURST_BYTES {
+            if used >= shown + BATCH {
+                interrupted |= signal_used(rx, &rings, &**interrupt, counters)?;
+                shown = used;
+            }
+            if !gather(&mut rx.ring, &rings, *wanted, &mut space, posted)? {
+                next = Next::Ring;
+                break;
+            }
+            calls += 1;
+            match backend.recv(&mut space) {
+                Ok(len) if len >= HEADER_LEN && len <= space.len() && wanted.suits(&mut space) => {
+                    used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted));
+                    frames += 1;
+                    bytes += (len - HEADER_LEN) as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    next = Next::Host;
+                    break;
+                }
+                // Lost as on a wire; the chains are as good as before for the next one.
+                Ok(_) | Err(_) => {
+                    dropped += 1;
+                    used += 1;
+                }
+            }
+        }
+        drop(space);
+        // A host end that only ever fails (a deleted tap) is left alone until its descriptor says something new.
+        if dropped == BURST {
+            next = Next::Host;
+        }
+        for _ in posted.drain(..) {
+            rx.ring.undo_pop();
+        }
+        self.receive = next;
+        count(&counters.rx_frames, frames);
+        count(&counters.rx_bytes, bytes);
+        count(&counters.rx_dropped, dropped);
+        count(&counters.calls, calls);
+        Ok(signal_used(rx, &rings, &**interrupt, counters)? || interrupted)
+    }
+}

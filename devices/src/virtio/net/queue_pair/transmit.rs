@@ -1,0 +1,73 @@
+//! Guest to host.
+
+use std::io;
+
+use net::{HEADER_LEN, Sent};
+
+use super::burst::{BATCH, BURST, BURST_BYTES, signal_used};
+use super::counters::count;
+use super::{Next, PairParts, QueuePair};
+use crate::virtio::queue::Error;
+
+/// The largest frame, header included: 64 KiB of packet behind an Ethernet header with a VLAN tag.
+const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
+
+impl QueuePair {
+    /// Guest to host. Each frame is done, deferred, or ends the burst. True: the driver wants an interrupt for the last of it.
+    pub(super) fn transmit(&mut self) -> Result<bool, Error> {
+        let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
+        let rings = tx.ring.map(memory)?;
+        let (mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0);
+        let mut next = Next::Work;
+        for used in 0..BURST {
+            if used != 0 && used % BATCH == 0 {
+                signal_used(tx, &rings, &**interrupt, counters)?;
+            }
+            if bytes >= BURST_BYTES {
+                break;
+            }
+            let ring = &mut tx.ring;
+            let Some(chain) = ring.next_ahead(&rings)? else {
+                next = Next::Ring;
+                break;
+            };
+            let mut frame = self.iov.start();
+            ring.readable(&rings, chain, &mut frame)?;
+            // A frame without a whole header is none (§5.1.6.2.1 says that the driver sets its fields).
+            if frame.len() < HEADER_LEN {
+                return Err(Error::TooShort(chain.head));
+            }
+            // The host's kernel is not to allocate for a "frame" of gigabytes.
+            let sent = if frame.len() > MAX_FRAME {
+                Err(io::ErrorKind::InvalidInput.into())
+            } else {
+                calls += 1;
+                backend.send(&frame)
+            };
+            match sent {
+                Ok(sent) => {
+                    frames += 1;
+                    bytes += (frame.len() - HEADER_LEN) as u64;
+                    // No event says that the backend has an answer.
+                    if sent == Sent::Answered && self.receive == Next::Host {
+                        self.receive = Next::Work;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ring.undo_pop();
+                    next = Next::Host;
+                    break;
+                }
+                Err(_) => dropped += 1,
+            }
+            ring.push_used(&rings, chain.head, 0);
+        }
+        self.transmit = next;
+        count(&counters.tx_frames, frames);
+        count(&counters.tx_bytes, bytes);
+        count(&counters.tx_dropped, dropped);
+        count(&counters.calls, calls);
+        tx.ring.show(&rings)?;
+        tx.ring.wants_interrupt(&rings)
+    }
+}

@@ -1,0 +1,306 @@
+//! The commands for machines that run: each asks a machine over its socket.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::json;
+use vmm::client::{Client, ClientError};
+use vmm::info::MachineInfo;
+use vmm::runtime;
+
+use super::args::{Console, Logs, Ls, Machine, Metrics, Stop};
+use super::screen;
+use crate::report;
+
+/// How long a machine may take to answer what it answers at once.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Turns what a command came to into its exit status.
+pub(crate) fn done(result: Result<ExitCode, ClientError>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        report::error(&error, error.remedy().as_deref());
+        ExitCode::FAILURE
+    })
+}
+
+fn connect(name: &str) -> Result<Client, ClientError> {
+    let client = Client::connect(name)?;
+    client.set_timeout(Some(AT_ONCE)).map_err(ClientError::Connection)?;
+    Ok(client)
+}
+
+/// `wirevm ls`
+pub(crate) fn ls(args: &Ls) -> Result<ExitCode, ClientError> {
+    let mut machines = Vec::new();
+    for name in runtime::running()? {
+        match connect(&name).and_then(|mut client| client.info()) {
+            Ok(info) => machines.push(info),
+            // It has ended meanwhile, or is stopped (SIGSTOP), which says nothing against the others.
+            Err(ClientError::Name(runtime::NameError::Unknown { .. })) => {}
+            Err(error) => report::error(&error, Some(&format!("it is the machine {name}"))),
+        }
+    }
+    match args.json {
+        true => report::answer(&format!("{}\n", json!({ "machines": machines }))),
+        false => report::answer(&table(&machines)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(machines: &[MachineInfo]) -> String {
+    let mut rows = vec![["NAME", "STATE", "PID", "MEMORY", "CPUS", "UPTIME", "NICS"].map(str::to_owned)];
+    for info in machines {
+        let nics = info.nics.iter().map(|nic| format!("{}:{}", nic.kind, nic.link));
+        let row = [
+            info.name.clone(),
+            info.state.word().to_owned(),
+            info.pid.to_string(),
+            vmm::config::argument(info.memory),
+            info.config.cpus.to_string(),
+            time(info.uptime),
+            nics.collect::<Vec<_>>().join(" "),
+        ];
+        rows.push(row.map(|cell| screen::printable(&cell)));
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..7).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Seconds as a person says them: the two largest units.
+fn time(seconds: u64) -> String {
+    match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, s) => format!("{s}s"),
+        (0, 0, m, s) => format!("{m}m{s:02}s"),
+        (0, h, m, _) => format!("{h}h{m:02}m"),
+        (d, h, _, _) => format!("{d}d{h:02}h"),
+    }
+}
+
+/// `wirevm show`
+pub(crate) fn show(args: &Machine) -> Result<ExitCode, ClientError> {
+    let info = connect(&args.name)?.info()?;
+    match args.json {
+        true => report::answer(&format!("{}\n", json!(info))),
+        false => report::answer(&page(&info)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn page(info: &MachineInfo) -> String {
+    let config = &info.config;
+    let mut lines = vec![
+        ("name", info.name.clone()),
+        ("state", info.state.word().to_owned()),
+        ("pid", format!("{}, and {} runs the guest", info.pid, info.machine_pid)),
+        ("uptime", time(info.uptime)),
+        ("kernel", config.kernel.display().to_string()),
+    ];
+    lines.extend(config.initrd.as_ref().map(|initrd| ("initrd", initrd.display().to_string())));
+    lines.extend([
+        ("cmdline", config.cmdline.clone()),
+        ("cpus", config.cpus.to_string()),
+        ("memory", config.memory.to_string()),
+        ("transport", config.transport.to_string()),
+    ]);
+    let mut text = String::new();
+    for (what, value) in &lines {
+        text.push_str(&format!("{what:<10} {}\n", screen::printable(value)));
+    }
+    for nic in &info.nics {
+        let hop = |hop: &serde_json::Value| {
+            let (what, name) = (hop["what"].as_str().unwrap_or_default(), hop["name"].as_str());
+            name.map_or(what.to_owned(), |name| format!("{what} {name}"))
+        };
+        let hops: Vec<_> = nic.hops.as_array().into_iter().flatten().map(hop).collect();
+        for line in [
+            format!("{:<10} {}", nic.name, nic.spec),
+            format!("{:<10} {}", "", hops.join(" - ")),
+            format!(
+                "{:<10} MAC {}, MTU {}, queues {}, carried by {}",
+                "", nic.mac, nic.mtu, nic.queues, nic.carrier
+            ),
+        ] {
+            text.push_str(screen::printable(&line).trim_end());
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// `wirevm stop`: returns once the machine is gone.
+pub(crate) fn stop(args: &Stop) -> Result<ExitCode, ClientError> {
+    let mut client = connect(&args.name)?;
+    client.stop(args.timeout.map(Duration::from_secs), args.force)?;
+    client.set_timeout(None).map_err(ClientError::Connection)?;
+    // Its process closes the connection when the host is as before.
+    let status = client.wait();
+    until_gone(&args.name);
+    if args.json {
+        report::answer(&format!("{}\n", json!({ "name": args.name, "status": status.ok() })));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the machine's name is free: the last thing that its process lets go of.
+fn until_gone(name: &str) {
+    while runtime::running().is_ok_and(|running| running.iter().any(|running| running == name)) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `wirevm pause`
+pub(crate) fn pause(args: &Machine) -> Result<ExitCode, ClientError> {
+    connect(&args.name)?.pause()?;
+    told(args, "paused")
+}
+
+/// `wirevm resume`
+pub(crate) fn resume(args: &Machine) -> Result<ExitCode, ClientError> {
+    connect(&args.name)?.resume()?;
+    told(args, "running")
+}
+
+fn told(args: &Machine, state: &str) -> Result<ExitCode, ClientError> {
+    if args.json {
+        report::answer(&format!("{}\n", json!({ "name": args.name, "state": state })));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `wirevm wait`: ends with the machine's exit status.
+pub(crate) fn wait(args: &Machine) -> Result<ExitCode, ClientError> {
+    let mut client = Client::connect(&args.name)?;
+    let status = client.wait()?;
+    until_gone(&args.name);
+    if args.json {
+        report::answer(&format!("{}\n", json!({ "name": args.name, "status": status })));
+    }
+    Ok(ExitCode::from(status))
+}
+
+/// `wirevm logs`
+pub(crate) fn logs(args: &Logs) -> Result<ExitCode, ClientError> {
+    let running = connect(&args.name);
+    let path = runtime::log_path(&args.name)?;
+    if args.follow {
+        let (history, mut stream) = running?.console(false)?;
+        let mut out = io::stdout();
+        let copied = out
+            .write_all(&history)
+            .and_then(|()| out.flush())
+            .and_then(|()| copy_at_once(&mut stream, &mut out));
+        // A reader that leaves early, as a pager may, is no failure.
+        drop(copied);
+        return Ok(ExitCode::SUCCESS);
+    }
+    // What a detached one has said from its start on, also after its end; else what is kept of the last.
+    let text = match (std::fs::read(&path), running) {
+        (Ok(text), _) => text,
+        (Err(_), Ok(mut client)) => client.logs()?.into_bytes(),
+        (Err(_), Err(error)) => return Err(error),
+    };
+    match args.json {
+        true => {
+            let text = String::from_utf8_lossy(&text);
+            report::answer(&format!("{}\n", json!({ "name": args.name, "text": text })));
+        }
+        false => drop(io::stdout().write_all(&text)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn copy_at_once(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut chunk = [0; 4096];
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(len) => to.write_all(&chunk[..len]).and_then(|()| to.flush())?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// `wirevm console`
+pub(crate) fn console(args: &Console) -> Result<ExitCode, ClientError> {
+    let (history, stream) = connect(&args.name)?.console(!args.read_only)?;
+    screen::attach(&history, stream, args.read_only).map_err(ClientError::Connection)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `wirevm metrics`
+pub(crate) fn metrics(args: &Metrics) -> Result<ExitCode, ClientError> {
+    let names = match &args.name {
+        Some(name) => vec![name.clone()],
+        None => runtime::running()?,
+    };
+    let mut texts = Vec::new();
+    for name in names {
+        match connect(&name).and_then(|mut client| client.metrics()) {
+            Ok(text) => texts.push(text),
+            Err(error) if args.name.is_some() => return Err(error),
+            // It has ended meanwhile, or does not run yet.
+            Err(_) => {}
+        }
+    }
+    report::answer(&merged(&texts));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Several machines' counters as one text, in which each family is said once (Prometheus' exposition format).
+fn merged(texts: &[String]) -> String {
+    let mut families: Vec<(String, Vec<&str>)> = Vec::new();
+    for text in texts {
+        let mut head = String::new();
+        for line in text.lines() {
+            match line.strip_prefix("# ") {
+                Some(_) if line.starts_with("# HELP") => head = line.to_owned(),
+                Some(_) => head = format!("{head}\n{line}"),
+                None => match families.iter_mut().find(|(known, _)| *known == head) {
+                    Some((_, lines)) => lines.push(line),
+                    None => families.push((head.clone(), vec![line])),
+                },
+            }
+        }
+    }
+    let mut all = String::new();
+    for (head, lines) in families {
+        all.push_str(&format!("{head}\n{}\n", lines.join("\n")));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_two_units() {
+        for (seconds, text) in [(7, "7s"), (61, "1m01s"), (3600, "1h00m"), (90_061, "1d01h")] {
+            assert_eq!(time(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_family_is_said_once_for_all_machines() {
+        let one = |vm: &str| {
+            format!(
+                "# HELP a_total A\n# TYPE a_total counter\na_total{{vm=\"{vm}\"}} 1\n# HELP b B\n# TYPE b gauge\nb 2\n"
+            )
+        };
+        assert_eq!(
+            merged(&[one("x"), one("y")]),
+            "# HELP a_total A\n# TYPE a_total counter\na_total{vm=\"x\"} 1\na_total{vm=\"y\"} 1\n\
+             # HELP b B\n# TYPE b gauge\nb 2\nb 2\n"
+        );
+        assert_eq!(merged(&[]), "");
+    }
+}

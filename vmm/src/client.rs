@@ -1,0 +1,248 @@
+//! A client of a running machine: calls over its socket, as varlink frames them (a JSON object, ended by a NUL).
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::info::{Event, MachineInfo};
+use crate::runtime::{self, NameError};
+
+/// The longest reply in bytes that is read.
+const REPLY_MAX: usize = 4 << 20;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no such machine.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The connection failed, or the machine has ended.
+    #[error("cannot ask the machine")]
+    Connection(#[source] io::Error),
+    /// The machine refuses.
+    #[error("the machine refuses: {reason}")]
+    Refused {
+        /// The error's name on the wire.
+        error: String,
+        /// The same in words.
+        reason: String,
+    },
+    /// Its answer makes no sense.
+    #[error("the machine's answer makes no sense")]
+    Nonsense(#[source] serde_json::Error),
+}
+
+impl ClientError {
+    /// What the user can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Name(error) => error.remedy(),
+            Self::Nonsense(_) => {
+                Some("is it a machine of another version of wirevm? wirevm ls tells".to_owned())
+            }
+            Self::Connection(_) | Self::Refused { .. } => None,
+        }
+    }
+}
+
+/// A connection to a running machine.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    /// What was read and is not taken yet.
+    read: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    #[serde(default)]
+    parameters: Value,
+    error: Option<String>,
+    #[serde(default)]
+    continues: bool,
+}
+
+impl Client {
+    /// Connects to the machine `name`.
+    ///
+    /// # Errors
+    /// No such machine runs, or it is another user's.
+    pub fn connect(name: &str) -> Result<Self, ClientError> {
+        Ok(Self { stream: runtime::connect(name)?, read: Vec::new() })
+    }
+
+    /// Waits no longer than this for an answer; for ever without it.
+    ///
+    /// # Errors
+    /// It is zero.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(timeout)
+    }
+
+    /// Calls `method` of the interface `io.wirevm.Machine`, and waits for its answer.
+    ///
+    /// # Errors
+    /// The machine refuses, or is gone.
+    pub fn call(&mut self, method: &str, parameters: Value) -> Result<Value, ClientError> {
+        self.send(&json!({ "method": format!("io.wirevm.Machine.{method}"), "parameters": parameters }))?;
+        Ok(self.reply()?.parameters)
+    }
+
+    /// The same of a method that answers again and again: `each` takes an answer, and says whether to go on.
+    ///
+    /// # Errors
+    /// The machine refuses, or is gone.
+    pub fn call_more(
+        &mut self,
+        method: &str,
+        parameters: Value,
+        mut each: impl FnMut(Value) -> bool,
+    ) -> Result<(), ClientError> {
+        let method = format!("io.wirevm.Machine.{method}");
+        self.send(&json!({ "method": method, "parameters": parameters, "more": true }))?;
+        loop {
+            let Reply { parameters, continues, .. } = self.reply()?;
+            if !each(parameters) || !continues {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What the machine is, and what it has.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn info(&mut self) -> Result<MachineInfo, ClientError> {
+        let answer = self.call("GetInfo", json!({}))?;
+        serde_json::from_value(answer["machine"].clone()).map_err(ClientError::Nonsense)
+    }
+
+    /// Has the guest power itself off within `timeout` (by default what its configuration says), and ends it then; at once where
+    /// it is to be `force`d. Does not wait.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn stop(&mut self, timeout: Option<Duration>, force: bool) -> Result<(), ClientError> {
+        let timeout = timeout.map(|timeout| timeout.as_secs());
+        self.call("Stop", json!({ "timeout": timeout, "force": force })).map(drop)
+    }
+
+    /// Has the guest stand still; returns when it does.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn pause(&mut self) -> Result<(), ClientError> {
+        self.call("Pause", json!({})).map(drop)
+    }
+
+    /// Has the guest go on.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn resume(&mut self) -> Result<(), ClientError> {
+        self.call("Resume", json!({})).map(drop)
+    }
+
+    /// Waits for the machine's end, and returns the exit status of its `wirevm run`.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call); where it was killed, the connection ends.
+    pub fn wait(&mut self) -> Result<u8, ClientError> {
+        let answer = self.call("Wait", json!({}))?;
+        let status = answer["status"].as_u64().and_then(|status| u8::try_from(status).ok());
+        status.ok_or_else(|| {
+            ClientError::Connection(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "there is no exit status in it",
+            ))
+        })
+    }
+
+    /// What happens to the machine, as long as `each` wants to hear it.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn events(&mut self, mut each: impl FnMut(Event) -> bool) -> Result<(), ClientError> {
+        self.call_more("Subscribe", json!({}), |answer| {
+            match serde_json::from_value(answer["event"].clone()) {
+                Ok(event) => each(event),
+                // Of a newer version.
+                Err(_) => true,
+            }
+        })
+    }
+
+    /// What the guest said last.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn logs(&mut self) -> Result<String, ClientError> {
+        let answer = self.call("Logs", json!({}))?;
+        Ok(answer["text"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Its counters, as Prometheus reads them.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn metrics(&mut self) -> Result<String, ClientError> {
+        let answer = self.call("Metrics", json!({}))?;
+        Ok(answer["text"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Turns the connection into the guest's console: first what the guest said last, then what it says. Where it is to `write`,
+    /// what is written to the stream is typed.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call): somebody else writes already.
+    pub fn console(mut self, write: bool) -> Result<(Vec<u8>, UnixStream), ClientError> {
+        let parameters = json!({ "write": write });
+        self.send(
+            &json!({ "method": "io.wirevm.Machine.Console", "parameters": parameters, "upgrade": true }),
+        )?;
+        self.reply()?;
+        self.stream.set_read_timeout(None).map_err(ClientError::Connection)?;
+        Ok((self.read, self.stream))
+    }
+
+    fn send(&mut self, call: &Value) -> Result<(), ClientError> {
+        let mut bytes = call.to_string().into_bytes();
+        bytes.push(0);
+        self.stream.write_all(&bytes).map_err(ClientError::Connection)
+    }
+
+    fn reply(&mut self) -> Result<Reply, ClientError> {
+        let end = loop {
+            if let Some(end) = self.read.iter().position(|&byte| byte == 0) {
+                break end;
+            }
+            let mut chunk = [0; 4096];
+            let len = match self.stream.read(&mut chunk) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) => {
+                    let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "it has closed the connection");
+                    return Err(ClientError::Connection(gone));
+                }
+                read => read.map_err(ClientError::Connection)?,
+            };
+            self.read.extend_from_slice(&chunk[..len]);
+            if self.read.len() > REPLY_MAX {
+                let long = io::Error::new(io::ErrorKind::InvalidData, "its answer has no end");
+                return Err(ClientError::Connection(long));
+            }
+        };
+        let message: Vec<_> = self.read.drain(..=end).collect();
+        let reply: Reply = serde_json::from_slice(&message[..end]).map_err(ClientError::Nonsense)?;
+        match reply.error {
+            None => Ok(reply),
+            Some(error) => {
+                let said = reply.parameters["reason"].as_str().map(str::to_owned);
+                let reason = said.unwrap_or_else(|| error.rsplit('.').next().unwrap_or_default().to_owned());
+                Err(ClientError::Refused { error, reason })
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What a running machine says of itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::MachineConfig;
+
+/// A running machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// What it is called.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: MachineState,
+    /// The process that has the host's side of it, and ends it when it is told to.
+    pub pid: u32,
+    /// The process that runs the guest.
+    pub machine_pid: u32,
+    /// What it is made of.
+    pub config: MachineConfig,
+    /// The guest's memory in bytes.
+    pub memory: u64,
+    /// Its NICs, in order.
+    pub nics: Vec<NicInfo>,
+    /// When it was started, in seconds since 1970.
+    pub started: u64,
+    /// For how many seconds it has been there.
+    pub uptime: u64,
+    /// Which wirevm runs it.
+    pub version: String,
+}
+
+/// The states of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineState {
+    /// Its guest does not run yet.
+    Built,
+    /// Its guest runs.
+    Running,
+    /// Its guest stands still.
+    Paused,
+    /// Its guest has ended.
+    Ended,
+}
+
+impl MachineState {
+    /// The state in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Built => "built",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// A NIC of a running machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicInfo {
+    /// What it is called: `nic0` is the first.
+    pub name: String,
+    /// What it is made of, as `--net` takes it.
+    pub spec: String,
+    /// The kind of wire: the spec's first word.
+    pub kind: String,
+    /// The host's link at the guest's end of the wire.
+    pub link: String,
+    /// The guest's Ethernet address.
+    pub mac: String,
+    /// The MTU in bytes.
+    pub mtu: u16,
+    /// How many queue pairs it has.
+    pub queues: usize,
+    /// Who carries its frames: `wirevm` or `vhost-net`.
+    pub carrier: String,
+    /// Every link of the host that it uses: name, index, the inode of its network namespace, and role.
+    pub links: serde_json::Value,
+    /// The way of a frame from the guest.
+    pub hops: serde_json::Value,
+}
+
+/// Something that happened to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// It is in another state.
+    State {
+        /// Which.
+        state: MachineState,
+    },
+    /// It has ended, with the exit status of its `wirevm run`.
+    Ended {
+        /// The exit status.
+        status: u8,
+    },
+}

@@ -1,0 +1,434 @@
+//! What the keeper knows of its machine, and does with it: state, console, requests, and the end. What is to be told to clients is
+//! put down as letters, which the loop delivers.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use vmm::info::{Event, MachineInfo, MachineState, NicInfo};
+use vmm::runtime::Place;
+
+use super::Ended;
+use super::child::{Child, Death};
+use super::console::Console;
+use super::control::{ControlError, Requests, Server, Ticket};
+use super::detach::Ready;
+use super::events::Parts;
+use super::keyboard::{Command, Keyboard};
+use super::metrics;
+use super::nics::Nic;
+use super::notify::Notify;
+use super::signals::{Signal, Signals};
+use super::sink::Sink;
+use super::stopping::{Do, Stopping};
+use super::terminal;
+use crate::error::Error;
+use crate::machine::sandbox;
+use crate::protocol::{Channel, Counters, End, Failure, FromMachine, ToMachine};
+use crate::report;
+
+/// Something for clients.
+pub(super) enum Letter {
+    Answer(Ticket, Result<Value, ControlError>),
+    Event(Event),
+    Console(Vec<u8>),
+}
+
+/// A machine, as its keeper has it.
+pub(super) struct Core {
+    config: vmm::MachineConfig,
+    signals: Signals,
+    channel: Channel<ToMachine, FromMachine>,
+    child: Child,
+    console: Console,
+    keyboard: Keyboard,
+    nics: Vec<Nic>,
+    place: Place,
+    ready: Option<Ready>,
+    notify: Notify,
+    state: MachineState,
+    stopping: Stopping,
+    /// Why the guest runs no more, in the machine's words or ours.
+    ended: Option<Ended>,
+    /// The machine is gone, and all that it said is heard.
+    over: bool,
+    since: Instant,
+    started: u64,
+    letters: Vec<Letter>,
+    /// Who waits for the machine to stand still, to go on, and to count.
+    pausing: Vec<Ticket>,
+    resuming: Vec<Ticket>,
+    counting: Vec<Ticket>,
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> (Self, Server) {
+        let Parts { config, signals, channel, child, console, keyboard, nics, server, place, ready } = parts;
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let core = Self {
+            config,
+            signals,
+            channel,
+            child,
+            console,
+            keyboard,
+            nics,
+            place,
+            ready,
+            notify: Notify::from_env(),
+            state: MachineState::Built,
+            stopping: Stopping::default(),
+            ended: None,
+            over: false,
+            since: Instant::now(),
+            started,
+            letters: Vec::new(),
+            pausing: Vec::new(),
+            resuming: Vec::new(),
+            counting: Vec::new(),
+        };
+        (core, server)
+    }
+
+    pub(super) fn channel(&self) -> &Channel<ToMachine, FromMachine> {
+        &self.channel
+    }
+
+    pub(super) fn child(&self) -> &Child {
+        &self.child
+    }
+
+    pub(super) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    pub(super) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    pub(super) fn nics_mut(&mut self) -> &mut Vec<Nic> {
+        &mut self.nics
+    }
+
+    /// Where the console is shown, and where it is typed.
+    pub(super) fn ends(&mut self) -> (&mut Sink, &mut Keyboard) {
+        (self.console.sink(), &mut self.keyboard)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(super) fn take_letters(&mut self) -> Vec<Letter> {
+        std::mem::take(&mut self.letters)
+    }
+
+    /// When something is to be done although nothing happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.stopping.deadline()
+    }
+
+    /// Time may be up.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let next = self.stopping.expire(now);
+        self.carry_out(next);
+    }
+
+    /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
+    pub(super) fn take_back(self, asked: &mut bool) -> Ended {
+        let Self { signals, child, mut console, keyboard, nics, place, ended, stopping, .. } = self;
+        drop(child);
+        // In reverse order of their making; and before the terminal is given back, so that what is said meanwhile is readable.
+        nics.into_iter().rev().for_each(drop);
+        *asked = stopping.is_asked();
+        // Who asked for an end does not wait for a reader.
+        if !*asked && signals.ends() == 0 {
+            console.sink().finish(Some(std::os::fd::AsFd::as_fd(&signals)));
+        }
+        drop(keyboard);
+        drop(place);
+        ended.unwrap_or(Ended::Died(Death::Exit(0)))
+    }
+
+    pub(super) fn hear_machine(&mut self) {
+        loop {
+            match self.channel.try_receive() {
+                Ok(Some((message, _))) => self.heed(message),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // Its end is told by its process.
+                Ok(None) => return,
+                // What makes no sense comes from one that is not itself any more.
+                Err(error) => {
+                    self.end(Ended::Failed(Failure::new(&Error::Nonsense(error), None)));
+                    return self.child.kill();
+                }
+            }
+        }
+    }
+
+    fn heed(&mut self, message: FromMachine) {
+        match message {
+            FromMachine::Running { confined } => {
+                log::info!("the process that runs the guest is confined: {confined}");
+                self.enter(MachineState::Running);
+                self.notify.say("READY=1\nSTATUS=The guest runs");
+                if let Some(ready) = self.ready.take()
+                    && let Err(error) = ready.tell(self.place.name())
+                {
+                    log::warn!("cannot leave the terminal: {error}");
+                }
+            }
+            FromMachine::Print(text) => report::print(&printable(&text)),
+            FromMachine::Paused(done) => {
+                if done.is_ok() {
+                    self.enter(MachineState::Paused);
+                }
+                let waiting = std::mem::take(&mut self.pausing);
+                self.answer_all(waiting, done.map(|()| json!({})));
+            }
+            FromMachine::Resumed(done) => {
+                if done.is_ok() {
+                    self.enter(MachineState::Running);
+                }
+                let waiting = std::mem::take(&mut self.resuming);
+                self.answer_all(waiting, done.map(|()| json!({})));
+            }
+            FromMachine::Counters(counters) => self.answer_counters(&counters),
+            FromMachine::PowerButton { heard } => {
+                if !heard && self.stopping.is_asked() {
+                    let next = self.stopping.force(Instant::now());
+                    self.carry_out(next);
+                }
+            }
+            FromMachine::Failed(failure) => self.end(Ended::Failed(failure)),
+            FromMachine::Ended(end) => self.end(Ended::Guest(end)),
+            FromMachine::Forbidden { call, thread } => {
+                let error = Error::Forbidden { call: sandbox::call_name(call), thread: printable(&thread) };
+                self.end(Ended::Failed(Failure::new(&error, error.remedy())));
+            }
+            FromMachine::Accepted => {}
+        }
+    }
+
+    fn enter(&mut self, state: MachineState) {
+        self.state = state;
+        self.letters.push(Letter::Event(Event::State { state }));
+    }
+
+    fn answer_all(&mut self, tickets: Vec<Ticket>, answer: Result<Value, String>) {
+        for ticket in tickets {
+            let answer = answer.clone().map_err(ControlError::Failed);
+            self.letters.push(Letter::Answer(ticket, answer));
+        }
+    }
+
+    fn answer_counters(&mut self, counters: &Counters) {
+        let waiting = std::mem::take(&mut self.counting);
+        if !waiting.is_empty() {
+            let text = metrics::text(&self.info(), counters);
+            self.answer_all(waiting, Ok(json!({ "text": text })));
+        }
+    }
+
+    /// Notes why the guest runs no more; the first reason counts.
+    fn end(&mut self, ended: Ended) {
+        self.ended.get_or_insert(ended);
+    }
+
+    /// The machine's process has ended, and all that it said is heard.
+    pub(super) fn machine_died(&mut self) {
+        let death = self.child.wait();
+        let of_itself = match self.stopping.is_asked() {
+            true => Ended::Guest(End::Stopped),
+            false => Ended::Died(death),
+        };
+        let status = self.ended.get_or_insert(of_itself).status();
+        self.enter(MachineState::Ended);
+        self.letters.push(Letter::Event(Event::Ended { status }));
+        self.over = true;
+    }
+
+    /// Reads some of the console: whether there may be more now; none once there never is.
+    pub(super) fn read_console(&mut self) -> Option<bool> {
+        match self.console.read() {
+            Ok(Some(output)) => {
+                self.letters.push(Letter::Console(output));
+                Some(true)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Some(false),
+            Ok(None) | Err(_) => None,
+        }
+    }
+
+    /// Signals that came before the loop began.
+    pub(super) fn hear_signals_before(&mut self) {
+        if self.signals.ends() > 0 {
+            self.ask_to_stop(self.config.stop_timeout());
+        }
+    }
+
+    pub(super) fn hear_signals(&mut self) {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::End => self.ask_to_stop(self.config.stop_timeout()),
+                Signal::Quit => self.force_stop(),
+                Signal::Resumed => {
+                    if let Err(error) = self.keyboard.resume() {
+                        log::warn!("cannot take over the terminal: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the guest to power itself off, and ends it after `timeout`.
+    fn ask_to_stop(&mut self, timeout: Duration) {
+        self.notify.say("STOPPING=1\nSTATUS=The guest is asked to power itself off");
+        let next = self.stopping.ask(Instant::now(), timeout);
+        self.carry_out(next);
+    }
+
+    fn force_stop(&mut self) {
+        self.notify.say("STOPPING=1");
+        let next = self.stopping.force(Instant::now());
+        self.carry_out(next);
+    }
+
+    fn carry_out(&mut self, next: Option<Do>) {
+        let Some(next) = next else { return };
+        let said = match (next, self.state) {
+            // Of a guest that does not run yet there is nothing to lose.
+            (_, MachineState::Built) | (Do::Kill, _) => {
+                self.child.kill();
+                Ok(())
+            }
+            // One that stands still hears nothing.
+            (Do::PressPowerButton, MachineState::Paused) => self
+                .channel
+                .send(&ToMachine::Resume)
+                .and_then(|()| self.channel.send(&ToMachine::PowerButton)),
+            (Do::PressPowerButton, _) => self.channel.send(&ToMachine::PowerButton),
+            (Do::TellToEnd, _) => self.channel.send(&ToMachine::Stop),
+        };
+        // One that hears nothing is about to end, which is told elsewhere.
+        drop(said);
+    }
+
+    pub(super) fn read_keys(&mut self) {
+        for command in self.keyboard.read() {
+            match command {
+                Command::Quit => self.force_stop(),
+                Command::PowerButton => drop(self.channel.send(&ToMachine::PowerButton)),
+                Command::Help => report::print(&format!("\n{}\n", terminal::HELP)),
+            }
+        }
+    }
+
+    /// Sends the machine a request whose answer `waiting` waits for.
+    fn request(&mut self, request: &ToMachine) -> Result<(), ControlError> {
+        self.channel
+            .send(request)
+            .map_err(|_| ControlError::WrongState("the machine is about to end".to_owned()))
+    }
+
+    fn in_state(&self, state: MachineState) -> Result<(), ControlError> {
+        match self.state == state {
+            true => Ok(()),
+            false => Err(ControlError::WrongState(format!(
+                "the machine is {}, not {}",
+                self.state.word(),
+                state.word()
+            ))),
+        }
+    }
+}
+
+impl Requests for Core {
+    fn info(&self) -> MachineInfo {
+        let nic = |(index, nic): (usize, &Nic)| {
+            let wire = &nic.wire;
+            NicInfo {
+                name: format!("nic{index}"),
+                spec: wire.config().to_string(),
+                kind: wire.config().wire.kind().to_owned(),
+                link: wire.link().to_owned(),
+                mac: wire.mac().to_string(),
+                mtu: wire.mtu(),
+                queues: wire.queues(),
+                carrier: if wire.carried() { "vhost-net" } else { "wirevm" }.to_owned(),
+                links: json!(wire.links()),
+                hops: json!(wire.hops()),
+            }
+        };
+        MachineInfo {
+            name: self.place.name().to_owned(),
+            state: self.state,
+            pid: std::process::id(),
+            machine_pid: self.child.pid().as_raw_nonzero().get().unsigned_abs(),
+            config: self.config.clone(),
+            memory: self.config.memory.bytes,
+            nics: self.nics.iter().enumerate().map(nic).collect(),
+            started: self.started,
+            uptime: self.since.elapsed().as_secs(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn stop(&mut self, timeout: Option<Duration>, force: bool) {
+        match force {
+            true => self.force_stop(),
+            false => self.ask_to_stop(timeout.unwrap_or(self.config.stop_timeout())),
+        }
+    }
+
+    fn pause(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+        self.in_state(MachineState::Running)?;
+        self.request(&ToMachine::Pause)?;
+        self.pausing.push(ticket);
+        Ok(())
+    }
+
+    fn resume(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+        self.in_state(MachineState::Paused)?;
+        self.request(&ToMachine::Resume)?;
+        self.resuming.push(ticket);
+        Ok(())
+    }
+
+    fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+        if self.state == MachineState::Built {
+            return Err(ControlError::WrongState("the guest does not run yet".to_owned()));
+        }
+        self.request(&ToMachine::Counters)?;
+        self.counting.push(ticket);
+        Ok(())
+    }
+
+    fn type_in(&mut self, keys: &[u8]) -> usize {
+        let taken = self.keyboard.type_in(keys);
+        self.keyboard.give();
+        taken
+    }
+
+    fn console_history(&self) -> Vec<u8> {
+        self.console.history()
+    }
+}
+
+/// Text without what a terminal takes for commands: the machine may have been taken over.
+fn printable(text: &str) -> String {
+    let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c };
+    text.chars().map(harmless).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_prints_is_text() {
+        assert_eq!(
+            printable("a line\n\tand \x1b]0;title\x07\r"),
+            "a line\n\tand \u{fffd}]0;title\u{fffd}\u{fffd}"
+        );
+    }
+}

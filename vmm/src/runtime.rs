@@ -1,0 +1,362 @@
+//! Where running machines are found: a directory for each, below the runtime directory.
+//!
+//! ```text
+//! /run/wirevm/vm/NAME/lock      held (flock(2)) as long as the machine is there
+//!                     control   its socket
+//! /run/wirevm/vm/NAME.log       what a detached machine said; it stays until the name is used again
+//! ```
+//!
+//! **Invariant: a machine is there while its lock is held**, whatever else is left of it: the kernel lets go of a lock whatever
+//! becomes of who held it, and a process id may be another process's by now.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// The longest name in bytes.
+const NAME_MAX: usize = 64;
+
+/// Why a machine cannot have a name, or cannot be found by it.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// It is no name.
+    #[error("{name:?} is no name for a machine: {why}")]
+    Invalid {
+        /// What was given.
+        name: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A machine that runs has it.
+    #[error("a machine named {name} runs already{}", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Taken {
+        /// The name.
+        name: String,
+        /// Its process, as far as it says.
+        pid: Option<u32>,
+    },
+    /// No machine has it.
+    #[error("no machine named {name} runs")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those that run.
+        running: Vec<String>,
+    },
+    /// There is no place for machines.
+    #[error("cannot keep track of running machines")]
+    Place(#[source] net::Error),
+    /// Its directory is no use.
+    #[error("cannot use {}", path.display())]
+    Directory {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl NameError {
+    /// What the user can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::Invalid { .. } => {
+                "use letters, digits, dots, dashes and underscores, 64 at most, and begin with a letter or digit".into()
+            }
+            Self::Taken { name, .. } => format!("use another name, or stop that one: wirevm stop {name}"),
+            Self::Unknown { running, .. } if running.is_empty() => "no machine runs: wirevm run starts one".into(),
+            Self::Unknown { running, .. } => format!("these run: {}", running.join(", ")),
+            Self::Place(error) => return error.remedy(),
+            Self::Directory { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "it is another user's machine: ask as that user, or as root".into()
+            }
+            Self::Directory { .. } => "set WIREVM_RUNTIME_DIR to a directory that you alone can write to".into(),
+        })
+    }
+}
+
+/// Says why `name` cannot be a machine's.
+///
+/// # Errors
+/// It cannot.
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    let refused = |why| Err(NameError::Invalid { name: name.to_owned(), why });
+    match name.as_bytes() {
+        [] => refused("it is empty"),
+        bytes if bytes.len() > NAME_MAX => refused("it is longer than 64 bytes"),
+        [first, ..] if !first.is_ascii_alphanumeric() => {
+            refused("it does not begin with a letter or a digit")
+        }
+        bytes if bytes.contains(&b'/') => refused("it has a slash"),
+        bytes if !bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte)) => {
+            refused("it has a character that is not a letter, a digit, a dot, a dash or an underscore")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The directory of all machines, which is there while one is.
+fn machines() -> Result<PathBuf, NameError> {
+    Ok(net::runtime_directory().map_err(NameError::Place)?.join("vm"))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    // Not through a link, and nobody else's.
+    let found = fs::symlink_metadata(path)?;
+    match found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0 {
+        true => Ok(()),
+        false => Err(io::Error::other("it is not a directory of this user alone")),
+    }
+}
+
+/// The place of a machine that this process keeps. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Place {
+    name: String,
+    path: PathBuf,
+    /// Held as long as this is open.
+    _lock: File,
+}
+
+impl Place {
+    /// Takes the place of `name`, or of the first `vm0`, `vm1`... that is free.
+    ///
+    /// # Errors
+    /// The name is none, or is a running machine's, or there is no place.
+    pub fn take(name: Option<&str>) -> Result<Self, NameError> {
+        if let Some(name) = name {
+            check_name(name)?;
+            return Self::of(machines()?, name);
+        }
+        let all = machines()?;
+        let mut number = 0;
+        loop {
+            match Self::of(all.clone(), &format!("vm{number}")) {
+                Err(NameError::Taken { .. }) => number += 1,
+                taken => return taken,
+            }
+        }
+    }
+
+    fn of(all: PathBuf, name: &str) -> Result<Self, NameError> {
+        let path = all.join(name);
+        let failed = |source| NameError::Directory { path: path.clone(), source };
+        loop {
+            make_directory(&all).map_err(failed)?;
+            match make_directory(&path) {
+                // Who was the last one has just gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                made => made.map_err(failed)?,
+            }
+            let mut lock = match open_lock(&path, true) {
+                // Who had the name has just gone, with the directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(failed)?,
+            };
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(NameError::Taken { name: name.to_owned(), pid: pid_in(&lock) });
+                }
+                locked => locked.map_err(|error| failed(error.into()))?,
+            }
+            if lock.metadata().map_err(failed)?.nlink() == 0 {
+                continue;
+            }
+            // What a dead one has left.
+            let _ = fs::remove_file(path.join("control"));
+            // For who is told that the name is taken.
+            let told = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+            told.map_err(failed)?;
+            return Ok(Self { name: name.to_owned(), path, _lock: lock });
+        }
+    }
+
+    /// The machine's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Listens at its socket, which nobody but this user can connect to.
+    ///
+    /// # Errors
+    /// There is no socket to be had.
+    pub fn listen(&self) -> io::Result<UnixListener> {
+        let listener = UnixListener::bind(short(&File::open(&self.path)?, "control"))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // The lock's file goes while it is held: who waits for it finds that it has no name any more.
+        for name in ["control", "lock"] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        let _ = fs::remove_dir(&self.path);
+        // Of the last one. Logs keep it, and others.
+        let _ = self.path.parent().map(fs::remove_dir);
+    }
+}
+
+/// The log of the detached machine `name`, which may have ended.
+///
+/// # Errors
+/// The name is none, or there is no place.
+pub fn log_path(name: &str) -> Result<PathBuf, NameError> {
+    check_name(name)?;
+    Ok(machines()?.join(format!("{name}.log")))
+}
+
+fn open_lock(directory: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(directory.join("lock"))
+}
+
+fn pid_in(lock: &File) -> Option<u32> {
+    let mut text = String::new();
+    lock.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// A path to `name` in an open directory that is short enough for a socket's (unix(7)), however long the directory's is.
+fn short(directory: &File, name: &str) -> PathBuf {
+    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).into()
+}
+
+/// The names of the machines that run, in order.
+///
+/// # Errors
+/// There is no place for machines.
+pub fn running() -> Result<Vec<String>, NameError> {
+    let all = machines()?;
+    let entries = match fs::read_dir(&all) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|source| NameError::Directory { path: all.clone(), source })?,
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_running(&all.join(name)))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn is_running(directory: &Path) -> bool {
+    let lock = open_lock(directory, false);
+    // Shared, so that two who look at once do not see each other.
+    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+}
+
+/// Connects to the machine `name`.
+///
+/// # Errors
+/// No such machine runs.
+pub fn connect(name: &str) -> Result<UnixStream, NameError> {
+    check_name(name)?;
+    let path = machines()?.join(name);
+    let failed = |source| NameError::Directory { path: path.clone(), source };
+    let unknown = || NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() };
+    let directory = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
+        opened => opened.map_err(failed)?,
+    };
+    match UnixStream::connect(short(&directory, "control")) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Err(unknown())
+        }
+        connected => connected.map_err(failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_word() {
+        for name in ["vm0", "a", "web.example-1_x", &"x".repeat(64)] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "a/b", "..", ".hidden", "-v", "a b", "a\n", "ä", &"x".repeat(65)] {
+            let error = check_name(name).unwrap_err();
+            assert!(
+                error.remedy().is_some() && error.to_string().contains("no name for a machine"),
+                "{name:?}"
+            );
+        }
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("wirevm-test-{name}-{}", std::process::id()));
+        make_directory(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_name_is_one_machine_s_while_it_lives_and_free_after() {
+        let all = scratch("place");
+        let place = Place::of(all.clone(), "web").unwrap();
+        let _listener = place.listen().unwrap();
+        let taken = Place::of(all.clone(), "web").unwrap_err();
+        assert_eq!(
+            taken.to_string(),
+            format!("a machine named web runs already (pid {})", std::process::id())
+        );
+        assert!(is_running(&all.join("web")));
+        drop(place);
+        assert!(!all.exists() && !is_running(&all.join("web")));
+        // A dead one has left its directory and its socket, and nobody holds its lock.
+        make_directory(&all).unwrap();
+        fs::create_dir(all.join("web")).unwrap();
+        fs::set_permissions(all.join("web"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        fs::write(all.join("web/lock"), "1").unwrap();
+        drop(UnixListener::bind(all.join("web/control")).unwrap());
+        assert!(!is_running(&all.join("web")));
+        let place = Place::of(all.clone(), "web").unwrap();
+        place.listen().unwrap();
+        drop(place);
+        assert!(!all.exists());
+    }
+
+    #[test]
+    fn many_at_once_have_each_its_own() {
+        let all = scratch("race");
+        let take = || {
+            let mut number = 0;
+            loop {
+                match Place::of(all.clone(), &format!("vm{number}")) {
+                    Err(NameError::Taken { .. }) => number += 1,
+                    taken => return taken.unwrap(),
+                }
+            }
+        };
+        for _ in 0..50 {
+            let places: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let mut names: Vec<_> = places.iter().map(Place::name).collect();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), 4, "{names:?}");
+            std::thread::scope(|scope| {
+                places.into_iter().for_each(|place| drop(scope.spawn(|| drop(place))))
+            });
+        }
+        assert!(!all.exists());
+    }
+}
