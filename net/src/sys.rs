@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use crate::Iov;
 
+/// The path of vhost-net.
+pub(crate) const VHOST_DEVICE: &str = "/dev/vhost-net";
+
 /// The descriptor is attached to an interface that is deleted: the wire is gone for good.
 pub(crate) fn wire_is_gone() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADFD)

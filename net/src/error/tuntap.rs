@@ -4,7 +4,7 @@ use std::io;
 
 use super::{ROOT, kind_of, list, not_permitted};
 use crate::host::holders::Holder;
-use crate::tuntap::{DEVICE, TunMode};
+use crate::host::tun_settings::{DEVICE, TunMode};
 
 /// What goes wrong with a link of the tun driver: a tap or a tun. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]

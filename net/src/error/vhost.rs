@@ -3,7 +3,7 @@
 use std::io;
 
 use super::not_permitted;
-use crate::vhost::DEVICE;
+use crate::sys::VHOST_DEVICE as DEVICE;
 
 /// What goes wrong with vhost-net. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]

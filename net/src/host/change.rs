@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     LinkAddress, LinkId, LinkNeighbour, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal,
-    VlanMember, namespace,
+    VlanMember, namespace, tun_settings,
 };
+use crate::HostAddress;
 use crate::error::ChangeKind;
-use crate::{HostAddress, tuntap};
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,8 +141,8 @@ impl Change {
             Self::AddVlan(port, vlan, member) => netlink.add_vlan(port, *vlan, *member),
             Self::RemoveVlan(port, vlan) => netlink.remove_vlan(port, *vlan),
             Self::Sysctl(sysctl) => sysctl.make(),
-            Self::TunFlags(link, flags) => tuntap::set(netlink, link, *flags, None),
-            Self::TunHeader(link, flags, len) => tuntap::set(netlink, link, *flags, Some(*len)),
+            Self::TunFlags(link, flags) => tun_settings::set(netlink, link, *flags, None),
+            Self::TunHeader(link, flags, len) => tun_settings::set(netlink, link, *flags, Some(*len)),
             Self::DeleteNamespace { name, id } => Ok(namespace::delete(name, *id)?),
         }
     }
@@ -224,7 +224,7 @@ impl Change {
             Self::Sysctl(sysctl) => sysctl.command(),
             // No program does it.
             Self::TunFlags(link, flags) => {
-                format!("# {link} as it was: TUNSETIFF {}, TUNSETOFFLOAD 0", tuntap::words(*flags))
+                format!("# {link} as it was: TUNSETIFF {}, TUNSETOFFLOAD 0", tun_settings::words(*flags))
             }
             Self::TunHeader(link, _, len) => format!("# {link} as it was: TUNSETVNETHDRSZ {len}"),
             Self::DeleteNamespace { name, .. } => format!("ip netns del {name}"),

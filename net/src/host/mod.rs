@@ -22,7 +22,9 @@ mod nft;
 mod peer;
 pub(crate) mod probe;
 pub(crate) mod sysfs;
+pub(crate) mod tun_settings;
 mod wait;
+pub(crate) mod wire_link;
 
 use std::fmt;
 
@@ -39,8 +41,8 @@ pub(crate) use netlink::{
 pub(crate) use peer::Peer;
 
 use self::journal::{Line, Record};
+use self::wire_link::{Role, WireLink};
 use crate::error::{ChangeKind, HostError};
-use crate::wire::{Role, WireLink};
 use crate::{Error, HostAddress, NetnsName};
 
 /// One change of the host that was just made, as a person would have typed it.

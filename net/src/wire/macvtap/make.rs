@@ -6,8 +6,9 @@ use super::Macvtap;
 use crate::error::{HostError, MacvtapError, ParentProblem};
 use crate::host::netlink::AddressOnLink;
 use crate::host::sysfs::Sysfs;
+use crate::host::wire_link::Role;
 use crate::host::{Change, Host, Link, LinkId, NewMacvlan, Refusal, Wiring};
-use crate::wire::{self, Made, Parts, Role};
+use crate::wire::made::{self, Made, Parts};
 use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig};
 
 /// Makes the macvtap that `config` asks for and attaches to it.
@@ -59,7 +60,7 @@ pub(crate) fn open(config: &MacvtapConfig, all: &NetConfig, host: &Host) -> Resu
     parts.links.push(wiring.wire_link(&made.id, Role::Guest));
     parts.links.extend(on.map(|nic| wiring.wire_link(&nic, Role::Parent)));
     parts.links.extend(own.map(|macvlan| wiring.wire_link(&macvlan, Role::Host)));
-    Ok(Made { ends: wire::ends(macvtap, others), parts, wiring })
+    Ok(Made { ends: made::ends(macvtap, others), parts, wiring })
 }
 
 /// The well-known trap of each mode, in words, unless the user has seen to it.

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use smoltcp::wire::{DhcpMessageType, EthernetAddress};
 
 use self::message::{IPV4_LEN, Request, SERVER_PORT};
-use crate::autoconf::{ANSWER_MAX, Verdict};
-use crate::cable::octets;
+use crate::answer::octets;
+use crate::answer::{ANSWER_MAX, Verdict};
 use crate::{HostV4, Mac};
 
 /// What the guest is told.

@@ -3,16 +3,15 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::answer::listener::Listener;
 use crate::error::HostError;
+use crate::frames::queue::Queue;
+use crate::host::wire_link::Role;
 use crate::host::{Host, Wiring};
-use crate::listener::Listener;
-use crate::queue::Queue;
-use crate::tuntap::{self, TunDevice};
-use crate::wire::{self, Made, Parts, Role};
-use crate::{
-    Backend, Error, HostAddress, LinkName, MTU, Mac, NetConfig, Offloads, TapConfig, TunMode,
-    routed::{self, Guest},
-};
+use crate::wire::made::{self, Made, Parts};
+use crate::wire::routed::{self, Guest};
+use crate::wire::tuntap::{self, TunDevice};
+use crate::{Backend, Error, HostAddress, LinkName, MTU, Mac, NetConfig, Offloads, TapConfig, TunMode};
 
 /// Makes the wire of a tap for the NIC `mac`.
 pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -> Result<Made, Error> {
@@ -57,7 +56,7 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     (parts.spec.lease, parts.spec.router) = (guest_config.lease, guest_config.router);
     (parts.listener, parts.forwarding) = (listener, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
-    Ok(Made { ends: wire::ends(tap, others), parts, wiring })
+    Ok(Made { ends: made::ends(tap, others), parts, wiring })
 }
 
 /// A tap, by its first queue. Dropped, it goes, unless it is persistent: then it is as it was before.

@@ -18,7 +18,7 @@ use smoltcp::wire::{
     Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr,
 };
 
-use crate::cable::octets;
+use crate::answer::octets;
 use crate::{HEADER_LEN, Iov, Mac};
 
 const ETHERNET_LEN: usize = 14;

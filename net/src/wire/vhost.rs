@@ -21,10 +21,8 @@ use std::time::Duration;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::error::VhostError;
+use crate::sys::VHOST_DEVICE as DEVICE;
 use crate::{Error, VhostMode};
-
-/// The path of the device.
-pub(crate) const DEVICE: &str = "/dev/vhost-net";
 
 const VHOST: u32 = 0xaf;
 /// A descriptor that stands for none.

@@ -1,6 +1,17 @@
 //! The host half of a NIC: its links and what was changed for them, alive as long as the NIC.
 
-use std::fs::File;
+mod bridge;
+pub(crate) mod cable;
+pub(crate) mod cable_spec;
+mod fd;
+pub(crate) mod macvtap;
+mod made;
+mod routed;
+pub(crate) mod tap;
+mod tun;
+pub(crate) mod tuntap;
+pub(crate) mod vhost;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
@@ -8,13 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::cable::{Ask, Cable, CableSpec, Plugged};
+use crate::answer::listener::Listener;
 use crate::error::HostError;
+use crate::host::wire_link::{Role, WireLink};
 use crate::host::{self, Host, Wiring};
-use crate::listener::Listener;
-use crate::{
-    Backend, Error, Mac, NetConfig, NetnsName, Offloads, RxFilter, Vhost, VhostMode, WireConfig, vhost,
-};
+use crate::wire::cable::{Ask, Cable, Plugged};
+use crate::wire::made::{Made, Parts};
+use crate::{Backend, Error, Mac, NetConfig, NetnsName, RxFilter, Vhost, VhostMode, WireConfig};
 
 /// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
 /// link, when every descriptor of its [`cable`](Self::cable) is closed as well.
@@ -31,82 +42,6 @@ pub struct Wire {
 
 /// The descriptors of the host's link, the first of which leads; with what is to be given back when they go.
 pub(crate) type Ends = Arc<Mutex<Vec<Box<dyn Backend>>>>;
-
-/// What a wire has beside its ends.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) spec: CableSpec,
-    pub(crate) listener: Option<Listener>,
-    pub(crate) forwarding: Option<File>,
-    pub(crate) links: Vec<WireLink>,
-}
-
-impl Parts {
-    /// Of a wire whose frames go by `link` as they are, to a guest that finds out all by itself.
-    pub(crate) fn new(link: &str, mac: Mac, mtu: u16, offloads: Offloads) -> Self {
-        let spec = CableSpec {
-            link: link.to_owned(),
-            mac,
-            mtu,
-            offloads,
-            queues: 0,
-            vhosts: 0,
-            listens: false,
-            forwarding: false,
-            switches_first: false,
-            asks: false,
-            gateway: None,
-            lease: None,
-            router: None,
-        };
-        Self { spec, listener: None, forwarding: None, links: Vec::new() }
-    }
-}
-
-/// The descriptors of a link, the first of which leads.
-pub(crate) fn ends<A: Backend + 'static, B: Backend + 'static>(
-    first: A,
-    others: Vec<B>,
-) -> Vec<Box<dyn Backend>> {
-    let others = others.into_iter().map(|other| -> Box<dyn Backend> { Box::new(other) });
-    std::iter::once(Box::new(first) as Box<dyn Backend>).chain(others).collect()
-}
-
-/// A wire as one of the kinds makes it.
-pub(crate) struct Made {
-    pub(crate) ends: Vec<Box<dyn Backend>>,
-    pub(crate) parts: Parts,
-    pub(crate) wiring: Wiring,
-}
-
-/// A link of the host that a wire uses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct WireLink {
-    /// Its name when the wire was made.
-    pub name: String,
-    /// Its number in its network namespace, which tells it from a later one of that name; none where it is out of sight.
-    pub index: Option<u32>,
-    /// The inode of its network namespace.
-    pub namespace: u64,
-    /// What it is to the wire.
-    pub role: Role,
-}
-
-/// What a link is to a wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// The guest's end: a tap, tun or macvtap.
-    Guest,
-    /// The bridge that the guest's end is a port of.
-    Bridge,
-    /// The NIC that leads from a bridge to the LAN.
-    Uplink,
-    /// The NIC that a macvtap is on.
-    Parent,
-    /// The host's own macvlan beside a guest's macvtap.
-    Host,
-}
 
 /// One place that a frame passes on its way from the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -335,11 +270,11 @@ fn open_in(name: &NetnsName, config: &NetConfig, mac: Mac, host: &Host) -> Resul
 
 fn open_here(config: &NetConfig, mac: Mac, host: &Host) -> Result<Made, Error> {
     match &config.wire {
-        WireConfig::Tap(tap) => crate::tap::open(tap, mac, config, host),
-        WireConfig::Bridge(bridge) => crate::bridge::open(bridge, mac, config, host),
-        WireConfig::Tun(tun) => crate::tun::open(tun, mac, config, host),
-        WireConfig::Macvtap(macvtap) => crate::macvtap::open(macvtap, config, host),
-        WireConfig::Fd(inherited) => crate::fd::open(inherited, config, host),
+        WireConfig::Tap(tap) => tap::open(tap, mac, config, host),
+        WireConfig::Bridge(bridge) => bridge::open(bridge, mac, config, host),
+        WireConfig::Tun(tun) => tun::open(tun, mac, config, host),
+        WireConfig::Macvtap(macvtap) => macvtap::make::open(macvtap, config, host),
+        WireConfig::Fd(inherited) => fd::open(inherited, config, host),
     }
 }
 

@@ -11,42 +11,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
-use crate::dhcp::Lease;
-use crate::listener::Listener;
-use crate::neighbour::Gateway;
-use crate::queue;
-use crate::router::Router;
-use crate::tun::Tun;
-use crate::{Backend, Mac, Offloads, RxFilter, Vhost, autoconf, tuntap};
-
-/// What the descriptors of a cable are, and what the guest is to know of its wire.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CableSpec {
-    pub(crate) link: String,
-    pub(crate) mac: Mac,
-    /// Bytes.
-    pub(crate) mtu: u16,
-    /// What the host's end can do.
-    pub(crate) offloads: Offloads,
-    /// How many descriptors carry frames: one for each queue pair, the first ones.
-    pub(crate) queues: usize,
-    /// How many are of vhost-net: the next ones, one for each queue pair or none.
-    pub(crate) vhosts: usize,
-    /// One that hears the guest's questions comes next.
-    pub(crate) listens: bool,
-    /// One of the host's setting for forwarding comes last.
-    pub(crate) forwarding: bool,
-    /// The first queue can be switched off and on, too.
-    pub(crate) switches_first: bool,
-    /// The host's link brings only the frames that it is asked for.
-    pub(crate) asks: bool,
-    /// The host's end carries packets, and this is who stands at it for the guest.
-    pub(crate) gateway: Option<Gateway>,
-    pub(crate) lease: Option<Lease>,
-    pub(crate) router: Option<Router>,
-}
+use crate::answer::autoconf;
+use crate::answer::listener::Listener;
+use crate::frames::queue;
+use crate::wire::cable_spec::CableSpec;
+use crate::wire::tun::Tun;
+use crate::wire::tuntap;
+use crate::{Backend, Mac, Offloads, RxFilter, Vhost};
 
 /// The descriptors and what they are.
 #[derive(Debug)]
@@ -171,25 +142,14 @@ impl Backend for End {
     }
 }
 
-/// An Ethernet address as its octets.
-pub(crate) mod octets {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use smoltcp::wire::EthernetAddress;
-
-    pub(crate) fn serialize<S: Serializer>(address: &EthernetAddress, to: S) -> Result<S::Ok, S::Error> {
-        address.0.serialize(to)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<EthernetAddress, D::Error> {
-        <[u8; 6]>::deserialize(from).map(EthernetAddress)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
+    use crate::answer::dhcp::Lease;
+    use crate::answer::neighbour::Gateway;
+    use crate::answer::router::Router;
 
     fn spec(queues: usize) -> CableSpec {
         CableSpec {

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::dhcp::Lease;
+use crate::answer::dhcp::Lease;
+use crate::answer::resolver;
+use crate::answer::router::Router;
 use crate::error::HostError;
 use crate::host::{Link, Wiring, free_subnet};
-use crate::resolver;
-use crate::router::Router;
 use crate::{Error, HostAddress, Mac};
 
 /// A subnet for `link` that nothing is routed to: of IPv4, and of IPv6 where the kernel has it for the link.

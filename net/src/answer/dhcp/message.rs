@@ -10,7 +10,7 @@ use smoltcp::wire::{
 
 use super::Lease;
 use crate::HEADER_LEN;
-use crate::autoconf::ANSWER_MAX;
+use crate::answer::ANSWER_MAX;
 
 /// How long the guest may keep the address, in seconds. It is the only one to have it; a day makes it ask now and then.
 const LEASE_SECONDS: u32 = 24 * 60 * 60;

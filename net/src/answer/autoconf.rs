@@ -12,28 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::dhcp::{self, Lease};
-use crate::listener::Listener;
-use crate::router::{self, Router};
+use crate::answer::dhcp::{self, Lease};
+use crate::answer::listener::Listener;
+use crate::answer::router::{self, Router};
+use crate::answer::{ANSWER_MAX, Verdict};
 use crate::{Backend, HEADER_LEN, Iov, Offloads, RxFilter, Sent};
 
 /// A question is one unfragmented Ethernet frame; what is larger is none.
 const QUESTION_MAX: usize = HEADER_LEN + 14 + 1500;
 /// Questions that are answered in one go: a guest that asks without end is not the only work of its thread.
 const QUESTIONS: usize = 16;
-/// The longest answer: a DHCP message that every client takes.
-pub(crate) const ANSWER_MAX: usize = HEADER_LEN + 14 + 576;
-
-/// What becomes of a frame that may be a question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It is not for us.
-    Pass,
-    /// It ends here without an answer.
-    Silent,
-    /// The answer is ready, with this length.
-    Reply(usize),
-}
 
 /// A backend with the guest's configuration in front of it.
 ///

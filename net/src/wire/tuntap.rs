@@ -10,7 +10,6 @@
 //!   flow, and brings an answer to the queue by which the flow goes out. Anybody with the right can attach one more.
 //! - The socket buffer has no bound unless somebody set one (`TUNSETSNDBUF`), so a write never waits.
 
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,65 +17,18 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use crate::error::{HostError, TunTapError};
-use crate::host::{Change, DeferredUndo, Link, LinkId, Netlink, Refusal, Tun, Wiring, holders};
-use crate::queue::Queue;
+use crate::frames::queue::Queue;
+use crate::host::tun_settings::{DEVICE, TunMode, words};
+use crate::host::{Change, DeferredUndo, Link, Netlink, Tun, Wiring, holders};
 use crate::{Backend, Error, HEADER_LEN, LinkName, Offloads, sys};
 
 /// The name for a new link: the kernel puts the least free number.
 const TEMPLATE: &str = "wirevm%d";
 
-/// The path of the tun driver.
-pub(crate) const DEVICE: &str = "/dev/net/tun";
-
-/// What a link of the tun driver carries, in the words of `ip tuntap`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TunMode {
-    /// Ethernet frames.
-    Tap,
-    /// IP packets.
-    Tun,
-}
-
-impl TunMode {
-    /// What we attach `queues` queues as: no packet information before a frame, a virtio-net header instead.
-    fn flags(self, queues: u16) -> i32 {
-        let multi_queue = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-        self.kind() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi_queue
-    }
-
-    fn kind(self) -> i32 {
-        match self {
-            Self::Tap => libc::IFF_TAP,
-            Self::Tun => libc::IFF_TUN,
-        }
-    }
-}
-
-impl fmt::Display for TunMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tap => "tap",
-            Self::Tun => "tun",
-        })
-    }
-}
-
 /// The `ip tuntap` line that makes such a link with `queues` queues.
 pub(crate) fn line(mode: TunMode, name: &str, queues: u16) -> String {
     let multi_queue = if queues > 1 { " multi_queue" } else { "" };
     format!("ip tuntap add dev {name} mode {mode}{multi_queue} vnet_hdr")
-}
-
-/// `IFF_*` flags as they are written.
-pub(crate) fn words(flags: i32) -> String {
-    let all = [
-        (libc::IFF_TUN, "IFF_TUN"),
-        (libc::IFF_TAP, "IFF_TAP"),
-        (libc::IFF_NO_PI, "IFF_NO_PI"),
-        (libc::IFF_VNET_HDR, "IFF_VNET_HDR"),
-        (libc::IFF_MULTI_QUEUE, "IFF_MULTI_QUEUE"),
-    ];
-    all.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, word)| *word).collect::<Vec<_>>().join("|")
 }
 
 /// The first queue of a tap or tun. Dropped with the others, the link goes, unless it is persistent: then it is as it was
@@ -215,31 +167,6 @@ pub(crate) fn set_offloads(fd: BorrowedFd<'_>, accepted: Offloads) -> io::Result
         flags |= if accepted.uso { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 };
     }
     sys::tun_set_offload(fd, flags)
-}
-
-/// Has a link to which nobody is attached be as `flags` and `header_len` say, without offloads.
-///
-/// # Errors
-/// `ENODEV` where it is gone, `EBUSY` where somebody is attached.
-pub(crate) fn set(
-    netlink: &mut Netlink,
-    link: &LinkId,
-    flags: i32,
-    header_len: Option<usize>,
-) -> Result<(), Refusal> {
-    // Attaching by name would make a link that was deleted meanwhile, and join whoever has a queue of one with several.
-    let found = netlink.link_by_index(link.index)?.filter(|found| found.id == *link);
-    match found.map(|found| found.tun.is_some_and(|tun| tun.queues > 0)) {
-        None => return Err(io::Error::from_raw_os_error(libc::ENODEV).into()),
-        Some(true) => return Err(io::Error::from_raw_os_error(libc::EBUSY).into()),
-        Some(false) => {}
-    }
-    let device = File::options().read(true).write(true).open(DEVICE)?;
-    sys::tun_set_iff(device.as_fd(), &link.name, flags)?;
-    if let Some(len) = header_len {
-        sys::tun_set_vnet_hdr_len(device.as_fd(), len)?;
-    }
-    Ok(sys::tun_set_offload(device.as_fd(), 0)?)
 }
 
 /// The flags to attach to a link with and leave them as they are.

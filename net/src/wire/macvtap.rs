@@ -14,7 +14,7 @@
 //! - A link set down takes writes and loses them. So does a deleted one, which has nothing to read and polls as quiet; only
 //!   its ioctls say `ENOLINK`.
 
-mod make;
+pub(crate) mod make;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -26,13 +26,13 @@ use rustix::fs::{Dev, FileType, Mode, OFlags, major, minor, mknodat, openat};
 use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-pub(crate) use self::make::open;
 use crate::error::{HostError, MacvtapError};
+use crate::frames::queue::Queue;
 use crate::host::sysfs::{self, Sysfs};
 use crate::host::{Host, Link, LinkId, Netlink, Wiring, holders};
-use crate::queue::Queue;
 use crate::sys::packet::{self, Membership};
-use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys, tuntap};
+use crate::wire::tuntap;
+use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys};
 
 /// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
 #[derive(Debug)]

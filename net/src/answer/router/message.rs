@@ -10,7 +10,7 @@ use smoltcp::wire::{
 };
 
 use super::Router;
-use crate::autoconf::ANSWER_MAX;
+use crate::answer::ANSWER_MAX;
 use crate::{HEADER_LEN, HostV6};
 
 const ETHERNET_LEN: usize = 14;

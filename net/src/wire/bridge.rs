@@ -8,9 +8,11 @@ pub(crate) mod uplink;
 
 use crate::error::{BridgeError, ChangeKind, HostError};
 use crate::host::firewall::bridged_notices;
+use crate::host::wire_link::Role;
 use crate::host::{Change, Host, Link, LinkId, Sysctl, VlanMember, Wiring};
-use crate::wire::{self, Made, Parts, Role};
-use crate::{Backend, BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Tap, TunMode, tuntap};
+use crate::wire::made::{self, Made, Parts};
+use crate::wire::tuntap;
+use crate::{Backend, BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Tap, TunMode};
 
 /// Makes a tap for the NIC `mac` and joins it to the bridge.
 pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host) -> Result<Made, Error> {
@@ -71,7 +73,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
     parts.links.push(wiring.wire_link(&bridge.id, Role::Bridge));
     parts.links.extend(uplink.map(|nic| wiring.wire_link(&nic.id, Role::Uplink)));
-    Ok(Made { ends: wire::ends(tap, others), parts, wiring })
+    Ok(Made { ends: made::ends(tap, others), parts, wiring })
 }
 
 /// What a bridge of ours takes over from its uplink: how the host takes part in the network that it is on.

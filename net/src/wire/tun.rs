@@ -23,12 +23,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
+use crate::answer::neighbour::{self, Gateway, Replies};
 use crate::error::HostError;
+use crate::host::wire_link::Role;
 use crate::host::{Host, Peer, Wiring};
-use crate::neighbour::{self, Gateway, Replies};
-use crate::routed::{self, End, Guest};
-use crate::tuntap::{self, TunDevice};
-use crate::wire::{self, Made, Parts, Role};
+use crate::wire::made::{self, Made, Parts};
+use crate::wire::routed::{self, End, Guest};
+use crate::wire::tuntap::{self, TunDevice};
 use crate::{
     Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, RxFilter, Sent, TunConfig,
     TunMode,
@@ -110,7 +111,7 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     (parts.spec.lease, parts.spec.router, parts.forwarding) =
         (guest_config.lease, guest_config.router, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
-    Ok(Made { ends: wire::ends(device, others), parts, wiring })
+    Ok(Made { ends: made::ends(device, others), parts, wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its

@@ -15,12 +15,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::{Dev, fstat, major, minor};
 
 use crate::error::{FdError, FdProblem, HostError};
+use crate::frames::queue;
+use crate::host::wire_link::{Role, WireLink};
 use crate::host::{Host, Link, LinkId, Netlink, Wiring};
-use crate::macvtap::Groups;
-use crate::wire::{self, Made, Parts, Role, WireLink};
-use crate::{
-    Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, NetConfig, Offloads, RxFilter, queue, sys, tuntap,
-};
+use crate::wire::macvtap::Groups;
+use crate::wire::made::{self, Made, Parts};
+use crate::wire::tuntap;
+use crate::{Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, NetConfig, Offloads, RxFilter, sys};
 
 /// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
 const TUN: (u32, u32) = (10, 200);
@@ -82,7 +83,7 @@ pub(crate) fn open(config: &FdConfig, all: &NetConfig, host: &Host) -> Result<Ma
         Some(id) => wiring.wire_link(&id, Role::Guest),
         None => WireLink { index: None, ..wiring.wire_link(&LinkId { index: 0, name }, Role::Guest) },
     });
-    Ok(Made { ends: wire::ends(backend, others), parts, wiring })
+    Ok(Made { ends: made::ends(backend, others), parts, wiring })
 }
 
 /// Refuses queues that are not all of one link, or not all different.

@@ -16,8 +16,8 @@ use smoltcp::wire::{EthernetAddress, NdiscPrefixInfoFlags};
 
 use self::message::Asker;
 use crate::HostV6;
-use crate::autoconf::{ANSWER_MAX, Verdict};
-use crate::cable::octets;
+use crate::answer::octets;
+use crate::answer::{ANSWER_MAX, Verdict};
 
 pub(crate) use self::message::may_be_solicitation;
 
