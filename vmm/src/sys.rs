@@ -33,7 +33,8 @@ pub(crate) fn fork() -> io::Result<Forked> {
 }
 
 /// A descriptor that is readable when one of `signals` came for this process, which are blocked from now on (signalfd(2)): in this
-/// thread, and those that it starts. A signal that was ignored when the program started (nohup(1)) stays so.
+/// thread, and those that it starts. A SIGHUP that was ignored when the program started (nohup(1)) stays so; the others do not,
+/// for a shell has a script's jobs in the background ignore SIGINT and SIGQUIT, and means nothing by it.
 pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: it writes the whole set.
@@ -43,10 +44,11 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     for &signal in signals {
         let mut action = MaybeUninit::<libc::sigaction>::uninit();
         // SAFETY: it only asks, and writes the whole action where it does not fail.
-        let ignored = unsafe {
-            libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
-                && action.assume_init().sa_sigaction == libc::SIG_IGN
-        };
+        let ignored = signal == libc::SIGHUP
+            && unsafe {
+                libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+                    && action.assume_init().sa_sigaction == libc::SIG_IGN
+            };
         if !ignored {
             // SAFETY: `set` is initialised, and `signal` is one.
             unsafe { libc::sigaddset(&raw mut set, signal) };
