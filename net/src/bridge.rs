@@ -6,27 +6,23 @@
 
 pub(crate) mod uplink;
 
+use crate::error::{BridgeError, ChangeKind, HostError};
 use crate::host::firewall::bridged_notices;
-use crate::host::{Change, Link, LinkId, Sysctl, VlanMember, Wiring};
+use crate::host::{Change, Host, Link, LinkId, Sysctl, VlanMember, Wiring};
 use crate::wire::{self, Made, Parts, Role};
-use crate::{Backend, BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Step, Tap, TunMode, tuntap};
+use crate::{Backend, BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Tap, TunMode, tuntap};
 
 /// Makes a tap for the NIC `mac` and joins it to the bridge.
-pub(crate) fn open(
-    config: &BridgeConfig,
-    mac: Mac,
-    all: &NetConfig,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Made, Error> {
+pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host) -> Result<Made, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
-    let mut wiring = Wiring::begin()?;
+    let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     let uplink = config.uplink.as_ref();
     let uplink =
         uplink.map(|nic| uplink::check(&mut wiring, nic.as_str(), config.name.as_str())).transpose()?;
-    let mut notices = bridged_notices(config.name.as_str());
-    let bridge = join(&mut wiring, config, uplink.as_ref(), &mut notices, tell)?;
+    bridged_notices(config.name.as_str()).into_iter().for_each(|notice| wiring.notice(notice));
+    let bridge = join(&mut wiring, config, uplink.as_ref())?;
     if let Some(nic) = &uplink {
-        notices.extend(join_uplink(&mut wiring, config, nic, &bridge.id, tell)?);
+        join_uplink(&mut wiring, config, nic, &bridge.id)?;
     }
     // As it is now: the uplink may have changed its MTU.
     let bridge = wiring.link(&bridge.id.name)?;
@@ -34,15 +30,15 @@ pub(crate) fn open(
     if let Some(own) = bridge.mac.filter(|_| !has_ports && !wiring.has_shared(&record_of(&config.name))) {
         // The kernel forgets the address of one whose last port leaves, unless somebody has set it.
         let keep = Change::Mac(bridge.id.clone(), own);
-        wiring.make(keep, None, "it keeps its own, also when its last port leaves", tell)?;
+        wiring.make(keep, None, "it keeps its own, also when its last port leaves")?;
     }
 
-    let (tap, others) = Tap::open_queues(None, queues, &wiring, tell)?;
+    let (tap, others) = Tap::open_queues(None, queues, &wiring)?;
     // Here, so that a failure drops the wiring before the tap.
     let mut wiring = wiring;
     let name = tap.name().to_owned();
     let command = tuntap::line(TunMode::Tap, &name, queues);
-    tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
+    wiring.tell(command, "the guest's end of the wire; it goes when we go");
     let link = wiring.link(&name)?;
 
     // A port with a smaller MTU would make that of the whole bridge smaller, and one that is the first says what it is.
@@ -50,26 +46,24 @@ pub(crate) fn open(
     let wanted = wanted.min((*MTU.end()).into());
     if wanted != link.mtu {
         let why = "as the bridge, which would take the least of its ports";
-        wiring.make(Change::Mtu(link.id.clone(), wanted), None, why, tell)?;
+        wiring.make(Change::Mtu(link.id.clone(), wanted), None, why)?;
     }
     // A bridge without an address of its own has the least of its ports': not this one, which comes and goes.
     let [_, rest @ ..] = mac.octets();
     let [a, b, c, d, e] = rest;
     let high = Change::Mac(link.id.clone(), [0xfe, a, b, c, d, e]);
-    wiring.make(high, None, "the bridge never takes a high one for its own", tell)?;
+    wiring.make(high, None, "the bridge never takes a high one for its own")?;
     let key = format!("net/ipv6/conf/{name}/disable_ipv6");
-    let set = wiring.set_value(key, "1", "the host is on the bridge, not on this port", tell);
-    notices.extend(
-        set.err().map(|error| {
-            format!("the host is on {name} as on the bridge, over IPv6: {}", error.with_cause())
-        }),
-    );
-    let why = "what comes in here goes out at the other ports";
-    wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why, tell)?;
-    if let Some(vlan) = config.vlan {
-        put_into_vlan(&mut wiring, config, &bridge, &link.id, vlan, tell)?;
+    let set = wiring.set_value(key, "1", "the host is on the bridge, not on this port");
+    if let Err(error) = set {
+        wiring.notice(format!("the host is on {name} as on the bridge, over IPv6: {}", error.with_cause()));
     }
-    wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame", tell)?;
+    let why = "what comes in here goes out at the other ports";
+    wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why)?;
+    if let Some(vlan) = config.vlan {
+        put_into_vlan(&mut wiring, config, &bridge, &link.id, vlan)?;
+    }
+    wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")?;
 
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
     wiring.release_lock();
@@ -77,7 +71,7 @@ pub(crate) fn open(
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
     parts.links.push(wiring.wire_link(&bridge.id, Role::Bridge));
     parts.links.extend(uplink.map(|nic| wiring.wire_link(&nic.id, Role::Uplink)));
-    Ok(Made { ends: wire::ends(tap, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(tap, others), parts, wiring })
 }
 
 /// What a bridge of ours takes over from its uplink: how the host takes part in the network that it is on.
@@ -105,29 +99,21 @@ fn uplink_record_of(bridge: &LinkName, nic: &str) -> String {
 }
 
 /// The bridge, made where it is absent; what other wirevm have made of it is ours too from now on.
-fn join(
-    wiring: &mut Wiring,
-    config: &BridgeConfig,
-    uplink: Option<&Link>,
-    notices: &mut Vec<String>,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Link, Error> {
+fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Result<Link, Error> {
     let name = config.name.as_str();
     let record = record_of(&config.name);
     match wiring.find_link(name)? {
         Some(link) if link.bridge.is_none() => {
             // The tun driver has two kinds of link under one name.
             let kind = link.tun.map_or(link.kind, |tun| tun.mode.to_string());
-            return Err(Error::NotABridge { name: name.to_owned(), kind });
+            return Err(BridgeError::NotABridge { name: name.to_owned(), kind }.into());
         }
         Some(_) => drop(wiring.join(&record)?),
         None => {
-            let mut make = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| {
-                make(wiring, config, uplink, notices, tell)
-            };
-            if !wiring.share(&record, tell, &mut make)? {
+            let make = |wiring: &mut Wiring| make(wiring, config, uplink);
+            if !wiring.share(&record, make)? {
                 // Somebody deleted the one that another wirevm made: this one is ours alone.
-                make(wiring, tell)?;
+                make(wiring)?;
             }
         }
     }
@@ -140,52 +126,36 @@ fn join(
     {
         // Every port is in the default VLAN, so that nothing changes for the others.
         if !wiring.has_shared(&record) {
-            return Err(Error::NoVlans { vlan, bridge: name.to_owned() });
+            return Err(BridgeError::NoVlans { vlan, bridge: name.to_owned() }.into());
         }
         let why = "each port in its VLAN";
-        wiring.make(Change::FilterVlans(link.id), None, why, tell)?;
+        wiring.make(Change::FilterVlans(link.id), None, why)?;
     }
     wiring.link(name)
 }
 
 /// Takes part in the uplink, which moves where no wirevm has moved it; one that was a port already stays as it is.
-fn join_uplink(
-    wiring: &mut Wiring,
-    config: &BridgeConfig,
-    nic: &Link,
-    bridge: &LinkId,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Option<String>, Error> {
+fn join_uplink(wiring: &mut Wiring, config: &BridgeConfig, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
     if nic.master.is_some() {
-        return Ok(None);
+        return Ok(());
     }
-    let mut notice = None;
     let record = uplink_record_of(&config.name, &nic.id.name);
-    let mut moving = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| {
-        notice = uplink::move_to(wiring, nic, bridge, tell)?;
-        Ok(())
-    };
-    if !wiring.share(&record, tell, &mut moving)? {
+    let moving = |wiring: &mut Wiring| uplink::move_to(wiring, nic, bridge);
+    if !wiring.share(&record, moving)? {
         // Somebody took it out of the bridge that another wirevm joined it to: this time it is ours alone.
-        moving(wiring, tell)?;
+        moving(wiring)?;
     }
-    Ok(notice)
+    Ok(())
 }
 
-fn make(
-    wiring: &mut Wiring,
-    config: &BridgeConfig,
-    uplink: Option<&Link>,
-    notices: &mut Vec<String>,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<(), Error> {
+fn make(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Result<(), Error> {
     let name = config.name.as_str();
-    let asked = |refusal| Error::Ask { what: "the host's links".to_owned(), refusal };
+    let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };
     let id = LinkId { name: name.to_owned(), ..wiring.netlink().unused_link().map_err(asked)? };
     // The host's address stays what its neighbours know.
     let mac = match uplink.and_then(|nic| nic.mac).and_then(|mac| Mac::new(mac).ok()) {
         Some(mac) => mac,
-        None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+        None => Mac::random().map_err(|source| HostError::RandomMac { source })?,
     };
     let filter = config.vlan.is_some();
     let word = if filter { " vlan_filtering 1" } else { "" };
@@ -194,13 +164,14 @@ fn make(
     let undo = Some(Change::DeleteLink(id.clone()));
     let why = "the switch that its ports share; it goes with the last wirevm on it";
     let made = id.clone();
-    wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), command, undo, why, tell)?;
+    let kind = if filter { ChangeKind::BridgeVlans } else { ChangeKind::Bridge };
+    wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), kind, command, undo, why)?;
     match uplink {
         Some(nic) => {
             for key in AS_THE_UPLINK {
                 let of = |link: &str| key.replace("LINK", link);
                 let Ok(value) = Sysctl::read(&of(&nic.id.name)) else { continue };
-                wiring.set_value(of(name), &value, "as the uplink, whose place it takes", tell)?;
+                wiring.set_value(of(name), &value, "as the uplink, whose place it takes")?;
             }
         }
         None => {
@@ -208,14 +179,17 @@ fn make(
                 let key = format!("net/ipv6/conf/{name}/{key}");
                 // `/proc/sys` is read-only in many containers.
                 let why = "no IPv6 address for the host that nobody asked for";
-                let set = wiring.set_value(key, value, why, tell);
-                notices.extend(set.err().map(|error| {
-                    format!("the host may get an IPv6 address on {name}: {}", error.with_cause())
-                }));
+                let set = wiring.set_value(key, value, why);
+                if let Err(error) = set {
+                    wiring.notice(format!(
+                        "the host may get an IPv6 address on {name}: {}",
+                        error.with_cause()
+                    ));
+                }
             }
         }
     }
-    wiring.make(Change::Up(id), None, "a link that is down drops every frame", tell)
+    wiring.make(Change::Up(id), None, "a link that is down drops every frame")
 }
 
 /// Has what comes from `port` without a tag be in `vlan`, and nothing else go out there.
@@ -225,23 +199,22 @@ fn put_into_vlan(
     bridge: &Link,
     port: &LinkId,
     vlan: u16,
-    tell: &mut dyn FnMut(&Step),
 ) -> Result<(), Error> {
     let default = bridge.bridge.map_or(0, |bridge| bridge.default_pvid);
     if vlan == default {
         return Ok(());
     }
     let why = "the guest's VLAN, which it sees without a tag";
-    wiring.make(Change::AddVlan(port.clone(), vlan, VlanMember::Untagged), None, why, tell)?;
+    wiring.make(Change::AddVlan(port.clone(), vlan, VlanMember::Untagged), None, why)?;
     if default != 0 {
         let why = "where a port is by default";
-        wiring.make(Change::RemoveVlan(port.clone(), default), None, why, tell)?;
+        wiring.make(Change::RemoveVlan(port.clone(), default), None, why)?;
     }
     // Of an uplink that was a port before us, somebody else has said its VLANs.
     for nic in wiring.shared(&uplink_record_of(&config.name, ""))? {
         let nic = wiring.link(&nic)?.id;
         let why = "the VLAN goes out with its tag";
-        wiring.make(Change::AddVlan(nic, vlan, VlanMember::Tagged), None, why, tell)?;
+        wiring.make(Change::AddVlan(nic, vlan, VlanMember::Tagged), None, why)?;
     }
     Ok(())
 }
@@ -256,7 +229,7 @@ fn check_mtu(wiring: &mut Wiring, bridge: &LinkId, tap: &LinkId, wanted: Option<
     let least = on_the_way.min_by_key(|link| (link.mtu, link.id.index == bridge.index));
     let (link, limit) = least.map_or((bridge.name.clone(), 0), |link| (link.id.name.clone(), link.mtu));
     match wanted {
-        Some(mtu) if limit < mtu.into() => Err(Error::MtuLimit { mtu, link, limit }),
+        Some(mtu) if limit < mtu.into() => Err(HostError::MtuLimit { mtu, link, limit }.into()),
         Some(mtu) => Ok(mtu),
         None => Ok(u16::try_from(limit).unwrap_or(*MTU.end()).min(*MTU.end())),
     }

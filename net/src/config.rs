@@ -28,6 +28,7 @@ pub use self::queues::Queues;
 pub use self::tap::{Forward, Protocol, TapConfig};
 pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
+use crate::error::SpecError;
 
 use self::keys::{Keys, mtu};
 use crate::{Error, Mac, NetnsName, Router};
@@ -130,7 +131,7 @@ impl NetConfig {
             Queues::Number(queues)
                 if !self.affinity.is_empty() && self.affinity.len() != usize::from(queues) =>
             {
-                Err(Error::Affinity { affinity: affinity::show(&self.affinity), queues })
+                Err(SpecError::Affinity { affinity: affinity::show(&self.affinity), queues }.into())
             }
             _ => Ok(()),
         }
@@ -193,7 +194,7 @@ impl FromStr for NetConfig {
             macvtap::KIND => |place, keys| MacvtapConfig::parse(place, keys).map(WireConfig::Macvtap),
             tun::KIND => |place, keys| TunConfig::parse(place, keys).map(WireConfig::Tun),
             fd::KIND => |place, keys| FdConfig::parse(place, keys).map(WireConfig::Fd),
-            _ => return Err(Error::UnknownKind { kind: kind.to_owned() }),
+            _ => return Err(SpecError::UnknownKind { kind: kind.to_owned() }.into()),
         };
         let mut keys = Keys::parse(rest)?;
         let wire = parse(place, &mut keys)?;

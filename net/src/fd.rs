@@ -9,18 +9,18 @@
 //!   where we see the link.
 //! - Both tell and set their link's Ethernet address without any right, in whatever namespace that is.
 
-mod problem;
-
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Dev, fstat, major, minor};
 
-pub use self::problem::FdProblem;
-use crate::host::{Link, LinkId, Netlink, Wiring};
+use crate::error::{FdError, FdProblem, HostError};
+use crate::host::{Host, Link, LinkId, Netlink, Wiring};
 use crate::macvtap::Groups;
 use crate::wire::{self, Made, Parts, Role, WireLink};
-use crate::{Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, Offloads, RxFilter, queue, sys, tuntap};
+use crate::{
+    Backend, Error, FdConfig, HEADER_LEN, MTU, Mac, NetConfig, Offloads, RxFilter, queue, sys, tuntap,
+};
 
 /// The number of `/dev/net/tun` (kernel `Documentation/admin-guide/devices.txt`).
 const TUN: (u32, u32) = (10, 200);
@@ -29,7 +29,8 @@ const TUN: (u32, u32) = (10, 200);
 const MTU_UNSEEN: u16 = 1500;
 
 /// Takes over the descriptors, and asks of their link what we can see of it.
-pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Result<Made, Error> {
+pub(crate) fn open(config: &FdConfig, all: &NetConfig, host: &Host) -> Result<Made, Error> {
+    let &NetConfig { mac, mtu, .. } = all;
     let mut queues = config.fds.iter().map(|&fd| Inherited::take(fd)).collect::<Result<Vec<_>, _>>()?;
     check_same_link(&queues)?;
     for queue in &mut queues {
@@ -43,7 +44,7 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     let link = backend.link();
     let name = backend.name.clone();
     if link.as_ref().and_then(|link| link.tun).is_some_and(|tun| tun.packet_info) {
-        return Err(Error::Fd { fd: backend.number, problem: FdProblem::Flags(name), source: None });
+        return Err(FdError { fd: backend.number, problem: FdProblem::Flags(name), source: None }.into());
     }
     if let Some(link) = link.as_ref().filter(|_| backend.is_macvtap) {
         backend.groups = Groups::new(link.id.index).ok();
@@ -52,7 +53,7 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     if let (Some(mtu), Some(limit)) = (mtu, limit)
         && u32::from(mtu) > limit
     {
-        return Err(Error::MtuLimit { mtu, link: name, limit });
+        return Err(HostError::MtuLimit { mtu, link: name, limit }.into());
     }
     let seen = link.as_ref().map(|link| link.id.clone());
     let down = link.filter(|link| !link.up).map(|_| {
@@ -61,7 +62,7 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
     let own = limit.map_or(MTU_UNSEEN, |limit| u16::try_from(limit).unwrap_or(*MTU.end()));
     let mac = match (mac, backend.is_macvtap) {
         (Some(mac), false) => mac,
-        (None, false) => Mac::random().map_err(|source| Error::RandomMac { source })?,
+        (None, false) => Mac::random().map_err(|source| HostError::RandomMac { source })?,
         // The link brings the frames to its own address, and no others.
         (Some(mac), true) => {
             backend.set_mac(mac.octets()).map_err(backend.refusal("Ethernet address"))?;
@@ -70,21 +71,24 @@ pub(crate) fn open(config: &FdConfig, mac: Option<Mac>, mtu: Option<u16>) -> Res
         (None, true) => Mac::new(backend.mac).map_err(|_| backend.problem("Ethernet address"))?,
     };
     // There is nothing to change, and so nothing to undo.
-    let mut wiring = Wiring::begin()?;
+    let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     wiring.release_lock();
-    let notices = down.into_iter().collect();
+    if let Some(down) = down {
+        wiring.notice(down);
+    }
     let mut parts = Parts::new(&name, mac, mtu.unwrap_or(own), backend.offloads);
     (parts.spec.asks, parts.spec.switches_first) = (backend.is_macvtap, true);
     parts.links.push(match seen {
         Some(id) => wiring.wire_link(&id, Role::Guest),
         None => WireLink { index: None, ..wiring.wire_link(&LinkId { index: 0, name }, Role::Guest) },
     });
-    Ok(Made { ends: wire::ends(backend, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(backend, others), parts, wiring })
 }
 
 /// Refuses queues that are not all of one link, or not all different.
 fn check_same_link(queues: &[Inherited]) -> Result<(), Error> {
-    let problem = |queue: &Inherited, problem| Err(Error::Fd { fd: queue.number, problem, source: None });
+    let problem =
+        |queue: &Inherited, problem| Err(FdError { fd: queue.number, problem, source: None }.into());
     let setting = |queue: &Inherited| queue.refusal("blocking mode");
     for (index, queue) in queues.iter().enumerate().skip(1) {
         let first = &queues[0];
@@ -135,7 +139,7 @@ struct Found {
 impl Inherited {
     /// Takes it over, changing nothing of it.
     fn take(number: RawFd) -> Result<Self, Error> {
-        let problem = |problem, source| Error::Fd { fd: number, problem, source };
+        let problem = |problem, source| FdError { fd: number, problem, source };
         let setting = |what| move |source| problem(FdProblem::Setting(what), Some(source));
         let other = || {
             let what = std::fs::read_link(format!("/proc/self/fd/{number}"));
@@ -143,27 +147,27 @@ impl Inherited {
         };
         let (device, attached) = match sys::take_inherited(number) {
             Ok(Some(taken)) => taken,
-            Ok(None) => return Err(problem(FdProblem::Ours, None)),
+            Ok(None) => return Err(problem(FdProblem::Ours, None).into()),
             Err(source) => {
                 let what = match source.raw_os_error() {
                     Some(libc::EBADF) => FdProblem::Closed,
                     Some(libc::EBADFD) => FdProblem::Unattached,
                     _ => FdProblem::Other(other()),
                 };
-                return Err(problem(what, Some(source)));
+                return Err(problem(what, Some(source)).into());
             }
         };
         let fd = device.as_fd();
         let name = attached.name;
         if attached.flags & libc::IFF_TAP == 0 {
-            return Err(problem(FdProblem::Layer3(name), None));
+            return Err(problem(FdProblem::Layer3(name), None).into());
         }
         let stat = fstat(fd).map_err(|error| setting("number")(error.into()))?;
         let is_macvtap = (major(stat.st_rdev), minor(stat.st_rdev)) != TUN;
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         let is_ours = attached.flags & flags == flags;
         if !is_macvtap && !is_ours {
-            return Err(problem(FdProblem::Flags(name), None));
+            return Err(problem(FdProblem::Flags(name), None).into());
         }
         let header_len = sys::tun_vnet_hdr_len(fd).map_err(setting("header length"))?;
         let mac = sys::hardware_address(fd).map_err(setting("Ethernet address"))?;
@@ -202,7 +206,7 @@ impl Inherited {
         sys::tun_set_vnet_hdr_len(fd, HEADER_LEN).map_err(self.refusal("header length"))?;
         self.set_enabled(true).map_err(self.refusal("queue"))?;
         self.offloads = tuntap::probe(self.fd());
-        tuntap::set_offloads(self.fd(), Offloads::default()).map_err(self.refusal("offloads"))
+        Ok(tuntap::set_offloads(self.fd(), Offloads::default()).map_err(self.refusal("offloads"))?)
     }
 
     /// The link, if it is in our network namespace: the one of that name that has the address and is of the kind.
@@ -212,13 +216,13 @@ impl Inherited {
         (same_kind && link.mac == Some(self.mac)).then_some(link)
     }
 
-    fn problem(&self, what: &'static str) -> Error {
-        Error::Fd { fd: self.number, problem: FdProblem::Setting(what), source: None }
+    fn problem(&self, what: &'static str) -> FdError {
+        FdError { fd: self.number, problem: FdProblem::Setting(what), source: None }
     }
 
-    fn refusal(&self, what: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+    fn refusal(&self, what: &'static str) -> impl FnOnce(io::Error) -> FdError + use<> {
         let fd = self.number;
-        move |source| Error::Fd { fd, problem: FdProblem::Setting(what), source: Some(source) }
+        move |source| FdError { fd, problem: FdProblem::Setting(what), source: Some(source) }
     }
 
     /// Gives a macvtap's link another address.

@@ -16,15 +16,15 @@
 //! - `lib.rs`: [`Backend`] and what it speaks of. `wire.rs`: [`Wire`], the host half of a NIC, and the only match over the kinds of
 //!   wire; `cable.rs`: what of it goes to the process that runs the guest.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense.
-//!   `error.rs`: [`Error`].
+//!   `error/`: [`Error`], an enum for each kind of wire.
 //! - `bridge.rs`: the tap on a bridge. `tap.rs`, `tun.rs`, `macvtap.rs`, `fd.rs`, `socket.rs`: the backends; `queue.rs`: a
 //!   further queue of one. `tuntap.rs`: the links of the tun driver under two of them. `macvtap/make.rs`: making a macvtap, and the host's place beside it.
 //!   `neighbour.rs`: answers ARP and neighbour discovery where there is no Ethernet. `autoconf.rs`: `dhcp.rs` and
 //!   `router.rs` in front of one, which tell the guest its addresses; `listener.rs`: their ear where the kernel carries the frames.
 //! - `vhost.rs`: vhost-net, the carrier that is not ours.
 //! - `routed.rs`: the subnet that host and guest share. `resolver.rs`: the host's DNS servers.
-//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/apart.rs`: what is taken back later. `host/runtime.rs`, `host/clean.rs`:
-//!   the records that outlive us, and undoing those of the dead. `host/reserve.rs`: descriptors for that. `host/wait.rs`: one at a time. `host/namespace.rs`: network namespaces.
+//! - `host/mod.rs`: the host's plumbing, [`Step`] and undo. `host/change.rs`: each change. `host/context.rs`: [`Host`], what the process gives every wire. `host/deferred_undo.rs`: what is taken back later. `host/journal.rs`, `host/clean.rs`:
+//!   the records that outlive us, and undoing those of the dead. `host/fd_reserve.rs`: descriptors for that. `host/wait.rs`: one at a time. `host/namespace.rs`: network namespaces.
 //!   `host/netlink.rs` and `host/netlink/`, `host/nft.rs`: the only users of the netlink crates. `host/sysfs.rs`: a link's
 //!   device. `host/holders.rs`: who holds a tap.
 //! - `host/nat.rs`: NAT. `host/forwarding.rs`: that the kernel passes packets on. `host/firewall.rs`: what others' rules drop.
@@ -72,23 +72,24 @@ use serde::{Deserialize, Serialize};
 
 pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
-pub use bridge::uplink::UplinkProblem;
 pub use cable::{Ask, Cable, CableSpec, Plugged};
 pub use config::{
     BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
     TunConfig, VhostMode, WireConfig,
 };
 pub use dhcp::Lease;
-pub use error::{Error, too_many_files};
-pub use fd::FdProblem;
+pub use error::{
+    BridgeError, ChangeKind, Error, FdError, FdProblem, HostError, MacvtapError, NatError, ParentProblem,
+    SpecError, TunTapError, UplinkProblem, VhostError, too_many_files,
+};
 pub use filter::{Addresses, RxFilter};
 pub use host::firewall::{Finding, bridged_notices, findings};
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
-pub use host::{Step, clean, left_over, runtime_directory, wait_until_asked_to_end};
+pub use host::{Host, Step, clean, left_over, runtime_directory};
 pub use iov::{Iov, IovBuffer, prefetch};
-pub use macvtap::{Macvtap, ParentProblem};
+pub use macvtap::Macvtap;
 pub use router::Router;
 pub use socket::{SocketBackend, SocketPeer};
 pub use subnet::{HostAddress, HostV4, HostV6};

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{readv, writev};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::host::Link;
+use crate::error::VhostError;
+use crate::host::{Link, Wiring};
 use crate::sys::packet::{self, Instruction};
 use crate::{Error, HEADER_LEN, VhostMode};
 
@@ -35,23 +36,19 @@ impl Listener {
 
     /// On the host's `link`, where the kernel is to carry its frames. Where `vhost` leaves that open and there cannot be one, a notice
     /// says so, and our own threads carry them.
-    pub(crate) fn beside(
-        link: &Link,
-        vhost: VhostMode,
-        notices: &mut Vec<String>,
-    ) -> Result<Option<Self>, Error> {
+    pub(crate) fn beside(wiring: &mut Wiring, link: &Link, vhost: VhostMode) -> Result<Option<Self>, Error> {
         if vhost == VhostMode::Off {
             return Ok(None);
         }
         match Self::open(link.id.index) {
             Ok(listener) => Ok(Some(listener)),
             Err(error) if vhost == VhostMode::Auto => {
-                notices.push(format!(
+                wiring.notice(format!(
                     "wirevm's own threads carry the frames, for nothing else would hear the guest's DHCP: {error}"
                 ));
                 Ok(None)
             }
-            Err(source) => Err(Error::Listen { link: link.id.name.clone(), source }),
+            Err(source) => Err(VhostError::Listen { link: link.id.name.clone(), source }.into()),
         }
     }
 
@@ -137,7 +134,7 @@ mod tests {
     use vm_memory::VolatileSlice;
 
     use super::*;
-    use crate::host::Netlink;
+    use crate::host::{Host, Netlink};
     use crate::{Backend, IovBuffer, NetConfig, Opened, open, sys};
 
     const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -190,7 +187,7 @@ mod tests {
     fn tap() -> Result<Opened, String> {
         sys::unshare_network().map_err(|error| format!("a network namespace: {error}"))?;
         let config: NetConfig = "tap,host=172.31.0.1/24,dhcp=off".parse().expect("a spec");
-        open(&config, &mut |_| ()).map_err(|error| format!("a tap: {error}"))
+        open(&config, &Host::new()).map_err(|error| format!("a tap: {error}"))
     }
 
     fn on_own_thread(test: impl FnOnce() + Send) {

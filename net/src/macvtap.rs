@@ -26,13 +26,13 @@ use rustix::fs::{Dev, FileType, Mode, OFlags, major, minor, mknodat, openat};
 use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-pub use self::make::ParentProblem;
 pub(crate) use self::make::open;
+use crate::error::{HostError, MacvtapError};
 use crate::host::sysfs::{self, Sysfs};
-use crate::host::{Link, LinkId, Netlink, holders};
+use crate::host::{Host, Link, LinkId, Netlink, Wiring, holders};
 use crate::queue::Queue;
 use crate::sys::packet::{self, Membership};
-use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, Step, sys, tuntap};
+use crate::{Addresses, Backend, Error, HEADER_LEN, LinkName, Offloads, RxFilter, sys, tuntap};
 
 /// A macvtap, by its first queue. Dropped, the link stays; if it was there before, it is as it was.
 #[derive(Debug)]
@@ -57,9 +57,9 @@ impl Macvtap {
     /// has it open, or its device does not open.
     pub fn open(name: &LinkName) -> Result<Self, Error> {
         let found = Netlink::new().link(name.as_str());
-        let found = found.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
-        let link = found.ok_or_else(|| Error::LinkGone { name: name.to_string() })?;
-        Self::attach(&link, true, 1, &mut |_| {}).map(|(this, _)| this)
+        let found = found.map_err(|refusal| HostError::Ask { what: format!("the link {name}"), refusal })?;
+        let link = found.ok_or_else(|| HostError::LinkGone { name: name.to_string() })?;
+        Self::attach(&link, true, 1, &Wiring::begin(&Host::new(), None)?).map(|(this, _)| this)
     }
 
     /// Attaches `queues` queues to `link`, of which those after the first come beside; `found`: it was there before, so that
@@ -68,24 +68,24 @@ impl Macvtap {
         link: &Link,
         found: bool,
         queues: u16,
-        tell: &mut dyn FnMut(&Step),
+        wiring: &Wiring,
     ) -> Result<(Self, Vec<Queue>), Error> {
         let LinkId { name, .. } = &link.id;
-        let opening = |source| Error::OpenMacvtap { name: name.clone(), index: link.id.index, source };
+        let opening = |source| MacvtapError::Open { name: name.clone(), index: link.id.index, source };
         let number = Sysfs::open().and_then(|sysfs| sysfs.macvtap_device(&link.id)).map_err(opening)?;
         let holders = if found { holders::of_device(number) } else { Vec::new() };
         if !holders.is_empty() {
-            return Err(Error::MacvtapBusy { name: name.clone(), holders });
+            return Err(MacvtapError::Busy { name: name.clone(), holders }.into());
         }
         let node = Path::new("/dev").join(format!("tap{}", link.id.index));
         let device = open_node(&node, number).map_err(opening)?;
-        let set = |what| move |source| Error::MacvtapSetting { name: name.clone(), what, source };
+        let set = |what| move |source| MacvtapError::Setting { name: name.clone(), what, source };
         let fd = device.as_fd();
         prepare(fd, name)?;
         let attached = sys::tun_get_iff(fd).map_err(set("name"))?;
         let mac = sys::hardware_address(fd).map_err(set("Ethernet address"))?;
         if attached.name != *name || Some(mac) != link.mac {
-            return Err(opening(io::Error::from_raw_os_error(libc::ENXIO)));
+            return Err(opening(io::Error::from_raw_os_error(libc::ENXIO)).into());
         }
         let offloads = tuntap::probe(fd);
         let groups = Groups::new(link.id.index)
@@ -93,7 +93,7 @@ impl Macvtap {
             .ok();
         let this = Self { device, name: name.clone(), offloads, mac, groups, found: found.then_some(mac) };
         tuntap::set_offloads(this.fd(), Offloads::default()).map_err(set("offloads"))?;
-        let another = |_| {
+        let another = |_| -> Result<Queue, Error> {
             let device = open_node(&node, number).map_err(opening)?;
             prepare(device.as_fd(), name)?;
             Ok(Queue::new(device.into(), None, offloads))
@@ -101,7 +101,7 @@ impl Macvtap {
         let others = (1..queues).map(another).collect::<Result<_, _>>()?;
         let times = if queues > 1 { format!(", {queues} times") } else { String::new() };
         let command = format!("# open {} (c {}:{}){times}", node.display(), major(number), minor(number));
-        tell(&Step { command, why: "the guest's end of the wire" });
+        wiring.tell(command, "the guest's end of the wire");
         Ok((this, others))
     }
 
@@ -183,11 +183,11 @@ impl Drop for Macvtap {
 
 /// Has the descriptor of the macvtap `name` speak as we do.
 fn prepare(fd: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
-    let set = |what| move |source| Error::MacvtapSetting { name: name.to_owned(), what, source };
+    let set = |what| move |source| MacvtapError::Setting { name: name.to_owned(), what, source };
     // The name is that of the link it was opened with.
     sys::tun_set_iff(fd, name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).map_err(set("flags"))?;
     sys::tun_set_vnet_hdr_len(fd, HEADER_LEN).map_err(set("header length"))?;
-    sys::tun_set_sndbuf(fd, libc::c_int::MAX).map_err(set("socket buffer"))
+    Ok(sys::tun_set_sndbuf(fd, libc::c_int::MAX).map_err(set("socket buffer"))?)
 }
 
 /// What the link must have joined for the guest to receive what it wants.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::host::Apart;
+use crate::host::DeferredUndo;
 use crate::{Backend, HEADER_LEN, Offloads, sys};
 
 /// One more queue of a link. What is the link's and not the queue's (its offloads, its address, its groups) is set by the first
@@ -13,7 +13,7 @@ use crate::{Backend, HEADER_LEN, Offloads, sys};
 pub(crate) struct Queue {
     // Before `_found`: a link can be given back only after the last descriptor is closed.
     device: OwnedFd,
-    _found: Option<Arc<Apart>>,
+    _found: Option<Arc<DeferredUndo>>,
     offloads: Offloads,
     enabled: bool,
 }
@@ -21,7 +21,7 @@ pub(crate) struct Queue {
 impl Queue {
     /// The queue of `device`, which is attached and set up, on a link that can do `offloads`; a persistent one is given back as
     /// `found`.
-    pub(crate) fn new(device: OwnedFd, found: Option<Arc<Apart>>, offloads: Offloads) -> Self {
+    pub(crate) fn new(device: OwnedFd, found: Option<Arc<DeferredUndo>>, offloads: Offloads) -> Self {
         Self { device, _found: found, offloads, enabled: true }
     }
 }

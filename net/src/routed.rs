@@ -6,33 +6,32 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::dhcp::Lease;
-use crate::host::{Link, Wiring, free};
+use crate::error::HostError;
+use crate::host::{Link, Wiring, free_subnet};
 use crate::resolver;
 use crate::router::Router;
-use crate::{Error, HostAddress, Mac, NetnsName};
+use crate::{Error, HostAddress, Mac};
 
 /// A subnet for `link` that nothing is routed to: of IPv4, and of IPv6 where the kernel has it for the link.
 ///
 /// Nobody else of us picks meanwhile, for the wiring holds the lock.
 pub(crate) fn pick(wiring: &mut Wiring, link: &Link, mtu: u32) -> Result<Vec<HostAddress>, Error> {
-    let asked = |refusal| Error::Ask { what: "the host's routes".to_owned(), refusal };
+    let asked = |refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal };
     let name = &link.id.name;
-    let v4 = free::ipv4(wiring.netlink()).map_err(asked)?;
+    let v4 = free_subnet::ipv4(wiring.netlink()).map_err(asked)?;
     let ipv6 = mtu >= u32::from(Router::MTU_MIN) && has_ipv6(name);
-    let v6 = if ipv6 { free::ipv6(wiring.netlink()).map_err(asked)? } else { None };
-    let v4 = v4.ok_or_else(|| Error::NoFreeSubnet { link: name.clone() })?;
+    let v6 = if ipv6 { free_subnet::ipv6(wiring.netlink()).map_err(asked)? } else { None };
+    let v4 = v4.ok_or_else(|| HostError::NoFreeSubnet { link: name.clone() })?;
     Ok([HostAddress::V4(v4)].into_iter().chain(v6.map(HostAddress::V6)).collect())
 }
 
 /// What a guest is told of its wire.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct GuestConfig {
     pub(crate) lease: Option<Lease>,
     pub(crate) router: Option<Router>,
     /// Whether the host forwards from the link, for the router.
     pub(crate) forwarding: Option<File>,
-    /// What the user should know of it.
-    pub(crate) notices: Vec<String>,
 }
 
 /// What listens on the host's loopback, the guest does not reach: to lead it there would take `route_localnet`, and many a
@@ -51,47 +50,55 @@ pub(crate) struct End<'a> {
     pub(crate) link_local: Option<Ipv6Addr>,
 }
 
-/// What the guest with `mac` is told where the host has `hosts` at its `end`, which is up, and the guest shall have the
-/// address `guest` beside each. `mtu` is the guest's, in bytes.
-pub(crate) fn tell_guest(
+/// The guest's end of a wire.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guest {
+    pub(crate) mac: Mac,
+    /// Bytes.
+    pub(crate) mtu: u16,
+    /// It reaches further than the host, and so looks up names.
+    pub(crate) resolves: bool,
+}
+
+/// What the `guest` is told where the host has `hosts` at its `end`, which is up, and the guest shall have the address
+/// `address_beside` each.
+pub(crate) fn guest_config(
+    wiring: &mut Wiring,
     end: End<'_>,
     hosts: &[HostAddress],
-    guest: &dyn Fn(HostAddress) -> Option<IpAddr>,
-    mac: Mac,
-    mtu: u16,
-    netns: Option<&NetnsName>,
-    nat: bool,
-) -> Told {
-    let mut told = Told::default();
-    let dns = resolver::servers(netns);
-    // A guest that reaches no further than the host looks up no names of the world.
-    if nat && dns.is_empty() && !hosts.is_empty() {
-        told.notices.push(NO_DNS.to_owned());
+    address_beside: &dyn Fn(HostAddress) -> Option<IpAddr>,
+    guest: Guest,
+) -> GuestConfig {
+    let mut config = GuestConfig::default();
+    let Guest { mac, mtu, resolves } = guest;
+    let dns = resolver::servers(wiring.netns());
+    if resolves && dns.is_empty() && !hosts.is_empty() {
+        wiring.notice(NO_DNS.to_owned());
     }
     let name = end.link;
     for &address in hosts {
         match address {
             HostAddress::V4(host) => {
                 let dns: Vec<_> = dns.iter().filter_map(v4).collect();
-                let guest = guest(address).as_ref().and_then(v4);
-                told.lease = guest.map(|guest| Lease::to(mac, guest, host, end.mac, mtu).with_dns(&dns));
+                let guest = address_beside(address).as_ref().and_then(v4);
+                config.lease = guest.map(|guest| Lease::to(mac, guest, host, end.mac, mtu).with_dns(&dns));
             }
             HostAddress::V6(host) => {
                 let Some(address) = end.link_local else {
-                    told.notices.push(format!(
+                    wiring.notice(format!(
                         "the guest is told nothing of {host}: {name} has no link-local address to tell it from \
                          (net.ipv6.conf.{name}.addr_gen_mode)"
                     ));
                     continue;
                 };
                 let dns: Vec<_> = dns.iter().filter_map(v6).collect();
-                told.forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
-                told.router = Router::new(end.mac, address, host, mtu, &dns, None);
-                match &told.router {
-                    None => told.notices.push(format!(
+                config.forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
+                config.router = Router::new(end.mac, address, host, mtu, &dns, None);
+                match &config.router {
+                    None => wiring.notice(format!(
                         "the guest is told nothing of {host}: an MTU of {mtu} is too small for IPv6, which needs 1280"
                     )),
-                    Some(router) if !router.has_slaac() => told.notices.push(format!(
+                    Some(router) if !router.has_slaac() => wiring.notice(format!(
                         "the guest cannot make an address of {host}: that takes a prefix of 64 bits or less; give it one \
                          by hand"
                     )),
@@ -100,7 +107,7 @@ pub(crate) fn tell_guest(
             }
         }
     }
-    told
+    config
 }
 
 /// The link-local address that the kernel gave the link, if it did. It is not asked for where none of `hosts` needs it.
@@ -112,7 +119,7 @@ pub(crate) fn link_local(
     link: &Link,
     hosts: &[HostAddress],
 ) -> Result<Option<Ipv6Addr>, Error> {
-    let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+    let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
     if !hosts.iter().any(|host| host.v6().is_some()) {
         return Ok(None);
     }

@@ -3,66 +3,61 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::host::Wiring;
+use crate::error::HostError;
+use crate::host::{Host, Wiring};
 use crate::listener::Listener;
 use crate::queue::Queue;
 use crate::tuntap::{self, TunDevice};
 use crate::wire::{self, Made, Parts, Role};
 use crate::{
-    Backend, Error, HostAddress, LinkName, MTU, Mac, NetConfig, Offloads, Step, TapConfig, TunMode, routed,
+    Backend, Error, HostAddress, LinkName, MTU, Mac, NetConfig, Offloads, TapConfig, TunMode,
+    routed::{self, Guest},
 };
 
 /// Makes the wire of a tap for the NIC `mac`.
-pub(crate) fn open(
-    config: &TapConfig,
-    mac: Mac,
-    all: &NetConfig,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Made, Error> {
+pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -> Result<Made, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
-    let wiring = Wiring::begin()?;
-    let (tap, others) = Tap::open_queues(config.name.as_ref(), queues, &wiring, tell)?;
+    let wiring = Wiring::begin(host, all.netns.as_ref())?;
+    let (tap, others) = Tap::open_queues(config.name.as_ref(), queues, &wiring)?;
     // Here, so that a failure drops the wiring before the tap: an address goes before its link does.
     let mut wiring = wiring;
     let name = tap.name().to_owned();
     let stays = tap.is_persistent();
     if !stays {
         let command = tuntap::line(TunMode::Tap, &name, queues);
-        tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
+        wiring.tell(command, "the guest's end of the wire; it goes when we go");
     }
     let link = wiring.netlink().link(&name);
-    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
-    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
+    let link = link.map_err(|refusal| HostError::Ask { what: format!("the link {name}"), refusal })?;
+    let link = link.ok_or_else(|| HostError::LinkGone { name: name.clone() })?;
     let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
     // Somebody who made the tap has addressed it too, if he wanted to.
     let hosts = match &config.hosts[..] {
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
-    let mut notices = Vec::new();
     if !stays {
-        notices.extend(wiring.refuse_routers(&link.id, tell));
+        wiring.refuse_routers(&link.id);
     }
-    notices.extend(wiring.routed_elsewhere(&link.id, &hosts)?);
-    wiring.set_link(&link, stays, mtu, &hosts, tell)?;
+    wiring.warn_of_other_routes(&link.id, &hosts)?;
+    wiring.set_link(&link, stays, mtu, &hosts)?;
     if config.nat {
-        notices.extend(wiring.set_nat(&link, stays, &hosts, mac, &config.forwards, tell)?);
+        wiring.set_nat(&link, stays, &hosts, mac, &config.forwards)?;
     }
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link, hosts)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let told =
-        routed::tell_guest(end, hosts, &HostAddress::guest, mac, guest_mtu, all.netns.as_ref(), config.nat);
-    notices.extend(told.notices);
-    let answers = told.lease.is_some() || told.router.is_some();
-    let listener = if answers { Listener::beside(&link, all.vhost, &mut notices)? } else { None };
+    let guest = Guest { mac, mtu: guest_mtu, resolves: config.nat };
+    let guest_config = routed::guest_config(&mut wiring, end, hosts, &HostAddress::guest, guest);
+    let answers = guest_config.lease.is_some() || guest_config.router.is_some();
+    let listener = if answers { Listener::beside(&mut wiring, &link, all.vhost)? } else { None };
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, guest_mtu, tap.offloads());
-    (parts.spec.lease, parts.spec.router) = (told.lease, told.router);
-    (parts.listener, parts.forwarding) = (listener, told.forwarding);
+    (parts.spec.lease, parts.spec.router) = (guest_config.lease, guest_config.router);
+    (parts.listener, parts.forwarding) = (listener, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
-    Ok(Made { ends: wire::ends(tap, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(tap, others), parts, wiring })
 }
 
 /// A tap, by its first queue. Dropped, it goes, unless it is persistent: then it is as it was before.
@@ -80,7 +75,7 @@ impl Tap {
     /// Each says what we tried, and has a [`remedy`](Error::remedy): the device is absent or not allowed, the right is
     /// missing, another process holds the tap, it has several queues, or the link is no tap.
     pub fn open(name: Option<&LinkName>) -> Result<Self, Error> {
-        Self::open_queues(name, 1, &Wiring::begin()?, &mut |_| {}).map(|(tap, _)| tap)
+        Self::open_queues(name, 1, &Wiring::begin(&Host::new(), None)?).map(|(tap, _)| tap)
     }
 
     /// The same with `queues` queues, of which those after the first come beside.
@@ -88,9 +83,8 @@ impl Tap {
         name: Option<&LinkName>,
         queues: u16,
         wiring: &Wiring,
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<(Self, Vec<Queue>), Error> {
-        let (device, others) = TunDevice::open(TunMode::Tap, name, queues, wiring, tell)?;
+        let (device, others) = TunDevice::open(TunMode::Tap, name, queues, wiring)?;
         Ok((Self { device }, others))
     }
 

@@ -23,14 +23,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
-use crate::host::{Peer, Wiring};
+use crate::error::HostError;
+use crate::host::{Host, Peer, Wiring};
 use crate::neighbour::{self, Gateway, Replies};
-use crate::routed::{self, End};
+use crate::routed::{self, End, Guest};
 use crate::tuntap::{self, TunDevice};
 use crate::wire::{self, Made, Parts, Role};
 use crate::{
-    Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, RxFilter, Sent, Step,
-    TunConfig, TunMode,
+    Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, RxFilter, Sent, TunConfig,
+    TunMode,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -53,42 +54,36 @@ const HDR_LEN: usize = 2;
 const CSUM_START: usize = 6;
 
 /// Makes the wire of a tun for the NIC `mac`.
-pub(crate) fn open(
-    config: &TunConfig,
-    mac: Mac,
-    all: &NetConfig,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Made, Error> {
+pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -> Result<Made, Error> {
     let (mtu, queues) = (all.mtu, all.queues.number());
-    let wiring = Wiring::begin()?;
-    let (device, others) = TunDevice::open(TunMode::Tun, config.name.as_ref(), queues, &wiring, tell)?;
+    let wiring = Wiring::begin(host, all.netns.as_ref())?;
+    let (device, others) = TunDevice::open(TunMode::Tun, config.name.as_ref(), queues, &wiring)?;
     // Here, so that a failure drops the wiring before the tun: an address goes before its link does.
     let mut wiring = wiring;
     let name = device.name().to_owned();
     let stays = device.is_persistent();
     if !stays {
         let command = tuntap::line(TunMode::Tun, &name, queues);
-        tell(&Step { command, why: "the guest's end of the wire; it goes when we go" });
+        wiring.tell(command, "the guest's end of the wire; it goes when we go");
     }
     let link = wiring.netlink().link(&name);
-    let link = link.map_err(|refusal| Error::Ask { what: format!("the link {name}"), refusal })?;
-    let link = link.ok_or_else(|| Error::LinkGone { name: name.clone() })?;
+    let link = link.map_err(|refusal| HostError::Ask { what: format!("the link {name}"), refusal })?;
+    let link = link.ok_or_else(|| HostError::LinkGone { name: name.clone() })?;
     let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
     // Somebody who made the tun has addressed it too, if he wanted to.
     let hosts = match &config.hosts[..] {
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
-    let mut notices = Vec::new();
     if !stays {
-        notices.extend(wiring.refuse_routers(&link.id, tell));
+        wiring.refuse_routers(&link.id);
     }
     let (alone, in_subnets): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| host.guest().is_none());
-    notices.extend(wiring.routed_elsewhere(&link.id, &hosts)?);
-    wiring.set_link(&link, stays, mtu, &in_subnets, tell)?;
+    wiring.warn_of_other_routes(&link.id, &hosts)?;
+    wiring.set_link(&link, stays, mtu, &in_subnets)?;
     for host in alone {
         if let Some(guest) = config.guest(host) {
-            wiring.set_peer(&link, stays, Peer { host, guest }, tell)?;
+            wiring.set_peer(&link, stays, Peer { host, guest })?;
         }
     }
 
@@ -99,22 +94,23 @@ pub(crate) fn open(
     }
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let told =
-        routed::tell_guest(end, hosts, &|host| config.guest(host), mac, guest_mtu, all.netns.as_ref(), false);
-    notices.extend(told.notices);
-    if let (Some(router), Some(guest)) = (&told.router, config.guests.iter().find(|guest| guest.is_ipv6()))
+    let guest = Guest { mac, mtu: guest_mtu, resolves: false };
+    let guest_config = routed::guest_config(&mut wiring, end, hosts, &|host| config.guest(host), guest);
+    if let (Some(router), Some(guest)) =
+        (&guest_config.router, config.guests.iter().find(|guest| guest.is_ipv6()))
         && router.has_slaac()
     {
-        notices.push(format!(
+        wiring.notice(format!(
             "the guest makes an IPv6 address itself; {guest} is its only if it is set there by hand"
         ));
     }
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, guest_mtu, device.offloads());
     parts.spec.gateway = Some(gateway);
-    (parts.spec.lease, parts.spec.router, parts.forwarding) = (told.lease, told.router, told.forwarding);
+    (parts.spec.lease, parts.spec.router, parts.forwarding) =
+        (guest_config.lease, guest_config.router, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
-    Ok(Made { ends: wire::ends(device, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(device, others), parts, wiring })
 }
 
 /// Ethernet for the guest over a backend of packets: what `packets` sends and receives has no Ethernet header between its

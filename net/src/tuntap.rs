@@ -17,7 +17,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use crate::host::{Apart, Change, Link, LinkId, Netlink, Refusal, Step, Tun, Wiring, holders};
+use crate::error::{HostError, TunTapError};
+use crate::host::{Change, DeferredUndo, Link, LinkId, Netlink, Refusal, Tun, Wiring, holders};
 use crate::queue::Queue;
 use crate::{Backend, Error, HEADER_LEN, LinkName, Offloads, sys};
 
@@ -85,7 +86,7 @@ pub(crate) struct TunDevice {
     // Before `found`: fields drop in this order, and a link can be given back only after this descriptor is closed.
     device: File,
     /// A persistent link as we found it.
-    found: Option<Arc<Apart>>,
+    found: Option<Arc<DeferredUndo>>,
     name: String,
     persistent: bool,
     offloads: Offloads,
@@ -108,7 +109,6 @@ impl TunDevice {
         name: Option<&LinkName>,
         queues: u16,
         wiring: &Wiring,
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<(Self, Vec<Queue>), Error> {
         let found = match name {
             Some(name) => find(name)?,
@@ -119,34 +119,34 @@ impl TunDevice {
         {
             // The kernel lets us in beside whoever has it, and gives us some of his frames.
             let (name, source) = (name.to_string(), io::Error::from_raw_os_error(libc::EBUSY));
-            return Err(Error::TunBusy { mode, holders: holders::of(&name), name, source });
+            return Err(TunTapError::Busy { mode, holders: holders::of(&name), name, source }.into());
         }
         let before = found.as_ref().and_then(|link| Some((link.id.clone(), link.tun?)));
         let before = before.filter(|(_, tun)| tun.persist && tun.mode == mode);
         let before = before.map(|(id, tun)| (id, flags(tun)));
         // Before the device, so that a failure closes that first.
-        let mut apart = None;
+        let mut deferred = None;
         let device = open_device()?;
         if let Some((id, flags)) = &before {
-            apart.insert(wiring.apart()?).keep(Change::TunFlags(id.clone(), *flags))?;
+            deferred.insert(wiring.deferred_undo()?).keep(Change::TunFlags(id.clone(), *flags))?;
         }
         let wanted = name.map_or(TEMPLATE, LinkName::as_str);
         if let Err(source) = sys::tun_set_iff(device.as_fd(), wanted, mode.flags(queues)) {
-            if let Some(apart) = apart {
-                apart.discard();
+            if let Some(deferred) = deferred {
+                deferred.discard();
             }
-            return Err(explain_refusal(mode, name, queues, found, source));
+            return Err(explain_refusal(mode, name, queues, found, source).into());
         }
-        let set = |what| move |source| Error::TunSetting { mode, name: wanted.to_owned(), what, source };
+        let set = |what| move |source| TunTapError::Setting { mode, name: wanted.to_owned(), what, source };
         let attached = sys::tun_get_iff(device.as_fd()).map_err(set("name"))?;
         let header_len = sys::tun_vnet_hdr_len(device.as_fd()).map_err(set("header length"))?;
-        if let (Some(apart), Some((id, flags))) = (&mut apart, before) {
-            apart.keep(Change::TunHeader(id, flags, header_len))?;
+        if let (Some(deferred), Some((id, flags))) = (&mut deferred, before) {
+            deferred.keep(Change::TunHeader(id, flags, header_len))?;
         }
         // The flag is asked of the kernel after attaching, for the link may have been made since we looked: then nothing is
         // known of it to be given back.
         let persistent = attached.flags & libc::IFF_PERSIST != 0;
-        let (name, found, offloads) = (attached.name, apart.map(Arc::new), Offloads::default());
+        let (name, found, offloads) = (attached.name, deferred.map(Arc::new), Offloads::default());
         let mut this = Self { device, found, name, persistent, offloads };
         sys::tun_set_vnet_hdr_len(this.fd(), HEADER_LEN).map_err(set("header length"))?;
         this.offloads = probe(this.fd());
@@ -157,7 +157,7 @@ impl TunDevice {
             let flags = words(mode.flags(queues));
             let command =
                 format!("# attach to {}: TUNSETIFF {flags}, TUNSETVNETHDRSZ {HEADER_LEN}", this.name);
-            tell(&Step { command, why: "the guest's end of the wire; as it was when we go" });
+            wiring.tell(command, "the guest's end of the wire; as it was when we go");
         }
         Ok((this, others))
     }
@@ -165,7 +165,7 @@ impl TunDevice {
     /// One more queue of the link.
     fn another(&self, flags: i32) -> Result<Queue, Error> {
         let device = open_device()?;
-        let set = |source| Error::TunQueue { name: self.name.clone(), source };
+        let set = |source| TunTapError::Queue { name: self.name.clone(), source };
         sys::tun_set_iff(device.as_fd(), &self.name, flags).map_err(set)?;
         Ok(Queue::new(device.into(), self.found.clone(), self.offloads))
     }
@@ -251,15 +251,15 @@ fn flags(tun: Tun) -> i32 {
 }
 
 fn find(name: &LinkName) -> Result<Option<Link>, Error> {
-    let asked = |refusal| Error::Ask { what: format!("the link {name}"), refusal };
-    Netlink::new().link(name.as_str()).map_err(asked)
+    let asked = |refusal| HostError::Ask { what: format!("the link {name}"), refusal };
+    Ok(Netlink::new().link(name.as_str()).map_err(asked)?)
 }
 
 fn open_device() -> Result<File, Error> {
     let mut options = OpenOptions::new();
     // The standard library opens close-on-exec.
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    options.open(DEVICE).map_err(|source| Error::OpenTun { source })
+    Ok(options.open(DEVICE).map_err(|source| TunTapError::Open { source })?)
 }
 
 /// Why `TUNSETIFF` refused: its bare error and what `link` is.
@@ -269,27 +269,27 @@ fn explain_refusal(
     queues: u16,
     link: Option<Link>,
     source: io::Error,
-) -> Error {
-    let Some(name) = name.map(LinkName::to_string) else { return Error::MakeTun { mode, queues, source } };
+) -> TunTapError {
+    let Some(name) = name.map(LinkName::to_string) else { return TunTapError::Make { mode, queues, source } };
     let tun = link.as_ref().and_then(|link| link.tun);
     match (source.raw_os_error(), link, tun) {
         (Some(libc::EBUSY), ..) => {
             let holders = holders::of(&name);
-            Error::TunBusy { mode, name, holders, source }
+            TunTapError::Busy { mode, name, holders, source }
         }
-        (Some(libc::EPERM), None, _) => Error::MakeNamedTun { mode, name, queues, source },
+        (Some(libc::EPERM), None, _) => TunTapError::MakeNamed { mode, name, queues, source },
         (Some(libc::EPERM), Some(_), tun) => {
             let owner = tun.and_then(|tun| tun.owner);
-            Error::TunNotOurs { mode, name, queues, owner, source }
+            TunTapError::NotOurs { mode, name, queues, owner, source }
         }
         (_, Some(_), Some(tun)) if tun.mode != mode => {
-            Error::OtherKind { mode, name, kind: tun.mode.to_string(), source }
+            TunTapError::OtherKind { mode, name, kind: tun.mode.to_string(), source }
         }
         (_, Some(_), Some(tun)) if tun.multi_queue != (queues > 1) => {
-            Error::TunQueues { mode, name, queues, source }
+            TunTapError::Queues { mode, name, queues, source }
         }
-        (_, Some(link), None) => Error::OtherKind { mode, name, kind: link.kind, source },
-        _ => Error::Attach { mode, name, source },
+        (_, Some(link), None) => TunTapError::OtherKind { mode, name, kind: link.kind, source },
+        _ => TunTapError::Attach { mode, name, source },
     }
 }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::error::VhostError;
 use crate::{Error, VhostMode};
 
 /// The path of the device.
@@ -359,7 +360,7 @@ pub(crate) fn open(mode: VhostMode, queues: u16, notices: &mut Vec<String>) -> R
                 .push(format!("wirevm's own threads carry the frames, for {DEVICE} does not open: {error}"));
             Ok(Vec::new())
         }
-        (opened, _) => opened.map_err(|source| Error::OpenVhost { source }),
+        (opened, _) => Ok(opened.map_err(|source| VhostError::Open { source })?),
     }
 }
 

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::cable::{Ask, Cable, CableSpec, Plugged};
-use crate::host::{self, Wiring};
+use crate::error::HostError;
+use crate::host::{self, Host, Wiring};
 use crate::listener::Listener;
 use crate::{
-    Backend, Error, Mac, NetConfig, NetnsName, Offloads, RxFilter, Step, Vhost, VhostMode, WireConfig, vhost,
+    Backend, Error, Mac, NetConfig, NetnsName, Offloads, RxFilter, Vhost, VhostMode, WireConfig, vhost,
 };
 
 /// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
@@ -75,7 +76,6 @@ pub(crate) fn ends<A: Backend + 'static, B: Backend + 'static>(
 pub(crate) struct Made {
     pub(crate) ends: Vec<Box<dyn Backend>>,
     pub(crate) parts: Parts,
-    pub(crate) notices: Vec<String>,
     pub(crate) wiring: Wiring,
 }
 
@@ -118,26 +118,27 @@ pub struct Hop {
 }
 
 impl Wire {
-    /// Makes the wire that `config` describes, and tells each change of the host right after it is made.
+    /// Makes the wire that `config` describes, and tells the `host` each change right after it is made.
     ///
     /// # Errors
     /// What was tried, on what, and why it failed, with a [`remedy`](Error::remedy). What was changed until then is changed
     /// back.
-    pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Self, Error> {
+    pub fn open(config: &NetConfig, host: &Host) -> Result<Self, Error> {
         let mac = match config.mac {
             Some(mac) => mac,
-            None => Mac::random().map_err(|source| Error::RandomMac { source })?,
+            None => Mac::random().map_err(|source| HostError::RandomMac { source })?,
         };
-        let mut notices = Vec::new();
-        let vhosts = vhost::open(config.vhost, config.queues.number(), &mut notices)?;
+        let mut of_vhost = Vec::new();
+        let vhosts = vhost::open(config.vhost, config.queues.number(), &mut of_vhost)?;
         let vhost = if vhosts.is_empty() { VhostMode::Off } else { config.vhost };
         let config = NetConfig { vhost, ..config.clone() };
         let made = match &config.netns {
-            None => open_here(&config, mac, tell),
-            Some(name) => open_in(name, &config, mac, tell),
+            None => open_here(&config, mac, host),
+            Some(name) => open_in(name, &config, mac, host),
         };
-        let Made { ends, mut parts, notices: more, wiring } = made?;
-        notices.splice(0..0, more);
+        let Made { ends, mut parts, mut wiring } = made?;
+        let mut notices = wiring.take_notices();
+        notices.extend(of_vhost);
         // Where nobody would hear the guest's questions, our own threads carry the frames.
         let silent = parts.spec.lease.is_none() && parts.spec.router.is_none();
         let can = parts.spec.gateway.is_none() && (silent || parts.listener.is_some());
@@ -227,7 +228,11 @@ impl Wire {
     /// # Errors
     /// `EPERM` where the spec does not trust the guest so far (`trust=off`); else as the kernel refuses, and all is as before.
     pub fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
-        set_filter(&self.ends, filter)
+        set_filter(&self.ends, self.policy(), filter)
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { trust: TRUST, own: self.mac() }
     }
 
     /// Its descriptors, duplicated, and what they are.
@@ -251,12 +256,35 @@ impl Wire {
     /// There are no descriptors left.
     fn plug(&self) -> io::Result<Plugged> {
         let ends = Arc::clone(&self.ends);
-        let ask: Ask = Box::new(move |filter| set_filter(&ends, filter));
+        let policy = self.policy();
+        let ask: Ask = Box::new(move |filter| set_filter(&ends, policy, filter));
         self.cable()?.plug(ask)
     }
 }
 
-fn set_filter(ends: &Ends, filter: &RxFilter) -> io::Result<()> {
+/// Guests may have another address and every frame, as on a NIC of their own.
+const TRUST: bool = true;
+
+/// What a guest may ask of the host's link.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    /// Whatever it likes; else its own frames and those of the groups that it names.
+    trust: bool,
+    /// The address that the wire was made with.
+    own: Mac,
+}
+
+impl Policy {
+    /// # Errors
+    /// `EPERM` for what it may not.
+    fn check(self, filter: &RxFilter) -> io::Result<()> {
+        let is_its_own = filter.mac == self.own && !filter.promiscuous;
+        if self.trust || is_its_own { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    }
+}
+
+fn set_filter(ends: &Ends, policy: Policy, filter: &RxFilter) -> io::Result<()> {
+    policy.check(filter)?;
     let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
     ends.first_mut().map_or(Ok(()), |end| end.set_filter(filter))
 }
@@ -282,45 +310,55 @@ pub struct Opened {
     pub wire: Wire,
 }
 
-/// Makes the wire that `config` describes, for a NIC of this process, and tells each change of the host right after it is made.
+/// Makes the wire that `config` describes, for a NIC of this process.
 ///
 /// # Errors
 /// As [`Wire::open`].
-pub fn open(config: &NetConfig, tell: &mut dyn FnMut(&Step)) -> Result<Opened, Error> {
-    let wire = Wire::open(config, tell)?;
-    let plugged = wire.plug().map_err(|source| Error::Reserve { source })?;
+pub fn open(config: &NetConfig, host: &Host) -> Result<Opened, Error> {
+    let wire = Wire::open(config, host)?;
+    let plugged = wire.plug().map_err(|source| HostError::Reserve { source })?;
     let Plugged { backends, vhosts, mac, mtu, link, ignored } = plugged;
     let notices = wire.notices().to_vec();
     Ok(Opened { backends, vhosts, mac, mtu, link, ignored, notices, wire })
 }
 
 /// Makes the wire in the network namespace `name`, on a thread in there.
-fn open_in(
-    name: &NetnsName,
-    config: &NetConfig,
-    mac: Mac,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Made, Error> {
-    let mut outer = Wiring::begin()?;
-    let namespace = host::join_namespace(&mut outer, name, tell)?;
+fn open_in(name: &NetnsName, config: &NetConfig, mac: Mac, host: &Host) -> Result<Made, Error> {
+    let mut outer = Wiring::begin(host, None)?;
+    let namespace = host::join_namespace(&mut outer, name)?;
     outer.release_lock();
-    let mut tell = |step: &Step| tell(&Step { command: host::line_in(name, &step.command), why: step.why });
-    let opened = namespace.run_telling(&mut tell, |tell| open_here(config, mac, tell));
-    let entered = opened.map_err(|source| Error::Namespace { name: Some(name.to_string()), source })?;
-    let mut made = entered.map_err(|error| match error {
-        Error::Step { command, refusal } => Error::Step { command: host::line_in(name, &command), refusal },
-        error => error,
-    })?;
+    let made = namespace.run(|| open_here(config, mac, host));
+    let mut made = made.map_err(|source| HostError::Namespace { name: Some(name.to_string()), source })??;
     made.wiring.within(outer);
     Ok(made)
 }
 
-fn open_here(config: &NetConfig, mac: Mac, tell: &mut dyn FnMut(&Step)) -> Result<Made, Error> {
+fn open_here(config: &NetConfig, mac: Mac, host: &Host) -> Result<Made, Error> {
     match &config.wire {
-        WireConfig::Tap(tap) => crate::tap::open(tap, mac, config, tell),
-        WireConfig::Bridge(bridge) => crate::bridge::open(bridge, mac, config, tell),
-        WireConfig::Tun(tun) => crate::tun::open(tun, mac, config, tell),
-        WireConfig::Macvtap(macvtap) => crate::macvtap::open(macvtap, config, tell),
-        WireConfig::Fd(inherited) => crate::fd::open(inherited, config.mac, config.mtu),
+        WireConfig::Tap(tap) => crate::tap::open(tap, mac, config, host),
+        WireConfig::Bridge(bridge) => crate::bridge::open(bridge, mac, config, host),
+        WireConfig::Tun(tun) => crate::tun::open(tun, mac, config, host),
+        WireConfig::Macvtap(macvtap) => crate::macvtap::open(macvtap, config, host),
+        WireConfig::Fd(inherited) => crate::fd::open(inherited, config, host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_not_trusted_has_its_own_frames_and_groups() {
+        let [own, other] = [1, 2].map(|last| Mac::new([2, 0, 0, 0, 0, last]).unwrap());
+        let groups = RxFilter { all_multicast: true, ..RxFilter::new(own) };
+        let greedy = [RxFilter::new(other), RxFilter { promiscuous: true, ..RxFilter::new(own) }];
+        for trust in [true, false] {
+            let policy = Policy { trust, own };
+            policy.check(&groups).unwrap();
+            for filter in &greedy {
+                let refused = policy.check(filter).err().and_then(|error| error.raw_os_error());
+                assert_eq!(refused, (!trust).then_some(libc::EPERM), "{filter:?}");
+            }
+        }
     }
 }

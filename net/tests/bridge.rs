@@ -317,10 +317,8 @@ mod stock {
             let before = settled();
             run("ip link add nic type veth peer name lan");
             run("ip link set lan up");
-            let mut told = Vec::new();
-            let mut open = |spec: &str| {
-                net::open(&spec.parse().unwrap(), &mut |step| told.push(step.command.clone())).unwrap()
-            };
+            let (host, told) = namespace::wire::told();
+            let open = |spec: &str| net::open(&spec.parse().unwrap(), &host).unwrap();
             let mut first = open("bridge=br0,vlan=10,uplink=nic");
             let mut second = open("bridge=br0,vlan=10");
             let mut other = open("bridge=br0,vlan=20");

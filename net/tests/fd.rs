@@ -10,13 +10,13 @@ use namespace::{
     as_user, elsewhere, in_namespace, inheritable, macvtap_device, run, run_in_own_mounts, tun_attached,
     tun_flags, tun_header_len, warnings,
 };
-use net::{Addresses, Backend, Error, FdProblem, IovBuffer, Mac, Opened, RxFilter};
+use net::{Addresses, Backend, Error, FdError, FdProblem, IovBuffer, Mac, Opened, RxFilter};
 use vm_memory::VolatileSlice;
 
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 fn open(fd: RawFd, keys: &str) -> Result<Opened, Error> {
-    net::open(&format!("fd={fd}{keys}").parse().unwrap(), &mut |step| panic!("{step}"))
+    net::open(&format!("fd={fd}{keys}").parse().unwrap(), &net::Host::new().telling(|step| panic!("{step}")))
 }
 
 /// Gives the descriptor away as if we had inherited it.
@@ -27,7 +27,7 @@ fn give(file: File) -> RawFd {
 
 fn problem(fd: RawFd) -> FdProblem {
     match open(fd, "").unwrap_err() {
-        Error::Fd { fd: number, problem, .. } if number == fd => problem,
+        Error::Fd(FdError { fd: number, problem, .. }) if number == fd => problem,
         error => panic!("{error}: {error:?}"),
     }
 }

@@ -22,7 +22,7 @@ fn lan() {
 
 /// What a NIC with NAT is told when it starts.
 fn notices() -> Vec<String> {
-    net::open(&"tap,host=172.31.0.1/24,nat".parse().unwrap(), &mut |_| {}).unwrap().notices
+    net::open(&"tap,host=172.31.0.1/24,nat".parse().unwrap(), &net::Host::new()).unwrap().notices
 }
 
 fn bad() -> Vec<Finding> {
@@ -124,7 +124,7 @@ fn the_command_that_is_told_lets_the_guest_through() {
                 continue;
             }
             let spec = "tap,host=172.31.0.1/24,nat,forward=8080:80".parse().unwrap();
-            let mut opened = net::open(&spec, &mut |_| {}).unwrap();
+            let mut opened = net::open(&spec, &net::Host::new()).unwrap();
             let guest = Guest::on(&mut opened);
             guest.commands(&["ip address add 172.31.0.2/24 dev eth0", "ip route add default via 172.31.0.1"]);
             let server = world.serve("0.0.0.0:80");
@@ -210,7 +210,7 @@ fn the_command_that_is_told_lets_bridged_guests_talk() {
         nft("add table ip filter");
         nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
         nft("add rule ip filter FORWARD counter");
-        let open = || net::open(&"bridge=br0".parse().unwrap(), &mut |_| {}).unwrap();
+        let open = || net::open(&"bridge=br0".parse().unwrap(), &net::Host::new()).unwrap();
         let mut opened = [open(), open()];
         let guests = opened.each_mut().map(Guest::on);
         guests[0].commands(&["ip address add 172.31.0.2/24 dev eth0"]);

@@ -15,7 +15,8 @@ use namespace::{
     state, warnings,
 };
 use net::{
-    Addresses, Backend, Error, HEADER_LEN, LinkName, Mac, Macvtap, Offloads, Opened, RxFilter, Sent, Tap,
+    Addresses, Backend, Error, HEADER_LEN, LinkName, Mac, Macvtap, MacvtapError, Offloads, Opened, RxFilter,
+    Sent, Tap,
 };
 
 #[test]
@@ -331,7 +332,7 @@ fn what_a_killed_one_leaves_is_cleaned() {
         let mut step = 1;
         while killed_at(spec, step) {
             assert_ne!(state(), before, "step {step}");
-            net::clean(&mut |_| {}).unwrap();
+            net::clean(&net::Host::new()).unwrap();
             assert_eq!((state(), records()), (before.clone(), vec![]), "step {step}");
             step += 1;
         }
@@ -339,7 +340,7 @@ fn what_a_killed_one_leaves_is_cleaned() {
         // One that is alive is left alone, and so is the NIC that both need.
         let living = holding("macvtap=nic");
         kill(holding("macvtap=nic"));
-        net::clean(&mut |_| {}).unwrap();
+        net::clean(&net::Host::new()).unwrap();
         let links = run("ip link");
         assert!(links.contains("wirevm0") && !links.contains("wirevm1"), "{links}");
         assert!(run("ip link show nic").contains(",UP"));
@@ -391,11 +392,14 @@ fn an_adopted_one_is_left_as_it_was() {
         drop(guest);
         for (spec, key) in [("mode=private", "mode"), ("mode=source,source=02:00:00:00:00:01", "mode")] {
             let error = open(&format!("macvtap=mine,{spec}")).unwrap_err();
-            assert!(matches!(&error, Error::Adopted { key: found, .. } if *found == key), "{error}");
+            assert!(
+                matches!(&error, Error::Macvtap(MacvtapError::Adopted { key: found, .. }) if *found == key),
+                "{error}"
+            );
             assert!(error.remedy().is_some());
         }
         kill(holding("macvtap=mine,mac=02:00:00:00:00:0a,mtu=1400"));
-        net::clean(&mut |_| {}).unwrap();
+        net::clean(&net::Host::new()).unwrap();
         assert_eq!((links(&["nic", "mine"]), records()), (before, vec![]), "also after a kill");
         // Deleted meanwhile, there is nothing to give back.
         let mut guest = opened("macvtap=mine");

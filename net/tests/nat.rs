@@ -11,7 +11,7 @@ use namespace::{
     as_user, child as be_child, holding, in_namespace, kill, killed_at, leave, own_run_directory,
     own_tun_device, records, run, state,
 };
-use net::{Error, Opened};
+use net::{Error, NatError, Opened};
 
 #[test]
 fn child() {
@@ -43,13 +43,11 @@ fn world() -> Machine {
 
 /// Opens, and returns the lines told.
 fn open(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
+    namespace::wire::open_told(spec)
 }
 
 fn refused(spec: &str) -> Error {
-    net::open(&spec.parse().unwrap(), &mut |_| {}).expect_err(spec)
+    net::open(&spec.parse().unwrap(), &net::Host::new()).expect_err(spec)
 }
 
 /// A guest at 172.31.0.2 with the host as its router.
@@ -291,7 +289,10 @@ fn a_table_of_that_name_is_somebodys() {
         run("nft add table inet wirevm-wirevm0");
         let before = everything();
         let error = refused("tap,host=172.31.0.1/24,nat");
-        assert!(matches!(&error, Error::Nft { table, .. } if table == "wirevm-wirevm0"), "{error:?}");
+        assert!(
+            matches!(&error, Error::Nat(NatError::Nft { table, .. }) if table == "wirevm-wirevm0"),
+            "{error:?}"
+        );
         assert!(error.remedy().unwrap().contains("nft delete table inet wirevm-wirevm0"));
         assert_eq!(everything(), before);
     });
@@ -315,7 +316,7 @@ fn a_port_in_use_is_refused() {
         // Of the other protocol it is free; but not for a second one.
         let _ours = open("tap,host=172.31.0.1/24,nat,forward=udp:8080:80");
         let error = refused("tap,host=172.31.1.1/24,nat,forward=udp:8080:80");
-        assert!(matches!(error, Error::PortTaken { .. }), "{error:?}");
+        assert!(matches!(error, Error::Nat(NatError::PortTaken { .. })), "{error:?}");
     });
 }
 
@@ -327,7 +328,7 @@ fn without_rights_nat_says_so() {
         run("ip address add 172.31.0.1/24 dev tap0");
         run("ip link set tap0 up");
         let error = as_user(65534, || refused("tap=tap0,host=172.31.0.1/24,nat"));
-        assert!(matches!(error, Error::Nft { .. }), "{error:?}");
+        assert!(matches!(error, Error::Nat(NatError::Nft { .. })), "{error:?}");
         assert!(error.remedy().unwrap().contains("CAP_NET_ADMIN"));
     });
 }
@@ -434,7 +435,7 @@ fn of_a_killed_one_nothing_stays() {
         while killed_at(spec, step) {
             // The rules go at once.
             assert_eq!(run("nft list ruleset"), "", "step {step}");
-            net::clean(&mut |_| {}).unwrap();
+            net::clean(&net::Host::new()).unwrap();
             assert_eq!((everything(), records()), (before.clone(), vec![]), "step {step}");
             step += 1;
         }
@@ -452,7 +453,7 @@ fn a_tap_with_addresses_needs_no_host() {
         let world = world();
         run("ip tuntap add dev tap0 mode tap vnet_hdr");
         let error = refused("tap=tap0,nat");
-        assert!(matches!(error, Error::NothingToMasquerade { .. }), "{error:?}");
+        assert!(matches!(error, Error::Nat(NatError::NothingToMasquerade { .. })), "{error:?}");
         run("ip address add 172.31.0.1/24 dev tap0");
         let (mut opened, _) = open("tap=tap0,nat");
         let guest = guest(&mut opened);

@@ -70,9 +70,9 @@ fn a_namespace_that_was_there_stays() {
 
         kill(holding("tap=tap0,host=172.31.0.1/24,netns=vpn"));
         // Typed here, the lines would be for the links of the same name here.
-        let left = net::left_over().unwrap().into_iter().map(|step| step.command);
-        let mut cleaned = Vec::new();
-        net::clean(&mut |step| cleaned.push(step.command.clone())).unwrap();
+        let left = net::left_over(&net::Host::new()).unwrap().into_iter().map(|step| step.command);
+        let cleaned = net::clean(&net::Host::new()).unwrap();
+        let cleaned: Vec<_> = cleaned.into_iter().map(|step| step.command).collect();
         assert_eq!((inside(), records()), (before, vec![]), "cleaned in there, from here");
         assert_eq!(left.collect::<Vec<_>>(), cleaned);
         assert_eq!(cleaned[0], "ip -n vpn link set dev tap0 down");
@@ -87,7 +87,7 @@ fn the_namespace_of_a_killed_one_goes() {
         let mut step = 1;
         while killed_at("tap,host=172.31.0.1/24,netns=vpn", step) {
             assert_eq!(names(), ["vpn"]);
-            net::clean(&mut |_| {}).unwrap();
+            net::clean(&net::Host::new()).unwrap();
             assert_eq!((names(), records()), (vec![], vec![]), "step {step}");
             step += 1;
         }
@@ -95,7 +95,7 @@ fn the_namespace_of_a_killed_one_goes() {
         // The living one keeps it, and it goes with that.
         let living = holding("tap,netns=vpn");
         kill(holding("tap,netns=vpn"));
-        net::clean(&mut |_| {}).unwrap();
+        net::clean(&net::Host::new()).unwrap();
         assert_eq!(names(), ["vpn"]);
         leave(living);
         assert_eq!((names(), records()), (vec![], vec![]));
@@ -118,12 +118,12 @@ fn a_namespace_of_the_same_name_is_not_touched() {
         run("ip -n other tuntap add dev tap0 mode tun");
         for name in ["other", "vpn"] {
             let spec = format!("tap=tap0,host=172.31.0.1/24,host=fd00::1/64,netns={name}");
-            let switch_off = |step: &net::Step| {
+            let switch_off = move |step: &net::Step| {
                 if step.command.contains("address add 172") {
                     run(&format!("ip netns exec {name} sysctl -w net.ipv6.conf.tap0.disable_ipv6=1"));
                 }
             };
-            let error = net::open(&spec.parse().unwrap(), &mut { switch_off }).unwrap_err();
+            let error = net::open(&spec.parse().unwrap(), &net::Host::new().telling(switch_off)).unwrap_err();
             let (expected, remedy) = match name {
                 "other" => ("not a tap", "another name"),
                 _ => ("ip -n vpn address add fd00::1/64 dev tap0", "net.ipv6.conf.default.disable_ipv6=0"),

@@ -11,26 +11,21 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::time::Duration;
 
 use frames::{drain, recv, recv_where, send};
+use namespace::wire::open_told;
 use namespace::{
     as_user, elsewhere, in_namespace, inheritable, macvtap_device, own_tun_device, run, run_in_own_mounts,
     state, tun_attached, tun_flags, tun_header_len, warnings,
 };
-use net::{Backend, Error, FdProblem, HEADER_LEN, NetConfig, Opened, Sent};
+use net::{Backend, Error, FdError, FdProblem, HEADER_LEN, NetConfig, Opened, Sent};
 
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 fn open(spec: &str) -> Result<Opened, Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
+    net::open(&spec.parse().unwrap(), &net::Host::new())
 }
 
 fn opened(spec: &str) -> Opened {
     open(spec).unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"))
-}
-
-fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
 }
 
 /// How many queues the link brings frames to.
@@ -391,7 +386,7 @@ fn give(file: fs::File) -> RawFd {
 fn open_fds(fds: &[RawFd]) -> Result<Opened, Error> {
     let spec = format!("fd={}", fds.iter().map(RawFd::to_string).collect::<Vec<_>>().join(":"));
     let config: NetConfig = spec.parse().unwrap();
-    net::open(&config, &mut |step| panic!("{step}"))
+    net::open(&config, &net::Host::new().telling(|step| panic!("{step}")))
 }
 
 #[test]
@@ -454,7 +449,7 @@ fn descriptors_that_are_no_queues_of_one_link_are_refused() {
         let problem = |files: Vec<fs::File>| {
             let fds: Vec<_> = files.into_iter().map(give).collect();
             match open_fds(&fds).unwrap_err() {
-                Error::Fd { fd, problem, .. } => {
+                Error::Fd(FdError { fd, problem, .. }) => {
                     assert_eq!(fds.last(), Some(&fd), "{problem}");
                     assert!(problem.to_string().len() > 20);
                     (problem, fds[0])
@@ -507,7 +502,7 @@ fn inherited_queues_of_a_macvtap_are_one_nic() {
             assert_eq!(state(), before);
             assert_eq!(tun_flags(&second), flags);
             let error = open_fds(&[give(first.try_clone().unwrap()), give(first)]).unwrap_err();
-            assert!(matches!(error, Error::Fd { problem: FdProblem::Duplicate(_), .. }), "{error}");
+            assert!(matches!(error, Error::Fd(FdError { problem: FdProblem::Duplicate(_), .. })), "{error}");
             assert_eq!(warnings(), [""; 0]);
         });
     });

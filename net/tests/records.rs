@@ -11,7 +11,7 @@ use namespace::{
     child as be_child, elsewhere, features, holding, in_namespace, kill, killed_at, leave, records, run,
     runtime_dir, set_tun_offload, skip, state, tun_attached, tun_header_len, warnings, without_ptrace,
 };
-use net::{clean, left_over};
+use net::{Host, clean, left_over};
 
 #[test]
 fn child() {
@@ -19,9 +19,8 @@ fn child() {
 }
 
 fn cleaned() -> Vec<String> {
-    let mut told = Vec::new();
-    clean(&mut |step| told.push(step.command.clone())).unwrap();
-    told
+    let steps = clean(&Host::new()).unwrap();
+    steps.into_iter().map(|step| step.command).collect()
 }
 
 #[test]
@@ -45,7 +44,8 @@ fn a_persistent_tap_of_a_killed_one_is_as_before() {
             // To attach is the first step, and ip(8) shows nothing of it.
             assert_eq!(state() == before, step == 1, "step {step}");
             assert_eq!(records().len(), if step == 1 { 1 } else { 2 });
-            let would: Vec<_> = left_over().unwrap().into_iter().map(|step| step.command).collect();
+            let would: Vec<_> =
+                left_over(&Host::new()).unwrap().into_iter().map(|step| step.command).collect();
             assert_eq!(would, undone[4 - step..]);
             assert_eq!(cleaned(), would);
             assert_eq!((state(), records()), (before.clone(), vec![]));
@@ -100,9 +100,9 @@ fn the_next_one_cleans_and_a_living_one_is_left_alone() {
         let before = state();
         let living = holding("tap=tap0,host=172.31.0.1/24");
         kill(holding("tap=tap1,host=172.31.1.1/24"));
-        assert_eq!(left_over().unwrap().len(), 4, "only of the killed one");
+        assert_eq!(left_over(&Host::new()).unwrap().len(), 4, "only of the killed one");
         leave(holding("tap"));
-        assert_eq!(left_over().unwrap().len(), 0);
+        assert_eq!(left_over(&Host::new()).unwrap().len(), 0);
         assert!(!run("ip address show tap1").contains("172.31.1.1"));
         assert!(run("ip address show tap0").contains("172.31.0.1"));
         leave(living);
@@ -165,7 +165,7 @@ fn what_cannot_be_looked_at_stays_recorded() {
         assert_eq!(before.len(), 2);
         assert_eq!(without_ptrace(cleaned), [""; 0]);
         assert_eq!(records(), before);
-        let told = without_ptrace(left_over).unwrap();
+        let told = without_ptrace(|| left_over(&Host::new())).unwrap();
         assert!(
             told.iter().all(|step| step.command.starts_with("# in a network namespace that is out of sight"))
         );
@@ -178,7 +178,7 @@ fn what_cannot_be_looked_at_stays_recorded() {
         std::fs::write(&record, text.replace("RemoveAddress", "AnotherChange")).unwrap();
         assert!(cleaned().iter().all(|line| line.contains(": tap0 as it was: ")));
         assert_eq!(records(), [name.as_str()]);
-        assert!(left_over().is_err());
+        assert!(left_over(&Host::new()).is_err());
         let path = record.display().to_string();
         assert!(warnings().iter().any(|line| line.contains(&path) && line.contains("AnotherChange")));
         std::fs::write(&record, text + "{\"at\":1").unwrap();

@@ -58,7 +58,8 @@ fn a_new_tap_gets_a_subnet_that_nobody_has() {
         run("ip link add far type veth peer name end");
         run("ip link set far up");
         run("ip route add 172.31.0.0/24 dev far");
-        let opened = |spec: &str| net::open(&spec.parse().unwrap(), &mut |_| {}).unwrap().notices.join("\n");
+        let opened =
+            |spec: &str| net::open(&spec.parse().unwrap(), &net::Host::new()).unwrap().notices.join("\n");
         assert!(opened("tap,host=172.31.0.1/24").contains("the host routes 172.31.0.0/24 over far too"));
         assert_eq!(opened("tap,host=172.31.0.1/25"), "", "the longer prefix wins");
         run("ip link del far");
@@ -79,7 +80,7 @@ fn a_host_without_a_free_subnet_says_so() {
             run(&format!("ip route add unreachable {range}"));
         }
         let before = state();
-        let error = net::open(&"tap".parse().unwrap(), &mut |_| {}).unwrap_err();
+        let error = net::open(&"tap".parse().unwrap(), &net::Host::new()).unwrap_err();
         assert!(error.to_string().contains("subnet for wirevm0"), "{error}");
         assert!(error.remedy().unwrap().contains("host="));
         assert_eq!(state(), before);

@@ -14,7 +14,7 @@ use namespace::{
     as_user, features, header_len, in_namespace, own_tun_device, records, run, set_udp_segment, state,
     warnings,
 };
-use net::{Backend, Error, HEADER_LEN, LinkName, Offloads, Opened, Sent, Tap};
+use net::{Backend, Error, HEADER_LEN, LinkName, Offloads, Opened, Sent, Tap, TunTapError};
 
 fn name(name: &str) -> Option<LinkName> {
     Some(name.parse().unwrap())
@@ -213,9 +213,8 @@ fn an_undo_that_fails_is_told_and_the_rest_goes_on() {
         drop(backends);
 
         // It is kept for somebody who can.
-        let mut cleaned = Vec::new();
-        net::clean(&mut |step| cleaned.push(step.command.clone())).unwrap();
-        assert_eq!(cleaned, undone);
+        let cleaned = net::clean(&net::Host::new()).unwrap();
+        assert!(cleaned.iter().map(|step| &step.command).eq(&undone), "{cleaned:?}");
         assert_eq!((state(), records()), (before, vec![]));
     });
 }
@@ -250,7 +249,7 @@ fn a_busy_tap_says_by_whom() {
         );
         assert!(error.remedy().is_some());
         assert!(
-            matches!(&error, Error::TunBusy { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+            matches!(&error, Error::TunTap(TunTapError::Busy { source, .. }) if source.raw_os_error() == Some(libc::EBUSY))
         );
         drop(first);
 
@@ -258,7 +257,13 @@ fn a_busy_tap_says_by_whom() {
         let first = Tap::open(name("tap0").as_ref()).unwrap();
         let fd = first.fd().try_clone_to_owned().unwrap();
         let mut sleep = std::process::Command::new("sleep").arg("60").stdin(fd).spawn().unwrap();
+        let held = open("tap=tap0").map(drop);
         drop(first);
+        let held = held.unwrap_err().to_string();
+        assert!(
+            held.ends_with("tap0: another --net of this command holds it"),
+            "a child is its parent's: {held}"
+        );
         let pid = sleep.id();
         // It has its own name a moment after it is started.
         while std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() != "sleep\n" {

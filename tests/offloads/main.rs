@@ -48,7 +48,7 @@ impl World {
         let open = |netns: &Netns, spec: &str| {
             let config = spec.parse().expect("a spec");
             netns
-                .spawn(move || net::open(&config, &mut |_| ()))
+                .spawn(move || net::open(&config, &net::Host::new()))
                 .join()
                 .expect("no panic")
                 .map_err(|e| e.to_string())
@@ -166,7 +166,7 @@ fn datagrams_of_many_segments_pass_both_ways() {
     }
     // What comes in by this link, the host routes to the guest.
     let inject = "tap=inject,host=192.0.2.1/24,dhcp=off".parse().expect("a spec");
-    let inject = world.host.spawn(move || net::open(&inject, &mut |_| ())).join().expect("no panic");
+    let inject = world.host.spawn(move || net::open(&inject, &net::Host::new())).join().expect("no panic");
     let mut inject = inject.expect("another tap");
     world.host.sh("sysctl -qw net.ipv4.ip_forward=1");
     let mac = |world: &World, link: &str| -> Vec<u8> {

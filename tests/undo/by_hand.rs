@@ -1,6 +1,6 @@
 //! What is told, run by hand as root, gives the same host.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use harness::netns::Netns;
 use harness::skip;
@@ -72,11 +72,12 @@ fn only(a: &[String], b: &[String], sign: char) -> String {
 pub(crate) fn difference(host: &Netns, specs: &[&'static str], before: &str) -> Option<String> {
     let own = specs.to_vec();
     let (opened, told) = inside(host, move || {
-        let mut told = Vec::new();
-        let mut tell = |step: &net::Step| told.push(step.to_string());
-        let opened = |spec: &&str| net::open(&spec.parse().unwrap(), &mut tell);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&told);
+        let host = net::Host::new().telling(move |step| lines.lock().unwrap().push(step.to_string()));
+        let opened = |spec: &&str| net::open(&spec.parse().unwrap(), &host);
         let opened: Result<Vec<_>, _> = own.iter().map(opened).collect();
-        (opened.unwrap_or_else(|error| panic!("{own:?}: {error}: {error:?}")), told)
+        (opened.unwrap_or_else(|error| panic!("{own:?}: {error}: {error:?}")), told.lock().unwrap().clone())
     });
     let made = view(host);
     inside(host, move || drop(opened));

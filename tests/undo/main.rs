@@ -24,7 +24,7 @@ use table::{NIC, a_host, each_wire, every};
 const SOON: Duration = Duration::from_secs(60);
 
 fn open(spec: &str) -> Result<Opened, net::Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
+    net::open(&spec.parse().unwrap(), &net::Host::new())
 }
 
 /// Runs `work` in the namespace.
@@ -100,7 +100,7 @@ fn at_each_change(what: &str, then: fn(usize), compare: fn(&Netns, &str, &str)) 
 }
 
 fn clean() {
-    net::clean(&mut |_| {}).unwrap();
+    net::clean(&net::Host::new()).unwrap();
 }
 
 #[test]

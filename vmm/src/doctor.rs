@@ -172,16 +172,23 @@ pub(crate) fn run(args: &Doctor) -> bool {
         return kvm().good;
     }
     let mut cleaned = Vec::new();
-    if args.clean
-        && let Err(error) = net::clean(&mut |step| {
-            if !args.json {
-                report::answer(&format!("{step}\n"));
+    if args.clean {
+        let json = args.json;
+        let host = net::Host::new().telling(move |step| {
+            if !json {
+                report::answer(&format!(
+                    "{step}
+"
+                ));
             }
-            cleaned.push(step.command.clone());
-        })
-    {
-        report::error(&error, error.remedy().as_deref());
-        return false;
+        });
+        match net::clean(&host) {
+            Ok(steps) => cleaned.extend(steps.into_iter().map(|step| step.command)),
+            Err(error) => {
+                report::error(&error, error.remedy().as_deref());
+                return false;
+            }
+        }
     }
     let findings = examine();
     let cleaned = args.clean.then_some(&cleaned[..]);

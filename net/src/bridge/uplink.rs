@@ -22,85 +22,17 @@
 //! neighbours would be heard on the bridge, and it would ask again only a second later. Every step is recorded before the
 //! step that it undoes: whenever we are killed, `clean` goes on from there.
 
-use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::Error;
+use crate::error::{BridgeError, HostError, UplinkProblem};
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
-use crate::{Error, Step};
-
-/// Why a link cannot be a bridge's uplink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UplinkProblem {
-    /// There is none of that name.
-    Absent,
-    /// It is no Ethernet.
-    NotEthernet,
-    /// It is Wi-Fi: an access point takes frames from the one address that it knows.
-    Wireless,
-    /// It is a bridge itself.
-    Bridge,
-    /// It is a part of another link already.
-    Port {
-        /// The name of that link.
-        of: String,
-        /// Its kind: `bridge`, `bond`...
-        kind: String,
-    },
-    /// A macvlan or macvtap takes its frames.
-    Shared {
-        /// The name of that link.
-        with: String,
-    },
-    /// A route leads over it and others, or by a nexthop object.
-    Route {
-        /// The route, as `ip route` says it.
-        route: String,
-    },
-}
-
-impl fmt::Display for UplinkProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Absent => f.write_str("there is no such link"),
-            Self::NotEthernet => f.write_str("it is no Ethernet"),
-            Self::Wireless => {
-                f.write_str("it is Wi-Fi, and an access point takes no frames from a second address")
-            }
-            Self::Bridge => f.write_str("it is a bridge itself"),
-            Self::Port { of, kind } => write!(f, "it is a part of the {kind} {of} already"),
-            Self::Shared { with } => write!(f, "{with} is on it and takes its frames"),
-            Self::Route { route } => {
-                write!(
-                    f,
-                    "a route leads over it and others, or by a nexthop object ({route}), and cannot be moved"
-                )
-            }
-        }
-    }
-}
-
-impl UplinkProblem {
-    pub(crate) fn remedy(&self) -> String {
-        match self {
-            Self::Absent => "name a NIC of the host: ip link".to_owned(),
-            Self::NotEthernet => "use a wired NIC, a bond or a VLAN; or route: --net tap,nat".to_owned(),
-            Self::Wireless => {
-                "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
-            }
-            Self::Bridge => "use it instead of the other: --net bridge=THAT".to_owned(),
-            Self::Port { of, kind } if kind == "bridge" => format!("use that bridge: --net bridge={of}"),
-            Self::Port { of, .. } => format!("use all of it: uplink={of}"),
-            Self::Shared { with } => format!("use another NIC, or remove it: sudo ip link del dev {with}"),
-            Self::Route { .. } => "give the host a route over this NIC alone".to_owned(),
-        }
-    }
-}
 
 /// Whether `nic` can be an uplink of the bridge `of`: what can be told before anything is changed.
 pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Error> {
-    let problem = |problem| Err(Error::BadUplink { uplink: nic.to_owned(), problem });
+    let problem = |problem| Err(BridgeError::BadUplink { uplink: nic.to_owned(), problem }.into());
     let links = wiring.links()?;
     let Some(link) = links.iter().find(|link| link.id.name == nic) else {
         return problem(UplinkProblem::Absent);
@@ -127,41 +59,35 @@ pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Er
     }
     let routes = wiring.netlink().routes_over(&link.id);
     let mut routes =
-        routes.map_err(|refusal| Error::Ask { what: "the host's routes".to_owned(), refusal })?;
+        routes.map_err(|refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal })?;
     match routes.others.pop() {
         Some(route) if link.master.is_none() => problem(UplinkProblem::Route { route }),
         _ => Ok(link.clone()),
     }
 }
 
-/// Has `nic` join `bridge`, and moves its addresses and routes there. Returns what the user should know
-/// of it.
-pub(super) fn move_to(
-    wiring: &mut Wiring,
-    nic: &Link,
-    bridge: &LinkId,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Option<String>, Error> {
+/// Has `nic` join `bridge`, and moves its addresses and routes there.
+pub(super) fn move_to(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
     let (from, to) = (&nic.id, bridge);
-    let asked = |refusal| Error::Ask { what: format!("the addresses and routes of {from}"), refusal };
+    let asked = |refusal| HostError::Ask { what: format!("the addresses and routes of {from}"), refusal };
     let addresses = wiring.netlink().addresses_of(from).map_err(asked)?;
     let routes = wiring.netlink().routes_over(from).map_err(asked)?.routes;
     let neighbours = wiring.netlink().neighbours_of(from).map_err(asked)?;
     if !nic.up {
         let undo = Some(Change::Down(from.clone()));
-        wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame", tell)?;
+        wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame")?;
     }
 
     for address in &addresses {
         let theirs = address.for_link(from, to);
         let undo = Some(Change::TakeAddress(to.clone(), theirs.clone()));
         let why = "the host is on the bridge from now on";
-        wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why, tell)?;
+        wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why)?;
     }
     for neighbour in neighbours {
         let undo = Some(Change::TakeNeighbour(to.clone(), neighbour.clone()));
         let give = Change::GiveNeighbour(to.clone(), neighbour.clone());
-        wiring.make(give, undo, "whom the host knew there it knows here", tell)?;
+        wiring.make(give, undo, "whom the host knew there it knows here")?;
         // The kernel forgets it with the port's last address of IPv4.
         wiring.keep(Change::GiveNeighbour(from.clone(), neighbour))?;
     }
@@ -171,18 +97,19 @@ pub(super) fn move_to(
         routes.into_iter().filter(|route| !there.iter().any(|other| other.is(route))).collect();
     for (change, undo, why) in rest(from, to, &addresses, &moved) {
         let joined = matches!(change, Change::Join(..));
-        wiring.make(change, Some(undo), why, tell)?;
+        wiring.make(change, Some(undo), why)?;
         if joined && nic.running {
             wait_until_running(wiring, to)?;
         }
     }
     let ending = addresses.iter().find(|address| address.has_end());
-    Ok(ending.map(|address| {
-        format!(
+    if let Some(address) = ending {
+        wiring.notice(format!(
             "{} has a lifetime, and moved from {from} to {to}: who renews it (a DHCP client) must do so on {to}",
             address.local
-        )
-    }))
+        ));
+    }
+    Ok(())
 }
 
 /// Waits until the kernel sends by `link`, which has just got a carrier; not for ever.

@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use super::Queues;
 use super::keys::{Keys, number};
 use crate::Error;
+use crate::error::SpecError;
 
 pub(super) const KIND: &str = "fd";
 pub(super) const KEYS: &str = "mac=, mtu=, affinity=, poll=, vhost=";
@@ -19,7 +20,7 @@ pub struct FdConfig {
 
 impl FdConfig {
     pub(super) fn parse(text: Option<&str>, _: &mut Keys<'_>) -> Result<Self, Error> {
-        let text = text.ok_or(Error::NoPlace { kind: KIND, example: "fd=5" })?;
+        let text = text.ok_or(SpecError::NoPlace { kind: KIND, example: "fd=5" })?;
         let refuse = |why| Error::value(KIND, text.to_owned(), why);
         let fds: Option<Vec<RawFd>> = text.split(':').map(number).collect();
         let fds = fds.ok_or_else(|| refuse("numbers of descriptors are wanted, 5 or 5:6"))?;

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use super::{MTU, WireConfig, bridge, fd, macvtap, tap, tun};
+use crate::error::SpecError;
 use crate::{Error, HostAddress, LinkName};
 
 /// The keys that may stand alone, and mean `on` then.
@@ -19,7 +20,7 @@ impl<'a> Keys<'a> {
             let (key, value) = match item.split_once('=') {
                 Some(pair) => pair,
                 None if FLAGS.contains(&item) => (item, "on"),
-                None => return Err(Error::NotAKey { item: item.to_owned() }),
+                None => return Err(SpecError::NotAKey { item: item.to_owned() }.into()),
             };
             if value.is_empty() {
                 return Err(Error::value(key, String::new(), "it has no value"));
@@ -38,7 +39,7 @@ impl<'a> Keys<'a> {
         let mut values = self.take_all(key, understand)?;
         match values.len() {
             0 | 1 => Ok(values.pop()),
-            _ => Err(Error::KeyTwice { key: key.to_owned() }),
+            _ => Err(SpecError::KeyTwice { key: key.to_owned() }.into()),
         }
     }
 
@@ -86,7 +87,9 @@ impl<'a> Keys<'a> {
             WireConfig::Fd(_) => fd::KEYS,
         };
         match self.0.first() {
-            Some((key, _)) => Err(Error::UnknownKey { kind: wire.kind(), key: (*key).to_owned(), known }),
+            Some((key, _)) => {
+                Err(SpecError::UnknownKey { kind: wire.kind(), key: (*key).to_owned(), known }.into())
+            }
             None => Ok(()),
         }
     }
@@ -104,7 +107,7 @@ pub(super) fn needed_place(
     name: Option<&str>,
     example: &'static str,
 ) -> Result<LinkName, Error> {
-    place(kind, name)?.ok_or(Error::NoPlace { kind, example })
+    Ok(place(kind, name)?.ok_or(SpecError::NoPlace { kind, example })?)
 }
 
 /// A decimal number, digits only: no sign, as Rust's own parser allows.

@@ -9,6 +9,7 @@ use super::{
     LinkAddress, LinkId, LinkNeighbour, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal,
     VlanMember, namespace,
 };
+use crate::error::ChangeKind;
 use crate::{HostAddress, tuntap};
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
@@ -158,6 +159,17 @@ impl Change {
                 netlink.take_route_of(link, address).and(Err(refusal))
             }
             (_, made) => made,
+        }
+    }
+
+    /// What sort of change it is for somebody whom the kernel refuses it.
+    pub(crate) fn kind(&self) -> ChangeKind {
+        match self {
+            Self::AddMacvlan(_) => ChangeKind::Macvlan,
+            Self::FilterVlans(_) | Self::AddVlan(..) | Self::RemoveVlan(..) => ChangeKind::BridgeVlans,
+            Self::AddAddress(..) | Self::AddPeer(..) | Self::GiveAddress(..) => ChangeKind::Address,
+            Self::Sysctl(_) => ChangeKind::Sysctl,
+            _ => ChangeKind::Other,
         }
     }
 

@@ -5,33 +5,39 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::path::PathBuf;
 
-use super::runtime::{Line, Lock, Record, boot, warn};
-use super::{Change, Namespace, NamespaceId, Netlink, Step, line_at};
+use super::journal::{Line, Lock, Record, boot, warn};
+use super::{Change, Host, Namespace, NamespaceId, Netlink, Step, line_at};
 use crate::Error;
 
 /// The reason that each step of [`clean`] is told with.
 const WHY: &str = "left by a wirevm that is gone";
 
-/// Takes back what wirevm processes have left that ended without doing it themselves, the last change first, and tells each
-/// step. [`open`](crate::open) begins with it.
+/// Takes back what wirevm processes have left that ended without doing it themselves, the last change first, and tells `host` each
+/// step. [`Wire::open`](crate::Wire::open) begins with it.
 ///
 /// What they made is known by their records, and each link by its number and name and namespace: what anybody else made
 /// since is not touched. A change that cannot be taken back is logged and stays recorded, for the next time, and so is one of
 /// which nobody here can tell whether it is there still.
 ///
+/// Returns the steps.
+///
 /// # Errors
 /// There is no place for records.
-pub fn clean(tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
-    clean_under(&Lock::take()?, tell);
-    Ok(())
+pub fn clean(host: &Host) -> Result<Vec<Step>, Error> {
+    let mut steps = Vec::new();
+    clean_under(&Lock::take(host)?, &mut |step| {
+        host.tell(&step);
+        steps.push(step);
+    });
+    Ok(steps)
 }
 
 /// What [`clean`] would do.
 ///
 /// # Errors
 /// There is no place for records.
-pub fn left_over() -> Result<Vec<Step>, Error> {
-    let lock = Lock::take()?;
+pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
+    let lock = Lock::take(host)?;
     let mut lines = Vec::new();
     for record in &mut lock.left()? {
         lines.extend(record.lines()?);
@@ -42,7 +48,7 @@ pub fn left_over() -> Result<Vec<Step>, Error> {
     Ok(lines.iter().map(|line| Step { command: places.command(line), why: WHY }).collect())
 }
 
-pub(super) fn clean_under(lock: &Lock, tell: &mut dyn FnMut(&Step)) {
+pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
     let records = lock.left().unwrap_or_else(|error| {
         warn(&error);
         Vec::new()
@@ -64,7 +70,7 @@ pub(super) fn clean_under(lock: &Lock, tell: &mut dyn FnMut(&Step)) {
     for (record, line) in lines {
         match replay(&mut places, &line) {
             Replayed::Made => {
-                tell(&Step { command: places.command(&line), why: WHY });
+                made(Step { command: places.command(&line), why: WHY });
                 if !read[record].1.is_empty() && line.undo.is_to_be_repeated() {
                     read[record].1.insert(0, line);
                 }

@@ -12,8 +12,9 @@ use std::path::Path;
 
 use super::change::{Change, Sysctl};
 use super::firewall::Finding;
-use super::{Link, Refusal, Step, Wiring, netlink::Way};
+use super::{Link, Refusal, Wiring, netlink::Way};
 use crate::Error;
+use crate::error::HostError;
 
 const GUEST: &str = "pass the guest's packets on";
 const ANSWERS: &str = "pass the answers on, which come in here";
@@ -39,21 +40,20 @@ impl Wiring {
         link: &Link,
         stays: bool,
         traffic: Traffic,
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<bool, Error> {
         let ways = self.netlink.ways().map_err(asked)?;
         let own = &link.id.name;
         let mut way_out = false;
         if traffic.ipv4 {
-            self.set_own(&key("ipv4", own, "forwarding"), stays, GUEST, tell)?;
+            self.set_own(&key("ipv4", own, "forwarding"), stays, GUEST)?;
             if traffic.from_loopback {
-                self.set_own(&key("ipv4", own, "route_localnet"), stays, LOOPBACK, tell)?;
+                self.set_own(&key("ipv4", own, "route_localnet"), stays, LOOPBACK)?;
             }
             let whole = key("ipv4", "all", "forwarding");
             way_out |= is(&whole, "1")?;
             for name in self.outward(&ways, link, false)? {
                 way_out = true;
-                self.set_shared(&key("ipv4", &name, "forwarding"), &whole, tell)?;
+                self.set_shared(&key("ipv4", &name, "forwarding"), &whole)?;
             }
         }
         let outward = if traffic.ipv6 { self.outward(&ways, link, true)? } else { Vec::new() };
@@ -61,15 +61,15 @@ impl Wiring {
         if !outward.is_empty() {
             way_out = true;
             // It also has the host answer the guest as a router does, RFC 4861 §7.2.5.
-            self.set_own(&key("ipv6", own, "forwarding"), stays, GUEST, tell)?;
+            self.set_own(&key("ipv6", own, "forwarding"), stays, GUEST)?;
             let whole = key("ipv6", "all", "forwarding");
             let force = key("ipv6", own, "force_forwarding");
             if value(&force)?.is_none() {
-                self.set_whole_ipv6(&whole, own, tell)?;
+                self.set_whole_ipv6(&whole, own)?;
             } else if !is(&whole, "1")? {
-                self.set_own(&force, stays, GUEST, tell)?;
+                self.set_own(&force, stays, GUEST)?;
                 for name in outward {
-                    self.set_shared(&key("ipv6", &name, "force_forwarding"), &whole, tell)?;
+                    self.set_shared(&key("ipv6", &name, "force_forwarding"), &whole)?;
                 }
             }
         }
@@ -77,17 +77,11 @@ impl Wiring {
     }
 
     /// Sets a switch of the guest's own link.
-    fn set_own(
-        &mut self,
-        key: &str,
-        stays: bool,
-        why: &'static str,
-        tell: &mut dyn FnMut(&Step),
-    ) -> Result<(), Error> {
+    fn set_own(&mut self, key: &str, stays: bool, why: &'static str) -> Result<(), Error> {
         match value(key)? {
             Some(before) if before != "1" => {
                 let undo = stays.then(|| restore(key, "1", &before));
-                self.make(set(key, "1"), undo, why, tell)
+                self.make(set(key, "1"), undo, why)
             }
             _ => Ok(()),
         }
@@ -95,31 +89,30 @@ impl Wiring {
 
     /// Sets a switch of another link, which several guests may need. Where somebody has switched on `whole`, the host's,
     /// since, it stays: it is no longer ours alone.
-    fn set_shared(&mut self, key: &str, whole: &str, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+    fn set_shared(&mut self, key: &str, whole: &str) -> Result<(), Error> {
         let what = key.replace('/', "-");
         if !is(key, "0")? {
             // By somebody, or by another one of us that is still there.
             return self.join(&what).map(drop);
         }
         let undo = Change::Sysctl(Sysctl::new(key, "0").only_where(key, "1").only_where(whole, "0"));
-        let made =
-            self.share(&what, tell, |wiring, tell| wiring.make(set(key, "1"), Some(undo), ANSWERS, tell))?;
+        let made = self.share(&what, |wiring| wiring.make(set(key, "1"), Some(undo), ANSWERS))?;
         // Somebody switched off what another one of us had switched on; that one's undo is ours too.
-        if made { Ok(()) } else { self.make(set(key, "1"), None, ANSWERS, tell) }
+        if made { Ok(()) } else { self.make(set(key, "1"), None, ANSWERS) }
     }
 
     /// Has the host pass on IPv6 as a whole, where the kernel has no other way.
-    fn set_whole_ipv6(&mut self, whole: &str, own: &str, tell: &mut dyn FnMut(&Step)) -> Result<(), Error> {
+    fn set_whole_ipv6(&mut self, whole: &str, own: &str) -> Result<(), Error> {
         let what = whole.replace('/', "-");
         if !is(whole, "0")? {
             return self.join(&what).map(drop);
         }
         let links = links().map_err(|error| asked(error.into()))?;
-        let made = self.share(&what, tell, |wiring, tell| {
+        let made = self.share(&what, |wiring| {
             for name in links.iter().filter(|&name| name != own && name != "default") {
                 let accepts = key("ipv6", name, "accept_ra");
                 if is(&accepts, "1")? {
-                    wiring.make(set(&accepts, "2"), Some(restore(&accepts, "2", "1")), ROUTERS, tell)?;
+                    wiring.make(set(&accepts, "2"), Some(restore(&accepts, "2", "1")), ROUTERS)?;
                 }
             }
             // The whole host's switch sets each link's, and so does its undo.
@@ -129,9 +122,9 @@ impl Wiring {
                     wiring.keep(restore(&forwards, "0", "1"))?;
                 }
             }
-            wiring.make(set(whole, "1"), Some(restore(whole, "1", "0")), GUEST, tell)
+            wiring.make(set(whole, "1"), Some(restore(whole, "1", "0")), GUEST)
         })?;
-        if made { Ok(()) } else { self.make(set(whole, "1"), None, GUEST, tell) }
+        if made { Ok(()) } else { self.make(set(whole, "1"), None, GUEST) }
     }
 
     /// The links that the guest's traffic leaves by: those that lead to a router, and those of a network of their own,
@@ -158,8 +151,8 @@ fn restore(key: &str, to: &str, before: &str) -> Change {
     Change::Sysctl(Sysctl::new(key, before).only_where(key, to))
 }
 
-fn asked(refusal: Refusal) -> Error {
-    Error::Ask { what: "the host's routes and forwarding".to_owned(), refusal }
+fn asked(refusal: Refusal) -> HostError {
+    HostError::Ask { what: "the host's routes and forwarding".to_owned(), refusal }
 }
 
 fn is(key: &str, wanted: &str) -> Result<bool, Error> {
@@ -167,7 +160,7 @@ fn is(key: &str, wanted: &str) -> Result<bool, Error> {
 }
 
 fn value(key: &str) -> Result<Option<String>, Error> {
-    read_key(key).map_err(asked)
+    Ok(read_key(key).map_err(asked)?)
 }
 
 fn key(family: &str, link: &str, switch: &str) -> String {

@@ -52,11 +52,12 @@ pub(crate) fn of_lock(file: &File) -> Vec<Holder> {
     find(|process| says(process, is_lock))
 }
 
-/// The processes that `holds` says it of: those of our network namespace, or, where none is, others.
+/// The processes that `holds` says it of: those of our network namespace, or, where none is, others. A process that has it from
+/// its parent, which has it still, is its parent's: a keeper and its machine are one wirevm.
 fn find(holds: impl Fn(&Path) -> bool) -> Vec<Holder> {
     let here = fs::read_link("/proc/thread-self/ns/net").ok();
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    let mut found = Vec::new();
     for process in processes.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|pid| pid.parse().ok()) else { continue };
         if !holds(&process.path()) {
@@ -64,13 +65,20 @@ fn find(holds: impl Fn(&Path) -> bool) -> Vec<Holder> {
         }
         let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
         let holder = Holder { pid, name: comm.trim_end().to_owned() };
-        if fs::read_link(process.path().join("ns/net")).ok() == here {
-            ours.push(holder);
-        } else {
-            others.push(holder);
-        }
+        let is_ours = fs::read_link(process.path().join("ns/net")).ok() == here;
+        found.push((holder, parent(&process.path()), is_ours));
     }
-    if ours.is_empty() { others } else { ours }
+    let pids: Vec<_> = found.iter().map(|(holder, ..)| holder.pid).collect();
+    found.retain(|(_, parent, _)| parent.is_none_or(|parent| !pids.contains(&parent)));
+    let (ours, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(.., is_ours)| *is_ours);
+    let found = if ours.is_empty() { others } else { ours };
+    found.into_iter().map(|(holder, ..)| holder).collect()
+}
+
+/// The process that started it, or has it since that is gone (proc_pid_status(5)).
+fn parent(process: &Path) -> Option<u32> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 /// True where a descriptor of the process says `iff: NAME` (the tun driver's `show_fdinfo`).

@@ -3,45 +3,45 @@
 //!
 //! **Invariant: what was there already is neither done nor undone**, and what we change is changed back in reverse order,
 //! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo; every other undo is
-//! in a record before its change is made (`runtime.rs`), so that [`clean`] can do it when we cannot.
+//! in a record before its change is made (`journal.rs`), so that [`clean`] can do it when we cannot.
 
-mod apart;
 mod change;
 mod clean;
+mod context;
+mod deferred_undo;
+mod fd_reserve;
 pub(crate) mod firewall;
 mod forwarding;
-pub(crate) mod free;
+pub(crate) mod free_subnet;
 pub(crate) mod holders;
+mod journal;
 mod namespace;
 mod nat;
 pub(crate) mod netlink;
 mod nft;
 mod peer;
 pub(crate) mod probe;
-mod reserve;
-mod runtime;
 pub(crate) mod sysfs;
 mod wait;
 
 use std::fmt;
-use std::sync::Arc;
 
-pub(crate) use apart::Apart;
 pub(crate) use change::{Change, Sysctl};
 pub use clean::{clean, left_over};
+pub use context::Host;
+pub(crate) use deferred_undo::DeferredUndo;
+pub(crate) use journal::Lock;
+pub use journal::directory as runtime_directory;
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_at, line_in};
 pub(crate) use netlink::{
     Link, LinkAddress, LinkId, LinkNeighbour, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,
 };
 pub(crate) use peer::Peer;
-pub(crate) use runtime::Lock;
-pub use runtime::directory as runtime_directory;
-pub use wait::wait_until_asked_to_end;
 
-use self::reserve::Reserve;
-use self::runtime::{Line, Record};
+use self::journal::{Line, Record};
+use crate::error::{ChangeKind, HostError};
 use crate::wire::{Role, WireLink};
-use crate::{Error, HostAddress};
+use crate::{Error, HostAddress, NetnsName};
 
 /// One change of the host that was just made, as a person would have typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +73,11 @@ pub(crate) struct Wiring {
     record: Option<Record>,
     /// Held while the host is changed. None where this user has no place for it, and so none for records.
     lock: Option<Lock>,
-    reserve: Arc<Reserve>,
+    host: Host,
+    /// The name of the namespace, where it is not the process's own: steps and errors name it.
+    netns: Option<NetnsName>,
+    /// What the user should know, though nothing is wrong: each a sentence.
+    notices: Vec<String>,
     /// Goes with its descriptors.
     nat: Option<nat::Nat>,
     /// What was changed elsewhere, and is taken back after all this: the namespace itself.
@@ -90,14 +94,14 @@ enum Undo {
 }
 
 impl Wiring {
-    /// Begins to change the host, in the thread's network namespace: waits for other wirevm that do, and takes back what
+    /// Begins to change the `host`, in the thread's network namespace, which has the name `netns` where it is not the process's own: waits for other wirevm that do, and takes back what
     /// the dead have left. From then on the others wait, until [`release_lock`](Self::release_lock).
     ///
     /// # Errors
     /// The lock is not to be had although there is a place for it, the namespace cannot be asked for, or there are not enough
     /// descriptors to take back what would be changed.
-    pub(crate) fn begin() -> Result<Self, Error> {
-        let lock = match Lock::take() {
+    pub(crate) fn begin(host: &Host, netns: Option<&NetnsName>) -> Result<Self, Error> {
+        let lock = match Lock::take(host) {
             Ok(lock) => Some(lock),
             // A user without a place for records may still have a tap, which needs none.
             Err(error) if error.is_no_place() => {
@@ -109,15 +113,17 @@ impl Wiring {
         if let Some(lock) = &lock {
             clean::clean_under(lock, &mut |step| log::info!("{step}"));
         }
-        let reserve = Reserve::hold().map_err(|source| Error::Reserve { source })?;
-        let namespace = Namespace::here().map_err(|source| Error::Namespace { name: None, source })?;
+        host.reserve().hold().map_err(|source| HostError::Reserve { source })?;
+        let namespace = Namespace::here().map_err(|source| HostError::Namespace { name: None, source })?;
         Ok(Self {
             netlink: Netlink::new(),
             namespace,
             undo: Vec::new(),
             record: None,
             lock,
-            reserve,
+            host: host.clone(),
+            netns: netns.cloned(),
+            notices: Vec::new(),
             nat: None,
             outer: None,
         })
@@ -139,39 +145,57 @@ impl Wiring {
         self.outer = Some(Box::new(outer));
     }
 
+    /// Tells a change that was just made.
+    pub(crate) fn tell(&self, command: String, why: &'static str) {
+        self.host.tell(&Step { command: self.line(command), why });
+    }
+
+    /// The command for where the process is.
+    fn line(&self, command: String) -> String {
+        self.netns.as_ref().map_or(command.clone(), |name| line_in(name, &command))
+    }
+
+    /// Keeps a sentence that the user should know.
+    pub(crate) fn notice(&mut self, sentence: String) {
+        self.notices.push(sentence);
+    }
+
+    /// What was [kept](Self::notice) for the user.
+    pub(crate) fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The name of the network namespace, where it is not the process's own.
+    pub(crate) fn netns(&self) -> Option<&NetnsName> {
+        self.netns.as_ref()
+    }
+
     pub(crate) fn netlink(&mut self) -> &mut Netlink {
         &mut self.netlink
     }
 
     /// The link of that name; an error where there is none (any more).
     pub(crate) fn link(&mut self, name: &str) -> Result<Link, Error> {
-        self.find_link(name)?.ok_or_else(|| Error::LinkGone { name: name.to_owned() })
+        Ok(self.find_link(name)?.ok_or_else(|| HostError::LinkGone { name: name.to_owned() })?)
     }
 
     /// The link of that name, where there is one.
     pub(crate) fn find_link(&mut self, name: &str) -> Result<Option<Link>, Error> {
-        let asked = |refusal| Error::Ask { what: format!("the link {name}"), refusal };
-        self.netlink.link(name).map_err(asked)
+        let asked = |refusal| HostError::Ask { what: format!("the link {name}"), refusal };
+        Ok(self.netlink.link(name).map_err(asked)?)
     }
 
     /// Every link of the namespace.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, Error> {
-        self.netlink.links().map_err(|refusal| Error::Ask { what: "the host's links".to_owned(), refusal })
+        let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };
+        Ok(self.netlink.links().map_err(asked)?)
     }
 
     /// Sets a value of a link that goes away with its backend or has an undo of its own, where it is not so already; a kernel
     /// without IPv6 has no such values of it.
-    pub(crate) fn set_value(
-        &mut self,
-        key: String,
-        value: &str,
-        why: &'static str,
-        tell: &mut dyn FnMut(&Step),
-    ) -> Result<(), Error> {
+    pub(crate) fn set_value(&mut self, key: String, value: &str, why: &'static str) -> Result<(), Error> {
         match Sysctl::read(&key) {
-            Ok(found) if found != value => {
-                self.make(Change::Sysctl(Sysctl::new(&key, value)), None, why, tell)
-            }
+            Ok(found) if found != value => self.make(Change::Sysctl(Sysctl::new(&key, value)), None, why),
             _ => Ok(()),
         }
     }
@@ -180,11 +204,13 @@ impl Wiring {
     /// undo of its own: else whoever is at its other end could make himself the host's router and resolver. Where IPv6 is
     /// absent or careful already, nothing is done.
     ///
-    /// Returns what the user should know where the setting is refused: `/proc/sys` is read-only in many containers.
-    pub(crate) fn refuse_routers(&mut self, link: &LinkId, tell: &mut dyn FnMut(&Step)) -> Option<String> {
+    /// Where the setting is refused, which is a notice, `/proc/sys` is read-only, as in many containers.
+    pub(crate) fn refuse_routers(&mut self, link: &LinkId) {
         let key = format!("net/ipv6/conf/{link}/accept_ra");
-        let set = self.set_value(key, "0", "the guest shall not make itself the host's router", tell);
-        set.err().map(|error| format!("{link} takes what the guest says as a router: {}", error.with_cause()))
+        let set = self.set_value(key, "0", "the guest shall not make itself the host's router");
+        if let Err(error) = set {
+            self.notice(format!("{link} takes what the guest says as a router: {}", error.with_cause()));
+        }
     }
 
     /// Makes a change, and keeps its undo: none where it goes away with a descriptor.
@@ -196,29 +222,28 @@ impl Wiring {
         change: Change,
         undo: Option<Change>,
         why: &'static str,
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<(), Error> {
-        self.make_by(|netlink| change.make(netlink), change.command(), undo, why, tell)
+        self.make_by(|netlink| change.make(netlink), change.kind(), change.command(), undo, why)
     }
 
     /// As [`make`](Self::make), for a change that is made by `call` and never an undo itself.
     pub(crate) fn make_by(
         &mut self,
         call: impl FnOnce(&mut Netlink) -> Result<(), Refusal>,
+        kind: ChangeKind,
         command: String,
         undo: Option<Change>,
         why: &'static str,
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<(), Error> {
         let recorded = undo.map(|undo| self.write_down(undo)).transpose()?;
         if let Err(refusal) = call(&mut self.netlink) {
             if let (Some(record), Some(Undo::Change(_, start))) = (&mut self.record, &recorded) {
                 record.cut(*start);
             }
-            return Err(Error::Step { command, refusal });
+            return Err(HostError::Step { kind, command: self.line(command), refusal }.into());
         }
         self.undo.extend(recorded);
-        tell(&Step { command, why });
+        self.tell(command, why);
         Ok(())
     }
 
@@ -230,7 +255,7 @@ impl Wiring {
                 // Without a lock there was no place; to ask again says why.
                 let lock = match self.lock.take() {
                     Some(lock) => lock,
-                    None => Lock::take()?,
+                    None => Lock::take(&self.host)?,
                 };
                 none.insert(self.lock.insert(lock).new_journal()?)
             }
@@ -258,8 +283,7 @@ impl Wiring {
     pub(crate) fn share(
         &mut self,
         what: &str,
-        tell: &mut dyn FnMut(&Step),
-        make: impl FnOnce(&mut Self, &mut dyn FnMut(&Step)) -> Result<(), Error>,
+        make: impl FnOnce(&mut Self) -> Result<(), Error>,
     ) -> Result<bool, Error> {
         if self.join(what)? {
             return Ok(false);
@@ -268,7 +292,7 @@ impl Wiring {
         let shared = lock.new_shared(self.namespace.id(), what)?;
         let own_record = self.record.replace(shared);
         let own_undo = std::mem::take(&mut self.undo);
-        let made = make(self, tell);
+        let made = make(self);
         if made.is_err() {
             self.take_back();
         }
@@ -290,7 +314,7 @@ impl Wiring {
     /// Those of the record.
     pub(crate) fn join(&mut self, what: &str) -> Result<bool, Error> {
         if self.lock.is_none() {
-            self.lock = Some(Lock::take()?);
+            self.lock = Some(Lock::take(&self.host)?);
         }
         let lock = self.lock.as_ref().expect("just taken");
         let joined = lock.join(self.namespace.id(), what)?;
@@ -312,29 +336,24 @@ impl Wiring {
         self.lock.as_ref().map_or(Ok(vec![]), |lock| lock.shared(self.namespace.id(), prefix))
     }
 
-    /// What the user should know where the host has a route over another link to what it is about to reach over `link`: the
+    /// Notices where the host has a route over another link to what it is about to reach over `link`: the
     /// kernel takes the longest prefix, and of two the one with the lower metric.
-    pub(crate) fn routed_elsewhere(
-        &mut self,
-        link: &LinkId,
-        hosts: &[HostAddress],
-    ) -> Result<Vec<String>, Error> {
-        let asked = |refusal| Error::Ask { what: "the host's routes".to_owned(), refusal };
-        let mut notices = Vec::new();
+    pub(crate) fn warn_of_other_routes(&mut self, link: &LinkId, hosts: &[HostAddress]) -> Result<(), Error> {
+        let asked = |refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal };
         for route in self.netlink.routes().map_err(asked)? {
             let Some(other) = route.link.filter(|&other| other != link.index) else { continue };
             let wins =
                 |host: &&HostAddress| route.prefix >= host.prefix() && host.overlaps(route.to, route.prefix);
             let Some(host) = hosts.iter().find(wins) else { continue };
             let name = self.netlink.link_by_index(other).map_err(asked)?.map(|link| link.id.name);
-            notices.push(format!(
+            self.notice(format!(
                 "host={host}: the host routes {}/{} over {} too, where what is for the guest may go",
                 route.to,
                 route.prefix,
                 name.unwrap_or_default()
             ));
         }
-        Ok(notices)
+        Ok(())
     }
 
     /// Gives `link` this MTU and these addresses and sets it up, each where it is not so already. `stays`: the link is there
@@ -347,36 +366,30 @@ impl Wiring {
         stays: bool,
         mtu: Option<u16>,
         addresses: &[HostAddress],
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<(), Error> {
         let id = &link.id;
         let undo = |change| stays.then_some(change);
         if let Some(mtu) = mtu.map(u32::from).filter(|&mtu| mtu != link.mtu) {
             let back = undo(Change::Mtu(id.clone(), link.mtu));
-            self.make(Change::Mtu(id.clone(), mtu), back, "the guest is offered the same MTU", tell)?;
+            self.make(Change::Mtu(id.clone(), mtu), back, "the guest is offered the same MTU")?;
         }
         for &address in addresses {
             if self.has_address(id, address)? {
                 continue;
             }
             let back = undo(Change::RemoveAddress(id.clone(), address));
-            self.make(
-                Change::AddAddress(id.clone(), address),
-                back,
-                "the host's address towards the guest",
-                tell,
-            )?;
+            self.make(Change::AddAddress(id.clone(), address), back, "the host's address towards the guest")?;
         }
         if !link.up {
             let back = undo(Change::Down(id.clone()));
-            self.make(Change::Up(id.clone()), back, "a link that is down drops every frame", tell)?;
+            self.make(Change::Up(id.clone()), back, "a link that is down drops every frame")?;
         }
         Ok(())
     }
 
     /// True where `link` has `address` already; an error where another link has it, or has a part of its subnet.
     fn has_address(&mut self, link: &LinkId, address: HostAddress) -> Result<bool, Error> {
-        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink.addresses().map_err(asked)?;
         let same = |other: &&netlink::AddressOnLink| other.address == address.address();
         // The same address first: that is the better reason.
@@ -385,7 +398,7 @@ impl Wiring {
         if let Some(other) = taken {
             let name = self.netlink.link_by_index(other.link).map_err(asked)?.map(|link| link.id.name);
             let (on, theirs) = (name.unwrap_or_default(), format!("{}/{}", other.address, other.prefix));
-            return Err(Error::AddressTaken { address, on, theirs });
+            return Err(HostError::AddressTaken { address, on, theirs }.into());
         }
         let ours =
             |other: &netlink::AddressOnLink| other.link == link.index && other.prefix == address.prefix();
@@ -437,11 +450,11 @@ impl Drop for Wiring {
         if self.undo.is_empty() && self.record.is_none() {
             return;
         }
-        self.reserve.release();
+        self.host.reserve().release();
         if self.lock.is_none() {
-            match Lock::take_to_undo() {
+            match Lock::take_to_undo(&self.host) {
                 Ok(lock) => self.lock = Some(lock),
-                Err(Error::Ended) => {
+                Err(error) if error.is_ended() => {
                     log::warn!(
                         "what was changed on the host is left for the next wirevm, or for wirevm doctor --clean"
                     );

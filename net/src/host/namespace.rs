@@ -7,14 +7,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::thread;
 
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Netlink, Step, Wiring};
+use super::{Change, Netlink, Wiring};
+use crate::error::{ChangeKind, HostError};
 use crate::{Error, NetnsName, sys};
 
 /// Where `ip netns` has its names.
@@ -225,42 +225,12 @@ impl Namespace {
     fn enter(&self) -> io::Result<()> {
         Ok(move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
-
-    /// As [`run`](Self::run), for a `call` that tells steps: each is told on this thread, while the other one waits.
-    pub(crate) fn run_telling<T: Send>(
-        &self,
-        tell: &mut dyn FnMut(&Step),
-        call: impl FnOnce(&mut dyn FnMut(&Step)) -> T + Send,
-    ) -> io::Result<T> {
-        let (steps, told_steps) = mpsc::channel::<Step>();
-        let (told, wait) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            let inside = move || {
-                self.enter()?;
-                Ok(call(&mut |step| {
-                    // An error says that `tell` panicked, which goes on once this thread is done.
-                    let _ = steps.send(step.clone()).map(|()| wait.recv());
-                }))
-            };
-            let thread = scope.spawn(inside);
-            // Ends when `call` has, which owns the other end.
-            for step in told_steps {
-                tell(&step);
-                let _ = told.send(());
-            }
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
 }
 
 /// The namespace `name`, made where there is none. One that we made goes with the last wirevm that is in it; its links go
 /// with it, once nobody else holds it.
-pub(crate) fn join(
-    wiring: &mut Wiring,
-    name: &NetnsName,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Namespace, Error> {
-    let error = |source| Error::Namespace { name: Some(name.to_string()), source };
+pub(crate) fn join(wiring: &mut Wiring, name: &NetnsName) -> Result<Namespace, Error> {
+    let error = |source| HostError::Namespace { name: Some(name.to_string()), source };
     let what = format!("netns-{name}");
     let found = Namespace::named(name).map_err(error)?;
     // Where there is none, a record tells of one that somebody has deleted.
@@ -269,15 +239,21 @@ pub(crate) fn join(
         return Ok(found);
     }
     let made = Namespace::new().map_err(error)?;
-    let mount = |wiring: &mut Wiring, tell: &mut dyn FnMut(&Step)| {
+    let mount = |wiring: &mut Wiring| {
         let undo = Change::DeleteNamespace { name: name.to_string(), id: made.id };
         let command = format!("ip netns add {name}");
         let mount = |_: &mut Netlink| Ok(made.mount(name.as_str())?);
-        wiring.make_by(mount, command, Some(undo), "the host's end is apart from all else in it", tell)
+        wiring.make_by(
+            mount,
+            ChangeKind::NamespaceName,
+            command,
+            Some(undo),
+            "the host's end is apart from all else in it",
+        )
     };
-    if !wiring.share(&what, tell, mount)? {
+    if !wiring.share(&what, mount)? {
         // Somebody deleted the one that another wirevm made, and is still in: this one is ours alone.
-        mount(wiring, tell)?;
+        mount(wiring)?;
     }
     Ok(made)
 }

@@ -14,7 +14,8 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
 use super::forwarding::Traffic;
 use super::nft::{Chain, Hook, Kind, Match, Nft, Rule, Table, Verdict};
-use super::{Link, Refusal, Step, Wiring, firewall};
+use super::{Link, Refusal, Wiring, firewall};
+use crate::error::{HostError, NatError};
 use crate::{Error, Forward, HostAddress, Mac, Protocol, sys};
 
 /// Before any other chain sees the packet (`NF_IP_PRI_RAW`).
@@ -119,7 +120,7 @@ fn by_mac(network: Ipv6Addr, mac: Mac) -> Ipv6Addr {
 
 impl Wiring {
     /// NAT for the guest behind `link`, in the subnets of `hosts`, the host's addresses there (none for those that it has), and
-    /// the host's ports that lead to it. `stays`: the link is there after its backend. Returns what the user should know.
+    /// the host's ports that lead to it. `stays`: the link is there after its backend.
     pub(crate) fn set_nat(
         &mut self,
         link: &Link,
@@ -127,35 +128,34 @@ impl Wiring {
         hosts: &[HostAddress],
         mac: Mac,
         forwards: &[Forward],
-        tell: &mut dyn FnMut(&Step),
-    ) -> Result<Vec<String>, Error> {
+    ) -> Result<(), Error> {
         let name = &link.id.name;
         let hosts = if hosts.is_empty() { &self.addresses_of(link)?[..] } else { hosts };
         if hosts.is_empty() {
-            return Err(Error::NothingToMasquerade { link: name.clone() });
+            return Err(NatError::NothingToMasquerade { link: name.clone() }.into());
         }
         // The rules are first: nothing leaves unmasked.
-        let nat = Nat::new(name, hosts, mac, forwards, tell)?;
+        let nat = Nat::new(self, name, hosts, mac, forwards)?;
         let (ipv4, ipv6) =
             (hosts.iter().any(|host| host.v4().is_some()), hosts.iter().any(|host| host.v6().is_some()));
         self.nat = Some(nat);
         let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && !forwards.is_empty() };
-        let way_out = self.set_forwarding(link, stays, traffic, tell)?;
+        let way_out = self.set_forwarding(link, stays, traffic)?;
 
-        let mut notices = firewall::routed_notices(name);
+        firewall::routed_notices(name).into_iter().for_each(|notice| self.notice(notice));
         if !way_out {
-            notices.push(
+            self.notice(
                 "no link of the host leads anywhere else yet, so the guest reaches the host only: start again when one does, or \
                  have all links pass on: sudo sysctl -w net.ipv4.ip_forward=1"
                     .to_owned(),
             );
         }
-        Ok(notices)
+        Ok(())
     }
 
     /// The addresses that somebody gave the host on the link.
     fn addresses_of(&mut self, link: &Link) -> Result<Vec<HostAddress>, Error> {
-        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink.addresses().map_err(asked)?;
         let of_link = all.into_iter().filter(|address| address.link == link.id.index);
         Ok(of_link.filter_map(|address| HostAddress::new(address.address, address.prefix).ok()).collect())
@@ -176,11 +176,11 @@ impl Nat {
     /// # Errors
     /// A port of the host is in use, or the kernel refuses the table.
     pub(crate) fn new(
+        wiring: &Wiring,
         link: &str,
         hosts: &[HostAddress],
         mac: Mac,
         forwards: &[Forward],
-        tell: &mut dyn FnMut(&Step),
     ) -> Result<Self, Error> {
         let guests = guests(hosts, mac);
         let mut ports = Vec::new();
@@ -188,18 +188,18 @@ impl Nat {
             forwards.iter().flat_map(|forward| guests.iter().map(move |guest| (forward, guest)))
         {
             let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
-            ports.push(port.map_err(|source| Error::PortTaken { forward: *forward, source })?);
+            ports.push(port.map_err(|source| NatError::PortTaken { forward: *forward, source })?);
         }
         let table = table(link, hosts, &guests, forwards);
         let this = Self::make(&table, ports)?;
-        table.steps().iter().for_each(tell);
+        table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
         Ok(this)
     }
 
     fn make(table: &Table, ports: Vec<OwnedFd>) -> Result<Self, Error> {
         let mut nft = Nft::new();
         let made = nft.make(table);
-        made.map_err(|refusal| Error::Nft { table: table.name.clone(), refusal })?;
+        made.map_err(|refusal| NatError::Nft { table: table.name.clone(), refusal })?;
         Ok(Self { nft, table: table.name.clone(), _ports: ports })
     }
 
@@ -214,7 +214,8 @@ impl Nat {
         let forward = Forward { protocol: Protocol::Tcp, host_port: 8080, guest_port: 80 };
         let table = table("wirevm0", &hosts, &guests, &[forward]);
         let there = || {
-            let refused = |source| Error::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
+            let refused =
+                |source| NatError::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
             sys::unshare_network().map_err(refused)?;
             Self::make(&table, Vec::new()).map(drop)
         };

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::{Change, Link, Step, Wiring};
+use super::{Change, Link, Wiring};
+use crate::error::HostError;
 use crate::{Error, HostAddress};
 
 /// The two ends of a link, written `10.0.0.1 peer 10.0.0.2`.
@@ -47,14 +48,8 @@ impl Wiring {
     ///
     /// # Errors
     /// Another link has the guest's address, at either end.
-    pub(crate) fn set_peer(
-        &mut self,
-        link: &Link,
-        stays: bool,
-        peer: Peer,
-        tell: &mut dyn FnMut(&Step),
-    ) -> Result<(), Error> {
-        let asked = |refusal| Error::Ask { what: "the host's addresses".to_owned(), refusal };
+    pub(crate) fn set_peer(&mut self, link: &Link, stays: bool, peer: Peer) -> Result<(), Error> {
+        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink().addresses().map_err(asked)?;
         let is_guest = |other: &&super::netlink::AddressOnLink| {
             other.address == peer.guest || other.subnet == peer.guest && other.prefix == peer.host.prefix()
@@ -63,13 +58,13 @@ impl Wiring {
             Some(ours) if ours.link == link.id.index && ours.address == peer.host.address() => return Ok(()),
             Some(other) => {
                 let name = self.netlink().link_by_index(other.link).map_err(asked)?.map(|link| link.id.name);
-                return Err(Error::GuestTaken { guest: peer.guest, on: name.unwrap_or_default() });
+                return Err(HostError::GuestTaken { guest: peer.guest, on: name.unwrap_or_default() }.into());
             }
             None => {}
         }
         let back = stays.then(|| Change::RemovePeer(link.id.clone(), peer));
         let change = Change::AddPeer(link.id.clone(), peer);
-        self.make(change, back, "the host's address, and a route to the guest's", tell)
+        self.make(change, back, "the host's address, and a route to the guest's")
     }
 }
 

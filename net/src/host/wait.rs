@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,18 +15,6 @@ use super::holders::{self, Holder};
 const LONG: Duration = Duration::from_secs(1);
 /// How long a holder may be gone before we see it.
 const PAUSE: Duration = Duration::from_millis(5);
-
-static ENDS: OnceLock<Box<dyn Fn() -> usize + Send + Sync>> = OnceLock::new();
-
-/// Has `ends` say how often this process was asked to end: then [`open`](crate::open) waits no longer for another wirevm, and is
-/// [`Error::Ended`](crate::Error::Ended). Asked once more, no undo waits either, and leaves it to the next wirevm.
-pub fn wait_until_asked_to_end(ends: impl Fn() -> usize + Send + Sync + 'static) {
-    let _ = ENDS.set(Box::new(ends));
-}
-
-pub(super) fn ends() -> usize {
-    ENDS.get().map_or(0, |ends| ends())
-}
 
 /// Takes the lock `file`, which is at `path`; false where it was `ended` before.
 ///

@@ -1,84 +1,22 @@
 //! Making a macvtap on a NIC, or adopting one that is there, and giving the host a place beside it.
 
-use std::fmt;
 use std::path::Path;
 
 use super::Macvtap;
+use crate::error::{HostError, MacvtapError, ParentProblem};
 use crate::host::netlink::AddressOnLink;
 use crate::host::sysfs::Sysfs;
-use crate::host::{Change, Link, LinkId, NewMacvlan, Refusal, Wiring};
+use crate::host::{Change, Host, Link, LinkId, NewMacvlan, Refusal, Wiring};
 use crate::wire::{self, Made, Parts, Role};
-use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig, Step};
-
-/// Why a link cannot have a macvtap.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ParentProblem {
-    /// It is no Ethernet.
-    NotEthernet,
-    /// It is Wi-Fi: an access point takes frames from the one address that it knows.
-    Wireless,
-    /// It is a port of another link, which takes all frames from it.
-    Port {
-        /// The name of that link.
-        of: String,
-        /// Its kind: `bridge`, `bond`...
-        kind: String,
-    },
-    /// It has a link in mode `passthru`, which has all of it.
-    Taken {
-        /// The name of that link.
-        by: String,
-    },
-    /// It has another macvlan or macvtap, and mode `passthru` needs all of it.
-    Shared {
-        /// The name of that link.
-        with: String,
-    },
-}
-
-impl fmt::Display for ParentProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotEthernet => f.write_str("it is no Ethernet"),
-            Self::Wireless => {
-                f.write_str("it is Wi-Fi, and an access point takes no frames from a second address")
-            }
-            Self::Port { of, kind } => {
-                write!(f, "it is a port of the {kind} {of}, which takes all its frames")
-            }
-            Self::Taken { by } => write!(f, "{by} has all of it (mode passthru)"),
-            Self::Shared { with } => write!(f, "mode passthru takes all of it, and {with} is on it already"),
-        }
-    }
-}
-
-impl ParentProblem {
-    pub(crate) fn remedy(&self) -> String {
-        match self {
-            Self::NotEthernet => "use a wired NIC, a bond, a VLAN or a bridge".to_owned(),
-            Self::Wireless => {
-                "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
-            }
-            Self::Port { of, kind } if kind == "bridge" => format!("use the bridge: --net bridge={of}"),
-            Self::Port { of, .. } => format!("use all of it: --net macvtap={of}"),
-            Self::Taken { by } | Self::Shared { with: by } => {
-                format!("use another NIC, or remove it: sudo ip link del dev {by}")
-            }
-        }
-    }
-}
+use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig};
 
 /// Makes the macvtap that `config` asks for and attaches to it.
-pub(crate) fn open(
-    config: &MacvtapConfig,
-    all: &NetConfig,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<Made, Error> {
+pub(crate) fn open(config: &MacvtapConfig, all: &NetConfig, host: &Host) -> Result<Made, Error> {
     let &NetConfig { mac, mtu, queues, .. } = all;
-    let mut wiring = Wiring::begin()?;
+    let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     let name = config.parent.as_str();
     let link = wiring.netlink().link(name).map_err(asking(format!("the link {name}")))?;
-    let link = link.ok_or_else(|| Error::NoParent { name: name.to_owned() })?;
+    let link = link.ok_or_else(|| MacvtapError::NoParent { name: name.to_owned() })?;
     let adopt = link.kind == "macvtap";
     let parent = match link.lower.filter(|_| adopt) {
         Some(lower) => {
@@ -92,23 +30,23 @@ pub(crate) fn open(
         check_hosts(&mut wiring, config, mode, parent.as_ref())?;
     }
     let made = if adopt {
-        adopt_link(&mut wiring, config, &link, mac, mtu, tell)?
+        adopt_link(&mut wiring, config, &link, mac, mtu)?
     } else {
-        make_link(&mut wiring, config, &link, mac, mtu, tell)?
+        make_link(&mut wiring, config, &link, mac, mtu)?
     };
-    let (mut notices, mut own) = (Vec::new(), None);
+    let mut own = None;
     let on = parent.as_ref().map(|parent| parent.id.clone());
     if let Some(parent) = parent.filter(|_| !config.hosts.is_empty()) {
-        let (macvlan, notice) = make_host_macvlan(&mut wiring, &parent, mode, &config.hosts, mtu, tell)?;
-        notices.extend(notice);
-        own = Some(macvlan);
+        own = Some(make_host_macvlan(&mut wiring, &parent, mode, &config.hosts, mtu)?);
     }
     let made = again(&mut wiring, &made)?;
-    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number(), tell)?;
+    let (macvtap, others) = Macvtap::attach(&made, adopt, queues.number(), &wiring)?;
     wiring.release_lock();
-    notices.extend(trap(config, mode));
+    if let Some(trap) = trap(config, mode) {
+        wiring.notice(trap);
+    }
     if !macvtap.follows_groups() {
-        notices.push(format!(
+        wiring.notice(format!(
             "without CAP_NET_RAW the guest receives only the groups that the host has joined: for its IPv6 and mDNS, \
              sudo ip link set dev {} allmulticast on",
             made.id
@@ -121,7 +59,7 @@ pub(crate) fn open(
     parts.links.push(wiring.wire_link(&made.id, Role::Guest));
     parts.links.extend(on.map(|nic| wiring.wire_link(&nic, Role::Parent)));
     parts.links.extend(own.map(|macvlan| wiring.wire_link(&macvlan, Role::Host)));
-    Ok(Made { ends: wire::ends(macvtap, others), parts, notices, wiring })
+    Ok(Made { ends: wire::ends(macvtap, others), parts, wiring })
 }
 
 /// The well-known trap of each mode, in words, unless the user has seen to it.
@@ -148,20 +86,20 @@ fn trap(config: &MacvtapConfig, mode: MacvtapMode) -> Option<String> {
     })
 }
 
-fn asking(what: String) -> impl FnOnce(Refusal) -> Error {
-    move |refusal| Error::Ask { what, refusal }
+fn asking(what: String) -> impl FnOnce(Refusal) -> HostError {
+    move |refusal| HostError::Ask { what, refusal }
 }
 
 /// The link as it is now.
 fn again(wiring: &mut Wiring, link: &LinkId) -> Result<Link, Error> {
     let found = wiring.netlink().link_by_index(link.index).map_err(asking(format!("the link {link}")))?;
-    found.ok_or_else(|| Error::LinkGone { name: link.name.clone() })
+    Ok(found.ok_or_else(|| HostError::LinkGone { name: link.name.clone() })?)
 }
 
 fn check_mtu(mtu: Option<u16>, parent: &Link) -> Result<(), Error> {
     match mtu {
         Some(mtu) if u32::from(mtu) > parent.mtu => {
-            Err(Error::MtuLimit { mtu, link: parent.id.name.clone(), limit: parent.mtu })
+            Err(HostError::MtuLimit { mtu, link: parent.id.name.clone(), limit: parent.mtu }.into())
         }
         _ => Ok(()),
     }
@@ -174,7 +112,7 @@ fn check_parent(
     mode: MacvtapMode,
     mac: Option<Mac>,
 ) -> Result<(), Error> {
-    let problem = |problem| Err(Error::BadParent { parent: parent.id.name.clone(), problem });
+    let problem = |problem| Err(MacvtapError::BadParent { parent: parent.id.name.clone(), problem }.into());
     if !parent.ethernet {
         return problem(ParentProblem::NotEthernet);
     }
@@ -200,7 +138,7 @@ fn check_parent(
     if let Some(mac) = mac.filter(|_| mode != MacvtapMode::Passthru)
         && let Some(other) = on_it().chain([parent]).find(|link| link.mac == Some(mac.octets()))
     {
-        return Err(Error::MacTaken { mac, by: other.id.name.clone() });
+        return Err(MacvtapError::MacTaken { mac, by: other.id.name.clone() }.into());
     }
     Ok(())
 }
@@ -234,8 +172,8 @@ fn check_hosts(
             (on.map_or(String::new(), |on| on.id.name), format!("{}/{}", other.address, other.prefix));
         let parents = other.link == parent.id.index && other.address != address.address();
         return Err(match parents {
-            true => Error::WholeSubnet { address, on, theirs },
-            false => Error::AddressTaken { address, on, theirs },
+            true => MacvtapError::WholeSubnet { address, on, theirs }.into(),
+            false => HostError::AddressTaken { address, on, theirs }.into(),
         });
     }
     Ok(())
@@ -247,11 +185,10 @@ fn make_link(
     parent: &Link,
     mac: Option<Mac>,
     mtu: Option<u16>,
-    tell: &mut dyn FnMut(&Step),
 ) -> Result<LinkId, Error> {
     check_parent(wiring, parent, config.mode, mac)?;
     let passthru = config.mode == MacvtapMode::Passthru;
-    let random = || Mac::random().map_err(|source| Error::RandomMac { source });
+    let random = || Mac::random().map_err(|source| HostError::RandomMac { source });
     let asked = match mac {
         None if !passthru => Some(random()?),
         mac => mac,
@@ -260,9 +197,9 @@ fn make_link(
     // wirevm may be on a NIC that one of them set up.
     let up = format!("up-{}", parent.id.index);
     if !wiring.join(&up)? && !parent.up {
-        wiring.share(&up, tell, |wiring, tell| {
+        wiring.share(&up, |wiring| {
             let (up, down) = (Change::Up(parent.id.clone()), Change::Down(parent.id.clone()));
-            wiring.make(up, Some(down), "its NIC carries nothing while it is down", tell)
+            wiring.make(up, Some(down), "its NIC carries nothing while it is down")
         })?;
     }
     let new = NewMacvlan {
@@ -283,18 +220,18 @@ fn make_link(
         }
     }
     let undo = Some(Change::DeleteLink(link.clone()));
-    wiring.make(Change::AddMacvlan(new), undo, "the guest's link on the NIC", tell)?;
+    wiring.make(Change::AddMacvlan(new), undo, "the guest's link on the NIC")?;
     if let Some(mac) = asked.filter(|_| passthru) {
         // The kernel gives the NIC its own address back with the link's end.
         let change = Change::Mac(link.clone(), mac.octets());
-        wiring.make(change, None, "with passthru, the NIC has the guest's address", tell)?;
+        wiring.make(change, None, "with passthru, the NIC has the guest's address")?;
     }
     // Where the host has no IPv6 on the link, there is nothing to keep from it.
     if Path::new("/proc/sys/net/ipv6/conf").join(&link.name).exists() {
         let change = Change::NoIpv6Address(link.clone());
-        wiring.make(change, None, "else the host solicits under the guest's own address", tell)?;
+        wiring.make(change, None, "else the host solicits under the guest's own address")?;
     }
-    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
+    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame")?;
     Ok(link)
 }
 
@@ -304,9 +241,8 @@ fn adopt_link(
     link: &Link,
     mac: Option<Mac>,
     mtu: Option<u16>,
-    tell: &mut dyn FnMut(&Step),
 ) -> Result<LinkId, Error> {
-    let adopted = |key| Err(Error::Adopted { name: link.id.name.clone(), key });
+    let adopted = |key| Err(MacvtapError::Adopted { name: link.id.name.clone(), key }.into());
     if config.mode != MacvtapMode::default() && Some(config.mode) != link.macvlan {
         return adopted("mode");
     }
@@ -319,27 +255,26 @@ fn adopt_link(
         let why = "the guest has the same address";
         if mac == before {
             // Recorded all the same, for the guest may change it.
-            wiring.make(change(mac), Some(change(before)), why, &mut |_| {})?;
+            wiring.keep(change(before))?;
         } else {
-            wiring.make(change(mac), Some(change(before)), why, tell)?;
+            wiring.make(change(mac), Some(change(before)), why)?;
         }
     }
-    wiring.set_link(link, true, mtu, &[], tell)?;
+    wiring.set_link(link, true, mtu, &[])?;
     Ok(link.id.clone())
 }
 
 /// Gives the host a macvlan of its own on the guest's NIC: two links on one NIC reach each other, the NIC itself and a link on
 /// it do not. The routers of the LAN the host hears on the NIC itself; on this link, a guest could be one too.
 ///
-/// Returns it, and what the user should know.
+/// Returns it.
 fn make_host_macvlan(
     wiring: &mut Wiring,
     parent: &Link,
     mode: MacvtapMode,
     hosts: &[HostAddress],
     mtu: Option<u16>,
-    tell: &mut dyn FnMut(&Step),
-) -> Result<(LinkId, Option<String>), Error> {
+) -> Result<LinkId, Error> {
     let link = unused(wiring)?;
     let new = NewMacvlan {
         link: link.clone(),
@@ -351,17 +286,17 @@ fn make_host_macvlan(
         sources: Vec::new(),
     };
     let undo = Some(Change::DeleteLink(link.clone()));
-    wiring.make(Change::AddMacvlan(new), undo, "the host's place beside the guest", tell)?;
-    let notice = wiring.refuse_routers(&link, tell);
+    wiring.make(Change::AddMacvlan(new), undo, "the host's place beside the guest")?;
+    wiring.refuse_routers(&link);
     for &address in hosts {
         let change = Change::AddAddress(link.clone(), address);
-        wiring.make(change, None, "the host's address towards the guest", tell)?;
+        wiring.make(change, None, "the host's address towards the guest")?;
     }
-    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame", tell)?;
-    Ok((link, notice))
+    wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame")?;
+    Ok(link)
 }
 
 /// A name and an index that no link has: both are recorded before the link is made.
 fn unused(wiring: &mut Wiring) -> Result<LinkId, Error> {
-    wiring.netlink().unused_link().map_err(asking("the host's links".to_owned()))
+    Ok(wiring.netlink().unused_link().map_err(asking("the host's links".to_owned()))?)
 }

@@ -182,7 +182,7 @@ impl Guest {
         let mut inside = machine.run(move || {
             run("ip tuntap add dev eth0 mode tap vnet_hdr");
             run(&format!("ip link set dev eth0 address {mac}"));
-            net::open(&"tap=eth0".parse().unwrap(), &mut |_| {}).unwrap()
+            net::open(&"tap=eth0".parse().unwrap(), &net::Host::new()).unwrap()
         });
         let mut backends = [opened.backends.remove(0), inside.backends.remove(0)];
         let stop = Arc::new(AtomicBool::new(false));

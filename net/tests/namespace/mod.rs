@@ -14,6 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
@@ -349,14 +350,14 @@ const CHILD: &str = "WIREVM_TEST_CHILD";
 pub(crate) fn child() {
     let Ok(what) = std::env::var(CHILD) else { return };
     let (step, spec) = what.split_once(' ').expect("a step and a spec");
-    let (last, mut steps): (usize, _) = (step.parse().expect("a number"), 0);
-    let opened = net::open(&spec.parse().expect("a spec"), &mut |_| {
-        steps += 1;
-        if steps == last {
+    let (last, steps): (usize, _) = (step.parse().expect("a number"), AtomicUsize::new(0));
+    let host = net::Host::new().telling(move |_| {
+        if steps.fetch_add(1, Ordering::Relaxed) + 1 == last {
             // SAFETY: it takes two numbers, and this process does not go on.
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
         }
     });
+    let opened = net::open(&spec.parse().expect("a spec"), &host);
     let opened = opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"));
     if last == 0 {
         println!("open");

@@ -9,7 +9,7 @@ fn timeless() -> String {
     let mut timer = false;
     let state = state();
     let words = state.split_inclusive([' ', '\n']).filter(|word| {
-        let keep = !timer || word.trim().is_empty();
+        let keep = !timer;
         timer = word.contains("_timer") || timer && word.trim().is_empty();
         keep
     });

@@ -1,9 +1,11 @@
 //! Wires, opened from what a person writes after `--net`.
 
-use net::{Error, Opened};
+use std::sync::{Arc, Mutex};
+
+use net::{Error, Host, Opened};
 
 pub(crate) fn open(spec: &str) -> Result<Opened, Error> {
-    net::open(&spec.parse().unwrap(), &mut |_| {})
+    net::open(&spec.parse().unwrap(), &Host::new())
 }
 
 /// Opens what must open.
@@ -11,11 +13,19 @@ pub(crate) fn opened(spec: &str) -> Opened {
     open(spec).unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"))
 }
 
+/// What tells its steps, and the lines that were told, without why.
+pub(crate) fn told() -> (Host, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&lines);
+    (Host::new().telling(move |step| told.lock().unwrap().push(step.command.clone())), lines)
+}
+
 /// Opens what must open, and returns the lines told, without why.
 pub(crate) fn open_told(spec: &str) -> (Opened, Vec<String>) {
-    let mut lines = Vec::new();
-    let opened = net::open(&spec.parse().unwrap(), &mut |step| lines.push(step.command.clone()));
-    (opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}")), lines)
+    let (host, lines) = told();
+    let opened = net::open(&spec.parse().unwrap(), &host);
+    let opened = opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"));
+    (opened, lines.lock().unwrap().clone())
 }
 
 /// Opens what must open, and returns the lines told that a shell does something for.
@@ -32,5 +42,5 @@ pub(crate) fn without_ipv6(told: &[String]) -> Vec<&str> {
 
 /// Takes back what the dead have left.
 pub(crate) fn clean() {
-    net::clean(&mut |_| {}).unwrap();
+    net::clean(&Host::new()).unwrap();
 }

@@ -148,7 +148,7 @@ impl Rig {
         // The kernel's own IPv6 messages would be frames among ours.
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         let config = format!("tap,mtu=1500,queues={queues}").parse().map_err(io::Error::other)?;
-        let opened = net::open(&config, &mut |_| ()).map_err(io::Error::other)?;
+        let opened = net::open(&config, &net::Host::new()).map_err(io::Error::other)?;
         let taps = opened.backends.iter().map(|backend| backend.fd().try_clone_to_owned());
         let taps = taps.collect::<io::Result<_>>()?;
         let queue = Command::new("ip").args(["link", "set", &opened.link, "txqueuelen", "1024"]).status()?;

@@ -93,7 +93,7 @@ pub(super) fn reverse_path(conf: &Path) -> Finding {
 pub(super) fn left_over() -> Vec<Finding> {
     let finding = |good, state: String, remedy| Finding { what: "left-overs".into(), good, state, remedy };
     let command = |text: &str| Some(text.to_owned());
-    match net::left_over() {
+    match net::left_over(&net::Host::new()) {
         Ok(steps) if steps.is_empty() && rustix::process::geteuid().is_root() => {
             vec![finding(true, "none".into(), None)]
         }

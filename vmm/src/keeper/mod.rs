@@ -100,7 +100,7 @@ pub(crate) fn run(config: &MachineConfig, telling: Telling, ready: Option<Ready>
             Death::Exit(status) => Error::Vanished(status),
         }),
         // Before the guest began, as after it.
-        Err(Error::Nic(NicError { error: net::Error::Ended, .. })) => {
+        Err(Error::Nic(NicError { error, .. })) if error.is_ended() => {
             log::info!("ended by {}", signals.last());
             ExitCode::SUCCESS
         }
@@ -163,14 +163,14 @@ fn start(
     };
     let console = Console::new(console, shown);
     let ends = signals.clone();
-    net::wait_until_asked_to_end(move || ends.ends());
-    let mut tell = |step: &net::Step| {
+    let tell = move |step: &net::Step| {
         if explain {
             report::print(&format!("{step}\n"));
         }
     };
+    let wiring = net::Host::new().telling(tell).ended_by(move || ends.ends());
     for (index, wire) in wires.iter().enumerate() {
-        let opened = Nic::open(index, wire, &mut tell, &channel);
+        let opened = Nic::open(index, wire, &wiring, &channel);
         nics.push(or_its_own_reason(opened, &channel, &mut child)?);
     }
     timings.reached("host plumbing done");

@@ -44,10 +44,10 @@ impl Nic {
     pub(crate) fn open(
         index: usize,
         config: &NetConfig,
-        tell: &mut dyn FnMut(&net::Step),
+        host: &net::Host,
         machine: &Channel<ToMachine, FromMachine>,
     ) -> Result<Self, Error> {
-        let wire = Wire::open(config, tell).map_err(|error| nic_error(index, config, error))?;
+        let wire = Wire::open(config, host).map_err(|error| nic_error(index, config, error))?;
         log::info!(
             "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}{}",
             config.wire.kind(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::NatError;
 
 fn lines(link: &str, hosts: &[&str], forwards: &[&str]) -> Vec<String> {
     let hosts: Vec<HostAddress> = hosts.iter().map(|host| host.parse().unwrap()).collect();
@@ -50,7 +51,7 @@ fn each_link_has_a_table_name_that_nft_takes() {
 fn a_kernel_without_nftables_is_said_with_what_helps() {
     for errno in [libc::EPROTONOSUPPORT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::ENOENT] {
         let refusal = Refusal::from(io::Error::from_raw_os_error(errno));
-        let error = Error::Nft { table: "wirevm-tap0".to_owned(), refusal };
+        let error = NatError::Nft { table: "wirevm-tap0".to_owned(), refusal };
         assert!(error.remedy().unwrap().contains("modprobe -a nf_tables"), "{error:?}");
     }
 }

@@ -20,7 +20,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, NamespaceId, wait};
+use super::{Change, Host, NamespaceId, wait};
+use crate::error::HostError;
 use crate::{Error, sys};
 
 /// Names the directory of records; without it that is `/run/wirevm` for root and `wirevm` in `$XDG_RUNTIME_DIR` for others.
@@ -48,10 +49,10 @@ pub fn directory() -> Result<PathBuf, Error> {
     for path in candidates {
         match usable(&path, user) {
             Ok(()) => return Ok(path),
-            Err(source) => last = Some(Error::Runtime { path, source }),
+            Err(source) => last = Some(HostError::Runtime { path, source }),
         }
     }
-    Err(last.expect("there is always a candidate"))
+    Err(last.expect("there is always a candidate").into())
 }
 
 /// Who `user` is outside of the user namespace with this `uid_map` (user_namespaces(7)): inside, everybody's root is 0.
@@ -89,25 +90,26 @@ pub(crate) struct Lock {
 
 impl Lock {
     /// Waits until no other wirevm of this user is changing the host, or somebody asked us to end.
-    pub(crate) fn take() -> Result<Self, Error> {
-        Self::take_unless(|| wait::ends() > 0)
+    pub(crate) fn take(host: &Host) -> Result<Self, Error> {
+        Self::take_unless(|| host.is_ended())
     }
 
     /// The same to take back what was changed: it was asked for as a rule, and somebody must ask once more.
-    pub(crate) fn take_to_undo() -> Result<Self, Error> {
-        static BEFORE: OnceLock<usize> = OnceLock::new();
-        Self::take_unless(|| wait::ends() > *BEFORE.get_or_init(wait::ends))
+    pub(crate) fn take_to_undo(host: &Host) -> Result<Self, Error> {
+        // Counted now, before the wait.
+        host.is_ended_again();
+        Self::take_unless(|| host.is_ended_again())
     }
 
     fn take_unless(ended: impl Fn() -> bool) -> Result<Self, Error> {
         let directory = directory()?;
         let path = directory.join("lock");
         let file = own_file(OpenOptions::new().create(true).truncate(false), &path);
-        let held = |source| Error::Runtime { path: path.clone(), source };
+        let held = |source| HostError::Runtime { path: path.clone(), source };
         let file = file.map_err(held)?;
         match wait::for_lock(&file, &path, ended).map_err(held)? {
             true => Ok(Self { directory, _file: file }),
-            false => Err(Error::Ended),
+            false => Err(HostError::Ended.into()),
         }
     }
 
@@ -148,7 +150,7 @@ impl Lock {
     fn names(&self) -> Result<Vec<String>, Error> {
         let list = || fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.file_name())).collect();
         let names: io::Result<Vec<OsString>> = list();
-        let names = names.map_err(|source| Error::Runtime { path: self.directory.clone(), source })?;
+        let names = names.map_err(|source| HostError::Runtime { path: self.directory.clone(), source })?;
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
@@ -193,7 +195,7 @@ impl Line {
     /// # Errors
     /// The kernel does not say which boot this is.
     pub(crate) fn new(namespace: NamespaceId, undo: Change) -> Result<Self, Error> {
-        let boot = boot().map_err(|source| Error::Runtime { path: BOOT_ID.into(), source })?;
+        let boot = boot().map_err(|source| HostError::Runtime { path: BOOT_ID.into(), source })?;
         let at = sys::since_boot().as_nanos() as u64;
         Ok(Self { at, boot: boot.to_owned(), namespace, undo })
     }
@@ -221,19 +223,19 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    fn error(&self, source: impl Into<io::Error>) -> Error {
-        Error::Runtime { path: self.path.clone(), source: source.into() }
+    fn error(&self, source: impl Into<io::Error>) -> HostError {
+        HostError::Runtime { path: self.path.clone(), source: source.into() }
     }
 
     /// A new one, held by us alone.
     fn create(path: PathBuf) -> Result<Self, Error> {
         let file = own_file(OpenOptions::new().create_new(true), &path);
-        let file = file.map_err(|source| Error::Runtime { path: path.clone(), source })?;
+        let file = file.map_err(|source| HostError::Runtime { path: path.clone(), source })?;
         let record = Self { file, path, len: 0 };
         if let Err(error) = flock(&record.file, FlockOperation::NonBlockingLockExclusive) {
             let error = record.error(error);
             record.remove();
-            return Err(error);
+            return Err(error.into());
         }
         Ok(record)
     }
@@ -243,11 +245,11 @@ impl Record {
         match own_file(&mut OpenOptions::new(), &path) {
             Ok(file) => {
                 let len = file.metadata().map(|found| found.len());
-                let len = len.map_err(|source| Error::Runtime { path: path.clone(), source })?;
+                let len = len.map_err(|source| HostError::Runtime { path: path.clone(), source })?;
                 Ok(Some(Self { file, path, len }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::Runtime { path, source }),
+            Err(source) => Err(HostError::Runtime { path, source }.into()),
         }
     }
 
@@ -270,7 +272,7 @@ impl Record {
 
     /// From now on others may hold it with us.
     pub(crate) fn share(&self) -> Result<(), Error> {
-        flock(&self.file, FlockOperation::LockShared).map_err(|error| self.error(error))
+        Ok(flock(&self.file, FlockOperation::LockShared).map_err(|error| self.error(error))?)
     }
 
     /// Holds it alone, if nobody else holds it.
@@ -312,7 +314,8 @@ impl Record {
         let read = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_string(&mut text));
         read.map_err(|error| self.error(error))?;
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).map_err(|error| self.error(error))).collect()
+        let line = |line| Ok(serde_json::from_str(line).map_err(|error| self.error(error))?);
+        whole.lines().map(line).collect()
     }
 
     /// Deletes it. Who has opened it just before finds nothing in it.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -11,26 +11,21 @@ use rustix::event::{EventfdFlags, eventfd};
 /// directory and a file in it.
 const LEN: usize = 16;
 
-/// The descriptors, for all of this process that has something to take back.
+/// The descriptors, for all wires of a [`Host`](super::Host) that have something to take back.
 #[derive(Debug, Default)]
-pub(crate) struct Reserve(Mutex<Vec<OwnedFd>>);
+pub(crate) struct FdReserve(Mutex<Vec<OwnedFd>>);
 
-impl Reserve {
+impl FdReserve {
     /// Holds them, until [`release`](Self::release) or until nobody has the reserve.
     ///
     /// # Errors
     /// There are not so many.
-    pub(crate) fn hold() -> io::Result<Arc<Self>> {
-        static RESERVE: Mutex<Weak<Reserve>> = Mutex::new(Weak::new());
-        let mut known = RESERVE.lock().unwrap_or_else(PoisonError::into_inner);
-        let reserve = known.upgrade().unwrap_or_default();
-        *known = Arc::downgrade(&reserve);
-        let mut held = reserve.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn hold(&self) -> io::Result<()> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while held.len() < LEN {
             held.push(eventfd(0, EventfdFlags::CLOEXEC)?);
         }
-        drop(held);
-        Ok(reserve)
+        Ok(())
     }
 
     /// Lets go of them: from now on they are for whoever takes back.

@@ -1,21 +1,20 @@
-//! What is taken back apart from all else: after the last descriptor of a link is closed, which may be before or after the
+//! What is taken back later than all else, or earlier: after the last descriptor of a link is closed, which may be before or after the
 //! wiring goes.
 
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::reserve::Reserve;
-use super::runtime::{Line, Record};
-use super::{Change, Namespace, Netlink, Refusal, Wiring, is_undone};
+use super::journal::{Line, Record};
+use super::{Change, Host, Namespace, Netlink, Refusal, Wiring, is_undone};
 use crate::Error;
+use crate::error::HostError;
 
 /// Undos with a record of their own, where there is a place for records. Dropped, in any network namespace, it is all taken back.
 #[derive(Debug)]
-pub(crate) struct Apart {
+pub(crate) struct DeferredUndo {
     namespace: Namespace,
     record: Option<Record>,
-    reserve: Arc<Reserve>,
+    host: Host,
     undo: Vec<Change>,
 }
 
@@ -24,14 +23,15 @@ impl Wiring {
     ///
     /// # Errors
     /// Its record cannot be made.
-    pub(crate) fn apart(&self) -> Result<Apart, Error> {
-        let namespace = self.namespace.again().map_err(|source| Error::Namespace { name: None, source })?;
+    pub(crate) fn deferred_undo(&self) -> Result<DeferredUndo, Error> {
+        let namespace =
+            self.namespace.again().map_err(|source| HostError::Namespace { name: None, source })?;
         let record = self.lock.as_ref().map(|lock| lock.new_journal()).transpose()?;
-        Ok(Apart { namespace, record, reserve: self.reserve.clone(), undo: Vec::new() })
+        Ok(DeferredUndo { namespace, record, host: self.host.clone(), undo: Vec::new() })
     }
 }
 
-impl Apart {
+impl DeferredUndo {
     /// Keeps the undo of a change that is about to be made.
     ///
     /// # Errors
@@ -50,10 +50,10 @@ impl Apart {
     }
 }
 
-impl Drop for Apart {
+impl Drop for DeferredUndo {
     /// Without the lock, which whoever opens the link has while that fails: nobody else reads a record that is held.
     fn drop(&mut self) {
-        self.reserve.release();
+        self.host.reserve().release();
         let undone = self.namespace.run(|| {
             let mut netlink = Netlink::new();
             self.undo.iter().rev().all(|change| match change.is_of_the_same_links(&mut netlink) {

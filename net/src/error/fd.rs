@@ -1,7 +1,20 @@
 //! Why an inherited descriptor is refused, in words.
 
 use std::fmt;
+use std::io;
 use std::os::fd::RawFd;
+
+/// An inherited descriptor that is no use.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the descriptor {fd}: {problem}")]
+pub struct FdError {
+    /// Its number.
+    pub fd: RawFd,
+    /// Why not.
+    pub problem: FdProblem,
+    /// The kernel's reason, where it gave one.
+    pub source: Option<io::Error>,
+}
 
 /// Why a descriptor is none that we can use.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,200 @@
+//! What the host refuses, or does not have.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{ROOT, not_permitted};
+use crate::HostAddress;
+use crate::host::netlink::Refusal;
+
+/// What the host refuses, or does not have. Where the host refused, its reason is the source and not in the text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The random number generator gave no MAC.
+    #[error("cannot make a random Ethernet address")]
+    RandomMac {
+        /// The reason.
+        source: io::Error,
+    },
+    /// A link on the way carries less than is asked for.
+    #[error("mtu={mtu}: {link} carries {limit} bytes at most")]
+    MtuLimit {
+        /// What is asked for, in bytes.
+        mtu: u16,
+        /// The link.
+        link: String,
+        /// Its MTU, in bytes.
+        limit: u32,
+    },
+    /// The host does not say what we must know.
+    #[error("cannot ask for {what}")]
+    Ask {
+        /// What.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The link that we attached to is not there any more.
+    #[error("the link {name} is gone")]
+    LinkGone {
+        /// The link.
+        name: String,
+    },
+    /// The host refuses a change.
+    #[error("cannot change the host's wiring ({command})")]
+    Step {
+        /// What sort of change.
+        kind: ChangeKind,
+        /// The `ip(8)` line that does the same.
+        command: String,
+        /// The kernel's answer.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The host routes to every subnet that we would take.
+    #[error("cannot find a subnet for {link}: the host has routes to all private ones that we take from")]
+    NoFreeSubnet {
+        /// The link.
+        link: String,
+    },
+    /// The directory of records is no place for them.
+    #[error("cannot use {} to record what to take back", path.display())]
+    Runtime {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Somebody asked this process to end while it waited for another one ([`Host::ended_by`](crate::Host::ended_by)).
+    #[error("asked to end while another wirevm was changing the host's network")]
+    Ended,
+    /// There are not enough descriptors for an undo.
+    #[error("cannot hold descriptors ready to take back what would be changed")]
+    Reserve {
+        /// The reason.
+        source: io::Error,
+    },
+    /// A network namespace cannot be entered or asked for.
+    #[error("cannot enter the network namespace{}", name.iter().map(|name| format!(" {name}")).collect::<String>())]
+    Namespace {
+        /// Its name, where it has one.
+        name: Option<String>,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The guest's address is in use on another link of the host, or by it.
+    #[error("guest={guest}: {on} has it at one of its ends already")]
+    GuestTaken {
+        /// The guest's address.
+        guest: std::net::IpAddr,
+        /// The other link.
+        on: String,
+    },
+    /// Another link of the host has the address, or a part of its subnet.
+    #[error("host={address}: {on} has {theirs} already")]
+    AddressTaken {
+        /// What we would have given our link.
+        address: HostAddress,
+        /// The other link.
+        on: String,
+        /// Its address.
+        theirs: String,
+    },
+}
+
+impl HostError {
+    /// What a person can do about it, where we know.
+    pub(crate) fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::MtuLimit { mtu, link, .. } => {
+                format!("take a smaller one, or, if all behind it can: sudo ip link set dev {link} mtu {mtu}")
+            }
+            Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
+            Self::Step { kind, command, refusal } => return kind.remedy(command, refusal),
+            Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
+            Self::Runtime { .. } => {
+                "set WIREVM_RUNTIME_DIR to a directory that you alone can write to".to_owned()
+            }
+            Self::Namespace { source, .. } if not_permitted(source) => {
+                "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()
+            }
+            Self::GuestTaken { on, .. } => format!("choose another one; ip address show dev {on} tells why"),
+            Self::AddressTaken { on, theirs, .. } => {
+                format!(
+                    "choose a subnet apart from {theirs}, or free it: sudo ip address del {theirs} dev {on}"
+                )
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// What sort of change of the host, as far as it decides what to do about a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChangeKind {
+    /// A new macvtap or macvlan.
+    Macvlan,
+    /// A new bridge without VLANs.
+    Bridge,
+    /// A bridge's VLANs, or a new one with them.
+    BridgeVlans,
+    /// The name of a network namespace.
+    NamespaceName,
+    /// A link's new address.
+    Address,
+    /// A value under `/proc/sys`.
+    Sysctl,
+    /// Any other.
+    Other,
+}
+
+impl ChangeKind {
+    /// What to do where the host refuses such a change, which `command` does.
+    fn remedy(self, command: &str, refusal: &Refusal) -> Option<String> {
+        Some(match (self, refusal.errno()?) {
+            (Self::Macvlan, libc::EOPNOTSUPP) => "load the driver: sudo modprobe macvtap".to_owned(),
+            (Self::BridgeVlans, libc::EOPNOTSUPP) => {
+                "take a kernel that has VLANs on bridges (CONFIG_BRIDGE_VLAN_FILTERING), or leave vlan= away".to_owned()
+            }
+            (Self::Bridge, libc::EOPNOTSUPP) => "load the driver: sudo modprobe bridge".to_owned(),
+            (Self::Sysctl, libc::EROFS | libc::EACCES) => format!(
+                "/proc/sys is not ours to write, as in a container: run wirevm outside of it, or do it there beforehand: sudo {command}"
+            ),
+            (Self::NamespaceName, libc::EROFS) => {
+                "have /run writable, where namespaces have their names, or name one that exists: ip netns list".to_owned()
+            }
+            (Self::Address, libc::EACCES) => {
+                "the link has no IPv6: sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0, or leave that host= away".to_owned()
+            }
+            (_, libc::EPERM) => format!("{ROOT}, or do it beforehand: sudo {command}"),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn a_refused_change_has_a_remedy() {
+        for (errno, kind, remedy) in [
+            (libc::EROFS, ChangeKind::Sysctl, "outside of it, or do it there beforehand: sudo ip x"),
+            (libc::EROFS, ChangeKind::NamespaceName, "/run"),
+            (libc::EOPNOTSUPP, ChangeKind::BridgeVlans, "CONFIG_BRIDGE_VLAN_FILTERING"),
+            (libc::EOPNOTSUPP, ChangeKind::Bridge, "modprobe bridge"),
+            (libc::EACCES, ChangeKind::Address, "disable_ipv6=0"),
+            (libc::EMFILE, ChangeKind::Other, "ulimit"),
+            (libc::EPERM, ChangeKind::Other, "sudo ip x"),
+        ] {
+            let refusal = io::Error::from_raw_os_error(errno).into();
+            let error = Error::from(HostError::Step { kind, command: "ip x".to_owned(), refusal });
+            assert!(error.remedy().is_some_and(|found| found.contains(remedy)), "{error}");
+            assert!(error.with_cause().contains(&io::Error::from_raw_os_error(errno).to_string()));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What goes wrong with NAT.
+
+use std::io;
+
+use super::ROOT;
+use crate::host::netlink::Refusal;
+use crate::{Forward, Protocol};
+
+/// What goes wrong with NAT. Where the host refused, its reason is the source and not in the text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NatError {
+    /// Somebody of the host waits at the port.
+    #[error("forward={forward}: cannot take {} port {} of the host", forward.protocol, forward.host_port)]
+    PortTaken {
+        /// The ports.
+        forward: Forward,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The host has no address on the link, and so no subnet there.
+    #[error("nat: the host has no address on {link}, and so no subnet whose addresses it could translate")]
+    NothingToMasquerade {
+        /// The link.
+        link: String,
+    },
+    /// The kernel refuses the rules for NAT.
+    #[error("cannot make the nftables table inet {table} for NAT")]
+    Nft {
+        /// The table.
+        table: String,
+        /// The kernel's answer.
+        #[source]
+        refusal: Refusal,
+    },
+}
+
+impl NatError {
+    /// What a person can do about it, where we know.
+    pub(crate) fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::PortTaken { forward, source } => port_remedy(forward, source)?,
+            Self::NothingToMasquerade { .. } => "give it one: host=ADDRESS/LENGTH".to_owned(),
+            Self::Nft { table, refusal } => match refusal.errno()? {
+                libc::EPERM => ROOT.to_owned(),
+                libc::EEXIST => format!(
+                    "somebody made a table of that name: sudo nft delete table inet {table}, where nobody needs it"
+                ),
+                // No netlink for it, no nftables behind it, no such family, kind of chain or expression.
+                libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT => {
+                    "have the kernel do NAT by nftables: sudo modprobe -a nf_tables nft_chain_nat nft_masq nft_nat nft_fib_inet \
+                     nft_ct; or leave nat away, and have the host route the guest's subnet"
+                        .to_owned()
+                }
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// What to do where a port of the host cannot be taken.
+fn port_remedy(forward: &Forward, source: &io::Error) -> Option<String> {
+    let Forward { protocol, host_port, guest_port } = forward;
+    let socket = match protocol {
+        Protocol::Tcp => 't',
+        Protocol::Udp => 'u',
+    };
+    match source.kind() {
+        io::ErrorKind::AddrInUse => Some(format!(
+            "take another one, forward={protocol}:PORT:{guest_port}; who has it: sudo ss -{socket}anp 'sport = :{host_port}'"
+        )),
+        io::ErrorKind::PermissionDenied => {
+            Some("run it as root or with CAP_NET_BIND_SERVICE, or take a port from 1024 on".to_owned())
+        }
+        _ => None,
+    }
+}
