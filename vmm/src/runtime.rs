@@ -164,6 +164,10 @@ impl Place {
                 opened => opened.map_err(failed)?,
             };
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                // Who looks whether the machine runs holds the lock for a moment, shared.
+                Err(Errno::WOULDBLOCK) if flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() => {
+                    continue;
+                }
                 Err(Errno::WOULDBLOCK) => {
                     return Err(NameError::Taken { name: name.to_owned(), pid: pid_in(&lock) });
                 }
@@ -330,6 +334,25 @@ mod tests {
         place.listen().unwrap();
         drop(place);
         assert!(!all.exists());
+    }
+
+    #[test]
+    fn who_looks_takes_no_name() {
+        let all = scratch("looks");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let taken = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        is_running(&all.join("web"));
+                    }
+                });
+            }
+            let taken = (0..500).try_for_each(|_| Place::of(all.clone(), "web").map(drop));
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            taken
+        });
+        taken.unwrap();
     }
 
     #[test]
