@@ -10,6 +10,6 @@ pub(super) fn parse(text: &str) -> Result<Vec<u16>, &'static str> {
     cpus.ok_or("numbers of CPUs are wanted, below 1024: 2, or 2:3 for two queue pairs")
 }
 
-pub(super) fn show(cpus: &[u16]) -> String {
+pub(super) fn write_value(cpus: &[u16]) -> String {
     cpus.iter().map(u16::to_string).collect::<Vec<_>>().join(":")
 }

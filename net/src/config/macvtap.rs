@@ -3,11 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::keys::{Keys, needed_place};
+use super::WireKind;
+use super::keys::{Keys, required_kind_link};
 use crate::{Error, HostAddress, LinkName, Mac};
-
-pub(super) const KIND: &str = "macvtap";
-pub(super) const KEYS: &str = "mode=, source=, host=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A macvtap on a NIC of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +39,7 @@ pub enum MacvtapMode {
 
 impl MacvtapConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
-        let parent = needed_place(KIND, name, "macvtap=eth0")?;
+        let parent = required_kind_link(WireKind::Macvtap, name)?;
         let mode = keys.take("mode", MacvtapMode::from_str)?.unwrap_or_default();
         let hosts = keys.take_hosts()?;
         let sources = keys.take_all("source", Mac::from_str)?;
@@ -68,7 +66,7 @@ impl MacvtapConfig {
         Ok(Self { parent, mode, hosts, sources })
     }
 
-    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "={}", self.parent)?;
         if self.mode != MacvtapMode::default() {
             write!(f, ",mode={}", self.mode)?;

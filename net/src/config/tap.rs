@@ -3,12 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::keys::{Keys, number, on_or_off, place};
+use super::WireKind;
+use super::keys::{Keys, kind_link, number, on_or_off};
 use crate::{Error, HostAddress, LinkName};
-
-pub(super) const KIND: &str = "tap";
-pub(super) const KEYS: &str =
-    "host=, dhcp=, nat, forward=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A tap that the host routes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +51,7 @@ pub enum Protocol {
 
 impl TapConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
-        let name = place(KIND, name)?;
+        let name = kind_link(WireKind::Tap, name)?;
         let hosts = keys.take_hosts()?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
         let nat = keys.take("nat", on_or_off)?.unwrap_or(false);
@@ -79,7 +76,7 @@ impl TapConfig {
         Ok(Self { name, hosts, dhcp, nat, forwards })
     }
 
-    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = &self.name {
             write!(f, "={name}")?;
         }

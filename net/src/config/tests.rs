@@ -162,6 +162,19 @@ fn the_kernel_carries_the_frames_of_every_wire_but_a_tun() {
     refused("tun,vhost=on", "tun has no key \"vhost\"");
 }
 
+#[test]
+fn a_guest_is_trusted_unless_its_spec_says_otherwise() {
+    for wire in ["macvtap=eth0", "fd=5"] {
+        let trust = |text: &str| parse(&format!("{wire}{text}")).unwrap().trust;
+        assert_eq!(["", ",trust=on", ",trust=off"].map(trust), [true, true, false]);
+    }
+    for wire in ["tap", "bridge=br0", "tun"] {
+        assert!(parse(wire).unwrap().trust);
+        refused(&format!("{wire},trust=off"), "has no key \"trust\"");
+    }
+    refused("fd=5,trust=maybe", "trust=maybe: it is on or off");
+}
+
 /// The text of the refusal names `key`.
 fn refused(spec: &str, key: &str) {
     let error = parse(spec).expect_err(spec);
@@ -272,6 +285,15 @@ fn a_refusal_says_what_there_is() {
         }
     }
     assert!(remedy("bridge").contains("bridge=br0"));
+    for (spec, form) in [
+        ("tap,mtu=x", "mtu=BYTES: mtu=1400"),
+        ("tap,mtu=", "mtu=BYTES: mtu=1400"),
+        ("tap,nat=maybe", "nat[=on|off]: nat=on"),
+        ("tap=a b", "--net tap=tap0"),
+        ("macvtap=eth0,host=x", "host=ADDRESS/LENGTH: host=192.168.1.250/29"),
+    ] {
+        assert!(remedy(spec).ends_with(form), "{spec}: {}", remedy(spec));
+    }
 }
 
 #[test]
@@ -317,6 +339,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
         1 => "poll=[0-9]{1,5}",
         1 => "vhost=(on|off|auto|x)",
+        1 => "trust=(on|off)",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -386,17 +409,27 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
     let poll = (0..=10_000u64).prop_map(Duration::from_micros);
     let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
-    let carrier = (queues, any::<bool>(), poll, vhost);
+    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>());
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
-        |(wire, mac, mtu, (queues, bound, poll, vhost), netns)| {
+        |(wire, mac, mtu, (queues, bound, poll, vhost, trust), netns)| {
+            let trust = trust || wire.kind().key("trust").is_none();
             let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
             };
             let cpus = if bound { queues.number() } else { 0 };
-            let config =
-                NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, vhost, netns };
+            let config = NetConfig {
+                wire,
+                mac,
+                mtu,
+                queues,
+                affinity: (0..cpus).collect(),
+                poll,
+                vhost,
+                trust,
+                netns,
+            };
             match config.check_mtu() {
                 Ok(()) => config,
                 Err(_) => NetConfig { mtu: None, ..config },

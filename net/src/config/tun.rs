@@ -3,11 +3,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::keys::{Keys, on_or_off, place};
+use super::WireKind;
+use super::keys::{Keys, kind_link, on_or_off};
 use crate::{Error, HostAddress, LinkName};
-
-pub(super) const KIND: &str = "tun";
-pub(super) const KEYS: &str = "host=, guest=, dhcp=, mac=, mtu=, queues=, affinity=, poll=, netns=";
 
 /// A tun: IP packets on the host, Ethernet for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +30,7 @@ impl Default for TunConfig {
 
 impl TunConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
-        let name = place(KIND, name)?;
+        let name = kind_link(WireKind::Tun, name)?;
         let hosts = keys.take_hosts()?;
         let guests: Vec<IpAddr> =
             keys.take_all("guest", |text| text.parse().map_err(|_| "an address is wanted, 10.0.0.2"))?;
@@ -63,7 +61,7 @@ impl TunConfig {
         self.guests.iter().find(same).copied().or(host.guest())
     }
 
-    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = &self.name {
             write!(f, "={name}")?;
         }
