@@ -31,6 +31,7 @@ pub use self::tap::{Forward, Protocol, TapConfig};
 pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
 use crate::error::SpecError;
+use crate::text::serde_as_text;
 
 pub(crate) use self::table::kind_forms;
 
@@ -65,6 +66,8 @@ pub struct NetConfig {
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
+
+serde_as_text!(Forward, MacvtapMode, NetConfig, Protocol, Queues, VhostMode);
 
 /// The kinds of wire.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -59,6 +59,7 @@ mod socket;
 mod subnet;
 mod sys;
 mod tap;
+mod text;
 mod tun;
 mod tuntap;
 mod vhost;

@@ -101,11 +101,8 @@ impl FromStr for Forward {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str = "two ports from 1 to 65535 are wanted, HOSTPORT:GUESTPORT, after tcp: or udp:";
-        let (protocol, ports) = match text.split_once(':') {
-            Some(("tcp", ports)) => (Protocol::Tcp, ports),
-            Some(("udp", ports)) => (Protocol::Udp, ports),
-            _ => (Protocol::Tcp, text),
-        };
+        let named = text.split_once(':').and_then(|(word, ports)| Some((word.parse().ok()?, ports)));
+        let (protocol, ports) = named.unwrap_or((Protocol::Tcp, text));
         let (host, guest) = ports.split_once(':').ok_or(FORM)?;
         let port = |text| number(text).filter(|&port| port != 0).ok_or(FORM);
         Ok(Self { protocol, host_port: port(host)?, guest_port: port(guest)? })
@@ -118,6 +115,18 @@ impl Protocol {
         match self {
             Self::Tcp => libc::IPPROTO_TCP as u8,
             Self::Udp => libc::IPPROTO_UDP as u8,
+        }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            _ => Err("it is tcp or udp"),
         }
     }
 }

@@ -297,6 +297,18 @@ fn a_refusal_says_what_there_is() {
 }
 
 #[test]
+fn serde_checks_a_spec_as_the_parser_does() {
+    let refusal = |json: &str| serde_json::from_str::<NetConfig>(json).unwrap_err().to_string();
+    assert!(refusal(r#""bridge=br0,nat""#).contains("bridge has no key \"nat\""));
+    assert!(refusal(r#"{"kind": "tap"}"#).contains("string"));
+    assert!(serde_json::from_str::<Mac>(r#""01:00:5e:00:00:01""#).is_err());
+    assert!(serde_json::from_str::<HostAddress>(r#""10.0.0.0/24""#).is_err());
+    assert_eq!(serde_json::from_str::<MacvtapMode>(r#""vepa""#).unwrap(), MacvtapMode::Vepa);
+    // A reader does not lend its text, nor does one with escapes.
+    assert_eq!(serde_json::from_reader::<_, VhostMode>(&br#""\u006fn""#[..]).unwrap(), VhostMode::On);
+}
+
+#[test]
 fn two_nics_cannot_have_one_end() {
     let claim = |spec| parse(spec).unwrap().claims();
     assert_eq!(claim("tap=t0"), ["the tap t0"]);
@@ -442,6 +454,16 @@ proptest! {
     #[test]
     fn what_is_shown_parses_to_the_same(config in specs()) {
         prop_assert_eq!(parse(&config.to_string()).unwrap(), config);
+    }
+
+    #[test]
+    fn serde_has_a_spec_as_its_text(config in specs(), host in hosts(), mac in macs(), link in links()) {
+        let json = serde_json::to_string(&config).unwrap();
+        prop_assert_eq!(&json, &serde_json::to_string(&config.to_string()).unwrap());
+        prop_assert_eq!(serde_json::from_str::<NetConfig>(&json).unwrap(), config.clone());
+        let parts = (host, mac, link, config.queues, config.vhost);
+        let json = serde_json::to_string(&parts).unwrap();
+        prop_assert_eq!(serde_json::from_str(&json).ok(), Some(parts), "{}", json);
     }
 
     #[test]
