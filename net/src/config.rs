@@ -1,7 +1,7 @@
 //! The grammar of `--net`: `KIND[=WHERE][,key=value]...`, where WHERE is the host's interface.
 //!
-//! What parses makes sense: parsing refuses a spec that does not, naming the key. Each kind has its keys in a file of its
-//! own; here are those that all have.
+//! **Invariant: a [`NetConfig`] that parsed makes sense.** A spec that does not is refused with an error that names the key.
+//! `table.rs` lists the kinds and the keys; each kind is parsed in a file of its own, and here the keys that all kinds share.
 
 mod affinity;
 mod bridge;
@@ -55,9 +55,9 @@ pub struct NetConfig {
     pub queues: Queues,
     /// The host's CPU on which the thread of each queue pair runs, as many as [`queues`](Self::queues) says; empty for any.
     pub affinity: Vec<u16>,
-    /// How long the thread of each queue pair looks about for frames before it sleeps.
+    /// How long the thread of each queue pair looks for frames before it sleeps.
     pub poll: Duration,
-    /// Who carries the frames; on a tun, always our own threads.
+    /// What carries the frames; on a tun, always wirevm's own threads.
     pub vhost: VhostMode,
     /// What the guest may ask of its link, on a macvtap or an inherited descriptor; true on the others, whose links bring every
     /// frame unasked. False: the guest keeps its own MAC, and what its driver asks is followed only in the frames to this MAC
@@ -98,7 +98,7 @@ impl WireConfig {
 }
 
 impl NetConfig {
-    /// The same for a guest with so many vCPUs: [`queues`](Self::queues) is a number.
+    /// The same for a guest with `cpus` vCPUs: [`queues`](Self::queues) becomes a number.
     ///
     /// # Errors
     /// [`affinity`](Self::affinity) has another number of CPUs.
@@ -118,7 +118,7 @@ impl NetConfig {
         }
     }
 
-    /// What of the host this NIC has for itself, in words, so that a second one with the same is refused.
+    /// The links and descriptors of the host that this NIC uses alone, in words, so that a second NIC with the same is refused.
     pub fn claims(&self) -> Vec<String> {
         let claim = match &self.wire {
             WireConfig::Tap(TapConfig { name: Some(name), .. }) => format!("the tap {name}"),
@@ -139,7 +139,7 @@ impl NetConfig {
         }]
     }
 
-    /// Refuses an MTU with which the kernel has no IPv6, where the host shall have an address of it.
+    /// Refuses an MTU that is too small for the host's IPv6 address.
     fn check_mtu(&self) -> Result<(), Error> {
         let hosts = match &self.wire {
             WireConfig::Tap(tap) => &tap.hosts[..],
@@ -149,7 +149,7 @@ impl NetConfig {
         };
         match self.mtu.filter(|&mtu| mtu < Router::MTU_MIN) {
             Some(mtu) if hosts.iter().any(|host| host.v6().is_some()) => {
-                let why = "IPv6 needs 1280 bytes, and host= is an address of it";
+                let why = "IPv6 needs 1280 bytes, and host= is an IPv6 address";
                 Err(Error::value("mtu", mtu.to_string(), why))
             }
             _ => Ok(()),

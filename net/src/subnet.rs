@@ -248,7 +248,7 @@ impl FromStr for HostAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str =
-            "an address and the length of its subnet's prefix is wanted, 172.31.0.1/24 or fd00::1/64";
+            "expected an address and the length of its subnet's prefix, 172.31.0.1/24 or fd00::1/64";
         let (address, prefix) = text.split_once('/').ok_or(FORM)?;
         if !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(FORM);
@@ -261,7 +261,7 @@ impl FromStr for HostV4 {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        HostAddress::from_str(text)?.v4().ok_or("an IPv4 address is wanted")
+        HostAddress::from_str(text)?.v4().ok_or("expected an IPv4 address")
     }
 }
 
@@ -269,7 +269,7 @@ impl FromStr for HostV6 {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        HostAddress::from_str(text)?.v6().ok_or("an IPv6 address is wanted")
+        HostAddress::from_str(text)?.v6().ok_or("expected an IPv6 address")
     }
 }
 

@@ -9,9 +9,9 @@ use crate::{Error, LinkName};
 /// A tap on a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeConfig {
-    /// The bridge, made where there is none.
+    /// The bridge, created if it does not exist.
     pub name: LinkName,
-    /// The NIC of the host that joins too; not the bridge itself.
+    /// The NIC of the host that joins the bridge; not the bridge itself.
     pub uplink: Option<LinkName>,
     /// The guest's VLAN (IEEE 802.1Q), 1 to 4094.
     pub vlan: Option<u16>,

@@ -7,7 +7,7 @@ use super::keys::{no_place, number};
 use super::{Queues, WireKind};
 use crate::Error;
 
-/// Descriptors that we inherited.
+/// Inherited descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdConfig {
     /// One for each queue pair, within [`Queues::RANGE`], no two the same. None is the terminal's (0, 1, 2).
@@ -19,11 +19,13 @@ impl FdConfig {
         let text = text.ok_or(no_place(WireKind::Fd))?;
         let refuse = |why| Error::value(WireKind::Fd.word(), text.to_owned(), why);
         let fds: Option<Vec<RawFd>> = text.split(':').map(number).collect();
-        let fds = fds.ok_or_else(|| refuse("numbers of descriptors are wanted, 5 or 5:6"))?;
+        let fds = fds.ok_or_else(|| refuse("expected numbers of descriptors, 5 or 5:6"))?;
         let twice = (1..fds.len()).any(|index| fds[..index].contains(&fds[index]));
         match fds {
-            fds if fds.iter().any(|&fd| fd <= 2) => Err(refuse("0, 1 and 2 are the terminal's")),
-            _ if twice => Err(refuse("a queue pair has a descriptor of its own: one is there twice")),
+            fds if fds.iter().any(|&fd| fd <= 2) => {
+                Err(refuse("0, 1 and 2 are standard input, output and error"))
+            }
+            _ if twice => Err(refuse("a queue pair has a descriptor of its own: one is given twice")),
             fds if fds.len() > usize::from(*Queues::RANGE.end()) => {
                 Err(refuse("a NIC has 64 queue pairs at most, and a descriptor for each"))
             }

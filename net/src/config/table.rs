@@ -222,7 +222,6 @@ static KEYS: [Key; 18] = [
         default: Some("bridge"),
         help: "what the guest reaches, and what reaches the guest",
         example: "private",
-        section: Some("on-a-nic-without-a-bridge-macvtap"),
         ..KEY
     },
     Key {

@@ -240,7 +240,7 @@ fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
     refused("macvtap", "macvtap=");
     refused("macvtap=eth0,mode=hub", "mode=hub");
     refused("macvtap=eth0,mode=source", "source=");
-    refused("macvtap=eth0,source=02:00:00:00:00:01", "source=02:00:00:00:00:01: it goes with mode=source");
+    refused("macvtap=eth0,source=02:00:00:00:00:01", "source=02:00:00:00:00:01: it needs mode=source");
     let twice = "macvtap=eth0,mode=source,source=02:00:00:00:00:01,source=02:00:00:00:00:01";
     refused(twice, "source=02:00:00:00:00:01: it is given twice");
     for mode in ["private", "passthru", "source,source=02:00:00:00:00:01"] {

@@ -173,7 +173,7 @@ pub(crate) struct Doctor {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// First take back what wirevm processes have left that were killed
+    /// First clean up after killed wirevm processes
     #[arg(long)]
     pub(crate) clean: bool,
 }
