@@ -59,6 +59,7 @@ mod socket;
 mod subnet;
 mod sys;
 mod tap;
+mod text;
 mod tun;
 mod tuntap;
 mod vhost;
@@ -74,8 +75,8 @@ pub use address::{LinkName, Mac, NetnsName};
 pub use autoconf::Autoconf;
 pub use cable::{Ask, Cable, CableSpec, Plugged};
 pub use config::{
-    BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
-    TunConfig, VhostMode, WireConfig,
+    BridgeConfig, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues,
+    Repeat, TapConfig, TunConfig, VhostMode, WireConfig, WireKind, keys, kinds,
 };
 pub use dhcp::Lease;
 pub use error::{

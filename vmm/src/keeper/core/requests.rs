@@ -17,7 +17,7 @@ impl Requests for Core {
             NicInfo {
                 name: format!("nic{index}"),
                 spec: wire.config().to_string(),
-                kind: wire.config().wire.kind().to_owned(),
+                kind: wire.config().wire.kind().to_string(),
                 link: wire.link().to_owned(),
                 mac: wire.mac().to_string(),
                 mtu: wire.mtu(),
