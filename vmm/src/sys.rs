@@ -86,16 +86,16 @@ pub(crate) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Closes all descriptors but these and 0, 1 and 2, which are `null` from now on. Called by a process that was just forked, and
+/// Closes all descriptors but these and 0, 1 and 2, which are `nothing` from now on. Called by a process that was just forked, and
 /// never returns to who owns what is closed here.
 ///
 /// # Errors
 /// The kernel refuses what it never refuses.
-pub(crate) fn keep_only(mut kept: Vec<RawFd>, null: &std::fs::File) -> io::Result<()> {
-    rustix::stdio::dup2_stdin(null)?;
-    rustix::stdio::dup2_stdout(null)?;
-    rustix::stdio::dup2_stderr(null)?;
-    kept.extend([0, 1, 2, null.as_raw_fd()]);
+pub(crate) fn keep_only(mut kept: Vec<RawFd>, nothing: &OwnedFd) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(nothing)?;
+    rustix::stdio::dup2_stdout(nothing)?;
+    rustix::stdio::dup2_stderr(nothing)?;
+    kept.extend([0, 1, 2, nothing.as_raw_fd()]);
     kept.sort_unstable();
     kept.dedup();
     let ends = kept.iter().skip(1).map(|&fd| fd as libc::c_uint).chain([libc::c_uint::MAX]);
