@@ -291,7 +291,7 @@ fn a_console_is_watched_typed_on_and_left() {
     assert_eq!(world.ok(&["logs", "web"]), "ready\r\nhello\x03");
     let mut follower = Vm::start(&mut world.command(&["logs", "--follow", "web"]));
     follower.expect("hello\x03", SOON);
-    let mut types = Vm::start(&mut world.command(&["console", "web"]).stdin(Stdio::piped()));
+    let mut types = Vm::start(world.command(&["console", "web"]).stdin(Stdio::piped()));
     types.expect("hello", SOON);
     types.type_in("q");
     for vm in [&mut watcher, &mut follower, &mut types] {

@@ -201,6 +201,20 @@ fn who_is_to_ignore_hangups_does() {
 }
 
 #[test]
+fn a_job_of_a_script_ends_at_an_interrupt() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    for (name, signal) in [("INT", Signal::INT), ("QUIT", Signal::QUIT)] {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &format!("trap '' {name}; exec \"$0\" run --kernel \"$1\"")]);
+        let mut vm = Vm::start(command.arg(harness::wirevm_path()).arg(&kernel));
+        vm.expect("running\n", SOON);
+        vm.signal(signal);
+        vm.ends_with(0, SOON);
+    }
+}
+
+#[test]
 fn a_user_that_cannot_be_is_refused() {
     for (args, word) in [(["--user", "0"], "--user"), (["--sandbox", "some"], "--sandbox")] {
         let output = wirevm().args(["run", "--kernel", "x"]).args(args).output().unwrap();

@@ -179,6 +179,7 @@ fn a_frame_too_large_for_its_chain_is_lost_and_counted() {
     rig.peer.send(&good).unwrap();
     assert_same(&rig.received().0, &good);
     wait("the count", || rig.dropped() == (0, 1));
+    assert_eq!(rig.counters.rx_unread.load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -188,6 +189,8 @@ fn a_frame_larger_than_any_packet_is_lost_and_counted() {
     wait("its buffers", || rig.reap_tx() == 1);
     rig.check();
     assert_eq!(rig.dropped(), (1, 0));
+    assert_eq!(rig.counters.tx_too_long.load(Ordering::Relaxed), 1);
+    assert!(rig.counters.kicks.load(Ordering::Relaxed) > 0);
 }
 
 /// Linux asks before each frame for an interrupt once three quarters of what is on the ring are used, and so, of a ring that

@@ -4,9 +4,10 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::sys;
+use crate::text::serde_as_text;
+
+serde_as_text!(LinkName, Mac, NetnsName);
 
 /// The name of a network interface: 1 to 15 bytes (`IFNAMSIZ`), as the kernel's `dev_valid_name` wants it and as the
 /// `--net` grammar and a shell can say it: letters, digits and `.`, `_`, `-`, `+`, `=`, `@`, no `-` first, and none that the kernel
@@ -51,7 +52,7 @@ impl fmt::Display for LinkName {
 }
 
 /// The Ethernet address of one NIC: never a group's (IEEE 802 I/G bit set), never all zeroes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mac([u8; 6]);
 
 impl Mac {

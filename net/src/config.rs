@@ -1,7 +1,7 @@
 //! The grammar of `--net`: `KIND[=WHERE][,key=value]...`, where WHERE is the host's interface.
 //!
-//! What parses makes sense: parsing refuses a spec that does not, naming the key. Each kind has its keys in a file of its
-//! own; here are those that all have.
+//! **Invariant: a [`NetConfig`] that parsed makes sense.** A spec that does not is refused with an error that names the key.
+//! `table.rs` lists the kinds and the keys; each kind is parsed in a file of its own, and here the keys that all kinds share.
 
 mod affinity;
 mod bridge;
@@ -10,6 +10,7 @@ mod keys;
 mod macvtap;
 mod poll;
 mod queues;
+mod table;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -25,46 +26,23 @@ pub use self::bridge::BridgeConfig;
 pub use self::fd::FdConfig;
 pub use self::macvtap::{MacvtapConfig, MacvtapMode};
 pub use self::queues::Queues;
+pub use self::table::{Key, Kind, Repeat, WireKind, keys, kinds};
 pub use self::tap::{Forward, Protocol, TapConfig};
 pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
 use crate::error::SpecError;
+use crate::text::serde_as_text;
 
-use self::keys::{Keys, mtu};
+pub(crate) use self::table::kind_forms;
+
+use self::keys::{Keys, mtu, on_or_off};
 use crate::{Error, Mac, NetnsName, Router};
 
 /// MTUs that a tap can have: IPv4's least (RFC 791) to the most of the kernel's tun driver, 65535 less an Ethernet header.
 pub const MTU: RangeInclusive<u16> = 68..=65521;
 
-/// One NIC, as `--net` says it:
-///
-/// ```text
-/// tap[=NAME]            a tap: NAME where it exists (or made with that name), else a new one with a name of the kernel's
-///   host=ADDR/LEN       the host's address on it, one of IPv4 and one of IPv6 (a tap that we make gets a free subnet)
-///   dhcp=on|off         tell the guest its address, by DHCP and router advertisement (on)
-///   nat[=on|off]        what the guest sends further goes out under the host's address
-///   forward=[tcp:|udp:]HOSTPORT:GUESTPORT   a port of the host that reaches into the guest, repeatable; needs nat
-/// bridge=NAME           a tap joined to the bridge NAME, which is made where it is absent
-///   uplink=LINK         this NIC of the host joins too; its addresses and routes move to the bridge
-///   vlan=ID             the guest's VLAN, 1 to 4094
-/// macvtap=LINK          a macvtap on the NIC LINK, or LINK itself where it is one
-///   mode=bridge|vepa|private|passthru|source        (bridge)
-///   source=MAC          in mode=source: who may send to the guest, repeatable
-///   host=ADDR/LEN       an address for the host on a macvlan of the same NIC, so that it reaches the guest
-/// tun[=NAME]            a tun: IP packets on the host, Ethernet for the guest
-///   host=ADDR/LEN       as for a tap
-///   guest=ADDR          the guest's address, one for each host= (the next one of the subnet)
-///   dhcp=on|off         as for a tap
-/// fd=N[:N]...           descriptors of a tap or macvtap, open since before we started: one for each queue pair
-/// all:
-///   mac=ADDRESS         the guest's Ethernet address (random)
-///   mtu=BYTES           the MTU of the link and the guest, 68 to 65521 (the link's own)
-///   queues=N|auto       how many queue pairs, auto: as many as the guest has vCPUs (1; not for fd)
-///   affinity=CPU[:CPU]...   the host's CPU on which each queue pair's thread runs, one for each (any)
-///   poll=MICROSECONDS   how long each queue pair's thread looks about for frames before it sleeps, up to 10000 (0)
-///   vhost=on|off|auto   the kernel (vhost-net) carries the frames; auto: where it can (off; not for tun)
-///   netns=NAME          the network namespace of the host's end, made where it is absent (ours; not for fd)
-/// ```
+/// One NIC, as `--net` says it: `KIND[=WHERE][,key=value]...`. [`kinds`] and [`keys`] are the words that there are. Its text,
+/// by `Display` and `FromStr`, is its serde form too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Where the frames go.
@@ -77,13 +55,19 @@ pub struct NetConfig {
     pub queues: Queues,
     /// The host's CPU on which the thread of each queue pair runs, as many as [`queues`](Self::queues) says; empty for any.
     pub affinity: Vec<u16>,
-    /// How long the thread of each queue pair looks about for frames before it sleeps.
+    /// How long the thread of each queue pair looks for frames before it sleeps.
     pub poll: Duration,
-    /// Who carries the frames; on a tun, always our own threads.
+    /// What carries the frames; on a tun, always wirevm's own threads.
     pub vhost: VhostMode,
+    /// What the guest may ask of its link, on a macvtap or an inherited descriptor; true on the others, whose links bring every
+    /// frame unasked. False: the guest keeps its own MAC, and what its driver asks is followed only in the frames to this MAC
+    /// and to groups; another MAC and promiscuous mode are refused.
+    pub trust: bool,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
+
+serde_as_text!(Forward, MacvtapMode, NetConfig, Protocol, Queues, VhostMode);
 
 /// The kinds of wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,24 +84,21 @@ pub enum WireConfig {
     Fd(FdConfig),
 }
 
-/// The words of the kinds, for the words of an error.
-pub(crate) const KINDS: &str = "tap, bridge=LINK, macvtap=LINK, tun, fd=N";
-
 impl WireConfig {
-    /// The kind's word on the command line.
-    pub fn kind(&self) -> &'static str {
+    /// Its kind.
+    pub fn kind(&self) -> WireKind {
         match self {
-            Self::Tap(_) => tap::KIND,
-            Self::Bridge(_) => bridge::KIND,
-            Self::Macvtap(_) => macvtap::KIND,
-            Self::Tun(_) => tun::KIND,
-            Self::Fd(_) => fd::KIND,
+            Self::Tap(_) => WireKind::Tap,
+            Self::Bridge(_) => WireKind::Bridge,
+            Self::Macvtap(_) => WireKind::Macvtap,
+            Self::Tun(_) => WireKind::Tun,
+            Self::Fd(_) => WireKind::Fd,
         }
     }
 }
 
 impl NetConfig {
-    /// The same for a guest with so many vCPUs: [`queues`](Self::queues) is a number.
+    /// The same for a guest with `cpus` vCPUs: [`queues`](Self::queues) becomes a number.
     ///
     /// # Errors
     /// [`affinity`](Self::affinity) has another number of CPUs.
@@ -131,13 +112,13 @@ impl NetConfig {
             Queues::Number(queues)
                 if !self.affinity.is_empty() && self.affinity.len() != usize::from(queues) =>
             {
-                Err(SpecError::Affinity { affinity: affinity::show(&self.affinity), queues }.into())
+                Err(SpecError::Affinity { affinity: affinity::write_value(&self.affinity), queues }.into())
             }
             _ => Ok(()),
         }
     }
 
-    /// What of the host this NIC has for itself, in words, so that a second one with the same is refused.
+    /// The links and descriptors of the host that this NIC uses alone, in words, so that a second NIC with the same is refused.
     pub fn claims(&self) -> Vec<String> {
         let claim = match &self.wire {
             WireConfig::Tap(TapConfig { name: Some(name), .. }) => format!("the tap {name}"),
@@ -158,7 +139,7 @@ impl NetConfig {
         }]
     }
 
-    /// Refuses an MTU with which the kernel has no IPv6, where the host shall have an address of it.
+    /// Refuses an MTU that is too small for the host's IPv6 address.
     fn check_mtu(&self) -> Result<(), Error> {
         let hosts = match &self.wire {
             WireConfig::Tap(tap) => &tap.hosts[..],
@@ -168,7 +149,7 @@ impl NetConfig {
         };
         match self.mtu.filter(|&mtu| mtu < Router::MTU_MIN) {
             Some(mtu) if hosts.iter().any(|host| host.v6().is_some()) => {
-                let why = "IPv6 needs 1280 bytes, and host= is an address of it";
+                let why = "IPv6 needs 1280 bytes, and host= is an IPv6 address";
                 Err(Error::value("mtu", mtu.to_string(), why))
             }
             _ => Ok(()),
@@ -184,35 +165,34 @@ impl FromStr for NetConfig {
             Some((wire, rest)) => (wire, Some(rest)),
             None => (text, None),
         };
-        let (kind, place) = match wire.split_once('=') {
-            Some((kind, place)) => (kind, Some(place)),
+        let (word, link) = match wire.split_once('=') {
+            Some((word, link)) => (word, Some(link)),
             None => (wire, None),
         };
-        let parse: fn(Option<&str>, &mut Keys<'_>) -> Result<WireConfig, Error> = match kind {
-            tap::KIND => |place, keys| TapConfig::parse(place, keys).map(WireConfig::Tap),
-            bridge::KIND => |place, keys| BridgeConfig::parse(place, keys).map(WireConfig::Bridge),
-            macvtap::KIND => |place, keys| MacvtapConfig::parse(place, keys).map(WireConfig::Macvtap),
-            tun::KIND => |place, keys| TunConfig::parse(place, keys).map(WireConfig::Tun),
-            fd::KIND => |place, keys| FdConfig::parse(place, keys).map(WireConfig::Fd),
-            _ => return Err(SpecError::UnknownKind { kind: kind.to_owned() }.into()),
+        let kind =
+            WireKind::from_word(word).ok_or_else(|| SpecError::UnknownKind { kind: word.to_owned() })?;
+        let mut keys = Keys::parse(kind, rest)?;
+        let wire = match kind {
+            WireKind::Tap => WireConfig::Tap(TapConfig::parse(link, &mut keys)?),
+            WireKind::Bridge => WireConfig::Bridge(BridgeConfig::parse(link, &mut keys)?),
+            WireKind::Macvtap => WireConfig::Macvtap(MacvtapConfig::parse(link, &mut keys)?),
+            WireKind::Tun => WireConfig::Tun(TunConfig::parse(link, &mut keys)?),
+            WireKind::Fd => WireConfig::Fd(FdConfig::parse(link)?),
         };
-        let mut keys = Keys::parse(rest)?;
-        let wire = parse(place, &mut keys)?;
         let mac = keys.take("mac", str::parse)?;
         let mtu = keys.take("mtu", mtu)?;
-        // What somebody else opened is where he opened it, and as many as he gave us.
-        let (queues, netns) = match &wire {
-            WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
-            _ => (keys.take("queues", str::parse)?.unwrap_or_default(), keys.take("netns", str::parse)?),
+        // There are as many queue pairs as inherited descriptors.
+        let queues = match &wire {
+            WireConfig::Fd(FdConfig { fds }) => Queues::Number(fds.len() as u16),
+            _ => keys.take("queues", str::parse)?.unwrap_or_default(),
         };
         let affinity = keys.take("affinity", affinity::parse)?.unwrap_or_default();
         let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
-        let vhost = match &wire {
-            WireConfig::Tun(_) => VhostMode::Off,
-            _ => keys.take("vhost", str::parse)?.unwrap_or_default(),
-        };
-        keys.finish(&wire)?;
-        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, netns };
+        // The parser has refused the keys that this kind does not take.
+        let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
+        let trust = keys.take("trust", on_or_off)?.unwrap_or(true);
+        let netns = keys.take("netns", str::parse)?;
+        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, netns };
         this.check_mtu()?;
         this.check_affinity().map(|()| this)
     }
@@ -221,13 +201,13 @@ impl FromStr for NetConfig {
 /// The spec again, in a form that parses to the same.
 impl fmt::Display for NetConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.wire.kind())?;
+        f.write_str(self.wire.kind().word())?;
         match &self.wire {
-            WireConfig::Tap(config) => config.show(f)?,
-            WireConfig::Bridge(config) => config.show(f)?,
-            WireConfig::Macvtap(config) => config.show(f)?,
-            WireConfig::Tun(config) => config.show(f)?,
-            WireConfig::Fd(config) => config.show(f)?,
+            WireConfig::Tap(config) => config.write_spec(f)?,
+            WireConfig::Bridge(config) => config.write_spec(f)?,
+            WireConfig::Macvtap(config) => config.write_spec(f)?,
+            WireConfig::Tun(config) => config.write_spec(f)?,
+            WireConfig::Fd(config) => config.write_spec(f)?,
         }
         if let Some(mac) = self.mac {
             write!(f, ",mac={mac}")?;
@@ -239,13 +219,16 @@ impl fmt::Display for NetConfig {
             write!(f, ",queues={}", self.queues)?;
         }
         if !self.affinity.is_empty() {
-            write!(f, ",affinity={}", affinity::show(&self.affinity))?;
+            write!(f, ",affinity={}", affinity::write_value(&self.affinity))?;
         }
         if !self.poll.is_zero() {
             write!(f, ",poll={}", self.poll.as_micros())?;
         }
         if self.vhost != VhostMode::default() {
             write!(f, ",vhost={}", self.vhost)?;
+        }
+        if !self.trust {
+            f.write_str(",trust=off")?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

@@ -46,6 +46,7 @@ mod frames;
 mod host;
 mod subnet;
 mod sys;
+mod text;
 mod wire;
 
 pub use address::{LinkName, Mac, NetnsName};
@@ -53,8 +54,8 @@ pub use answer::autoconf::Autoconf;
 pub use answer::dhcp::Lease;
 pub use answer::router::Router;
 pub use config::{
-    BridgeConfig, FdConfig, Forward, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues, TapConfig,
-    TunConfig, VhostMode, WireConfig,
+    BridgeConfig, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues,
+    Repeat, TapConfig, TunConfig, VhostMode, WireConfig, WireKind, keys, kinds,
 };
 pub use error::{
     BridgeError, ChangeKind, Error, FdError, FdProblem, HostError, MacvtapError, NatError, ParentProblem,

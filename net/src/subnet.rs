@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use crate::text::serde_as_text;
+
+serde_as_text!(HostAddress, HostV4, HostV6);
 
 /// The host's address in a subnet, written `172.31.0.1/24` or `fd00::1/64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +88,7 @@ impl HostAddress {
 }
 
 /// A subnet of IPv4 and the host's address in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HostV4 {
     address: Ipv4Addr,
     prefix: u8,
@@ -246,12 +248,28 @@ impl FromStr for HostAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str =
-            "an address and the length of its subnet's prefix is wanted, 172.31.0.1/24 or fd00::1/64";
+            "expected an address and the length of its subnet's prefix, 172.31.0.1/24 or fd00::1/64";
         let (address, prefix) = text.split_once('/').ok_or(FORM)?;
         if !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(FORM);
         }
         Self::new(address.parse().map_err(|_| FORM)?, prefix.parse().map_err(|_| FORM)?)
+    }
+}
+
+impl FromStr for HostV4 {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        HostAddress::from_str(text)?.v4().ok_or("expected an IPv4 address")
+    }
+}
+
+impl FromStr for HostV6 {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        HostAddress::from_str(text)?.v6().ok_or("expected an IPv6 address")
     }
 }
 

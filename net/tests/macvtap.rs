@@ -237,6 +237,25 @@ fn the_address_follows_the_guest() {
 }
 
 #[test]
+fn a_guest_that_is_not_trusted_keeps_its_address() {
+    in_namespace("a_guest_that_is_not_trusted_keeps_its_address", || {
+        let mut guests = Guests::new(false, "bridge,trust=off");
+        let other = filter([2, 0, 0, 0, 0, 0x1a]);
+        let every = RxFilter { promiscuous: true, ..filter(GUEST) };
+        for refused in [other, every] {
+            let error = guests.end("guest").set_filter(&refused).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{refused:?}");
+            assert!(guests.passes("machine", "guest", GUEST), "as before");
+        }
+        let none = RxFilter { multicast: Addresses::Only(vec![]), ..filter(GUEST) };
+        for (wanted, comes) in [(none, false), (filter(GUEST), true)] {
+            guests.end("guest").set_filter(&wanted).unwrap();
+            assert_eq!(guests.passes("machine", "guest", GROUP), comes, "groups follow what it asks");
+        }
+    });
+}
+
+#[test]
 fn passthru_takes_the_whole_nic() {
     in_namespace("passthru_takes_the_whole_nic", || {
         let mut lan = Lan::new(false);

@@ -193,7 +193,7 @@ fn a_link_with_other_queues_is_refused_and_says_what_to_do() {
             assert!(remedy.starts_with("give it more: queues=2; or"), "{remedy}");
             let (error, remedy) = refused(&format!("{mode}={mode}1,queues=2"));
             assert!(error.ends_with("it is one without multi_queue, and we attach 2 queues"), "{error}");
-            assert!(remedy.starts_with("leave queues= away; or"), "{remedy}");
+            assert!(remedy.starts_with("drop queues=; or"), "{remedy}");
             assert!(remedy.contains("user $USER multi_queue vnet_hdr"), "{remedy}");
             assert_eq!(state(), before);
 

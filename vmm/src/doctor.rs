@@ -182,6 +182,10 @@ pub(crate) fn run(args: &Doctor) -> bool {
                 ));
             }
         });
+        if let Err(error) = vmm::runtime::sweep() {
+            report::error(&error, error.remedy().as_deref());
+            return false;
+        }
         match net::clean(&host) {
             Ok(steps) => cleaned.extend(steps.into_iter().map(|step| step.command)),
             Err(error) => {

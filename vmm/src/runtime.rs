@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -134,6 +135,7 @@ impl Place {
     /// # Errors
     /// The name is none, or is a running machine's, or there is no place.
     pub fn take(name: Option<&str>) -> Result<Self, NameError> {
+        sweep()?;
         if let Some(name) = name {
             check_name(name)?;
             return Self::of(machines()?, name);
@@ -151,6 +153,7 @@ impl Place {
     fn of(all: PathBuf, name: &str) -> Result<Self, NameError> {
         let path = all.join(name);
         let failed = |source| NameError::Directory { path: path.clone(), source };
+        let mut looks = 0;
         loop {
             make_directory(&all).map_err(failed)?;
             match make_directory(&path) {
@@ -164,9 +167,19 @@ impl Place {
                 opened => opened.map_err(failed)?,
             };
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(NameError::Taken { name: name.to_owned(), pid: pid_in(&lock) });
+                // Who looks whether the machine runs holds the lock for a moment, shared.
+                Err(Errno::WOULDBLOCK) if flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() => {
+                    continue;
                 }
+                Err(Errno::WOULDBLOCK) => match pid_in(&lock) {
+                    // Who has not said yet who it is may be about to remove what a dead one left.
+                    None if looks < 100 => {
+                        looks += 1;
+                        std::thread::sleep(Duration::from_millis(1));
+                        continue;
+                    }
+                    pid => return Err(NameError::Taken { name: name.to_owned(), pid }),
+                },
                 locked => locked.map_err(|error| failed(error.into()))?,
             }
             if lock.metadata().map_err(failed)?.nlink() == 0 {
@@ -195,6 +208,33 @@ impl Place {
         listener.set_nonblocking(true)?;
         Ok(listener)
     }
+}
+
+/// Removes the places of machines that were killed.
+///
+/// # Errors
+/// There is no place for machines.
+pub fn sweep() -> Result<(), NameError> {
+    sweep_in(&machines()?);
+    Ok(())
+}
+
+fn sweep_in(all: &Path) {
+    // None: no machine was ever there.
+    let Ok(entries) = fs::read_dir(all) else { return };
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        // What is no machine's, or one's that runs, stays.
+        let path = all.join(&name);
+        let Ok(lock) = open_lock(&path, false) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && lock.metadata().is_ok_and(|found| found.nlink() > 0)
+        {
+            // For who waits for the name.
+            let _ = lock.set_len(0);
+            drop(Place { name, path, _lock: lock });
+        }
+    }
+    let _ = fs::remove_dir(all);
 }
 
 impl Drop for Place {
@@ -330,6 +370,40 @@ mod tests {
         place.listen().unwrap();
         drop(place);
         assert!(!all.exists());
+    }
+
+    #[test]
+    fn what_the_dead_left_goes_and_the_living_stay() {
+        let all = scratch("sweep");
+        let lives = Place::of(all.clone(), "lives").unwrap();
+        let died = Place::of(all.clone(), "died").unwrap();
+        drop(died.listen().unwrap());
+        // As after SIGKILL: nobody holds the lock.
+        let died = std::mem::ManuallyDrop::new(died);
+        flock(&died._lock, FlockOperation::Unlock).unwrap();
+        sweep_in(&all);
+        assert!(is_running(&all.join("lives")) && !all.join("died").exists());
+        drop(lives);
+        assert!(!all.exists());
+    }
+
+    #[test]
+    fn who_looks_takes_no_name() {
+        let all = scratch("looks");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let taken = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        is_running(&all.join("web"));
+                    }
+                });
+            }
+            let taken = (0..500).try_for_each(|_| Place::of(all.clone(), "web").map(drop));
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            taken
+        });
+        taken.unwrap();
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub(crate) fn fork() -> io::Result<Forked> {
 }
 
 /// A descriptor that is readable when one of `signals` came for this process, which are blocked from now on (signalfd(2)): in this
-/// thread, and those that it starts. A signal that was ignored when the program started (nohup(1)) stays so.
+/// thread, and those that it starts. A SIGHUP that was ignored when the program started (nohup(1)) stays so; the others do not,
+/// for a shell has a script's jobs in the background ignore SIGINT and SIGQUIT, and means nothing by it.
 pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: it writes the whole set.
@@ -43,10 +44,11 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     for &signal in signals {
         let mut action = MaybeUninit::<libc::sigaction>::uninit();
         // SAFETY: it only asks, and writes the whole action where it does not fail.
-        let ignored = unsafe {
-            libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
-                && action.assume_init().sa_sigaction == libc::SIG_IGN
-        };
+        let ignored = signal == libc::SIGHUP
+            && unsafe {
+                libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+                    && action.assume_init().sa_sigaction == libc::SIG_IGN
+            };
         if !ignored {
             // SAFETY: `set` is initialised, and `signal` is one.
             unsafe { libc::sigaddset(&raw mut set, signal) };
@@ -84,16 +86,16 @@ pub(crate) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Closes all descriptors but these and 0, 1 and 2, which are `null` from now on. Called by a process that was just forked, and
+/// Closes all descriptors but these and 0, 1 and 2, which are `nothing` from now on. Called by a process that was just forked, and
 /// never returns to who owns what is closed here.
 ///
 /// # Errors
 /// The kernel refuses what it never refuses.
-pub(crate) fn keep_only(mut kept: Vec<RawFd>, null: &std::fs::File) -> io::Result<()> {
-    rustix::stdio::dup2_stdin(null)?;
-    rustix::stdio::dup2_stdout(null)?;
-    rustix::stdio::dup2_stderr(null)?;
-    kept.extend([0, 1, 2, null.as_raw_fd()]);
+pub(crate) fn keep_only(mut kept: Vec<RawFd>, nothing: &OwnedFd) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(nothing)?;
+    rustix::stdio::dup2_stdout(nothing)?;
+    rustix::stdio::dup2_stderr(nothing)?;
+    kept.extend([0, 1, 2, nothing.as_raw_fd()]);
     kept.sort_unstable();
     kept.dedup();
     let ends = kept.iter().skip(1).map(|&fd| fd as libc::c_uint).chain([libc::c_uint::MAX]);

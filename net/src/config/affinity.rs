@@ -7,9 +7,9 @@ const CPUS: u16 = 1024;
 
 pub(super) fn parse(text: &str) -> Result<Vec<u16>, &'static str> {
     let cpus: Option<_> = text.split(':').map(|cpu| number(cpu).filter(|&cpu| cpu < CPUS)).collect();
-    cpus.ok_or("numbers of CPUs are wanted, below 1024: 2, or 2:3 for two queue pairs")
+    cpus.ok_or("expected numbers of CPUs below 1024: 2, or 2:3 for two queue pairs")
 }
 
-pub(super) fn show(cpus: &[u16]) -> String {
+pub(super) fn write_value(cpus: &[u16]) -> String {
     cpus.iter().map(u16::to_string).collect::<Vec<_>>().join(":")
 }

@@ -2,67 +2,72 @@
 
 use std::str::FromStr;
 
-use super::{MTU, WireConfig, bridge, fd, macvtap, tap, tun};
+use super::{MTU, Repeat, WireKind};
 use crate::error::SpecError;
 use crate::{Error, HostAddress, LinkName};
 
-/// The keys that may stand alone, and mean `on` then.
-const FLAGS: [&str; 1] = ["nat"];
-
-/// The `key=value` that are not yet understood, in the order that they were given.
-pub(super) struct Keys<'a>(Vec<(&'a str, &'a str)>);
+/// The `key=value` that are not yet understood, in the order that they were given: each of them one of its kind.
+pub(super) struct Keys<'a> {
+    kind: WireKind,
+    given: Vec<(&'static str, &'a str)>,
+}
 
 impl<'a> Keys<'a> {
-    /// Those of `text`, what follows the first comma of a spec.
-    pub(super) fn parse(text: Option<&'a str>) -> Result<Self, Error> {
-        let mut keys = Vec::new();
+    /// Those of `text`, what follows the first comma of a spec of `kind`.
+    pub(super) fn parse(kind: WireKind, text: Option<&'a str>) -> Result<Self, Error> {
+        let mut given = Vec::new();
         for item in text.into_iter().flat_map(|text| text.split(',')) {
-            let (key, value) = match item.split_once('=') {
-                Some(pair) => pair,
-                None if FLAGS.contains(&item) => (item, "on"),
-                None => return Err(SpecError::NotAKey { item: item.to_owned() }.into()),
+            let (name, value) = match item.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (item, None),
+            };
+            let is_of_others = || super::keys().iter().any(|key| key.name == name);
+            let (key, value) = match (kind.key(name), value) {
+                (Some(key), Some(value)) => (key, value),
+                (Some(key), None) if key.alone => (key, "on"),
+                (Some(_), None) => return Err(SpecError::NotAKey { item: item.to_owned() }.into()),
+                (None, None) if !is_of_others() => {
+                    return Err(SpecError::NotAKey { item: item.to_owned() }.into());
+                }
+                (None, _) => {
+                    let (kind, known) = (kind.word(), kind.key_names());
+                    return Err(SpecError::UnknownKey { kind, key: name.to_owned(), known }.into());
+                }
             };
             if value.is_empty() {
-                return Err(Error::value(key, String::new(), "it has no value"));
+                return Err(malformed(name, "", "it has no value", key.remedy()));
             }
-            keys.push((key, value));
+            let is_repeated = given.iter().any(|(other, _)| *other == key.name);
+            if is_repeated && key.repeat == Repeat::Once {
+                return Err(SpecError::KeyTwice { key: name.to_owned() }.into());
+            }
+            given.push((key.name, value));
         }
-        Ok(Self(keys))
+        Ok(Self { kind, given })
     }
 
-    /// Takes a key's value out, understood by `understand`.
+    /// Takes out the value of a key that may be there once, understood by `understand`.
     pub(super) fn take<T>(
         &mut self,
-        key: &'static str,
+        name: &'static str,
         understand: impl Fn(&str) -> Result<T, &'static str>,
     ) -> Result<Option<T>, Error> {
-        let mut values = self.take_all(key, understand)?;
-        match values.len() {
-            0 | 1 => Ok(values.pop()),
-            _ => Err(SpecError::KeyTwice { key: key.to_owned() }.into()),
-        }
+        Ok(self.take_all(name, understand)?.pop())
     }
 
-    /// Takes the values of a key out that may be there several times, but not twice with the same value.
+    /// Takes out the values of a key that may be there several times.
     pub(super) fn take_all<T>(
         &mut self,
-        key: &'static str,
+        name: &'static str,
         understand: impl Fn(&str) -> Result<T, &'static str>,
     ) -> Result<Vec<T>, Error> {
-        let mut values = Vec::new();
-        let mut understood = Ok(());
-        self.0.retain(|&(this, value)| {
-            if this != key {
-                return true;
-            }
-            match understand(value) {
-                Ok(value) => values.push(value),
-                Err(why) if understood.is_ok() => understood = Err(Error::value(key, value.to_owned(), why)),
-                Err(_) => {}
-            }
-            false
-        });
-        understood.map(|()| values)
+        let values: Vec<_> =
+            self.given.extract_if(.., |(given, _)| *given == name).map(|(_, value)| value).collect();
+        let refusal = |value: &str, why| match self.kind.key(name) {
+            Some(key) => malformed(name, value, why, key.remedy()),
+            None => Error::value(name, value.to_owned(), why),
+        };
+        values.into_iter().map(|value| understand(value).map_err(|why| refusal(value, why))).collect()
     }
 
     /// Takes `host=` out: at most one of each family.
@@ -76,38 +81,28 @@ impl<'a> Keys<'a> {
         }
         Ok(hosts)
     }
-
-    /// Refuses what nobody took.
-    pub(super) fn finish(self, wire: &WireConfig) -> Result<(), Error> {
-        let known = match wire {
-            WireConfig::Tap(_) => tap::KEYS,
-            WireConfig::Bridge(_) => bridge::KEYS,
-            WireConfig::Macvtap(_) => macvtap::KEYS,
-            WireConfig::Tun(_) => tun::KEYS,
-            WireConfig::Fd(_) => fd::KEYS,
-        };
-        match self.0.first() {
-            Some((key, _)) => {
-                Err(SpecError::UnknownKey { kind: wire.kind(), key: (*key).to_owned(), known }.into())
-            }
-            None => Ok(()),
-        }
-    }
 }
 
-/// The link that stands behind the kind's `=`, where a kind does without.
-pub(super) fn place(kind: &'static str, place: Option<&str>) -> Result<Option<LinkName>, Error> {
-    let parse = |name: &str| name.parse().map_err(|why| Error::value(kind, name.to_owned(), why));
-    place.map(parse).transpose()
+/// The refusal of a value that is not written as it must be.
+fn malformed(key: &str, value: &str, why: &'static str, remedy: String) -> Error {
+    SpecError::Value { key: key.to_owned(), value: value.to_owned(), why, remedy: Some(remedy) }.into()
 }
 
-/// The link that stands behind the kind's `=`, where a kind needs one; `example` is a spec that has it.
-pub(super) fn needed_place(
-    kind: &'static str,
-    name: Option<&str>,
-    example: &'static str,
-) -> Result<LinkName, Error> {
-    Ok(place(kind, name)?.ok_or(SpecError::NoPlace { kind, example })?)
+/// The link named behind the kind's `=`, for a kind that does without.
+pub(super) fn kind_link(kind: WireKind, name: Option<&str>) -> Result<Option<LinkName>, Error> {
+    let remedy = || format!("write --net {}", kind.row().example);
+    let refusal = |name: &str, why| malformed(kind.word(), name, why, remedy());
+    name.map(|name| name.parse().map_err(|why| refusal(name, why))).transpose()
+}
+
+/// The link named behind the kind's `=`, for a kind that needs one.
+pub(super) fn required_kind_link(kind: WireKind, name: Option<&str>) -> Result<LinkName, Error> {
+    kind_link(kind, name)?.ok_or(no_place(kind))
+}
+
+/// The refusal of a spec with nothing behind the kind's `=`.
+pub(super) fn no_place(kind: WireKind) -> Error {
+    SpecError::NoPlace { kind: kind.word(), example: kind.row().example }.into()
 }
 
 /// A decimal number, digits only: no sign, as Rust's own parser allows.

@@ -3,63 +3,60 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::keys::{Keys, needed_place};
+use super::WireKind;
+use super::keys::{Keys, required_kind_link};
 use crate::{Error, HostAddress, LinkName, Mac};
-
-pub(super) const KIND: &str = "macvtap";
-pub(super) const KEYS: &str = "mode=, source=, host=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A macvtap on a NIC of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MacvtapConfig {
-    /// The NIC that the macvtap is made on; or a macvtap that exists, to be adopted.
+    /// The NIC on which a macvtap is created; or an existing macvtap, which is used.
     pub parent: LinkName,
-    /// Whom the guest's frames reach.
+    /// What the guest reaches, and what reaches the guest.
     pub mode: MacvtapMode,
-    /// The host's addresses on a macvlan of its own on the same NIC, one of a family at most; only in the modes `bridge`
-    /// and `vepa`, for the others keep the two apart.
+    /// The host's addresses on a macvlan of its own on the same NIC, at most one of each family; only in the modes `bridge`
+    /// and `vepa`, because the others separate the two.
     pub hosts: Vec<HostAddress>,
-    /// Who may send to the guest: in mode `source` one or more, else none.
+    /// The machines that may send to the guest: in mode `source` one or more, else none.
     pub sources: Vec<Mac>,
 }
 
 /// The modes of a macvlan or macvtap (`IFLA_MACVLAN_MODE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MacvtapMode {
-    /// Never to another one of the same NIC.
+    /// No frames between macvtaps of the same NIC.
     Private,
-    /// To another one of the same NIC only by way of a switch that sends frames back (reflective relay).
+    /// Frames to another macvtap of the same NIC go through a switch that sends them back (reflective relay).
     Vepa,
-    /// To another one of the same NIC at once.
+    /// Frames to another macvtap of the same NIC go directly.
     #[default]
     Bridge,
-    /// The NIC has this one only, and lends it its address.
+    /// This macvtap is the NIC's only one, and has the NIC's address.
     Passthru,
-    /// Received only from the addresses that are listed.
+    /// Frames are received only from the listed addresses.
     Source,
 }
 
 impl MacvtapConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
-        let parent = needed_place(KIND, name, "macvtap=eth0")?;
+        let parent = required_kind_link(WireKind::Macvtap, name)?;
         let mode = keys.take("mode", MacvtapMode::from_str)?.unwrap_or_default();
         let hosts = keys.take_hosts()?;
         let sources = keys.take_all("source", Mac::from_str)?;
         if let Some(host) = hosts.first()
             && !matches!(mode, MacvtapMode::Bridge | MacvtapMode::Vepa)
         {
-            let why =
-                "this mode keeps the host's macvlan and the guest apart: it goes with mode=bridge or vepa";
+            let why = "this mode separates the host's macvlan from the guest: use mode=bridge or vepa";
             return Err(Error::value("host", host.to_string(), why));
         }
         match (&sources[..], mode) {
             ([], MacvtapMode::Source) => {
-                let why = "it admits those that source= lists, and there is no source=";
+                let why = "it admits only the machines that source= lists: add source=MAC";
                 return Err(Error::value("mode", mode.to_string(), why));
             }
             ([], _) | (_, MacvtapMode::Source) => {}
             ([source, ..], _) => {
-                return Err(Error::value("source", source.to_string(), "it goes with mode=source"));
+                return Err(Error::value("source", source.to_string(), "it needs mode=source"));
             }
         }
         if let Some(index) = (1..sources.len()).find(|&index| sources[..index].contains(&sources[index])) {
@@ -68,7 +65,7 @@ impl MacvtapConfig {
         Ok(Self { parent, mode, hosts, sources })
     }
 
-    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "={}", self.parent)?;
         if self.mode != MacvtapMode::default() {
             write!(f, ",mode={}", self.mode)?;

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::keys::number;
 
-/// The longest while, in microseconds: by then a sleep costs nothing against it.
+/// The longest time, in microseconds: compared with it, a sleep costs nothing.
 const MOST: u32 = 10_000;
 
 pub(super) fn parse(text: &str) -> Result<Duration, &'static str> {
     let micros = number(text).filter(|micros| *micros <= MOST);
     micros
         .map(|micros: u32| Duration::from_micros(micros.into()))
-        .ok_or("it is a number of microseconds, 10000 at most: 50, or 0 not to look about")
+        .ok_or("it is a number of microseconds, 10000 at most: 50, or 0 to sleep at once")
 }

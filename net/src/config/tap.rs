@@ -3,25 +3,22 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::keys::{Keys, number, on_or_off, place};
+use super::WireKind;
+use super::keys::{Keys, kind_link, number, on_or_off};
 use crate::{Error, HostAddress, LinkName};
-
-pub(super) const KIND: &str = "tap";
-pub(super) const KEYS: &str =
-    "host=, dhcp=, nat, forward=, mac=, mtu=, queues=, affinity=, poll=, vhost=, netns=";
 
 /// A tap that the host routes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapConfig {
-    /// The tap to attach to, made where there is none; none to let the kernel name a new one.
+    /// The tap to use, created if it does not exist; none for a new one that the kernel names.
     pub name: Option<LinkName>,
-    /// The host's addresses on it, one of a family at most. None, with `dhcp`, on a tap that we make: a free subnet.
+    /// The host's addresses on it, at most one of each family. If there is none, a new tap with `dhcp` gets a free subnet.
     pub hosts: Vec<HostAddress>,
-    /// True where wirevm tells the guest its address, by DHCP and router advertisement.
+    /// True if wirevm tells the guest its address, by DHCP and router advertisement.
     pub dhcp: bool,
-    /// True where the guest's packets leave the host under the host's own address.
+    /// True if the guest's packets leave the host under the host's own address.
     pub nat: bool,
-    /// The ports of the host that reach into the guest, each host's port of a protocol once; none without `nat`.
+    /// The ports of the host that are forwarded to the guest, each port of a protocol once; none without `nat`.
     pub forwards: Vec<Forward>,
 }
 
@@ -32,7 +29,7 @@ impl Default for TapConfig {
     }
 }
 
-/// A port of the host that reaches into the guest, written `[tcp:|udp:]HOSTPORT:GUESTPORT`; neither port is 0.
+/// A port of the host that is forwarded to the guest, written `[tcp:|udp:]HOSTPORT:GUESTPORT`; neither port is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// Of both ports.
@@ -54,18 +51,18 @@ pub enum Protocol {
 
 impl TapConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
-        let name = place(KIND, name)?;
+        let name = kind_link(WireKind::Tap, name)?;
         let hosts = keys.take_hosts()?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
         let nat = keys.take("nat", on_or_off)?.unwrap_or(false);
         let forwards = keys.take_all("forward", Forward::from_str)?;
         if let Some(alone) = hosts.iter().find(|host| dhcp && host.v4().is_some() && host.guest().is_none()) {
             let why =
-                "a /32 leaves no address for DHCP to give the guest: add dhcp=off, or take a shorter prefix";
+                "a /32 leaves no address for DHCP to give the guest: add dhcp=off, or use a shorter prefix";
             return Err(Error::value("host", alone.to_string(), why));
         }
         if nat && hosts.is_empty() && !dhcp {
-            let why = "the guest needs an address that the host knows: add host=, or take dhcp=off away";
+            let why = "the guest needs an address that the host knows: add host=, or drop dhcp=off";
             return Err(Error::value("nat", "on".to_owned(), why));
         }
         let port = |forward: &Forward| (forward.protocol, forward.host_port);
@@ -79,7 +76,7 @@ impl TapConfig {
         Ok(Self { name, hosts, dhcp, nat, forwards })
     }
 
-    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = &self.name {
             write!(f, "={name}")?;
         }
@@ -103,12 +100,9 @@ impl FromStr for Forward {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "two ports from 1 to 65535 are wanted, HOSTPORT:GUESTPORT, after tcp: or udp:";
-        let (protocol, ports) = match text.split_once(':') {
-            Some(("tcp", ports)) => (Protocol::Tcp, ports),
-            Some(("udp", ports)) => (Protocol::Udp, ports),
-            _ => (Protocol::Tcp, text),
-        };
+        const FORM: &str = "expected two ports from 1 to 65535, HOSTPORT:GUESTPORT, after tcp: or udp:";
+        let named = text.split_once(':').and_then(|(word, ports)| Some((word.parse().ok()?, ports)));
+        let (protocol, ports) = named.unwrap_or((Protocol::Tcp, text));
         let (host, guest) = ports.split_once(':').ok_or(FORM)?;
         let port = |text| number(text).filter(|&port| port != 0).ok_or(FORM);
         Ok(Self { protocol, host_port: port(host)?, guest_port: port(guest)? })
@@ -121,6 +115,18 @@ impl Protocol {
         match self {
             Self::Tcp => libc::IPPROTO_TCP as u8,
             Self::Udp => libc::IPPROTO_UDP as u8,
+        }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            _ => Err("it is tcp or udp"),
         }
     }
 }

@@ -162,6 +162,19 @@ fn the_kernel_carries_the_frames_of_every_wire_but_a_tun() {
     refused("tun,vhost=on", "tun has no key \"vhost\"");
 }
 
+#[test]
+fn a_guest_is_trusted_unless_its_spec_says_otherwise() {
+    for wire in ["macvtap=eth0", "fd=5"] {
+        let trust = |text: &str| parse(&format!("{wire}{text}")).unwrap().trust;
+        assert_eq!(["", ",trust=on", ",trust=off"].map(trust), [true, true, false]);
+    }
+    for wire in ["tap", "bridge=br0", "tun"] {
+        assert!(parse(wire).unwrap().trust);
+        refused(&format!("{wire},trust=off"), "has no key \"trust\"");
+    }
+    refused("fd=5,trust=maybe", "trust=maybe: it is on or off");
+}
+
 /// The text of the refusal names `key`.
 fn refused(spec: &str, key: &str) {
     let error = parse(spec).expect_err(spec);
@@ -227,7 +240,7 @@ fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
     refused("macvtap", "macvtap=");
     refused("macvtap=eth0,mode=hub", "mode=hub");
     refused("macvtap=eth0,mode=source", "source=");
-    refused("macvtap=eth0,source=02:00:00:00:00:01", "source=02:00:00:00:00:01: it goes with mode=source");
+    refused("macvtap=eth0,source=02:00:00:00:00:01", "source=02:00:00:00:00:01: it needs mode=source");
     let twice = "macvtap=eth0,mode=source,source=02:00:00:00:00:01,source=02:00:00:00:00:01";
     refused(twice, "source=02:00:00:00:00:01: it is given twice");
     for mode in ["private", "passthru", "source,source=02:00:00:00:00:01"] {
@@ -272,6 +285,27 @@ fn a_refusal_says_what_there_is() {
         }
     }
     assert!(remedy("bridge").contains("bridge=br0"));
+    for (spec, form) in [
+        ("tap,mtu=x", "mtu=BYTES: mtu=1400"),
+        ("tap,mtu=", "mtu=BYTES: mtu=1400"),
+        ("tap,nat=maybe", "nat[=on|off]: nat=on"),
+        ("tap=a b", "--net tap=tap0"),
+        ("macvtap=eth0,host=x", "host=ADDRESS/LENGTH: host=192.168.1.250/29"),
+    ] {
+        assert!(remedy(spec).ends_with(form), "{spec}: {}", remedy(spec));
+    }
+}
+
+#[test]
+fn serde_checks_a_spec_as_the_parser_does() {
+    let refusal = |json: &str| serde_json::from_str::<NetConfig>(json).unwrap_err().to_string();
+    assert!(refusal(r#""bridge=br0,nat""#).contains("bridge has no key \"nat\""));
+    assert!(refusal(r#"{"kind": "tap"}"#).contains("string"));
+    assert!(serde_json::from_str::<Mac>(r#""01:00:5e:00:00:01""#).is_err());
+    assert!(serde_json::from_str::<HostAddress>(r#""10.0.0.0/24""#).is_err());
+    assert_eq!(serde_json::from_str::<MacvtapMode>(r#""vepa""#).unwrap(), MacvtapMode::Vepa);
+    // A reader does not lend its text, nor does one with escapes.
+    assert_eq!(serde_json::from_reader::<_, VhostMode>(&br#""\u006fn""#[..]).unwrap(), VhostMode::On);
 }
 
 #[test]
@@ -317,6 +351,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
         1 => "poll=[0-9]{1,5}",
         1 => "vhost=(on|off|auto|x)",
+        1 => "trust=(on|off)",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -386,17 +421,27 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
     let poll = (0..=10_000u64).prop_map(Duration::from_micros);
     let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
-    let carrier = (queues, any::<bool>(), poll, vhost);
+    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>());
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
-        |(wire, mac, mtu, (queues, bound, poll, vhost), netns)| {
+        |(wire, mac, mtu, (queues, bound, poll, vhost, trust), netns)| {
+            let trust = trust || wire.kind().key("trust").is_none();
             let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
             };
             let cpus = if bound { queues.number() } else { 0 };
-            let config =
-                NetConfig { wire, mac, mtu, queues, affinity: (0..cpus).collect(), poll, vhost, netns };
+            let config = NetConfig {
+                wire,
+                mac,
+                mtu,
+                queues,
+                affinity: (0..cpus).collect(),
+                poll,
+                vhost,
+                trust,
+                netns,
+            };
             match config.check_mtu() {
                 Ok(()) => config,
                 Err(_) => NetConfig { mtu: None, ..config },
@@ -409,6 +454,16 @@ proptest! {
     #[test]
     fn what_is_shown_parses_to_the_same(config in specs()) {
         prop_assert_eq!(parse(&config.to_string()).unwrap(), config);
+    }
+
+    #[test]
+    fn serde_has_a_spec_as_its_text(config in specs(), host in hosts(), mac in macs(), link in links()) {
+        let json = serde_json::to_string(&config).unwrap();
+        prop_assert_eq!(&json, &serde_json::to_string(&config.to_string()).unwrap());
+        prop_assert_eq!(serde_json::from_str::<NetConfig>(&json).unwrap(), config.clone());
+        let parts = (host, mac, link, config.queues, config.vhost);
+        let json = serde_json::to_string(&parts).unwrap();
+        prop_assert_eq!(serde_json::from_str(&json).ok(), Some(parts), "{}", json);
     }
 
     #[test]

@@ -3,23 +3,21 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::keys::{Keys, on_or_off, place};
+use super::WireKind;
+use super::keys::{Keys, kind_link, on_or_off};
 use crate::{Error, HostAddress, LinkName};
-
-pub(super) const KIND: &str = "tun";
-pub(super) const KEYS: &str = "host=, guest=, dhcp=, mac=, mtu=, queues=, affinity=, poll=, netns=";
 
 /// A tun: IP packets on the host, Ethernet for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunConfig {
-    /// The tun to attach to, made where there is none; none to let the kernel name a new one.
+    /// The tun to use, created if it does not exist; none for a new one that the kernel names.
     pub name: Option<LinkName>,
-    /// The host's addresses on it, one of a family at most. None, with `dhcp`, on a tun that we make: a free subnet.
+    /// The host's addresses on it, at most one of each family. If there is none, a new tun with `dhcp` gets a free subnet.
     pub hosts: Vec<HostAddress>,
-    /// The guest's addresses, one for an address of `hosts` at most; where there is none it is [`HostAddress::guest`]. Each
-    /// is another one of its subnet, or the other end where that is a /32 or /128.
+    /// The guest's addresses, at most one for each address of `hosts`: another address of its subnet, or the other end if
+    /// that is a /32 or /128. Without one, the guest has [`HostAddress::guest`].
     pub guests: Vec<IpAddr>,
-    /// True where wirevm tells the guest its address, by DHCP and router advertisement.
+    /// True if wirevm tells the guest its address, by DHCP and router advertisement.
     pub dhcp: bool,
 }
 
@@ -32,10 +30,10 @@ impl Default for TunConfig {
 
 impl TunConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
-        let name = place(KIND, name)?;
+        let name = kind_link(WireKind::Tun, name)?;
         let hosts = keys.take_hosts()?;
         let guests: Vec<IpAddr> =
-            keys.take_all("guest", |text| text.parse().map_err(|_| "an address is wanted, 10.0.0.2"))?;
+            keys.take_all("guest", |text| text.parse().map_err(|_| "expected an address, 10.0.0.2"))?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
         let this = Self { name, hosts, guests, dhcp };
         for (index, &guest) in this.guests.iter().enumerate() {
@@ -45,13 +43,13 @@ impl TunConfig {
             } else {
                 match this.hosts.iter().find(|host| host.address().is_ipv4() == guest.is_ipv4()) {
                     None => Err("it needs a host= of the same family"),
-                    Some(host) => beside(*host, guest),
+                    Some(host) => check_guest(*host, guest),
                 }
             };
             refusal.map_err(|why| Error::value("guest", guest.to_string(), why))?;
         }
         if let Some(host) = this.hosts.iter().find(|host| this.guest(**host).is_none()) {
-            let why = "the prefix leaves no address for the guest: add guest=, or take a shorter prefix";
+            let why = "the prefix leaves no address for the guest: add guest=, or use a shorter prefix";
             return Err(Error::value("host", host.to_string(), why));
         }
         Ok(this)
@@ -63,7 +61,7 @@ impl TunConfig {
         self.guests.iter().find(same).copied().or(host.guest())
     }
 
-    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = &self.name {
             write!(f, "={name}")?;
         }
@@ -80,8 +78,9 @@ impl TunConfig {
     }
 }
 
-/// Says why a guest cannot have `guest` where the host is `host`.
-fn beside(host: HostAddress, guest: IpAddr) -> Result<(), &'static str> {
+/// # Errors
+/// Says why the guest cannot have the address `guest` if the host has `host`.
+fn check_guest(host: HostAddress, guest: IpAddr) -> Result<(), &'static str> {
     let bits = if guest.is_ipv4() { 32 } else { 128 };
     if guest == host.address() {
         Err("the host has it: host=")

@@ -11,7 +11,7 @@ pub enum VhostMode {
     Off,
     /// The kernel.
     On,
-    /// The kernel, where it can.
+    /// The kernel, if the host has vhost-net.
     Auto,
 }
 
@@ -23,7 +23,7 @@ impl FromStr for VhostMode {
             "off" => Ok(Self::Off),
             "on" => Ok(Self::On),
             "auto" => Ok(Self::Auto),
-            _ => Err("it is on, off or auto: as the host has vhost-net"),
+            _ => Err("it is on, off or auto (on if the host has vhost-net)"),
         }
     }
 }

@@ -157,7 +157,7 @@ impl ChangeKind {
         Some(match (self, refusal.errno()?) {
             (Self::Macvlan, libc::EOPNOTSUPP) => "load the driver: sudo modprobe macvtap".to_owned(),
             (Self::BridgeVlans, libc::EOPNOTSUPP) => {
-                "take a kernel that has VLANs on bridges (CONFIG_BRIDGE_VLAN_FILTERING), or leave vlan= away".to_owned()
+                "take a kernel that has VLANs on bridges (CONFIG_BRIDGE_VLAN_FILTERING), or drop vlan=".to_owned()
             }
             (Self::Bridge, libc::EOPNOTSUPP) => "load the driver: sudo modprobe bridge".to_owned(),
             (Self::Sysctl, libc::EROFS | libc::EACCES) => format!(
@@ -167,7 +167,7 @@ impl ChangeKind {
                 "have /run writable, where namespaces have their names, or name one that exists: ip netns list".to_owned()
             }
             (Self::Address, libc::EACCES) => {
-                "the link has no IPv6: sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0, or leave that host= away".to_owned()
+                "the link has no IPv6: sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0, or drop that host=".to_owned()
             }
             (_, libc::EPERM) => format!("{ROOT}, or do it beforehand: sudo {command}"),
             _ => return None,

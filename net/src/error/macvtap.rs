@@ -87,8 +87,8 @@ impl MacvtapError {
         Some(match self {
             Self::NoParent { .. } => "name a NIC of the host, or a macvtap that exists: ip link".to_owned(),
             Self::BadParent { problem, .. } => problem.remedy(),
-            Self::MacTaken { .. } => "take another one, or leave mac= away for a random one".to_owned(),
-            Self::Adopted { key, .. } => format!("leave {key}= away, or name the NIC for a new one"),
+            Self::MacTaken { .. } => "use another one, or drop mac= for a random one".to_owned(),
+            Self::Adopted { key, .. } => format!("drop {key}=, or name the NIC for a new one"),
             Self::WholeSubnet { theirs, .. } => format!(
                 "take the part of {theirs} that the guests' addresses are in, by a longer prefix: the host then reaches \
                  that part beside them, and the rest as before"

@@ -61,7 +61,7 @@ const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
 
 impl Error {
     pub(crate) fn value(key: &str, value: String, why: &'static str) -> Self {
-        SpecError::Value { key: key.to_owned(), value, why }.into()
+        SpecError::Value { key: key.to_owned(), value, why, remedy: None }.into()
     }
 
     /// True where the command line is at fault, whatever the host.

@@ -10,7 +10,7 @@ use crate::{Forward, Protocol};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NatError {
-    /// Somebody of the host waits at the port.
+    /// The port is already in use on the host.
     #[error("forward={forward}: cannot take {} port {} of the host", forward.protocol, forward.host_port)]
     PortTaken {
         /// The ports.
@@ -49,7 +49,7 @@ impl NatError {
                 // No netlink for it, no nftables behind it, no such family, kind of chain or expression.
                 libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT => {
                     "have the kernel do NAT by nftables: sudo modprobe -a nf_tables nft_chain_nat nft_masq nft_nat nft_fib_inet \
-                     nft_ct; or leave nat away, and have the host route the guest's subnet"
+                     nft_ct; or drop nat, and have the host route the guest's subnet"
                         .to_owned()
                 }
                 _ => return None,

@@ -1,6 +1,6 @@
 //! What is wrong with a `--net`, whatever the host.
 
-use crate::config::KINDS;
+use crate::config::kind_forms;
 
 /// What is wrong with a `--net`, whatever the host. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum SpecError {
         /// The word.
         kind: String,
     },
-    /// The kind needs to know where, behind its `=`.
+    /// The kind needs a link's name behind its `=`.
     #[error("{kind} does not say which ({kind}=)")]
     NoPlace {
         /// The kind of wire.
@@ -28,7 +28,7 @@ pub enum SpecError {
         /// The key.
         key: String,
         /// The keys that it has.
-        known: &'static str,
+        known: String,
     },
     /// A piece between commas has no `=`.
     #[error("{item:?} is not key=value")]
@@ -51,6 +51,8 @@ pub enum SpecError {
         value: String,
         /// Why not.
         why: &'static str,
+        /// How it is written, where `why` does not say so.
+        remedy: Option<String>,
     },
     /// The CPUs are not as many as the queue pairs.
     #[error("affinity={affinity}: there is one CPU for each queue pair, and these are {queues}")]
@@ -66,20 +68,20 @@ impl SpecError {
     /// What a person can do about it, where we know.
     pub(crate) fn remedy(&self) -> Option<String> {
         Some(match self {
-            Self::UnknownKind { .. } => format!("the kinds are: {KINDS}"),
+            Self::UnknownKind { .. } => format!("the kinds are: {}", kind_forms()),
             Self::NoPlace { example, .. } => format!("write --net {example}"),
             Self::UnknownKey { kind, known, .. } => format!("the keys of {kind} are: {known}"),
             Self::NotAKey { .. } => {
                 "a --net is KIND[=WHERE][,key=value]...: tap=tap0,host=172.31.0.1/24".to_owned()
             }
-            Self::KeyTwice { key } => format!("leave one {key}= away"),
+            Self::Value { remedy, .. } => return remedy.clone(),
+            Self::KeyTwice { key } => format!("drop one {key}="),
             Self::Affinity { affinity, .. } => {
                 let cpus = affinity.split(':').count();
                 format!(
                     "give as many CPUs as queue pairs: queues={cpus}; queues=auto is as many as --cpus says"
                 )
             }
-            _ => return None,
         })
     }
 }

@@ -159,10 +159,10 @@ impl TunTapError {
             Self::Queues { mode, name, queues, .. } => {
                 let (easy, del) = match queues {
                     1 => ("give it more: queues=2", " multi_queue"),
-                    _ => ("leave queues= away", ""),
+                    _ => ("drop queues=", ""),
                 };
                 format!(
-                    "{easy}; or make it anew: sudo ip tuntap del dev {name} mode {mode}{del}; {}",
+                    "{easy}; or recreate it: sudo ip tuntap del dev {name} mode {mode}{del}; {}",
                     own(*mode, name, *queues)
                 )
             }

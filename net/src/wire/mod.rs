@@ -167,7 +167,7 @@ impl Wire {
     }
 
     fn policy(&self) -> Policy {
-        Policy { trust: TRUST, own: self.mac() }
+        Policy { trust: self.config.trust, own: self.mac() }
     }
 
     /// Its descriptors, duplicated, and what they are.
@@ -196,9 +196,6 @@ impl Wire {
         self.cable()?.plug(ask)
     }
 }
-
-/// Guests may have another address and every frame, as on a NIC of their own.
-const TRUST: bool = true;
 
 /// What a guest may ask of the host's link.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 pub(crate) mod machines;
+mod net_help;
 mod screen;
 
 use std::path::PathBuf;
@@ -65,7 +66,7 @@ pub(crate) enum Command {
 
 /// Boot a guest, and stay until it ends. The guest's serial port is this terminal (Ctrl-A h tells its keys).
 #[derive(Debug, Args)]
-#[command(after_help = RUN_HELP)]
+#[command(after_help = run_help())]
 pub(crate) struct Run {
     /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux
     #[arg(long, value_name = "FILE")]
@@ -148,51 +149,18 @@ impl From<&Run> for MachineConfig {
 }
 
 // No line is longer than a terminal's 80 columns, or clap would have it go on at the left.
-const RUN_HELP: &str = "\
+const MEMORY_HELP: &str = "\
 Memory:
   hugepages=on|2M|1G     huge pages that the host has reserved; on: of its
                          default size
   mergeable=on           KSM may merge its pages with equal ones; not with the
                          other two
-  shared=on              a file in memory (memfd) that other processes can map
-Network cards:
-  tap[=tap0]             a tap, routed: wirevm's own with a free subnet, or
-                         tap0, made where it is absent
-  bridge=br0             a tap on br0, which is made where it is absent
-  macvtap=eth0           a macvtap on the NIC eth0, or eth0 itself where it is
-                         one
-  tun[=tun0]             a tun: IP packets on the host, Ethernet for the guest
-  fd=5[:6]               a tap or macvtap that somebody else opened, inherited:
-                         a descriptor for each queue pair
-Keys:
-  mac=AA:BB:CC:DD:EE:FF  the guest's MAC address
-  mtu=BYTES              the MTU of the link and the guest
-  queues=N|auto          queue pairs, each with a thread, 1 to 64; auto: as many
-                         as vCPUs (1; not for fd)
-  affinity=CPU[:CPU]...  the host's CPU for the thread of each queue pair (any)
-  poll=MICROSECONDS      how long that thread looks about for frames before it
-                         sleeps, 10000 at most (0)
-  vhost=on|off|auto      the kernel (vhost-net) carries the frames; auto: where
-                         it can (off; not for tun)
-  netns=NAME             the network namespace of the host's end, made where
-                         absent (not for fd)
-  host=ADDRESS/LENGTH    the host's address, one for IPv4 and one for IPv6 (tap,
-                         tun; macvtap: on a macvlan beside it)
-  dhcp=on|off            tell the guest its addresses, by DHCP and router
-                         advertisement (on; tap, tun)
-  guest=ADDRESS          the guest's address, one for each host= (tun)
-  nat                    what the guest sends further goes out under the host's
-                         address (tap)
-  forward=[tcp:|udp:]HOSTPORT:GUESTPORT
-                         a port of the host that reaches into the guest, with
-                         nat; once for each (tap)
-  uplink=eth1            a NIC that joins too; its addresses and routes move to
-                         the bridge and back (bridge)
-  vlan=ID                the guest's VLAN (bridge)
-  mode=bridge|vepa|private|passthru|source
-                         whom the guest's frames reach (macvtap)
-  source=MAC             who may send to the guest, with mode=source; once for
-                         each (macvtap)";
+  shared=on              a file in memory (memfd) that other processes can map";
+
+/// What stands below the options of `run`.
+fn run_help() -> String {
+    format!("{MEMORY_HELP}\n{}", net_help())
+}
 
 /// Say what this host can do, and how to mend what it cannot. Exits 0 where a guest can run.
 #[derive(Debug, Args)]
@@ -205,7 +173,7 @@ pub(crate) struct Doctor {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// First take back what wirevm processes have left that were killed
+    /// First clean up after killed wirevm processes
     #[arg(long)]
     pub(crate) clean: bool,
 }
@@ -242,6 +210,7 @@ fn parse_net(text: &str) -> Result<NetConfig, String> {
 }
 
 use self::args::{Console, Logs, Ls, Machine, Metrics, Stop};
+use self::net_help::net_help;
 
 #[cfg(test)]
 mod tests {
@@ -259,6 +228,6 @@ mod tests {
         assert!(command.render_help().to_string().contains(EXIT_STATUS));
         let run = command.find_subcommand("run").unwrap();
         let help = run.clone().term_width(80).render_help().to_string();
-        assert!(help.contains(RUN_HELP), "{help}");
+        assert!(help.contains(&run_help()), "{help}");
     }
 }

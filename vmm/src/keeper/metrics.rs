@@ -26,23 +26,41 @@ pub(crate) fn text(info: &MachineInfo, counters: &Counters) -> String {
         }
     }
     type Read = fn(&PairCounters) -> u64;
-    let families: [(&str, &str, Read); 8] = [
-        ("wirevm_sent_frames_total", "Frames that the guest sent", |pair| pair.tx_frames),
-        ("wirevm_sent_bytes_total", "Bytes of these", |pair| pair.tx_bytes),
-        ("wirevm_sent_dropped_total", "Frames that the host refused", |pair| pair.tx_dropped),
-        ("wirevm_received_frames_total", "Frames that the guest received", |pair| pair.rx_frames),
-        ("wirevm_received_bytes_total", "Bytes of these", |pair| pair.rx_bytes),
-        ("wirevm_received_dropped_total", "Frames that did not fit or could not be read", |pair| {
-            pair.rx_dropped
+    // Name, the label of the cause, what it is, and where it stands; of one family after another.
+    let families: [(&str, &str, &str, Read); 11] = [
+        ("wirevm_sent_frames_total", "", "Frames that the guest sent", |pair| pair.tx_frames),
+        ("wirevm_sent_bytes_total", "", "Bytes of these", |pair| pair.tx_bytes),
+        (
+            "wirevm_sent_dropped_total",
+            ",cause=\"refused\"",
+            "Frames of the guest that went nowhere",
+            |pair| pair.tx_dropped.saturating_sub(pair.tx_too_long),
+        ),
+        ("wirevm_sent_dropped_total", ",cause=\"too_long\"", "", |pair| pair.tx_too_long),
+        ("wirevm_received_frames_total", "", "Frames that the guest received", |pair| pair.rx_frames),
+        ("wirevm_received_bytes_total", "", "Bytes of these", |pair| pair.rx_bytes),
+        (
+            "wirevm_received_dropped_total",
+            ",cause=\"unread\"",
+            "Frames that did not come to the guest",
+            |pair| pair.rx_unread,
+        ),
+        ("wirevm_received_dropped_total", ",cause=\"unfit\"", "", |pair| {
+            pair.rx_dropped.saturating_sub(pair.rx_unread)
         }),
-        ("wirevm_interrupts_total", "Interrupts of the guest", |pair| pair.interrupts),
-        ("wirevm_system_calls_total", "System calls of the queue pair's thread", |pair| pair.calls),
+        ("wirevm_kicks_total", "", "Notifications of the driver that woke the queue pair's thread", |pair| {
+            pair.kicks
+        }),
+        ("wirevm_interrupts_total", "", "Interrupts of the guest", |pair| pair.interrupts),
+        ("wirevm_system_calls_total", "", "System calls of the queue pair's thread", |pair| pair.calls),
     ];
-    for (family, help, read) in families {
-        head(&mut text, family, "counter", help);
+    for (family, cause, help, read) in families {
+        if !help.is_empty() {
+            head(&mut text, family, "counter", help);
+        }
         for (nic, NicCounters { pairs, .. }) in info.nics.iter().zip(&counters.nics) {
             for (number, pair) in pairs.iter().enumerate() {
-                let labels = format!("vm={vm},nic={},queue=\"{number}\"", quoted(&nic.name));
+                let labels = format!("vm={vm},nic={},queue=\"{number}\"{cause}", quoted(&nic.name));
                 let _ = writeln!(text, "{family}{{{labels}}} {}", read(pair));
             }
         }
@@ -136,7 +154,16 @@ mod tests {
             uptime: 7,
             version: String::new(),
         };
-        let pair = PairCounters { tx_frames: 3, rx_bytes: 99, ..PairCounters::default() };
+        let pair = PairCounters {
+            tx_frames: 3,
+            tx_dropped: 9,
+            tx_too_long: 2,
+            rx_bytes: 99,
+            rx_dropped: 6,
+            rx_unread: 5,
+            kicks: 12,
+            ..PairCounters::default()
+        };
         let counters =
             Counters { nics: vec![NicCounters { pairs: vec![pair], ignored: 5 }], exits: vec![[10, 20, 30]] };
         let text = text(&info, &counters);
@@ -147,6 +174,11 @@ mod tests {
             "wirevm_exits_total{vm=\"we\\\"b\",vcpu=\"0\",kind=\"mmio\"} 20",
             "wirevm_sent_frames_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 3",
             "wirevm_received_bytes_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 99",
+            "wirevm_sent_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"refused\"} 7",
+            "wirevm_sent_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"too_long\"} 2",
+            "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"unread\"} 5",
+            "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"unfit\"} 1",
+            "wirevm_kicks_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 12",
             "wirevm_ignored_frames_total{vm=\"we\\\"b\",nic=\"nic0\"} 5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -110,7 +110,7 @@ fn carrier(index: usize, vhost: VhostMode, transport: Transport) -> Result<Vhost
 }
 
 fn nic_error(index: usize, config: &NetConfig, error: net::Error) -> Error {
-    Error::Nic(NicError { index, kind: config.wire.kind(), error })
+    Error::Nic(NicError { index, kind: config.wire.kind().word(), error })
 }
 
 /// Tries each CPU, on a thread of its own: where one is wrong, that is said before the host is changed.

@@ -25,8 +25,10 @@ mod output;
 pub(crate) mod sandbox;
 pub(crate) mod vcpus;
 
-use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -58,8 +60,8 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     sys::share_one_heap();
     let run = || {
         let kept = [channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
-        File::open("/dev/null")
-            .and_then(|null| sys::keep_only(kept.to_vec(), &null))
+        nothing()
+            .and_then(|nothing| sys::keep_only(kept.to_vec(), &nothing))
             .map_err(|source| Error::Host { what: "close what is the keeper's", source })?;
         sandbox::tell_forbidden_calls(channel.as_fd())
             .map_err(|source| Error::Host { what: "handle a signal", source })?;
@@ -89,4 +91,13 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
 
 fn failed(error: &Error) -> FromMachine {
     FromMachine::Failed(Failure::new(error, error.remedy()))
+}
+
+/// Where nothing is to be read, and what is written goes nowhere.
+fn nothing() -> io::Result<OwnedFd> {
+    match OpenOptions::new().read(true).write(true).open("/dev/null") {
+        Ok(null) => Ok(null.into()),
+        // In a root without devices: a socket whose other end is closed.
+        Err(_) => Ok(UnixStream::pair()?.0.into()),
+    }
 }

@@ -135,9 +135,12 @@ fn read(counters: &Counters) -> PairCounters {
         tx_frames: read(&counters.tx_frames),
         tx_bytes: read(&counters.tx_bytes),
         tx_dropped: read(&counters.tx_dropped),
+        tx_too_long: read(&counters.tx_too_long),
         rx_frames: read(&counters.rx_frames),
         rx_bytes: read(&counters.rx_bytes),
         rx_dropped: read(&counters.rx_dropped),
+        rx_unread: read(&counters.rx_unread),
+        kicks: read(&counters.kicks),
         interrupts: read(&counters.interrupts),
         calls: read(&counters.calls),
     }

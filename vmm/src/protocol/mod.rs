@@ -132,9 +132,12 @@ pub(crate) struct PairCounters {
     pub(crate) tx_frames: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) tx_dropped: u64,
+    pub(crate) tx_too_long: u64,
     pub(crate) rx_frames: u64,
     pub(crate) rx_bytes: u64,
     pub(crate) rx_dropped: u64,
+    pub(crate) rx_unread: u64,
+    pub(crate) kicks: u64,
     pub(crate) interrupts: u64,
     pub(crate) calls: u64,
 }

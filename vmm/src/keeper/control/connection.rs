@@ -74,6 +74,8 @@ pub(super) struct Connection {
     /// The answer is not wanted.
     oneway: bool,
     subscription: Option<Subscription>,
+    /// It sends nothing more. What it has sent is still answered.
+    ended: bool,
     /// Nothing more is read, and once all is written, it is over.
     closing: bool,
     over: bool,
@@ -92,6 +94,7 @@ impl Connection {
             busy: false,
             oneway: false,
             subscription: None,
+            ended: false,
             closing: false,
             over: false,
         })
@@ -100,15 +103,13 @@ impl Connection {
     /// Reads what there is, within bounds.
     pub(super) fn read(&mut self, now: Instant) {
         let mut chunk = [0; 4096];
-        while !self.over && self.read.len() <= CALL_MAX {
+        while !self.ended && self.read.len() <= CALL_MAX {
             match self.from.read(&mut chunk) {
-                Ok(0) => {
-                    self.over = true;
-                }
+                Ok(0) => self.ended = true,
                 Ok(len) => self.read.extend_from_slice(&chunk[..len]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => self.over = true,
+                Err(_) => self.ended = true,
             }
         }
         if self.closing {
@@ -242,13 +243,20 @@ impl Connection {
 
     /// What the loop is to watch it for.
     pub(super) fn wants(&self) -> EventSet {
-        let full = self.read.len() > CALL_MAX || self.closing;
-        let read = if full { EventSet::empty() } else { EventSet::IN };
+        // The end of what it sends is readable for ever.
+        let deaf = self.read.len() > CALL_MAX || self.closing || self.ended;
+        let read = if deaf { EventSet::empty() } else { EventSet::IN };
         if self.to.is_waiting() { read | EventSet::OUT } else { read }
     }
 
+    /// Ends the connection: the client has closed it, and reads no answer.
+    pub(super) fn hang_up(&mut self) {
+        self.over = true;
+    }
+
+    /// Whether nothing is left to be done for it, after the last [`step`](Self::step).
     pub(super) fn is_over(&self) -> bool {
-        self.over || self.closing && !self.to.is_waiting()
+        self.over || (self.closing || self.ended && !self.busy) && !self.to.is_waiting()
     }
 
     /// When its call must be whole.

@@ -103,6 +103,14 @@ impl Server {
             client.connection.read(Instant::now());
         }
         self.serve(slot, ops, vm);
+        // After that, for a client may ask and not wait for the answer. A hangup is reported until the descriptor is closed, so it
+        // cannot be left for later.
+        if set.intersects(EventSet::HANG_UP | EventSet::ERROR)
+            && let Some(Some(client)) = self.slots.get_mut(slot)
+        {
+            client.connection.hang_up();
+            self.rewatch(slot, ops);
+        }
     }
 
     /// Answers what a client has asked by now, as far as that can be answered.

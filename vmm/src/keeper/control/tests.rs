@@ -301,6 +301,52 @@ fn half_a_call_has_a_while_and_two_at_once_are_answered_in_order() {
 }
 
 #[test]
+fn who_asks_and_sends_nothing_more_is_answered() {
+    let mut world = World::new();
+    let mut client = UnixStream::connect_addr(&world.address).unwrap();
+    send(&mut client, &method("Pause"));
+    send(&mut client, &method("Logs"));
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    world.turn();
+    let ticket = world.served().fake.tickets.pop().expect("it was asked");
+    world.act(move |server, ops, fake| server.answer(ticket, Ok(json!({})), ops, fake));
+    assert_eq!(reply(&mut client), json!({ "parameters": {} }));
+    assert_eq!(reply(&mut client)["parameters"]["text"], "before");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "nothing is left to answer");
+    assert_eq!(world.clients(), 0);
+}
+
+#[test]
+fn who_asks_and_leaves_is_heard() {
+    let mut world = World::new();
+    let mut client = UnixStream::connect_addr(&world.address).unwrap();
+    send(&mut client, &json!({ "method": "io.wirevm.Machine.Stop", "oneway": true }));
+    drop(client);
+    world.turn();
+    assert_eq!(world.served().fake.stops, [(None, false)]);
+    assert_eq!(world.clients(), 0);
+}
+
+#[test]
+fn who_floods_while_a_call_is_answered_and_leaves_is_gone() {
+    let mut world = World::new();
+    let mut client = world.connect();
+    send(&mut client, &method("Wait"));
+    world.turn();
+    client.set_nonblocking(true).unwrap();
+    // More than is read of it, so that its end is not read either.
+    while client.write(&[b'x'; 4096]).is_ok() {
+        world.manager.run_with_timeout(0).unwrap();
+    }
+    drop(client);
+    for _ in 0..100 {
+        world.manager.run_with_timeout(0).unwrap();
+    }
+    assert_eq!(world.clients(), 0);
+    assert_eq!(world.manager.run_with_timeout(0).unwrap(), 0, "the loop turns without end");
+}
+
+#[test]
 fn there_are_so_many_clients_and_the_others_are_told() {
     let mut world = World::new();
     let mut clients: Vec<_> = (0..200).map(|_| world.connect()).collect();

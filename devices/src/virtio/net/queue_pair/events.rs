@@ -2,6 +2,7 @@
 
 use event_manager::{EventSet, Events};
 
+use super::counters::count;
 use super::{Next, PairParts, QueuePair};
 
 const RX_KICK: u32 = 0;
@@ -57,8 +58,14 @@ impl QueuePair {
             }
         };
         match events.data() {
-            RX_KICK => wake(&mut self.receive, Next::Driver),
-            TX_KICK => wake(&mut self.transmit, Next::Driver),
+            RX_KICK => {
+                count(&self.parts.counters.kicks, 1);
+                wake(&mut self.receive, Next::Driver);
+            }
+            TX_KICK => {
+                count(&self.parts.counters.kicks, 1);
+                wake(&mut self.transmit, Next::Driver);
+            }
             CONTROL_KICK => self.commanded = true,
             ASKED => self.asked = true,
             RX_RELAY => self.relay(self.parts.rx.index),

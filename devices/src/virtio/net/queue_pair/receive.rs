@@ -17,7 +17,8 @@ impl QueuePair {
         let PairParts { memory, rx, backend, counters, interrupt, space: wanted, .. } = &mut self.parts;
         let rings = rx.ring.map(memory)?;
         let posted = &mut self.posted;
-        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
+        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut unread, mut calls) =
+            (0, 0, 0, 0, 0, 0, 0);
         let (mut next, mut interrupted) = (Next::Work, false);
         posted.clear();
         let mut space = self.iov.start();
@@ -42,7 +43,8 @@ impl QueuePair {
                     break;
                 }
                 // Lost as on a wire; the chains are as good as before for the next one.
-                Ok(_) | Err(_) => {
+                lost => {
+                    unread += u64::from(lost.is_err());
                     dropped += 1;
                     used += 1;
                 }
@@ -60,6 +62,7 @@ impl QueuePair {
         count(&counters.rx_frames, frames);
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
+        count(&counters.rx_unread, unread);
         count(&counters.calls, calls);
         Ok(signal_used(rx, &rings, &**interrupt, counters)? || interrupted)
     }

@@ -17,7 +17,7 @@ impl QueuePair {
     pub(super) fn transmit(&mut self) -> Result<bool, Error> {
         let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
         let rings = tx.ring.map(memory)?;
-        let (mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0);
+        let (mut frames, mut bytes, mut dropped, mut too_long, mut calls) = (0, 0, 0, 0, 0);
         let mut next = Next::Work;
         for used in 0..BURST {
             if used != 0 && used % BATCH == 0 {
@@ -39,6 +39,7 @@ impl QueuePair {
             }
             // The host's kernel is not to allocate for a "frame" of gigabytes.
             let sent = if frame.len() > MAX_FRAME {
+                too_long += 1;
                 Err(io::ErrorKind::InvalidInput.into())
             } else {
                 calls += 1;
@@ -66,6 +67,7 @@ impl QueuePair {
         count(&counters.tx_frames, frames);
         count(&counters.tx_bytes, bytes);
         count(&counters.tx_dropped, dropped);
+        count(&counters.tx_too_long, too_long);
         count(&counters.calls, calls);
         tx.ring.show(&rings)?;
         tx.ring.wants_interrupt(&rings)

@@ -1,0 +1,83 @@
+//! What clients of the control socket ask of a [`Core`].
+
+use std::time::Duration;
+
+use serde_json::json;
+use vmm::info::{MachineInfo, MachineState, NicInfo};
+
+use super::Core;
+use crate::keeper::control::{ControlError, Requests, Ticket};
+use crate::keeper::nics::Nic;
+use crate::protocol::ToMachine;
+
+impl Requests for Core {
+    fn info(&self) -> MachineInfo {
+        let nic = |(index, nic): (usize, &Nic)| {
+            let wire = &nic.wire;
+            NicInfo {
+                name: format!("nic{index}"),
+                spec: wire.config().to_string(),
+                kind: wire.config().wire.kind().to_string(),
+                link: wire.link().to_owned(),
+                mac: wire.mac().to_string(),
+                mtu: wire.mtu(),
+                queues: wire.queues(),
+                carrier: if wire.carried() { "vhost-net" } else { "wirevm" }.to_owned(),
+                links: json!(wire.links()),
+                hops: json!(wire.hops()),
+            }
+        };
+        MachineInfo {
+            name: self.place.name().to_owned(),
+            state: self.state,
+            pid: std::process::id(),
+            machine_pid: self.child.pid().as_raw_nonzero().get().unsigned_abs(),
+            config: self.config.clone(),
+            memory: self.config.memory.bytes,
+            nics: self.nics.iter().enumerate().map(nic).collect(),
+            started: self.started,
+            uptime: self.since.elapsed().as_secs(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn stop(&mut self, timeout: Option<Duration>, force: bool) {
+        match force {
+            true => self.force_stop(),
+            false => self.ask_to_stop(timeout.unwrap_or(self.config.stop_timeout())),
+        }
+    }
+
+    fn pause(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+        self.in_state(MachineState::Running)?;
+        self.request(&ToMachine::Pause)?;
+        self.pausing.push(ticket);
+        Ok(())
+    }
+
+    fn resume(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+        self.in_state(MachineState::Paused)?;
+        self.request(&ToMachine::Resume)?;
+        self.resuming.push(ticket);
+        Ok(())
+    }
+
+    fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+        if self.state == MachineState::Built {
+            return Err(ControlError::WrongState("the guest does not run yet".to_owned()));
+        }
+        self.request(&ToMachine::Counters)?;
+        self.counting.push(ticket);
+        Ok(())
+    }
+
+    fn type_in(&mut self, keys: &[u8]) -> usize {
+        let taken = self.keyboard.type_in(keys);
+        self.keyboard.give();
+        taken
+    }
+
+    fn console_history(&self) -> Vec<u8> {
+        self.console.history()
+    }
+}
