@@ -42,7 +42,8 @@ impl Lab {
     fn start_for(&self, seconds: u32, args: &[&str], act: &str) -> Child {
         let path = format!("{}:{}", self.0.path("bin").display(), std::env::var("PATH").unwrap_or_default());
         let _ = fs::remove_file(self.0.path("count"));
-        Command::new(self.0.path("tests/lab/lab"))
+        let mut command = Command::new(self.0.path("tests/lab/lab"));
+        command
             .args(args)
             .env("PATH", path)
             .env("ACT", act)
@@ -52,9 +53,16 @@ impl Lab {
             .env_remove("LAB_OUT")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("bash starts")
+            .stderr(Stdio::piped());
+        loop {
+            match command.spawn() {
+                // Another test forked while the script was written, and has not called exec yet.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::yield_now()
+                }
+                started => return started.expect("bash starts"),
+            }
+        }
     }
 
     /// How often QEMU was started.

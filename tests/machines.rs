@@ -428,3 +428,142 @@ fn the_library_starts_asks_and_stops() {
     assert!(refused.to_string().contains("/no/such/kernel"), "{refused}");
     assert!(!host.state().contains("wirevm"), "{}", host.state());
 }
+
+#[test]
+fn machined_is_told_where_it_is_there() {
+    let world = World::new(echo());
+    let host = need!(Netns::new());
+    let listener = std::os::unix::net::UnixListener::bind(world.dir.path("io.systemd.Machine")).unwrap();
+    let run = |args: &str| {
+        let mut command = host.command("unshare");
+        let script = format!(
+            "set -e; mount -t tmpfs none /run; mkdir /run/systemd; [ -z \"$3\" ] || ln -s \"$3\" /run/systemd/machine; \
+             exec \"$1\" run --kernel \"$2\" --name web --register {args}"
+        );
+        command.args(["--mount", "sh", "-c", &script, "sh"]).arg(wirevm_path()).arg(&world.kernel);
+        command.env("WIREVM_RUNTIME_DIR", world.dir.path("run")).stdin(Stdio::null());
+        command
+    };
+    for (answer, status) in [
+        (r#"{"parameters":{}}"#, 0),
+        (r#"{"error":"io.systemd.Machine.MachineExists"}"#, 1),
+        ("no varlink", 1),
+    ] {
+        let machined = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                let (mut client, _) = listener.accept().unwrap();
+                let mut asked = Vec::new();
+                while asked.last() != Some(&0) {
+                    let mut byte = [0];
+                    client.read_exact(&mut byte).unwrap();
+                    asked.push(byte[0]);
+                }
+                client.write_all(format!("{answer}\0").as_bytes()).unwrap();
+                asked.pop();
+                serde_json::from_slice::<Value>(&asked).unwrap()
+            });
+            let mut vm = Vm::start(run("--net tap").arg(world.dir.path("")));
+            if status == 0 {
+                vm.expect("ready\r\n", SOON);
+                vm.signal(Signal::TERM);
+            }
+            vm.ends_with(status, SOON);
+            if status != 0 {
+                assert!(vm.messages().contains("cannot register with systemd-machined"), "{}", vm.messages());
+            }
+            asked.join().unwrap()
+        });
+        assert_eq!(machined["method"], "io.systemd.Machine.Register");
+        let told = &machined["parameters"];
+        assert_eq!((&told["name"], &told["class"]), (&"web".into(), &"vm".into()));
+        assert!(
+            told["ifIndices"].as_array().is_some_and(|links| links.len() == 1 && links[0].is_u64()),
+            "{told}"
+        );
+    }
+    // Nobody is there.
+    let output = run("").arg("").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("leave --register away"), "{said}");
+}
+
+#[test]
+fn a_service_manager_passes_descriptors_by_name() {
+    let world = World::new(echo());
+    let host = need!(Netns::new());
+    host.sh(
+        "ip link add far type veth peer v1; ip link add link far name guest type macvtap; ip link set far up",
+    );
+    let by_name = |spec: &str| {
+        // As systemd does: the number of the process that is about to be wirevm, and descriptors from 3 on.
+        let script = format!(
+            "mount -t sysfs sysfs /sys; mknod \"$2\" c $(cat /sys/class/net/guest/macvtap/tap*/dev | tr : ' '); \
+             exec 3</dev/null 4<>\"$2\"; rm \"$2\"; \
+             export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=other:lan; exec \"$0\" run --kernel \"$1\" --net {spec}"
+        );
+        let mut command = host.command("unshare");
+        command
+            .args(["--mount", "sh", "-c", &script])
+            .arg(wirevm_path())
+            .arg(&world.kernel)
+            .arg(world.dir.path("tap"));
+        command.env("WIREVM_RUNTIME_DIR", world.dir.path("run")).stdin(Stdio::null());
+        command
+    };
+    let mut vm = Vm::start(&mut by_name("fd=lan"));
+    vm.expect("ready\r\n", SOON);
+    let shown = world.json(&["show", "vm0", "--json"]);
+    assert_eq!(shown["nics"][0]["spec"].as_str().unwrap().split(',').next(), Some("fd=4"), "{shown}");
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
+    let output = by_name("fd=wan").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("other, lan"), "{said}");
+}
+
+#[test]
+fn systemd_accepts_the_unit() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        harness::skip!("there is no systemd-analyze");
+    }
+    let dir = TempDir::new();
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/systemd/wirevm@.service");
+    let text = fs::read_to_string(unit).unwrap();
+    let program = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let program = program.split(' ').next().unwrap();
+    // Where it is not installed.
+    let here = wirevm_path();
+    fs::write(dir.path("wirevm@test.service"), text.replace(program, here.to_str().unwrap())).unwrap();
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .arg(dir.path("wirevm@test.service"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("wirevm@"), "{said}");
+}
+
+#[test]
+fn the_unit_s_capabilities_are_enough() {
+    let world = World::new(echo());
+    let host = need!(Netns::new());
+    let unit = include_str!("../resources/systemd/wirevm@.service");
+    let wanted = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let wanted =
+        wanted.split(' ').map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
+    let bounding = format!("-all{}", wanted.collect::<String>());
+    host.sh("ip link add far type veth peer v1; ip link set far up");
+    let before = host.state();
+    let kernel = world.kernel.to_str().unwrap();
+    for net in ["tap,nat", "bridge=br0,uplink=far", "macvtap=far", "tun"] {
+        let mut command = host.command("setpriv");
+        command.args(["--bounding-set", &bounding, "--no-new-privs", "--inh-caps", &bounding]);
+        command.arg(wirevm_path()).args(["run", "--kernel", kernel, "--net", net]);
+        command.env("WIREVM_RUNTIME_DIR", world.dir.path("run")).stdin(Stdio::null());
+        let mut vm = Vm::start(&mut command);
+        vm.expect("ready\r\n", SOON);
+        vm.signal(Signal::TERM);
+        vm.ends_with(0, SOON);
+        host.is_as(&before);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -74,6 +75,15 @@ impl Client {
         Ok(Self { stream: runtime::connect(name)?, read: Vec::new() })
     }
 
+    /// Connects to another service that speaks varlink, at its socket.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn at(socket: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(socket).map_err(ClientError::Connection)?;
+        Ok(Self { stream, read: Vec::new() })
+    }
+
     /// Waits no longer than this for an answer; for ever without it.
     ///
     /// # Errors
@@ -87,7 +97,15 @@ impl Client {
     /// # Errors
     /// The machine refuses, or is gone.
     pub fn call(&mut self, method: &str, parameters: Value) -> Result<Value, ClientError> {
-        self.send(&json!({ "method": format!("io.wirevm.Machine.{method}"), "parameters": parameters }))?;
+        self.call_method(&format!("io.wirevm.Machine.{method}"), parameters)
+    }
+
+    /// Calls a method by its whole name, and waits for its answer.
+    ///
+    /// # Errors
+    /// The service refuses, or is gone.
+    pub fn call_method(&mut self, method: &str, parameters: Value) -> Result<Value, ClientError> {
+        self.send(&json!({ "method": method, "parameters": parameters }))?;
         Ok(self.reply()?.parameters)
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use vmm::client::ClientError;
 use vmm::config::{argument, size};
 use vmm::runtime::NameError;
 
@@ -41,6 +42,8 @@ pub(crate) enum Error {
     Nic(NicError),
     #[error(transparent)]
     Name(NameError),
+    #[error("cannot register with systemd-machined")]
+    Register(#[source] ClientError),
     #[error("NIC {index}: affinity={cpu}: CPU {cpu} is offline, is not there, or is not ours to use")]
     Affinity { index: usize, cpu: u16, source: io::Error },
     #[error("NIC {index}: vhost=on goes with --transport pci alone")]
@@ -191,6 +194,12 @@ impl Error {
             Self::Boot(e) => return e.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
             Self::Name(error) => return error.remedy(),
+            Self::Register(ClientError::Connection(_)) => {
+                "it takes systemd 256 or later, with systemd-machined (the package systemd-container) started; or leave --register \
+                 away"
+                    .into()
+            }
+            Self::Register(_) => "run as root, under a name that machinectl list does not have; or leave --register away".into(),
             Self::Affinity { .. } => {
                 let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
                 let online = online.trim();

@@ -1,6 +1,7 @@
 //! The command line. The doc comments below and in `args.rs` are the user's help.
 
 pub(crate) mod args;
+mod listen_fds;
 pub(crate) mod machines;
 mod net_help;
 mod screen;
@@ -120,6 +121,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "UID", default_value_t = NOBODY, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) user: u32,
 
+    /// Tell systemd-machined that the machine is there, so that machinectl lists it
+    #[arg(long)]
+    pub(crate) register: bool,
+
     /// Print each change to the host's network as the command (ip, nft, sysctl) that would do the same
     #[arg(long)]
     pub(crate) explain: bool,
@@ -136,6 +141,7 @@ impl From<&Run> for MachineConfig {
             stop_timeout: run.stop_timeout,
             sandbox: run.sandbox,
             user: run.user,
+            register: run.register,
             initrd: run.initrd.clone(),
             cmdline: run.cmdline.clone(),
             cpus: run.cpus,
@@ -203,13 +209,14 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 }
 
 fn parse_net(text: &str) -> Result<NetConfig, String> {
-    text.parse().map_err(|error: net::Error| match error.remedy() {
+    ListenFds::from_env().resolve(text)?.parse().map_err(|error: net::Error| match error.remedy() {
         Some(remedy) => format!("{error}\n  try:   {remedy}"),
         None => error.to_string(),
     })
 }
 
 use self::args::{Console, Logs, Ls, Machine, Metrics, Stop};
+use self::listen_fds::ListenFds;
 use self::net_help::net_help;
 
 #[cfg(test)]

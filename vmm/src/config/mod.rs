@@ -50,7 +50,7 @@ pub struct MachineConfig {
     #[serde(default)]
     pub memory: MemoryConfig,
     /// Its NICs, in order.
-    #[serde(default, with = "specs", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
     /// How the guest finds its virtio devices.
     #[serde(default)]
@@ -67,6 +67,9 @@ pub struct MachineConfig {
     /// The user that this process becomes where wirevm was started as root.
     #[serde(default = "default_user")]
     pub user: u32,
+    /// Whether systemd-machined is told that the machine is there.
+    #[serde(default)]
+    pub register: bool,
 }
 
 /// A user and group that owns nothing: `nobody` on most systems.
@@ -112,6 +115,7 @@ impl MachineConfig {
             stop_timeout: default_stop_timeout(),
             sandbox: yes(),
             user: default_user(),
+            register: false,
         }
     }
 
@@ -140,23 +144,10 @@ impl MachineConfig {
         option("stop-timeout", self.stop_timeout.to_string());
         option("sandbox", if self.sandbox { "on" } else { "off" }.to_owned());
         option("user", self.user.to_string());
+        if self.register {
+            args.push("--register".to_owned());
+        }
         args
-    }
-}
-
-/// NICs as the specs of `--net`.
-mod specs {
-    use net::NetConfig;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(nets: &[NetConfig], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(nets.iter().map(NetConfig::to_string))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NetConfig>, D::Error> {
-        let specs = Vec::<String>::deserialize(from)?;
-        specs.iter().map(|spec| spec.parse().map_err(D::Error::custom)).collect()
     }
 }
 

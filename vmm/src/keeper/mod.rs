@@ -14,6 +14,7 @@ mod keyboard;
 mod metrics;
 mod nics;
 mod notify;
+mod register;
 pub(crate) mod signals;
 pub(crate) mod sink;
 mod stopping;
@@ -172,6 +173,9 @@ fn start(
     for (index, wire) in wires.iter().enumerate() {
         let opened = Nic::open(index, wire, &wiring, &channel);
         nics.push(or_its_own_reason(opened, &channel, &mut child)?);
+    }
+    if config.register {
+        register::register(place.name(), &nics::links_here(&nics))?;
     }
     timings.reached("host plumbing done");
     let started = channel.send(&ToMachine::Start).map_err(host("start the guest"));

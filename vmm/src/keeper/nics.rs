@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use devices::virtio::net::run_on;
@@ -34,6 +35,17 @@ pub(crate) fn resolve(machine: &MachineConfig) -> Result<Vec<NetConfig>, Error> 
         resolved.push(config);
     }
     Ok(resolved)
+}
+
+/// The numbers of the guest's own links that are in our network namespace.
+pub(super) fn links_here(nics: &[Nic]) -> Vec<u32> {
+    let here = std::fs::metadata("/proc/self/ns/net").map(|found| found.ino());
+    let own = |nic: &Nic| {
+        let of_nic = |link: &net::WireLink| link.name == nic.wire.link();
+        let link = nic.wire.links().iter().find(|link| of_nic(link))?.clone();
+        link.index.filter(|_| here.as_ref().is_ok_and(|here| *here == link.namespace))
+    };
+    nics.iter().filter_map(own).collect()
 }
 
 impl Nic {
