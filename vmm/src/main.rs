@@ -4,16 +4,32 @@
 //! `net`, how a kernel is loaded is in `boot`; here they meet: addresses with devices, eventfds with interrupt lines, host
 //! links with virtqueues.
 //!
-//! - `main.rs`, `cli.rs`, `memory_config.rs`: the commands; `report.rs`, `error.rs`: what the user is told when they fail.
-//! - `machine.rs`: builds, runs, takes apart. `memory.rs`, `bus.rs`, `cpuid.rs`, `vcpu.rs`, `nic.rs`: its parts.
-//! - `hugepages.rs`: the host's pools of them. `timings.rs`: how long the start takes.
-//! - `transport.rs`: where the guest finds its devices. `irq.rs`: irqfds, the routes of messages, ioeventfds.
-//! - `console.rs`, `terminal.rs`, `signals.rs`, `ending.rs`: the main thread while the guest runs, and how it ends.
-//!   `output.rs`: where the guest's serial port writes to.
-//! - `doctor.rs`, `doctor/host.rs`: what this host can do. `explain.rs`: what each wire is.
+//! **Invariant: two processes.** The keeper changes the host and never touches guest memory; the machine runs the guest and has no
+//! right. They share what was opened and `protocol/`, nothing else: the machine is forked before there is a thread, and neither has
+//! a path of a frame through the other.
 //!
-//! Threads: the main thread, one for each vCPU, and one for each queue pair of a NIC (in `devices`). A frame never meets the
-//! main thread or a vCPU's.
+//! ```text
+//! wirevm run ─► keeper/ ──────── fork ────────► machine/
+//!               wires, console, terminal,       memory, kernel, vCPUs, devices;
+//!               signals, control socket  ◄────► sandbox/   (protocol/, SCM_RIGHTS)
+//! wirevm ls, show, stop... ─► the library's `client` ─► keeper/control/
+//! ```
+//!
+//! - `main.rs`, `cli/`: the commands, and the words of `run`, which become a [`MachineConfig`]; `report.rs`, `error.rs`: what the
+//!   user is told when they fail. `timings.rs`: how long the start takes.
+//! - `keeper/mod.rs`: its life. `events.rs`: its loop. `core/`: what it knows of the machine and does with it. `child.rs`: the
+//!   machine's process. `nics.rs`: wires, and what guests ask of them. `stopping.rs`: how an end is asked for, and enforced.
+//!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
+//!   `detach.rs`, `notify.rs`, `register.rs`, `metrics.rs`, `signals.rs`: what their names say.
+//! - `machine/mod.rs`: its life. `build.rs`: what it is made of. `events.rs`: its loop. `vcpus.rs`: the vCPUs' threads, which run,
+//!   stand still and end together. `nic.rs`, `output.rs`: devices' other ends. `ending.rs`: why a guest ends.
+//!   `sandbox/`: what confines it; `filter.rs` has each system call of each kind of thread, with a reason.
+//! - `kvm/`: memory, the bus, CPUID, vCPUs, interrupts; `transport.rs`: where the guest finds its devices; `hugepages.rs`: the
+//!   host's pools of them.
+//! - `doctor.rs`, `doctor/`: what this host can do. `explain.rs`: what each wire is.
+//!
+//! Threads of the keeper: one. Of the machine: the main thread, one for each vCPU, and one for each queue pair of a NIC (in
+//! `devices`). A frame never meets the main thread or a vCPU's.
 //!
 //! `unsafe` is in `memory.rs` (giving mapped memory to KVM), `vcpu.rs` (reading what KVM left in `kvm_run`) and `fd.rs`
 //! (borrowing a descriptor).
