@@ -31,8 +31,8 @@
 //! Threads of the keeper: one. Of the machine: the main thread, one for each vCPU, and one for each queue pair of a NIC (in
 //! `devices`). A frame never meets the main thread or a vCPU's.
 //!
-//! `unsafe` is in `memory.rs` (giving mapped memory to KVM), `vcpu.rs` (reading what KVM left in `kvm_run`) and `fd.rs`
-//! (borrowing a descriptor).
+//! `unsafe` is in `kvm/` (giving mapped memory to KVM, reading what KVM left in `kvm_run`, routes of interrupts), `fd.rs` (borrowing a
+//! descriptor), `sys.rs` (system calls without a safe wrapper) and `machine/sandbox/trap.rs` (a signal handler).
 #![deny(unsafe_code)]
 
 mod cli;
