@@ -31,6 +31,7 @@ use crate::machine::output::Output;
 use crate::machine::sandbox;
 use crate::machine::vcpus::{Gate, Vcpus};
 use crate::protocol::{Channel, FromMachine, ToMachine};
+use crate::sys;
 use crate::timings::Timings;
 
 // Two crates that do not know each other describe the same registers.
@@ -107,6 +108,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
         nics.iter().try_for_each(Nic::confine).map_err(Error::Confine)?;
         sandbox::enter(sandbox::Thread::Main).map_err(Error::Confine)?;
     }
+    sys::forget_start();
     let confined = confined.map_or("nothing (--sandbox off)".to_owned(), |lock| lock.to_string());
     tell(channel, &FromMachine::Running { confined })?;
     vcpus.go_on();

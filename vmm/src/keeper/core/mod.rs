@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::machine::sandbox;
 use crate::protocol::{Channel, Counters, End, Failure, FromMachine, ToMachine};
 use crate::report;
+use crate::sys;
 
 /// Something for clients.
 pub(super) enum Letter {
@@ -173,6 +174,7 @@ impl Core {
                 log::info!("the process that runs the guest is confined: {confined}");
                 self.enter(MachineState::Running);
                 self.notify.say("READY=1\nSTATUS=The guest runs");
+                sys::forget_start();
                 if let Some(ready) = self.ready.take()
                     && let Err(error) = ready.tell(self.place.name())
                 {
