@@ -17,7 +17,7 @@ use crate::error::{Crash, Error, Position, Where};
 use crate::kvm::bus::Bus;
 use crate::kvm::cpuid::Processor;
 use crate::machine::ending::{Ending, Outcome};
-use crate::machine::sandbox;
+use crate::machine::sandbox::{Filters, Thread};
 use crate::machine::vcpus::{Gate, Next};
 use crate::timings::Timings;
 
@@ -66,7 +66,7 @@ pub(crate) struct Shared {
     /// When they run.
     pub(crate) gate: Gate,
     /// Each thread confines itself before the guest's first instruction.
-    pub(crate) confined: bool,
+    pub(crate) filters: Option<Arc<Filters>>,
     pub(crate) timings: Timings,
 }
 
@@ -133,8 +133,8 @@ impl Vcpu {
             .spawn(move || {
                 // A panic must not leave the main thread waiting for a guest that runs no more.
                 let bug = EndOnPanic(&shared.ending, &name);
-                if shared.confined {
-                    sandbox::enter(sandbox::Thread::Vcpu).expect("the main thread tried that the kernel can");
+                if let Some(filters) = &shared.filters {
+                    filters.enter(Thread::Vcpu).expect("the main thread tried that the kernel can");
                 }
                 self.run();
                 std::mem::forget(bug);

@@ -28,7 +28,7 @@ use crate::machine::ending::{Ending, Outcome};
 use crate::machine::events::{Loop, Machine};
 use crate::machine::nic::Nic;
 use crate::machine::output::Output;
-use crate::machine::sandbox;
+use crate::machine::sandbox::{self, Filters, Thread};
 use crate::machine::vcpus::{Gate, Vcpus};
 use crate::protocol::{Channel, FromMachine, ToMachine};
 use crate::sys;
@@ -87,14 +87,23 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     // Side by side, and beside the keeper's plumbing: none needs another, and KVM waits for milliseconds until no reader of the
     // memory that it had before is left (SRCU).
     let load = || boot::load(&memory, images, &how).inspect(|_| timings.reached("kernel loaded"));
-    let (hardware, entry) =
-        run_parallel("load", load, || Hardware::new(&kvm, config, given.output, channel, &memory, timings))?;
-    let Hardware { nics, vm, ports, mmio, serial, power, ending } = hardware?;
+    let filters = || confined.is_some().then(|| Filters::new().map(Arc::new)).transpose();
+    let make = || {
+        let make = || Hardware::new(&kvm, config, given.output, channel, &memory, timings);
+        let (hardware, filters) = run_parallel("filters", filters, make)?;
+        let (hardware, filters) = (hardware?, filters.map_err(Error::Confine)?);
+        if let Some(filters) = &filters {
+            hardware.nics.iter().try_for_each(|nic| nic.confine(filters)).map_err(Error::Confine)?;
+        }
+        Ok::<_, Error>((hardware, filters))
+    };
+    let (made, entry) = run_parallel("load", load, make)?;
+    let (Hardware { nics, vm, ports, mmio, serial, power, ending }, filters) = made?;
     let entry = entry?;
 
     let gate = Gate::new();
     let shared =
-        Shared { ports, mmio, memory, ending: ending.clone(), gate, confined: confined.is_some(), timings };
+        Shared { ports, mmio, memory, ending: ending.clone(), gate, filters: filters.clone(), timings };
     let shared = Arc::new(shared);
     let mut vcpus = (0..config.cpus)
         .map(|id| Vcpu::new(&vm, id, &processor, shared.clone()))
@@ -104,10 +113,10 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
 
     let events = Loop::new()?;
     let vcpus = Vcpus::start(vcpus, shared)?;
-    if confined.is_some() {
-        nics.iter().try_for_each(Nic::confine).map_err(Error::Confine)?;
-        sandbox::enter(sandbox::Thread::Main).map_err(Error::Confine)?;
+    if let Some(filters) = filters {
+        filters.enter(Thread::Main).map_err(Error::Confine)?;
     }
+    vcpus.wait_until_confined()?;
     sys::forget_start();
     let confined = confined.map_or("nothing (--sandbox off)".to_owned(), |lock| lock.to_string());
     tell(channel, &FromMachine::Running { confined })?;

@@ -11,7 +11,7 @@ use devices::virtio::net::{Counters, Handle, NetDeviceConfig, VirtioNet};
 use net::{Cable, Plugged, RxFilter};
 
 use crate::error::Error;
-use crate::machine::sandbox;
+use crate::machine::sandbox::{Filters, Thread};
 use crate::protocol::{
     Channel, FilterAnswer, FilterRequest, FromMachine, NicCounters, PairCounters, ToMachine,
 };
@@ -77,8 +77,9 @@ impl Nic {
     }
 
     /// Confines its threads.
-    pub(crate) fn confine(&self) -> io::Result<()> {
-        let hook: ThreadHook = Arc::new(|_: &str| sandbox::enter(sandbox::Thread::Queue));
+    pub(crate) fn confine(&self, filters: &Arc<Filters>) -> io::Result<()> {
+        let filters = Arc::clone(filters);
+        let hook: ThreadHook = Arc::new(move |_: &str| filters.enter(Thread::Queue));
         self.handle.confine(&hook)
     }
 

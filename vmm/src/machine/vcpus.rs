@@ -80,18 +80,30 @@ pub(crate) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts the threads, which confine themselves, and wait.
+    /// Starts the threads, which confine themselves, and wait: see [`wait_until_confined`](Self::wait_until_confined).
     ///
     /// # Errors
-    /// There are no threads left, or one cannot be confined.
+    /// There are no threads left.
     pub(crate) fn start(vcpus: Vec<Vcpu>, shared: Arc<Shared>) -> Result<Self, Error> {
         Running::prepare_kicks()?;
         let mut this = Self { shared, running: Vec::new() };
         for vcpu in vcpus {
             this.running.push(vcpu.start()?);
         }
-        this.stand_still()?;
         Ok(this)
+    }
+
+    /// Returns when all threads are confined, and wait.
+    ///
+    /// # Errors
+    /// One cannot be confined.
+    pub(crate) fn wait_until_confined(&self) -> Result<(), Error> {
+        while self.shared.gate.waiting(self.running.len()) < self.running.len() {
+            if self.shared.ending.outcome().is_some() {
+                return Err(Error::Over);
+            }
+        }
+        Ok(())
     }
 
     /// Lets them run.

@@ -179,18 +179,42 @@ fn program(thread: Thread) -> Result<BpfProgram, seccompiler::Error> {
     Ok(filter.try_into()?)
 }
 
-/// Confines the calling thread to the calls of its kind, for good.
-///
-/// # Errors
-/// The kernel has no seccomp filters, or no memory for one.
-pub(crate) fn enter(thread: Thread) -> io::Result<()> {
-    let program = program(thread).map_err(io::Error::other)?;
-    apply_filter(&program).map_err(io::Error::other)
+/// The filter of each kind of thread.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    main: BpfProgram,
+    vcpu: BpfProgram,
+    queue: BpfProgram,
+}
+
+impl Filters {
+    /// Compiles them, which takes a part of a millisecond of the start: beside something that waits.
+    ///
+    /// # Errors
+    /// The table makes no sense.
+    pub(crate) fn new() -> io::Result<Self> {
+        let of = |thread| program(thread).map_err(io::Error::other);
+        Ok(Self { main: of(Main)?, vcpu: of(Vcpu)?, queue: of(Queue)? })
+    }
+
+    /// Confines the calling thread to the calls of its kind, for good.
+    ///
+    /// # Errors
+    /// The kernel has no seccomp filters, or no memory for one.
+    pub(crate) fn enter(&self, thread: Thread) -> io::Result<()> {
+        let program = match thread {
+            Main => &self.main,
+            Vcpu => &self.vcpu,
+            Queue => &self.queue,
+        };
+        apply_filter(program).map_err(io::Error::other)
+    }
 }
 
 /// Whether this kernel has such filters, tried on a thread that ends at once.
 pub(crate) fn can_be() -> bool {
-    std::thread::spawn(|| enter(Main).is_ok()).join().unwrap_or(false)
+    let try_it = || Filters::new().and_then(|filters| filters.enter(Main)).is_ok();
+    std::thread::spawn(try_it).join().unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -241,7 +265,7 @@ mod tests {
         let call = forbidden(thread).into_iter().find(|(call, _)| call.to_string() == number).unwrap().1;
         sandbox::tell_forbidden_calls(io::stdin().as_fd()).unwrap();
         let body = move || {
-            enter(thread).unwrap();
+            Filters::new().unwrap().enter(thread).unwrap();
             // What is allowed goes on as before.
             assert_eq!(vec![1_u8; 1 << 20].len(), 1 << 20);
             call();

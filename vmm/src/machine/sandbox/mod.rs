@@ -5,7 +5,7 @@
 //!
 //! 1. [`lock`], while there is one thread, after all files are open: another user where it is root, no capability, no new
 //!    privileges (so that no program gives any back), not dumpable, no path ([`paths`]), and an end together with the keeper.
-//! 2. [`enter`], on each thread before the guest runs: the [filter](filter) of its kind of thread.
+//! 2. [`Filters::enter`], on each thread before the guest runs: the [filter](filter) of its kind of thread.
 //!
 //! A forbidden call is not made. It ends the machine, which says the call and the thread ([`trap`]).
 
@@ -26,7 +26,7 @@ use rustix::thread::{
 };
 
 pub(crate) use self::calls::name as call_name;
-pub(crate) use self::filter::{Thread, can_be as filters_can_be, enter};
+pub(crate) use self::filter::{Filters, Thread, can_be as filters_can_be};
 pub(crate) use self::paths::{Confined as PathsConfined, can_confine as paths_can_be_confined};
 pub(crate) use self::trap::tell as tell_forbidden_calls;
 
