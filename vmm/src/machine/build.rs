@@ -86,20 +86,16 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     let how = boot::Config { cmdline: &config.cmdline, acpi };
     // Side by side, and beside the keeper's plumbing: none needs another, and KVM waits for milliseconds until no reader of the
     // memory that it had before is left (SRCU).
-    let load = || boot::load(&memory, images, &how).inspect(|_| timings.reached("kernel loaded"));
-    let filters = || confined.is_some().then(|| Filters::new().map(Arc::new)).transpose();
-    let make = || {
-        let make = || Hardware::new(&kvm, config, given.output, channel, &memory, timings);
-        let (hardware, filters) = run_parallel("filters", filters, make)?;
-        let (hardware, filters) = (hardware?, filters.map_err(Error::Confine)?);
-        if let Some(filters) = &filters {
-            hardware.nics.iter().try_for_each(|nic| nic.confine(filters)).map_err(Error::Confine)?;
-        }
-        Ok::<_, Error>((hardware, filters))
+    let load = || {
+        let entry = boot::load(&memory, images, &how)?;
+        timings.reached("kernel loaded");
+        let filters = confined.is_some().then(|| Filters::new().map(Arc::new)).transpose();
+        Ok::<_, Error>((entry, filters.map_err(Error::Confine)?))
     };
-    let (made, entry) = run_parallel("load", load, make)?;
-    let (Hardware { nics, vm, ports, mmio, serial, power, ending }, filters) = made?;
-    let entry = entry?;
+    let make = || Hardware::new(&kvm, config, given.output, channel, &memory, timings);
+    let (hardware, loaded) = run_parallel("load", load, make)?;
+    let Hardware { nics, vm, ports, mmio, serial, power, ending } = hardware?;
+    let (entry, filters) = loaded?;
 
     let gate = Gate::new();
     let shared =
@@ -114,6 +110,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     let events = Loop::new()?;
     let vcpus = Vcpus::start(vcpus, shared)?;
     if let Some(filters) = filters {
+        nics.iter().try_for_each(|nic| nic.confine(&filters)).map_err(Error::Confine)?;
         filters.enter(Thread::Main).map_err(Error::Confine)?;
     }
     vcpus.wait_until_confined()?;
