@@ -24,7 +24,7 @@
 //! - `machine/mod.rs`: its life. `build.rs`: what it is made of. `events.rs`: its loop. `vcpus.rs`: the vCPUs' threads, which run,
 //!   stand still and end together. `nic.rs`, `output.rs`: devices' other ends. `ending.rs`: why a guest ends.
 //!   `sandbox/`: what confines it; `filter.rs` has each system call of each kind of thread, with a reason.
-//! - `kvm/`: memory, the bus, CPUID, vCPUs, interrupts; `transport.rs`: where the guest finds its devices; `hugepages.rs`: the
+//! - `kvm/`: memory, the bus, CPUID, vCPUs and their `gate.rs`, interrupts; `transport.rs`: where the guest finds its devices; `hugepages.rs`: the
 //!   host's pools of them.
 //! - `doctor.rs`, `doctor/`: what this host can do. `explain.rs`: what each wire is.
 //!

@@ -7,22 +7,13 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-use vmm::MachineConfig;
-use vmm::runtime::Place;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Ended;
-use super::child::Child;
-use super::console::Console;
 use super::control::{self, Server};
-use super::core::{Core, Letter};
-use super::detach::Ready;
-use super::keyboard::Keyboard;
-use super::nics::Nic;
-use super::signals::Signals;
+use super::core::{Core, Letter, Parts};
 use super::watch::Watch;
 use crate::error::Error;
-use crate::protocol::{Channel, FromMachine, ToMachine};
 use crate::report;
 
 /// What wakes the loop.
@@ -44,22 +35,6 @@ mod token {
     pub(super) const AGAIN: u32 = 9;
     /// A guest's driver asks something of the wire of this NIC, and the next ones.
     pub(super) const NIC: u32 = 0x100;
-}
-
-/// All that makes a keeper.
-pub(super) struct Parts {
-    pub(super) config: MachineConfig,
-    pub(super) signals: Signals,
-    pub(super) channel: Channel<ToMachine, FromMachine>,
-    pub(super) child: Child,
-    pub(super) console: Console,
-    pub(super) keyboard: Keyboard,
-    /// After `child`, which holds their links as long as it lives.
-    pub(super) nics: Vec<Nic>,
-    pub(super) server: Server,
-    /// Last: the name is free once the host is as before.
-    pub(super) place: Place,
-    pub(super) ready: Option<Ready>,
 }
 
 /// The keeper of a machine that was started.

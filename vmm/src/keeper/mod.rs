@@ -182,7 +182,7 @@ fn start(
     or_its_own_reason(started, &channel, &mut child)?;
     let stdio = config.console == ConsoleConfig::Stdio && ready.is_none();
     let keyboard = Keyboard::new(keys, stdio).map_err(host("take over the terminal"))?;
-    Ok(Keeper::new(events::Parts {
+    Ok(Keeper::new(core::Parts {
         config: config.clone(),
         signals: signals.clone(),
         channel,

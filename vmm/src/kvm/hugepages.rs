@@ -3,10 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use vmm::config::size;
-
-use crate::error::Error;
-use vmm::config::HugePages;
+use vmm::config::{HugePages, size};
 
 /// Where the kernel has a directory for each size.
 const POOLS: &str = "/sys/kernel/mm/hugepages";
@@ -21,22 +18,18 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// The pool from which `bytes` of guest memory are to come.
+    /// The pool of the pages that are wanted.
     ///
     /// # Errors
-    /// The host has no such pages, or the memory is not a whole number of them.
-    pub(crate) fn find(wanted: HugePages, bytes: u64) -> Result<Self, Error> {
+    /// The host has no such pages: their size, as far as there is one to tell.
+    pub(crate) fn find(wanted: HugePages) -> Result<Self, Option<u64>> {
         let default = default_size(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
         let page = match wanted {
             HugePages::Of(page) => Some(page),
             HugePages::Default => default,
         };
         let pool = page.map(|page| Self { page, is_default: default == Some(page) });
-        let pool = pool.filter(|pool| pool.dir().is_dir()).ok_or(Error::NoHugePages { page })?;
-        match bytes.is_multiple_of(pool.page) {
-            true => Ok(pool),
-            false => Err(Error::UnevenHugePages { bytes, page: pool.page }),
-        }
+        pool.filter(|pool| pool.dir().is_dir()).ok_or(page)
     }
 
     /// The base-2 logarithm of the page size, as mmap(2) and memfd_create(2) want it above their other flags.
@@ -102,17 +95,5 @@ mod tests {
         for text in ["", "MemTotal: 1 kB\n", "Hugepagesize: many kB\n", "Hugepagesize: 0 kB\n"] {
             assert_eq!(default_size(text), None, "{text:?}");
         }
-    }
-
-    #[test]
-    fn pages_that_the_host_cannot_have_are_refused() {
-        let error = Pool::find(HugePages::Of(1 << 14), 1 << 30).unwrap_err();
-        assert_eq!(error.to_string(), "this host has no huge pages of 16 KiB");
-        assert!(error.remedy().is_some_and(|remedy| remedy.contains("hugepages=")));
-        let Ok(pool) = Pool::find(HugePages::Of(2 << 20), 32 << 20) else { return };
-        assert_eq!((pool.page, pool.log2()), (2 << 20, 21));
-        let error = Pool::find(HugePages::Of(2 << 20), 33 << 20).unwrap_err();
-        assert_eq!(error.to_string(), "33 MiB of memory are not a whole number of huge pages of 2 MiB");
-        assert_eq!(error.remedy().as_deref(), Some("give --memory 34M"));
     }
 }

@@ -16,7 +16,7 @@ use vm_memory::{
 
 use crate::error::Error;
 use crate::kvm::hugepages::Pool;
-use vmm::config::MemoryConfig;
+use vmm::config::{HugePages, MemoryConfig};
 
 /// Maps guest memory, split around the hole below 4 GiB. Pages come on first touch. Without huge pages it may be more than
 /// the host has free; with them, mmap(2) reserves all that it takes, so none is wanting at a touch. A limit of a hugetlb
@@ -26,7 +26,7 @@ use vmm::config::MemoryConfig;
 /// The host does not have such memory, or not so much.
 pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemoryMmap, Error> {
     let bytes = config.bytes;
-    let pool = config.huge_pages.map(|wanted| Pool::find(wanted, bytes)).transpose()?;
+    let pool = config.huge_pages.map(|wanted| pool_for(wanted, bytes)).transpose()?;
     let file = config.shared.then(|| memory_file(bytes, pool)).transpose()?;
     let kind = if config.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
     let backing = match pool {
@@ -66,6 +66,18 @@ pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemoryMmap, Error> {
         log::warn!("nothing is merged while KSM is off (echo 1 > /sys/kernel/mm/ksm/run)");
     }
     Ok(GuestMemoryMmap::from_regions(regions).expect("the layout's regions are sorted and do not overlap"))
+}
+
+/// The pool from which `bytes` of guest memory are to come.
+///
+/// # Errors
+/// The host has no such pages, or the memory is not a whole number of them.
+fn pool_for(wanted: HugePages, bytes: u64) -> Result<Pool, Error> {
+    let pool = Pool::find(wanted).map_err(|page| Error::NoHugePages { page })?;
+    match bytes.is_multiple_of(pool.page) {
+        true => Ok(pool),
+        false => Err(Error::UnevenHugePages { bytes, page: pool.page }),
+    }
 }
 
 /// A file of `bytes` in memory, whose size stays: a process that made it smaller would have the guest end by SIGBUS.
@@ -111,4 +123,21 @@ pub(crate) fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error>
             .map_err(|e| Error::Kvm { what: "set the guest's memory", source: e.into() })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_the_host_cannot_have_are_refused() {
+        let error = pool_for(HugePages::Of(1 << 14), 1 << 30).unwrap_err();
+        assert_eq!(error.to_string(), "this host has no huge pages of 16 KiB");
+        assert!(error.remedy().is_some_and(|remedy| remedy.contains("hugepages=")));
+        let Ok(pool) = pool_for(HugePages::Of(2 << 20), 32 << 20) else { return };
+        assert_eq!((pool.page, pool.log2()), (2 << 20, 21));
+        let error = pool_for(HugePages::Of(2 << 20), 33 << 20).unwrap_err();
+        assert_eq!(error.to_string(), "33 MiB of memory are not a whole number of huge pages of 2 MiB");
+        assert_eq!(error.remedy().as_deref(), Some("give --memory 34M"));
+    }
 }

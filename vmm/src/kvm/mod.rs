@@ -2,6 +2,7 @@
 
 pub(crate) mod bus;
 pub(crate) mod cpuid;
+pub(crate) mod gate;
 pub(crate) mod hugepages;
 pub(crate) mod irq;
 pub(crate) mod memory;

@@ -16,9 +16,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::error::{Crash, Error, Position, Where};
 use crate::kvm::bus::Bus;
 use crate::kvm::cpuid::Processor;
+use crate::kvm::gate::{Gate, Next};
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::sandbox::{Filters, Thread};
-use crate::machine::vcpus::{Gate, Next};
 use crate::timings::Timings;
 
 /// Exits to user space by what the guest did: the price of a device in user space.

@@ -6,6 +6,7 @@ mod requests;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use vmm::MachineConfig;
 use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
@@ -14,7 +15,6 @@ use super::child::{Child, Death};
 use super::console::Console;
 use super::control::{ControlError, Requests, Server, Ticket};
 use super::detach::Ready;
-use super::events::Parts;
 use super::keyboard::{Command, Keyboard};
 use super::metrics;
 use super::nics::Nic;
@@ -29,6 +29,22 @@ use crate::protocol::{Channel, Counters, End, Failure, FromMachine, ToMachine};
 use crate::report;
 use crate::sys;
 
+/// All that makes a keeper.
+pub(in crate::keeper) struct Parts {
+    pub(in crate::keeper) config: MachineConfig,
+    pub(in crate::keeper) signals: Signals,
+    pub(in crate::keeper) channel: Channel<ToMachine, FromMachine>,
+    pub(in crate::keeper) child: Child,
+    pub(in crate::keeper) console: Console,
+    pub(in crate::keeper) keyboard: Keyboard,
+    /// After `child`, which holds their links as long as it lives.
+    pub(in crate::keeper) nics: Vec<Nic>,
+    pub(in crate::keeper) server: Server,
+    /// Last: the name is free once the host is as before.
+    pub(in crate::keeper) place: Place,
+    pub(in crate::keeper) ready: Option<Ready>,
+}
+
 /// Something for clients.
 pub(super) enum Letter {
     Answer(Ticket, Result<Value, ControlError>),
@@ -38,7 +54,7 @@ pub(super) enum Letter {
 
 /// A machine, as its keeper has it.
 pub(super) struct Core {
-    config: vmm::MachineConfig,
+    config: MachineConfig,
     signals: Signals,
     channel: Channel<ToMachine, FromMachine>,
     child: Child,
