@@ -301,6 +301,15 @@ fn is_running(directory: &Path) -> bool {
     lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
 }
 
+/// Where the machine `name` listens while it runs.
+///
+/// # Errors
+/// The name is none, or there is no place.
+pub fn socket(name: &str) -> Result<PathBuf, NameError> {
+    check_name(name)?;
+    Ok(machines()?.join(name).join("control"))
+}
+
 /// Connects to the machine `name`.
 ///
 /// # Errors

@@ -58,8 +58,8 @@ pub(super) enum Subscription {
     Events,
     /// `io.wirevm.Machine.Wait`: of the end.
     End,
-    /// `io.systemd.MachineInstance.SubscribeEvents`.
-    Systemd,
+    /// `io.systemd.MachineInstance.SubscribeEvents`: all, or those of these names.
+    Systemd(Option<Vec<String>>),
 }
 
 pub(super) struct Connection {
@@ -169,7 +169,7 @@ impl Connection {
 
     /// Has it told of what happens. The call in hand is not answered yet.
     pub(super) fn subscribe(&mut self, subscription: Subscription) {
-        if subscription == Subscription::Systemd {
+        if let Subscription::Systemd(_) = subscription {
             // So that the caller knows that it misses nothing from now on.
             self.continue_with(&json!({ "event": "READY" }));
         }
@@ -187,12 +187,19 @@ impl Connection {
                     Event::State { .. } => self.continue_with(&parameters),
                 }
             }
-            (Some(Subscription::Systemd), event) => {
+            (Some(Subscription::Systemd(filter)), event) => {
                 let name = match event {
                     Event::State { state } => state.word().to_uppercase(),
                     Event::Ended { .. } => "SHUTDOWN".to_owned(),
                 };
-                self.continue_with(&json!({ "event": name, "data": event }));
+                let is_wanted = filter.is_none_or(|names| names.contains(&name));
+                let parameters = json!({ "event": name, "data": event });
+                match event {
+                    // The last one, wanted or not: the stream has an end.
+                    Event::Ended { .. } => self.reply(Ok(if is_wanted { parameters } else { json!({}) })),
+                    Event::State { .. } if is_wanted => self.continue_with(&parameters),
+                    Event::State { .. } => {}
+                }
             }
             (Some(Subscription::End) | None, _) => {}
         }

@@ -168,9 +168,16 @@ fn instance(
             Ok(json!({ "running": state == MachineState::Running, "status": state.word() }))
         }
         "SubscribeEvents" if !call.more => Err(ControlError::ExpectedMore),
-        "SubscribeEvents" => {
-            connection.subscribe(Subscription::Systemd);
-            return Answer::Later;
+        "SubscribeEvents" => match serde_json::from_value(call.parameters["filter"].clone()) {
+            Err(_) => Err(ControlError::InvalidParameter("filter")),
+            Ok(filter) => {
+                connection.subscribe(Subscription::Systemd(filter));
+                return Answer::Later;
+            }
+        },
+        "Describe" => {
+            let info = vm.info();
+            Ok(json!({ "name": info.name, "class": "vm", "state": info.state.word() }))
         }
         // A reboot ends a run.
         "Reboot" => Err(ControlError::MethodNotImplemented(call.method.clone())),

@@ -417,12 +417,18 @@ fn an_answer_comes_when_the_machine_has_one_and_not_to_another_client() {
 #[test]
 fn who_wants_to_hear_of_events_does() {
     let mut world = World::new();
-    let [mut waits, mut subscribes, mut systemd, mut not] = [(); 4].map(|()| world.connect());
+    let [mut waits, mut subscribes, mut systemd, mut filters, mut not] = [(); 5].map(|()| world.connect());
     send(&mut waits, &method("Wait"));
     send(&mut subscribes, &json!({ "method": "io.wirevm.Machine.Subscribe", "more": true }));
     send(&mut systemd, &json!({ "method": "io.systemd.MachineInstance.SubscribeEvents", "more": true }));
+    let some = json!({ "filter": ["RUNNING"] });
+    send(
+        &mut filters,
+        &json!({ "method": "io.systemd.MachineInstance.SubscribeEvents", "parameters": some, "more": true }),
+    );
     world.turn();
     assert_eq!(reply(&mut systemd)["parameters"]["event"], "READY");
+    assert_eq!(reply(&mut filters)["parameters"]["event"], "READY");
     world.act(|server, ops, _| {
         server.event(&Event::State { state: MachineState::Paused }, ops);
         server.event(&Event::Ended { status: 3 }, ops);
@@ -436,6 +442,9 @@ fn who_wants_to_hear_of_events_does() {
     let ended = reply(&mut subscribes);
     assert_eq!(ended, json!({ "parameters": { "event": { "event": "ended", "status": 3 } } }));
     assert_eq!(reply(&mut systemd)["parameters"]["event"], "PAUSED");
+    let end = reply(&mut systemd);
+    assert!(end["parameters"]["event"] == "SHUTDOWN" && end["continues"].is_null(), "{end}");
+    assert_eq!(reply(&mut filters), json!({ "parameters": {} }));
     assert_eq!(world.call(&mut not, method("Logs"))["parameters"]["text"], "before");
 }
 
