@@ -10,7 +10,7 @@ mod keys;
 mod macvtap;
 mod poll;
 mod queues;
-mod table;
+pub(crate) mod table;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -32,8 +32,6 @@ pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
 use crate::error::SpecError;
 use crate::text::serde_as_text;
-
-pub(crate) use self::table::kind_forms;
 
 use self::keys::{Keys, mtu, on_or_off};
 use crate::{Error, Mac, NetnsName, Router};

@@ -26,7 +26,8 @@
 //!   `deferred_undo.rs`: what is taken back later. `journal.rs`, `clean.rs`: the records that outlive us, and undoing those of the dead.
 //!   `fd_reserve.rs`: descriptors for that. `wait.rs`: one at a time. `namespace.rs`: network namespaces. `netlink.rs` and
 //!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap.
-//!   `nat.rs`: NAT. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop. `probe.rs`: which
+//!   `nat.rs`: NAT. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop.
+//!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`: which
 //!   kinds of link this kernel makes. `tun_settings.rs`: how a link of the tun driver is left.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense. `error/`:
 //!   [`Error`], an enum for each kind of wire.
@@ -65,10 +66,12 @@ pub use frames::filter::{Addresses, RxFilter};
 pub use frames::iov::{Iov, IovBuffer, prefetch};
 pub use frames::socket::{SocketBackend, SocketPeer};
 pub use frames::{Backend, HEADER_LEN, Offloads, Sent};
-pub use host::firewall::{Finding, bridged_notices, findings};
+pub use host::finding::Finding;
+pub use host::firewall::bridged_notices;
 pub use host::holders::Holder;
 pub use host::netlink::Refusal;
 pub use host::probe::link_kinds;
+pub use host::settings::findings;
 pub use host::tun_settings::TunMode;
 pub use host::wire_link::{Role, WireLink};
 pub use host::{Host, Step, clean, left_over, runtime_directory};

@@ -1,6 +1,6 @@
 //! What is wrong with a `--net`, whatever the host.
 
-use crate::config::kind_forms;
+use crate::config::table::kind_forms;
 
 /// What is wrong with a `--net`, whatever the host. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::journal::{Line, Record};
-use super::{Change, Host, Namespace, Netlink, Refusal, Wiring, is_undone};
+use super::take_back::is_undone;
+use super::{Change, Host, Namespace, Netlink, Refusal, Wiring};
 use crate::Error;
 use crate::error::HostError;
 

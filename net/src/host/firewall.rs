@@ -7,33 +7,19 @@ use std::os::fd::AsFd;
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
-use super::nat::Nat;
+use super::Refusal;
 use super::nft::{ForwardChain, Nft};
-use super::{Refusal, forwarding};
 use crate::sys;
 
 /// A chain that drops packets on their way between links.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Barrier {
+pub(super) struct Barrier {
     /// Of the packets that pass it: `ip`, `ip6`, or `inet` for both.
     family: &'static str,
     /// `the table ip filter, in its chain FORWARD`.
-    place: String,
+    pub(super) place: String,
     /// The line that lets a link's packets pass.
-    command: String,
-}
-
-/// What a host's settings mean for NAT and for bridges: one line of `wirevm doctor`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// What was looked at.
-    pub what: String,
-    /// False where something that wirevm can do will not work, or not without the command.
-    pub good: bool,
-    /// How it is.
-    pub state: String,
-    /// What to do about it, where there is something.
-    pub remedy: Option<String>,
+    pub(super) command: String,
 }
 
 /// What the rules of others will do with the packets between `link` and other links: a sentence for each that drops them.
@@ -59,10 +45,11 @@ pub fn bridged_notices(bridge: &str) -> Vec<String> {
     bridged_barriers(bridge).into_iter().map(told).collect()
 }
 
-const BRIDGED: &str = "bridged frames pass the rules for routed packets here (bridge-nf-call-iptables)";
+pub(super) const BRIDGED: &str =
+    "bridged frames pass the rules for routed packets here (bridge-nf-call-iptables)";
 
 /// The chains that drop what passes between the ports of `bridge`.
-fn bridged_barriers(bridge: &str) -> Vec<Barrier> {
+pub(super) fn bridged_barriers(bridge: &str) -> Vec<Barrier> {
     let (ipv4, ipv6) = (bridge_calls("ip"), bridge_calls("ip6"));
     if !ipv4 && !ipv6 {
         return Vec::new();
@@ -78,7 +65,7 @@ fn bridged_barriers(bridge: &str) -> Vec<Barrier> {
 
 /// Which packets are asked about.
 #[derive(Clone, Copy)]
-enum Passing<'a> {
+pub(super) enum Passing<'a> {
     /// Between this link and others.
     Routed(&'a str),
     /// Between the ports of this bridge.
@@ -94,7 +81,7 @@ impl Passing<'_> {
 }
 
 /// The chains that drop what they do not know, and know nothing of the link.
-fn barriers(passing: Passing<'_>) -> Result<Vec<Barrier>, Refusal> {
+pub(super) fn barriers(passing: Passing<'_>) -> Result<Vec<Barrier>, Refusal> {
     let mut found = Vec::new();
     for chain in Nft::new().forward_chains(passing.link())? {
         if chain.drops && !chain.knows_link {
@@ -239,49 +226,6 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 fn bridge_calls(family: &str) -> bool {
     let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
     fs::read_to_string(switch).is_ok_and(|value| value.trim() == "1")
-}
-
-/// What this host's settings mean for NAT and for bridges, for a tap of wirevm's own: `wirevm doctor` prints it.
-pub fn findings() -> Vec<Finding> {
-    let finding = |what: &str, good, state: &str, remedy: Option<String>| Finding {
-        what: what.to_owned(),
-        good,
-        state: state.to_owned(),
-        remedy,
-    };
-    let mut findings = Vec::new();
-    findings.push(match Nat::try_out() {
-        Ok(()) => finding("nftables", true, "does NAT", None),
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            finding("nftables", false, &format!("{error}: {cause}"), error.remedy())
-        }
-    });
-    findings.extend(forwarding::findings());
-    // Docker's and other firewalls' rules, as they are for a link that they do not know.
-    let link = "wirevm0";
-    match barriers(Passing::Routed(link)) {
-        Ok(barriers) if barriers.is_empty() => {
-            findings.push(finding("firewall", true, "lets routed packets pass", None));
-        }
-        Ok(barriers) => findings.extend(barriers.into_iter().map(|Barrier { place, command, .. }| {
-            let state =
-                format!("{place}, drops routed packets of links that it does not know: nat will not work");
-            finding("firewall", false, &state, Some(command))
-        })),
-        Err(refusal) => {
-            findings.push(finding("firewall", true, &format!("cannot be looked at: {refusal}"), None))
-        }
-    }
-    let bridged = bridged_barriers("br0");
-    if bridged.is_empty() {
-        findings.push(finding("bridge-nf-call", true, "lets bridged frames pass", None));
-    }
-    findings.extend(bridged.into_iter().map(|Barrier { place, command, .. }| {
-        let state = format!("{}, and {place}, drops them", BRIDGED);
-        finding("bridge-nf-call", false, &state, Some(command))
-    }));
-    findings
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 use super::change::{Change, Sysctl};
-use super::firewall::Finding;
+use super::finding::Finding;
 use super::{Link, Refusal, Wiring, netlink::Way};
 use crate::Error;
 use crate::error::HostError;

@@ -10,18 +10,22 @@ mod clean;
 mod context;
 mod deferred_undo;
 mod fd_reserve;
+pub(crate) mod finding;
 pub(crate) mod firewall;
 mod forwarding;
 pub(crate) mod free_subnet;
 pub(crate) mod holders;
 mod journal;
+mod link_settings;
 mod namespace;
 mod nat;
 pub(crate) mod netlink;
 mod nft;
 mod peer;
 pub(crate) mod probe;
+pub(crate) mod settings;
 pub(crate) mod sysfs;
+mod take_back;
 pub(crate) mod tun_settings;
 mod wait;
 pub(crate) mod wire_link;
@@ -336,157 +340,6 @@ impl Wiring {
     /// The records cannot be listed.
     pub(crate) fn shared(&self, prefix: &str) -> Result<Vec<String>, Error> {
         self.lock.as_ref().map_or(Ok(vec![]), |lock| lock.shared(self.namespace.id(), prefix))
-    }
-
-    /// Notices where the host has a route over another link to what it is about to reach over `link`: the
-    /// kernel takes the longest prefix, and of two the one with the lower metric.
-    pub(crate) fn warn_of_other_routes(&mut self, link: &LinkId, hosts: &[HostAddress]) -> Result<(), Error> {
-        let asked = |refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal };
-        for route in self.netlink.routes().map_err(asked)? {
-            let Some(other) = route.link.filter(|&other| other != link.index) else { continue };
-            let wins =
-                |host: &&HostAddress| route.prefix >= host.prefix() && host.overlaps(route.to, route.prefix);
-            let Some(host) = hosts.iter().find(wins) else { continue };
-            let name = self.netlink.link_by_index(other).map_err(asked)?.map(|link| link.id.name);
-            self.notice(format!(
-                "host={host}: the host routes {}/{} over {} too, where what is for the guest may go",
-                route.to,
-                route.prefix,
-                name.unwrap_or_default()
-            ));
-        }
-        Ok(())
-    }
-
-    /// Gives `link` this MTU and these addresses and sets it up, each where it is not so already. `stays`: the link is there
-    /// after its backend, so that each change needs its undo.
-    ///
-    /// The MTU is first: below 1280 bytes a link has no IPv6. The address is before up: then the kernel announces it.
-    pub(crate) fn set_link(
-        &mut self,
-        link: &Link,
-        stays: bool,
-        mtu: Option<u16>,
-        addresses: &[HostAddress],
-    ) -> Result<(), Error> {
-        let id = &link.id;
-        let undo = |change| stays.then_some(change);
-        if let Some(mtu) = mtu.map(u32::from).filter(|&mtu| mtu != link.mtu) {
-            let back = undo(Change::Mtu(id.clone(), link.mtu));
-            self.make(Change::Mtu(id.clone(), mtu), back, "the guest is offered the same MTU")?;
-        }
-        for &address in addresses {
-            if self.has_address(id, address)? {
-                continue;
-            }
-            let back = undo(Change::RemoveAddress(id.clone(), address));
-            self.make(Change::AddAddress(id.clone(), address), back, "the host's address towards the guest")?;
-        }
-        if !link.up {
-            let back = undo(Change::Down(id.clone()));
-            self.make(Change::Up(id.clone()), back, "a link that is down drops every frame")?;
-        }
-        Ok(())
-    }
-
-    /// True where `link` has `address` already; an error where another link has it, or has a part of its subnet.
-    fn has_address(&mut self, link: &LinkId, address: HostAddress) -> Result<bool, Error> {
-        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
-        let all = self.netlink.addresses().map_err(asked)?;
-        let same = |other: &&netlink::AddressOnLink| other.address == address.address();
-        // The same address first: that is the better reason.
-        let others = || all.iter().filter(|other| other.link != link.index);
-        let taken = others().find(same).or_else(|| others().find(|o| address.overlaps(o.subnet, o.prefix)));
-        if let Some(other) = taken {
-            let name = self.netlink.link_by_index(other.link).map_err(asked)?.map(|link| link.id.name);
-            let (on, theirs) = (name.unwrap_or_default(), format!("{}/{}", other.address, other.prefix));
-            return Err(HostError::AddressTaken { address, on, theirs }.into());
-        }
-        let ours =
-            |other: &netlink::AddressOnLink| other.link == link.index && other.prefix == address.prefix();
-        Ok(all.iter().filter(same).any(ours))
-    }
-}
-
-impl Wiring {
-    /// Undoes what is left to undo, and returns what cannot be undone, in the order of the changes.
-    fn take_back(&mut self) -> Vec<Change> {
-        let mut failed = Vec::new();
-        while let Some(undo) = self.undo.pop() {
-            match undo {
-                Undo::Change(change, start) => {
-                    let taken_back = is_undone(&change, change.make_as_undo(&mut self.netlink));
-                    if !taken_back || !failed.is_empty() && change.is_to_be_repeated() {
-                        failed.insert(0, change);
-                    } else if let Some(record) = &mut self.record
-                        && failed.is_empty()
-                    {
-                        record.cut(start);
-                    }
-                }
-                Undo::Shared(record) if record.take_over() => clean::undo(self.lock.as_ref(), record),
-                Undo::Shared(_) => {}
-            }
-        }
-        failed
-    }
-}
-
-/// Says what became of an undo; false where it is refused.
-fn is_undone(change: &Change, made: Result<(), Refusal>) -> bool {
-    let command = change.command();
-    match made {
-        Ok(()) => log::debug!("undone: {command}"),
-        // Somebody deleted the link or the address: what we wanted to take back is gone.
-        Err(refusal) if change.is_done(&refusal) => {}
-        Err(refusal) => {
-            log::warn!("cannot undo a change of the host ({command}): {refusal}");
-            return false;
-        }
-    }
-    true
-}
-
-impl Drop for Wiring {
-    fn drop(&mut self) {
-        if self.undo.is_empty() && self.record.is_none() {
-            return;
-        }
-        self.host.reserve().release();
-        if self.lock.is_none() {
-            match Lock::take_to_undo(&self.host) {
-                Ok(lock) => self.lock = Some(lock),
-                Err(error) if error.is_ended() => {
-                    log::warn!(
-                        "what was changed on the host is left for the next wirevm, or for wirevm doctor --clean"
-                    );
-                    return;
-                }
-                Err(error) => log::debug!("undone without the lock: {error}"),
-            }
-        }
-        // What the dead had on what they shared with us goes before it: a NIC that is set down under a macvtap stays promiscuous.
-        let shares = self.undo.iter().any(|undo| matches!(undo, Undo::Shared(_)));
-        if let Some(lock) = self.lock.as_ref().filter(|_| shares) {
-            clean::clean_under(lock, &mut |step| log::info!("{step}"));
-        }
-        // A second handle, for the first is in what the call takes.
-        let failed = self.namespace.again().and_then(|namespace| namespace.run(|| self.take_back()));
-        let Some(mut record) = self.record.take() else { return };
-        match failed {
-            Ok(failed) if failed.is_empty() => record.remove(),
-            // For `clean` by somebody who can.
-            Ok(failed) => {
-                record.cut(0);
-                let mut lines = failed.into_iter().map(|undo| Line::new(self.namespace.id(), undo));
-                if let Err(error) = lines.try_for_each(|line| record.write(&line?)) {
-                    log::warn!("{error}");
-                }
-            }
-            Err(error) => {
-                log::warn!("cannot enter the network namespace to take back what was changed there: {error}");
-            }
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::firewall::Finding;
+use super::finding::Finding;
 use super::{LinkId, Netlink, NewMacvlan, Refusal};
 use crate::{MacvtapMode, sys};
 

@@ -1,0 +1,85 @@
+//! The end of a wiring: what was changed is changed back, and what cannot be is kept on record.
+
+use super::*;
+
+impl Wiring {
+    /// Undoes what is left to undo, and returns what cannot be undone, in the order of the changes.
+    pub(super) fn take_back(&mut self) -> Vec<Change> {
+        let mut failed = Vec::new();
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Change(change, start) => {
+                    let taken_back = is_undone(&change, change.make_as_undo(&mut self.netlink));
+                    if !taken_back || !failed.is_empty() && change.is_to_be_repeated() {
+                        failed.insert(0, change);
+                    } else if let Some(record) = &mut self.record
+                        && failed.is_empty()
+                    {
+                        record.cut(start);
+                    }
+                }
+                Undo::Shared(record) if record.take_over() => clean::undo(self.lock.as_ref(), record),
+                Undo::Shared(_) => {}
+            }
+        }
+        failed
+    }
+}
+
+/// Says what became of an undo; false where it is refused.
+pub(super) fn is_undone(change: &Change, made: Result<(), Refusal>) -> bool {
+    let command = change.command();
+    match made {
+        Ok(()) => log::debug!("undone: {command}"),
+        // Somebody deleted the link or the address: what we wanted to take back is gone.
+        Err(refusal) if change.is_done(&refusal) => {}
+        Err(refusal) => {
+            log::warn!("cannot undo a change of the host ({command}): {refusal}");
+            return false;
+        }
+    }
+    true
+}
+
+impl Drop for Wiring {
+    fn drop(&mut self) {
+        if self.undo.is_empty() && self.record.is_none() {
+            return;
+        }
+        self.host.reserve().release();
+        if self.lock.is_none() {
+            match Lock::take_to_undo(&self.host) {
+                Ok(lock) => self.lock = Some(lock),
+                Err(error) if error.is_ended() => {
+                    log::warn!(
+                        "what was changed on the host is left for the next wirevm, or for wirevm doctor --clean"
+                    );
+                    return;
+                }
+                Err(error) => log::debug!("undone without the lock: {error}"),
+            }
+        }
+        // What the dead had on what they shared with us goes before it: a NIC that is set down under a macvtap stays promiscuous.
+        let shares = self.undo.iter().any(|undo| matches!(undo, Undo::Shared(_)));
+        if let Some(lock) = self.lock.as_ref().filter(|_| shares) {
+            clean::clean_under(lock, &mut |step| log::info!("{step}"));
+        }
+        // A second handle, for the first is in what the call takes.
+        let failed = self.namespace.again().and_then(|namespace| namespace.run(|| self.take_back()));
+        let Some(mut record) = self.record.take() else { return };
+        match failed {
+            Ok(failed) if failed.is_empty() => record.remove(),
+            // For `clean` by somebody who can.
+            Ok(failed) => {
+                record.cut(0);
+                let mut lines = failed.into_iter().map(|undo| Line::new(self.namespace.id(), undo));
+                if let Err(error) = lines.try_for_each(|line| record.write(&line?)) {
+                    log::warn!("{error}");
+                }
+            }
+            Err(error) => {
+                log::warn!("cannot enter the network namespace to take back what was changed there: {error}");
+            }
+        }
+    }
+}
