@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::change::{Change, Sysctl};
 use super::finding::Finding;
-use super::{Link, Refusal, Wiring, netlink::Way};
+use super::{Link, Refusal, Wiring, netlink::RouteLink};
 use crate::Error;
 use crate::error::HostError;
 
@@ -41,7 +41,7 @@ impl Wiring {
         stays: bool,
         traffic: Traffic,
     ) -> Result<bool, Error> {
-        let ways = self.netlink.ways().map_err(asked)?;
+        let route_links = self.netlink.route_links().map_err(asked)?;
         let own = &link.id.name;
         let mut way_out = false;
         if traffic.ipv4 {
@@ -51,12 +51,12 @@ impl Wiring {
             }
             let whole = key("ipv4", "all", "forwarding");
             way_out |= is(&whole, "1")?;
-            for name in self.outward(&ways, link, false)? {
+            for name in self.outward(&route_links, link, false)? {
                 way_out = true;
                 self.set_shared(&key("ipv4", &name, "forwarding"), &whole)?;
             }
         }
-        let outward = if traffic.ipv6 { self.outward(&ways, link, true)? } else { Vec::new() };
+        let outward = if traffic.ipv6 { self.outward(&route_links, link, true)? } else { Vec::new() };
         // Where IPv6 leads nowhere, nothing is changed for it.
         if !outward.is_empty() {
             way_out = true;
@@ -129,12 +129,12 @@ impl Wiring {
 
     /// The links that the guest's traffic leaves by: those that lead to a router, and those of a network of their own,
     /// hardware for example; not a bridge or a tap with guests behind it and no router.
-    fn outward(&mut self, ways: &[Way], own: &Link, ipv6: bool) -> Result<Vec<String>, Error> {
+    fn outward(&mut self, route_links: &[RouteLink], own: &Link, ipv6: bool) -> Result<Vec<String>, Error> {
         let mut names: Vec<String> = Vec::new();
-        for way in ways.iter().filter(|way| way.ipv6 == ipv6 && way.link != own.id.index) {
-            let Some(link) = self.netlink.link_by_index(way.link).map_err(asked)? else { continue };
+        for route in route_links.iter().filter(|route| route.ipv6 == ipv6 && route.link != own.id.index) {
+            let Some(link) = self.netlink.link_by_index(route.link).map_err(asked)? else { continue };
             let inward = ["tun", "bridge", "dummy"].contains(&link.kind.as_str());
-            if (way.to_router || !inward) && !link.loopback && !names.contains(&link.id.name) {
+            if (route.to_router || !inward) && !link.loopback && !names.contains(&link.id.name) {
                 names.push(link.id.name);
             }
         }

@@ -113,7 +113,7 @@ pub(crate) struct Route {
 
 /// A link that a route leads over, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Way {
+pub(crate) struct RouteLink {
     pub(crate) link: u32,
     pub(crate) ipv6: bool,
     /// To a router, or to everywhere; else to what is on the link itself.
@@ -301,8 +301,8 @@ impl Netlink {
 
     /// The links that the namespace's routes lead over, of every table; those to multicast and of a link's own scope are
     /// left out.
-    pub(crate) fn ways(&mut self) -> Result<Vec<Way>, Refusal> {
-        let mut ways = Vec::new();
+    pub(crate) fn route_links(&mut self) -> Result<Vec<RouteLink>, Refusal> {
+        let mut route_links = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let header = Rtmsg { rtm_family: family as u8, ..Rtmsg::default() };
             let request = rt_route::Request::new().op_getroute_dump(&header);
@@ -319,10 +319,10 @@ impl Netlink {
                 let several = route.get_multipath().map(next_hops).unwrap_or_default();
                 let one = route.get_oif().ok().map(|link| (link, to_router));
                 let hops = one.into_iter().chain(several.into_iter().map(|link| (link, true)));
-                ways.extend(hops.map(|(link, to_router)| Way { link, ipv6, to_router }));
+                route_links.extend(hops.map(|(link, to_router)| RouteLink { link, ipv6, to_router }));
             }
         }
-        Ok(ways)
+        Ok(route_links)
     }
 }
 

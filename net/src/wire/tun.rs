@@ -128,7 +128,7 @@ pub(crate) struct Tun<B> {
 
 /// Where a frame of the guest goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum FrameTarget {
     /// To the host, as a packet.
     Packet,
     /// No further: it is about neighbours.
@@ -158,19 +158,21 @@ impl<B: Backend> Tun<B> {
 
 /// The way of a frame by its first bytes, virtio-net header included.
 #[inline]
-fn way(head: &[u8]) -> Way {
-    let Some((front, packet @ [first, ..])) = head.split_at_checked(FRONT) else { return Way::Nowhere };
+fn target_of(head: &[u8]) -> FrameTarget {
+    let Some((front, packet @ [first, ..])) = head.split_at_checked(FRONT) else {
+        return FrameTarget::Nowhere;
+    };
     let ethertype = [front[FRONT - 2], front[FRONT - 1]];
     match (ethertype, first >> 4) {
-        (ARP, _) => Way::Neighbour,
-        (IPV4, 4) => Way::Packet,
+        (ARP, _) => FrameTarget::Neighbour,
+        (IPV4, 4) => FrameTarget::Packet,
         // Neighbour discovery is what comes from a neighbour, and of these types (RFC 4861 §4, §6.1, §7.1).
         (IPV6, 6) if packet.len() == LOOK && packet[6..8] == [ICMPV6, 255] => match packet[IPV6_LEN] {
-            133..=137 => Way::Neighbour,
-            _ => Way::Packet,
+            133..=137 => FrameTarget::Neighbour,
+            _ => FrameTarget::Packet,
         },
-        (IPV6, 6) => Way::Packet,
-        _ => Way::Nowhere,
+        (IPV6, 6) => FrameTarget::Packet,
+        _ => FrameTarget::Nowhere,
     }
 }
 
@@ -222,13 +224,13 @@ impl<B: Backend> Backend for Tun<B> {
     fn send(&mut self, frame: &Iov<'_>) -> io::Result<Sent> {
         let mut head = [0; FRONT + LOOK];
         let len = frame.read_at(0, &mut head);
-        match way(&head[..len]) {
-            Way::Packet => {}
-            Way::Neighbour => {
+        match target_of(&head[..len]) {
+            FrameTarget::Packet => {}
+            FrameTarget::Neighbour => {
                 let answered = self.replies.answer(&self.gateway, frame);
                 return Ok(if answered { Sent::Answered } else { Sent::Gone });
             }
-            Way::Nowhere => {
+            FrameTarget::Nowhere => {
                 self.not_ip.fetch_add(1, Ordering::Relaxed);
                 return Ok(Sent::Gone);
             }

@@ -26,14 +26,14 @@ const PIECE: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Sink {
     to: File,
-    way: Way,
+    mode: WriteMode,
     waiting: VecDeque<u8>,
     lost: u64,
 }
 
 /// How to write without waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum WriteMode {
     /// It does not block, for that is how it was opened.
     Nonblocking,
     /// A file, which is always ready.
@@ -60,18 +60,18 @@ impl Sink {
             options.open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
         };
         let duplicate = || Ok::<_, io::Error>(File::from(fd.try_clone_to_owned()?));
-        let (to, way) = match kind {
+        let (to, mode) = match kind {
             FileType::Fifo => own()
-                .map(|file| (file, Way::Nonblocking))
-                .or_else(|_| Ok::<_, io::Error>((duplicate()?, Way::Pieces(PIECE))))?,
+                .map(|file| (file, WriteMode::Nonblocking))
+                .or_else(|_| Ok::<_, io::Error>((duplicate()?, WriteMode::Pieces(PIECE))))?,
             // The terminal of another user, as after su(1), is not ours to open.
             FileType::CharacterDevice if terminal => own()
-                .map(|file| (file, Way::Nonblocking))
-                .or_else(|_| Ok::<_, io::Error>((duplicate()?, Way::Pieces(1))))?,
-            FileType::Socket => (duplicate()?, Way::Socket),
-            _ => (duplicate()?, Way::File),
+                .map(|file| (file, WriteMode::Nonblocking))
+                .or_else(|_| Ok::<_, io::Error>((duplicate()?, WriteMode::Pieces(1))))?,
+            FileType::Socket => (duplicate()?, WriteMode::Socket),
+            _ => (duplicate()?, WriteMode::File),
         };
-        Ok(Self { to, way, waiting: VecDeque::new(), lost: 0 })
+        Ok(Self { to, mode, waiting: VecDeque::new(), lost: 0 })
     }
 
     /// Writes to the file at `path`, which is emptied if it is there.
@@ -89,7 +89,7 @@ impl Sink {
             }
             _ => Error::OpenConsole { path: path.to_owned(), source },
         })?;
-        Ok(Self { to, way: Way::Nonblocking, waiting: VecDeque::new(), lost: 0 })
+        Ok(Self { to, mode: WriteMode::Nonblocking, waiting: VecDeque::new(), lost: 0 })
     }
 
     /// Writes to a log at `path` that is this user's alone and has no end, but a bound: past it, the older half goes.
@@ -101,7 +101,7 @@ impl Sink {
         options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let opened = options.open(path).and_then(|file| file.set_len(0).map(|()| file));
         let to = opened.map_err(|source| Error::OpenConsole { path: path.to_owned(), source })?;
-        Ok(Self { to, way: Way::Log, waiting: VecDeque::new(), lost: 0 })
+        Ok(Self { to, mode: WriteMode::Log, waiting: VecDeque::new(), lost: 0 })
     }
 
     /// Writes `bytes`, now or when its reader has made room.
@@ -196,13 +196,13 @@ impl Sink {
     /// Writes some of `bytes`; 0 where there is no room now.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            let written = match self.way {
-                Way::Nonblocking | Way::File => self.to.write(bytes),
-                Way::Log => self.shorten().and_then(|()| self.to.write(bytes)),
-                Way::Socket => {
+            let written = match self.mode {
+                WriteMode::Nonblocking | WriteMode::File => self.to.write(bytes),
+                WriteMode::Log => self.shorten().and_then(|()| self.to.write(bytes)),
+                WriteMode::Socket => {
                     send(&self.to, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(io::Error::from)
                 }
-                Way::Pieces(len) => {
+                WriteMode::Pieces(len) => {
                     let mut fds = [PollFd::new(&self.to, PollFlags::OUT)];
                     match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                         Ok(0) | Err(Errno::INTR) => return Ok(0),
