@@ -37,8 +37,11 @@ fn threads(pid: u32) -> Vec<(String, BTreeMap<String, String>)> {
 }
 
 fn is_there(pid: u32) -> bool {
-    // Not a zombie, which has no directory of its own.
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok()
+    // A thread that is a zombie has let go of what it had open, but the first one is a zombie before the others have.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    // proc_pid_stat(5): the name in brackets, the state.
+    stats.filter_map(|stat| stat.rsplit(") ").next()?.chars().next()).any(|state| !"ZX".contains(state))
 }
 
 #[track_caller]
