@@ -567,3 +567,19 @@ fn the_unit_s_capabilities_are_enough() {
         host.is_as(&before);
     }
 }
+
+#[test]
+fn a_machine_that_does_not_listen_holds_nobody_up() {
+    let world = World::new(echo());
+    let mut vm = Vm::start(&mut world.run(&["--name", "web"]));
+    vm.expect("ready\r\n", SOON);
+    let machine = rustix::process::Pid::from_raw(vm.machine_pid() as i32).unwrap();
+    rustix::process::kill_process(machine, Signal::STOP).unwrap();
+    // More than a socket holds.
+    for _ in 0..1000 {
+        world.socket("web").write_all(b"{\"method\":\"io.wirevm.Machine.Metrics\"}\0").unwrap();
+    }
+    assert_eq!(world.json(&["show", "web", "--json"])["state"], "running");
+    world.ok(&["stop", "web", "--force"]);
+    vm.ends_with(0, SOON);
+}

@@ -37,6 +37,9 @@ mod token {
     pub(super) const NIC: u32 = 0x100;
 }
 
+/// How many messages of the machine are heard before something else is looked at.
+const MESSAGES: usize = 16;
+
 /// The keeper of a machine that was started.
 pub(super) struct Keeper {
     core: Core,
@@ -183,8 +186,10 @@ impl MutEventSubscriber for Keeper {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             token::MACHINE => {
-                self.core.hear_machine();
-                if events.event_set().contains(EventSet::HANG_UP) {
+                // After a hangup there is an end to what it has said.
+                let gone = events.event_set().contains(EventSet::HANG_UP);
+                self.core.hear_machine(if gone { usize::MAX } else { MESSAGES });
+                if gone {
                     let channel = Events::with_data(self.core.channel(), token::MACHINE, EventSet::IN);
                     let removed = ops.remove(channel);
                     self.note(removed);
@@ -192,7 +197,7 @@ impl MutEventSubscriber for Keeper {
             }
             token::DEATH => {
                 // What the machine said last is still to be heard.
-                self.core.hear_machine();
+                self.core.hear_machine(usize::MAX);
                 while self.read_console(ops) {}
                 self.core.machine_died();
             }

@@ -94,18 +94,15 @@ impl Nic {
 
     /// Answers what it asked; false once nobody asks any more.
     pub(crate) fn answer(&mut self) -> bool {
-        loop {
-            let request = match self.asks.try_receive() {
-                Ok(Some((FilterRequest(filter), _))) => filter,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return true,
-                Ok(None) | Err(_) => return false,
-            };
-            let answer = self.wire.set_filter(&request);
-            let answer = answer.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
-            if self.asks.try_send(&FilterAnswer(answer)).is_err() {
-                return false;
-            }
-        }
+        // One at a time: who has taken the machine over may ask without end.
+        let request = match self.asks.try_receive() {
+            Ok(Some((FilterRequest(filter), _))) => filter,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return true,
+            Ok(None) | Err(_) => return false,
+        };
+        let answer = self.wire.set_filter(&request);
+        let answer = answer.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        self.asks.try_send(&FilterAnswer(answer)).is_ok()
     }
 }
 

@@ -168,8 +168,9 @@ impl Core {
         ended.unwrap_or(Ended::Died(Death::Exit(0)))
     }
 
-    pub(super) fn hear_machine(&mut self) {
-        loop {
+    /// Hears at most so many messages of the machine: who has taken it over may send without end, and others are to be heard, too.
+    pub(super) fn hear_machine(&mut self, most: usize) {
+        for _ in 0..most {
             match self.channel.try_receive() {
                 Ok(Some((message, _))) => self.heed(message),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
@@ -324,12 +325,12 @@ impl Core {
             // One that stands still hears nothing.
             (Do::PressPowerButton, MachineState::Paused) => self
                 .channel
-                .send(&ToMachine::Resume)
-                .and_then(|()| self.channel.send(&ToMachine::PowerButton)),
-            (Do::PressPowerButton, _) => self.channel.send(&ToMachine::PowerButton),
-            (Do::TellToEnd, _) => self.channel.send(&ToMachine::Stop),
+                .try_send(&ToMachine::Resume)
+                .and_then(|()| self.channel.try_send(&ToMachine::PowerButton)),
+            (Do::PressPowerButton, _) => self.channel.try_send(&ToMachine::PowerButton),
+            (Do::TellToEnd, _) => self.channel.try_send(&ToMachine::Stop),
         };
-        // One that hears nothing is about to end, which is told elsewhere.
+        // One that hears nothing is about to end, which is told elsewhere; or it has been taken over, and is killed when time is up.
         drop(said);
     }
 
@@ -337,7 +338,7 @@ impl Core {
         for command in self.keyboard.read() {
             match command {
                 Command::Quit => self.force_stop(),
-                Command::PowerButton => drop(self.channel.send(&ToMachine::PowerButton)),
+                Command::PowerButton => drop(self.channel.try_send(&ToMachine::PowerButton)),
                 Command::Help => report::print(&format!("\n{}\n", terminal::HELP)),
             }
         }
@@ -345,9 +346,9 @@ impl Core {
 
     /// Sends the machine a request whose answer `waiting` waits for.
     fn request(&mut self, request: &ToMachine) -> Result<(), ControlError> {
-        self.channel
-            .send(request)
-            .map_err(|_| ControlError::WrongState("the machine is about to end".to_owned()))
+        self.channel.try_send(request).map_err(|_| {
+            ControlError::WrongState("the machine does not listen, or is about to end".to_owned())
+        })
     }
 
     fn in_state(&self, state: MachineState) -> Result<(), ControlError> {
