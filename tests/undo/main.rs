@@ -132,6 +132,47 @@ fn whenever_it_is_killed_the_next_one_takes_it_back() {
     }
 }
 
+/// Attached to the tun `name` until this is dropped.
+fn attached(name: &str) -> File {
+    let device = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all zeroes is an ifreq without a name, and the ioctl reads one.
+    let attached = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        name.bytes().enumerate().for_each(|(at, byte)| request.ifr_name[at] = byte as libc::c_char);
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, &request)
+    };
+    assert_eq!(attached, 0, "{}", std::io::Error::last_os_error());
+    device
+}
+
+/// As when the dead one has a thread that is not gone yet, or another process of ours was just started.
+#[test]
+fn a_tap_that_is_held_for_a_moment_more_is_given_its_settings_back() {
+    const LAST: usize = 21;
+    let only = |wire: &table::Wire| wire.spec.starts_with("tun=tun0");
+    let tried = each_wire(only, |host, spec, before| {
+        let ended = inside(host, move || {
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            let say = format!("killed {LAST} {spec}");
+            let ended = child.args(["--exact", "child"]).env(CHILD, say).output().unwrap();
+            let held = attached("tun0");
+            let letting_go = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(60));
+                drop(held);
+            });
+            clean();
+            letting_go.join().unwrap();
+            ended
+        });
+        assert_eq!(ended.status.signal(), Some(libc::SIGKILL), "{ended:?}");
+        host.has_everything_as(before, spec);
+    });
+    if let Err(why) = tried {
+        skip!("{why}");
+    }
+}
+
 guest!(hello: puts!("hello\\n"));
 guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
 

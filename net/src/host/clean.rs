@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::journal::{Line, Lock, Record, boot, warn};
+use super::wait::Patience;
 use super::{Change, Host, Namespace, NamespaceId, Netlink, Step, line_at};
 use crate::Error;
 
@@ -66,9 +67,9 @@ pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
         }
     }
     lines.sort_by_key(|(_, line)| std::cmp::Reverse(line.at));
-    let mut places = Places::default();
+    let (mut places, mut patience) = (Places::default(), Patience::default());
     for (record, line) in lines {
-        match replay(&mut places, &line) {
+        match replay(&mut places, &mut patience, &line) {
             Replayed::Made => {
                 made(Step { command: places.command(&line), why: WHY });
                 if !read[record].1.is_empty() && line.undo.is_to_be_repeated() {
@@ -113,8 +114,8 @@ pub(super) fn undo(lock: Option<&Lock>, mut record: Record) {
     };
     let all = lines.len();
     order(&mut lines);
-    let mut places = Places::default();
-    lines.retain(|line| matches!(replay(&mut places, line), Replayed::Refused));
+    let (mut places, mut patience) = (Places::default(), Patience::default());
+    lines.retain(|line| matches!(replay(&mut places, &mut patience, line), Replayed::Refused));
     lines.reverse();
     match lock {
         Some(lock) => replace(lock, record, &lines, all),
@@ -135,8 +136,8 @@ enum Replayed {
     Refused,
 }
 
-fn replay(places: &mut Places, line: &Line) -> Replayed {
-    let tried = places.try_in(line, |netlink| line.undo.make_as_undo(netlink));
+fn replay(places: &mut Places, patience: &mut Patience, line: &Line) -> Replayed {
+    let tried = places.try_in(line, |netlink| patience.once_free(|| line.undo.make_as_undo(netlink)));
     let command = places.command(line);
     match tried {
         Ok(Some(Ok(()))) => {

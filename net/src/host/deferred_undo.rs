@@ -1,12 +1,10 @@
 //! What is taken back later than all else, or earlier: after the last descriptor of a link is closed, which may be before or after the
 //! wiring goes.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use super::journal::{Line, Record};
 use super::take_back::is_undone;
-use super::{Change, Host, Namespace, Netlink, Refusal, Wiring};
+use super::wait::Patience;
+use super::{Change, Host, Namespace, Netlink, Wiring};
 use crate::Error;
 use crate::error::HostError;
 
@@ -56,10 +54,12 @@ impl Drop for DeferredUndo {
     fn drop(&mut self) {
         self.host.reserve().release();
         let undone = self.namespace.run(|| {
-            let mut netlink = Netlink::new();
+            let (mut netlink, mut patience) = (Netlink::new(), Patience::default());
             self.undo.iter().rev().all(|change| match change.is_of_the_same_links(&mut netlink) {
                 Ok(false) => true,
-                Ok(true) | Err(_) => is_undone(change, once_free(|| change.make_as_undo(&mut netlink))),
+                Ok(true) | Err(_) => {
+                    is_undone(change, patience.once_free(|| change.make_as_undo(&mut netlink)))
+                }
             })
         });
         match (undone, self.record.take()) {
@@ -69,19 +69,6 @@ impl Drop for DeferredUndo {
             (Err(error), _) => {
                 log::warn!("cannot enter the network namespace to take back what was changed there: {error}");
             }
-        }
-    }
-}
-
-/// Calls until nobody has the link, for a while: a process that was just started has our descriptors until it executes.
-fn once_free(mut call: impl FnMut() -> Result<(), Refusal>) -> Result<(), Refusal> {
-    let end = Instant::now() + Duration::from_millis(200);
-    loop {
-        match call() {
-            Err(refusal) if refusal.errno() == Some(libc::EBUSY) && Instant::now() < end => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            made => return made,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting for the lock, behind another wirevm that changes the host.
+//! Waiting: for the lock, behind another wirevm that changes the host, and for a link that somebody is about to let go of.
 
 use std::fs::File;
 use std::io;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::Refusal;
 use super::holders::{self, Holder};
 
 /// After so long a wait is told.
@@ -38,5 +39,32 @@ pub(super) fn for_lock(file: &File, path: &Path, ended: impl Fn() -> bool) -> io
             told = true;
         }
         thread::sleep(PAUSE);
+    }
+}
+
+/// How long the undos of one end wait for links that somebody has, together: what is really in use is left for the next time.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    /// From the first that was not free.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    const ALL: Duration = Duration::from_millis(200);
+
+    /// Calls until nobody has the link, or all patience is used: a process that was just started has the descriptors of the one
+    /// that started it until it executes, and one that was just killed has its own until its last thread is gone.
+    pub(super) fn once_free(&mut self, mut call: impl FnMut() -> Result<(), Refusal>) -> Result<(), Refusal> {
+        loop {
+            match call() {
+                Err(refusal) if refusal.errno() == Some(libc::EBUSY) => {
+                    if Instant::now() >= *self.until.get_or_insert_with(|| Instant::now() + Self::ALL) {
+                        return Err(refusal);
+                    }
+                    thread::sleep(PAUSE);
+                }
+                made => return made,
+            }
+        }
     }
 }
