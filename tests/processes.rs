@@ -171,6 +171,19 @@ fn when_the_keeper_is_killed_the_machine_goes_and_the_next_one_takes_back() {
 }
 
 #[test]
+fn who_is_killed_can_be_started_again_at_once() {
+    let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
+    let mut last = start(&host, &dir, &["--name", "web"]);
+    for _ in 0..20 {
+        last.signal(Signal::KILL);
+        // The same name, the same address.
+        last = start(&host, &dir, &["--name", "web"]);
+    }
+    last.signal(Signal::TERM);
+    last.ends_with(0, SOON);
+}
+
+#[test]
 fn a_signal_to_all_of_the_job_ends_it_in_order() {
     let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
     let before = host.everything();

@@ -1,7 +1,7 @@
 //! Where running machines are found: a directory for each, below the runtime directory.
 //!
 //! ```text
-//! /run/wirevm/vm/NAME/lock      held (flock(2)) as long as the machine is there
+//! /run/wirevm/vm/NAME/lock      held (flock(2)) as long as the machine is there; the pids of keeper and machine
 //!                     control   its socket
 //! /run/wirevm/vm/NAME.log       what a detached machine said; it stays until the name is used again
 //! ```
@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -130,27 +130,28 @@ pub struct Place {
 }
 
 impl Place {
-    /// Takes the place of `name`, or of the first `vm0`, `vm1`... that is free.
+    /// Takes the place of `name`, or of the first `vm0`, `vm1`... that is free, for this process and the one that runs the guest,
+    /// `machine`.
     ///
     /// # Errors
     /// The name is none, or is a running machine's, or there is no place.
-    pub fn take(name: Option<&str>) -> Result<Self, NameError> {
+    pub fn take(name: Option<&str>, machine: u32) -> Result<Self, NameError> {
         sweep()?;
         if let Some(name) = name {
             check_name(name)?;
-            return Self::of(machines()?, name);
+            return Self::of(machines()?, name, machine);
         }
         let all = machines()?;
         let mut number = 0;
         loop {
-            match Self::of(all.clone(), &format!("vm{number}")) {
+            match Self::of(all.clone(), &format!("vm{number}"), machine) {
                 Err(NameError::Taken { .. }) => number += 1,
                 taken => return taken,
             }
         }
     }
 
-    fn of(all: PathBuf, name: &str) -> Result<Self, NameError> {
+    fn of(all: PathBuf, name: &str, machine: u32) -> Result<Self, NameError> {
         let path = all.join(name);
         let failed = |source| NameError::Directory { path: path.clone(), source };
         let mut looks = 0;
@@ -171,7 +172,7 @@ impl Place {
                 Err(Errno::WOULDBLOCK) if flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() => {
                     continue;
                 }
-                Err(Errno::WOULDBLOCK) => match pid_in(&lock) {
+                Err(Errno::WOULDBLOCK) => match pids_in(&lock).map(|(keeper, _)| keeper) {
                     // Who has not said yet who it is may be about to remove what a dead one left.
                     None if looks < 100 => {
                         looks += 1;
@@ -187,8 +188,8 @@ impl Place {
             }
             // What a dead one has left.
             let _ = fs::remove_file(path.join("control"));
-            // For who is told that the name is taken.
-            let told = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+            // For who is told that the name is taken, and for who finds that we were killed.
+            let told = lock.set_len(0).and_then(|()| write!(lock, "{} {machine}", std::process::id()));
             told.map_err(failed)?;
             return Ok(Self { name: name.to_owned(), path, _lock: lock });
         }
@@ -210,13 +211,42 @@ impl Place {
     }
 }
 
-/// Removes the places of machines that were killed.
+/// Removes the places of machines that were killed, once nothing of them holds a link any more.
 ///
 /// # Errors
 /// There is no place for machines.
 pub fn sweep() -> Result<(), NameError> {
-    sweep_in(&machines()?);
+    let all = machines()?;
+    wait_for_orphans(&all);
+    sweep_in(&all);
     Ok(())
+}
+
+/// How long a machine may take to end after its keeper was killed; it is a matter of milliseconds.
+const ORPHANS: Duration = Duration::from_secs(1);
+
+/// Waits for machines whose keeper was killed, and which are about to end: until then their links are there, with addresses.
+///
+/// Others that sweep at the same time wait here, too, for the text of a lock stays until its place goes.
+fn wait_for_orphans(all: &Path) {
+    let entries = fs::read_dir(all).into_iter().flatten().flatten();
+    let locks = entries.filter_map(|entry| open_lock(&entry.path(), false).ok());
+    let machines = locks.filter_map(|lock| pids_in(&lock).filter(|(keeper, _)| !is_alive(*keeper)));
+    let until = Instant::now() + ORPHANS;
+    for (_, machine) in machines {
+        while is_alive(machine) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// True while a thread of the process has not let go of what it had open: a zombie has, but the first thread may be one before
+/// the others.
+fn is_alive(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    // proc_pid_stat(5): the name in brackets, then the state.
+    stats.any(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X'])))
 }
 
 fn sweep_in(all: &Path) {
@@ -264,10 +294,12 @@ fn open_lock(directory: &Path, create: bool) -> io::Result<File> {
     options.open(directory.join("lock"))
 }
 
-fn pid_in(lock: &File) -> Option<u32> {
+/// The pids of keeper and machine.
+fn pids_in(lock: &File) -> Option<(u32, u32)> {
     let mut text = String::new();
-    lock.take(16).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    lock.take(32).read_to_string(&mut text).ok()?;
+    let (keeper, machine) = text.split_once(' ')?;
+    Some((keeper.parse().ok()?, machine.parse().ok()?))
 }
 
 /// A path to `name` in an open directory that is short enough for a socket's (unix(7)), however long the directory's is.
@@ -349,6 +381,9 @@ mod tests {
         }
     }
 
+    /// No process has it.
+    const NOBODY: u32 = u32::MAX;
+
     fn scratch(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("wirevm-test-{name}-{}", std::process::id()));
         make_directory(&path).unwrap();
@@ -358,9 +393,9 @@ mod tests {
     #[test]
     fn a_name_is_one_machine_s_while_it_lives_and_free_after() {
         let all = scratch("place");
-        let place = Place::of(all.clone(), "web").unwrap();
+        let place = Place::of(all.clone(), "web", NOBODY).unwrap();
         let _listener = place.listen().unwrap();
-        let taken = Place::of(all.clone(), "web").unwrap_err();
+        let taken = Place::of(all.clone(), "web", NOBODY).unwrap_err();
         assert_eq!(
             taken.to_string(),
             format!("a machine named web runs already (pid {})", std::process::id())
@@ -375,7 +410,7 @@ mod tests {
         fs::write(all.join("web/lock"), "1").unwrap();
         drop(UnixListener::bind(all.join("web/control")).unwrap());
         assert!(!is_running(&all.join("web")));
-        let place = Place::of(all.clone(), "web").unwrap();
+        let place = Place::of(all.clone(), "web", NOBODY).unwrap();
         place.listen().unwrap();
         drop(place);
         assert!(!all.exists());
@@ -384,8 +419,8 @@ mod tests {
     #[test]
     fn what_the_dead_left_goes_and_the_living_stay() {
         let all = scratch("sweep");
-        let lives = Place::of(all.clone(), "lives").unwrap();
-        let died = Place::of(all.clone(), "died").unwrap();
+        let lives = Place::of(all.clone(), "lives", NOBODY).unwrap();
+        let died = Place::of(all.clone(), "died", NOBODY).unwrap();
         drop(died.listen().unwrap());
         // As after SIGKILL: nobody holds the lock.
         let died = std::mem::ManuallyDrop::new(died);
@@ -394,6 +429,21 @@ mod tests {
         assert!(is_running(&all.join("lives")) && !all.join("died").exists());
         drop(lives);
         assert!(!all.exists());
+    }
+
+    #[test]
+    fn who_sweeps_waits_for_the_machine_of_a_dead_keeper_alone() {
+        let all = scratch("orphans");
+        let mut child = std::process::Command::new("sleep").arg("0.1").spawn().unwrap();
+        let lives = Place::of(all.clone(), "lives", std::process::id()).unwrap();
+        let mut died = Place::of(all.clone(), "died", child.id()).unwrap();
+        died._lock.set_len(0).unwrap();
+        io::Seek::rewind(&mut died._lock).unwrap();
+        write!(died._lock, "{NOBODY} {}", child.id()).unwrap();
+        wait_for_orphans(&all);
+        assert!(!is_alive(child.id()) && is_alive(std::process::id()));
+        child.wait().unwrap();
+        drop((lives, died));
     }
 
     #[test]
@@ -408,7 +458,7 @@ mod tests {
                     }
                 });
             }
-            let taken = (0..500).try_for_each(|_| Place::of(all.clone(), "web").map(drop));
+            let taken = (0..500).try_for_each(|_| Place::of(all.clone(), "web", NOBODY).map(drop));
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             taken
         });
@@ -421,7 +471,7 @@ mod tests {
         let take = || {
             let mut number = 0;
             loop {
-                match Place::of(all.clone(), &format!("vm{number}")) {
+                match Place::of(all.clone(), &format!("vm{number}"), NOBODY) {
                     Err(NameError::Taken { .. }) => number += 1,
                     taken => return taken.unwrap(),
                 }

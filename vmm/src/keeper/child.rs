@@ -36,8 +36,9 @@ impl Child {
         Ok(Self { pid, pidfd, reaped: false })
     }
 
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Kills it.

@@ -152,7 +152,7 @@ fn start(
     wait_until_accepted(&channel, signals, &mut child)?;
 
     // What is not to be had leaves the host's network alone.
-    let place = Place::take(config.name.as_deref()).map_err(Error::Name)?;
+    let place = Place::take(config.name.as_deref(), child.id()).map_err(Error::Name)?;
     let server = Server::new(place.listen().map_err(host("listen at the machine's socket"))?);
     let wires = nics::resolve(config)?;
     let shown = match &config.console {

@@ -31,7 +31,7 @@ impl Requests for Core {
             name: self.place.name().to_owned(),
             state: self.state,
             pid: std::process::id(),
-            machine_pid: self.child.pid().as_raw_nonzero().get().unsigned_abs(),
+            machine_pid: self.child.id(),
             config: self.config.clone(),
             memory: self.config.memory.bytes,
             nics: self.nics.iter().enumerate().map(nic).collect(),
