@@ -153,7 +153,7 @@ impl Hardware {
     ) -> Result<Self, Error> {
         let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
         let stop_output = ending.event().try_clone().map_err(host("duplicate an eventfd"))?;
-        let vm = Arc::new(new_vm(kvm)?);
+        let vm = Arc::new(new_vm(kvm, memory, timings)?);
         timings.reached("VM made");
         let sink: EventSink = {
             let ending = ending.clone();
@@ -175,8 +175,6 @@ impl Hardware {
         let devices = nics.iter_mut().map(Nic::take_device);
         transport::attach(config.transport, &vm, memory, devices, &mut ports, &mut mmio)?;
         timings.reached("devices made");
-        memory::register(&vm, memory)?;
-        timings.reached("memory given to KVM");
         Ok(Self { nics, vm, ports, mmio, serial, power, ending })
     }
 }
@@ -199,8 +197,11 @@ fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Res
 }
 
 /// A VM with KVM's own interrupt controllers and timer.
-fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+fn new_vm(kvm: &Kvm, memory: &GuestMemoryMmap, timings: Timings) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+    // First, while the VM has nothing else: KVM waits until no reader of what it had before is left (SRCU).
+    memory::register(&vm, memory)?;
+    timings.reached("memory given to KVM");
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place its identity map"))?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("place its TSS"))?;
     vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
