@@ -149,6 +149,37 @@ fn a_detached_machine_is_listed_shown_and_stopped() {
 }
 
 #[test]
+fn who_stops_it_always_hears_how_it_ended() {
+    let world = World::new(echo());
+    for round in 0..20 {
+        world.detach(&["--name", "web"]);
+        let how: &[_] = if round % 2 == 0 { &["--force"] } else { &[] };
+        let stopped = world.json(&[&["stop", "web", "--json"], how].concat());
+        assert_eq!(stopped, serde_json::json!({ "name": "web", "status": 0 }), "{round}");
+    }
+}
+
+#[test]
+fn who_stops_one_that_is_killed_is_told() {
+    let world = World::new(counter());
+    let mut vm = Vm::start(&mut world.run(&["--name", "web"]));
+    vm.expect("ready\n", SOON);
+    // It answers nothing, but has the call.
+    vm.signal(Signal::STOP);
+    let stop = world.command(&["stop", "web"]).stderr(Stdio::piped()).spawn().unwrap();
+    let until = Instant::now() + SOON;
+    // proc_pid_syscall(5): the number of the call that it waits in.
+    let waits_in = || fs::read_to_string(format!("/proc/{}/syscall", stop.id())).unwrap_or_default();
+    while !waits_in().starts_with(&format!("{} ", libc::SYS_recvfrom)) {
+        assert!(Instant::now() < until, "{}", vm.state());
+    }
+    vm.signal(Signal::KILL);
+    vm.wait(SOON);
+    let words = ["the machine is gone without an answer", "wirevm doctor --clean"];
+    refused(&stop.wait_with_output().unwrap(), 1, &words);
+}
+
+#[test]
 fn a_machine_in_the_foreground_has_a_name_too() {
     let world = World::new(echo());
     let mut vm = Vm::start(&mut world.run(&["--name", "front"]));

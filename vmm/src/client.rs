@@ -20,9 +20,12 @@ pub enum ClientError {
     /// There is no such machine.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The connection failed, or the machine has ended.
+    /// The connection failed.
     #[error("cannot ask the machine")]
     Connection(#[source] io::Error),
+    /// The machine is gone without an answer: it has just ended, or its process was killed.
+    #[error("the machine is gone without an answer")]
+    Gone,
     /// The machine refuses.
     #[error("the machine refuses: {reason}")]
     Refused {
@@ -44,6 +47,10 @@ impl ClientError {
             Self::Nonsense(_) => {
                 Some("is it a machine of another version of wirevm? wirevm ls tells".to_owned())
             }
+            Self::Gone => Some(
+                "if it was killed, what it left on the host is taken back by the next wirevm run, or now by: wirevm doctor --clean"
+                    .to_owned(),
+            ),
             Self::Connection(_) | Self::Refused { .. } => None,
         }
     }
@@ -144,8 +151,20 @@ impl Client {
     /// # Errors
     /// As [`call`](Self::call).
     pub fn stop(&mut self, timeout: Option<Duration>, force: bool) -> Result<(), ClientError> {
-        let timeout = timeout.map(|timeout| timeout.as_secs());
-        self.call("Stop", json!({ "timeout": timeout, "force": force })).map(drop)
+        self.call("Stop", stop_parameters(timeout, force)).map(drop)
+    }
+
+    /// The same, and waits for the end, however long that takes. Returns the exit status of its `wirevm run`.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call); [`Gone`](ClientError::Gone) where its process is killed before it has ended in order.
+    pub fn stop_and_wait(&mut self, timeout: Option<Duration>, force: bool) -> Result<u8, ClientError> {
+        // Both at once: it may end before a second message comes.
+        let stop = method_call("Stop", stop_parameters(timeout, force));
+        self.send_all(&[stop, method_call("Wait", json!({}))])?;
+        self.reply()?;
+        self.set_timeout(None).map_err(ClientError::Connection)?;
+        status_in(&self.reply()?.parameters)
     }
 
     /// Has the guest stand still; returns when it does.
@@ -167,16 +186,9 @@ impl Client {
     /// Waits for the machine's end, and returns the exit status of its `wirevm run`.
     ///
     /// # Errors
-    /// As [`call`](Self::call); where it was killed, the connection ends.
+    /// As [`call`](Self::call); [`Gone`](ClientError::Gone) where its process is killed before it has ended in order.
     pub fn wait(&mut self) -> Result<u8, ClientError> {
-        let answer = self.call("Wait", json!({}))?;
-        let status = answer["status"].as_u64().and_then(|status| u8::try_from(status).ok());
-        status.ok_or_else(|| {
-            ClientError::Connection(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "there is no exit status in it",
-            ))
-        })
+        status_in(&self.call("Wait", json!({}))?)
     }
 
     /// What happens to the machine, as long as `each` wants to hear it.
@@ -227,9 +239,15 @@ impl Client {
     }
 
     fn send(&mut self, call: &Value) -> Result<(), ClientError> {
-        let mut bytes = call.to_string().into_bytes();
-        bytes.push(0);
-        self.stream.write_all(&bytes).map_err(ClientError::Connection)
+        self.send_all(std::slice::from_ref(call))
+    }
+
+    fn send_all(&mut self, calls: &[Value]) -> Result<(), ClientError> {
+        let bytes: Vec<_> = calls.iter().flat_map(|call| format!("{call}\0").into_bytes()).collect();
+        match self.stream.write_all(&bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClientError::Gone),
+            written => written.map_err(ClientError::Connection),
+        }
     }
 
     fn reply(&mut self) -> Result<Reply, ClientError> {
@@ -240,9 +258,9 @@ impl Client {
             let mut chunk = [0; 4096];
             let len = match self.stream.read(&mut chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Ok(0) => {
-                    let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "it has closed the connection");
-                    return Err(ClientError::Connection(gone));
+                Ok(0) => return Err(ClientError::Gone),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(ClientError::Gone);
                 }
                 read => read.map_err(ClientError::Connection)?,
             };
@@ -263,4 +281,22 @@ impl Client {
             }
         }
     }
+}
+
+/// A call of `io.wirevm.Machine`.
+fn method_call(method: &str, parameters: Value) -> Value {
+    json!({ "method": format!("io.wirevm.Machine.{method}"), "parameters": parameters })
+}
+
+fn stop_parameters(timeout: Option<Duration>, force: bool) -> Value {
+    json!({ "timeout": timeout.map(|timeout| timeout.as_secs()), "force": force })
+}
+
+/// The exit status in the answer to `Wait`.
+fn status_in(answer: &Value) -> Result<u8, ClientError> {
+    let status = answer["status"].as_u64().and_then(|status| u8::try_from(status).ok());
+    status.ok_or_else(|| {
+        let none = io::Error::new(io::ErrorKind::InvalidData, "there is no exit status in it");
+        ClientError::Connection(none)
+    })
 }

@@ -333,6 +333,13 @@ fn is_running(directory: &Path) -> bool {
     lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
 }
 
+/// Waits until the name of the machine `name` is free: the last thing that its process lets go of.
+pub fn wait_until_gone(name: &str) {
+    while running().is_ok_and(|running| running.iter().any(|running| running == name)) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Where the machine `name` listens while it runs.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::MachineConfig;
 use crate::client::{Client, ClientError};
 use crate::info::MachineInfo;
+use crate::runtime;
 
 /// Why a machine did not start, or not do what was wanted.
 #[derive(Debug, thiserror::Error)]
@@ -205,17 +206,20 @@ impl Vm {
     /// It had ended before.
     pub fn wait(mut self) -> Result<u8, VmError> {
         self.stopped = true;
-        Ok(self.client()?.wait()?)
+        let status = self.client()?.wait();
+        self.gone(status)
     }
 
     fn end(&mut self, force: bool) -> Result<u8, VmError> {
         self.stopped = true;
-        let mut client = self.client()?;
-        client.stop(None, force)?;
-        let status = client.wait();
-        // The last thing that its process lets go of.
-        while crate::runtime::running().is_ok_and(|names| names.contains(&self.name)) {
-            std::thread::sleep(Duration::from_millis(2));
+        let status = self.client()?.stop_and_wait(None, force);
+        self.gone(status)
+    }
+
+    /// Waits until nothing of it is left, once it has ended with `status`.
+    fn gone(&self, status: Result<u8, ClientError>) -> Result<u8, VmError> {
+        if matches!(status, Ok(_) | Err(ClientError::Gone)) {
+            runtime::wait_until_gone(&self.name);
         }
         Ok(status?)
     }

@@ -37,7 +37,7 @@ pub(crate) fn ls(args: &Ls) -> Result<ExitCode, ClientError> {
         match connect(&name).and_then(|mut client| client.info()) {
             Ok(info) => machines.push(info),
             // It has ended meanwhile, or is stopped (SIGSTOP), which says nothing against the others.
-            Err(ClientError::Name(runtime::NameError::Unknown { .. })) => {}
+            Err(ClientError::Name(runtime::NameError::Unknown { .. }) | ClientError::Gone) => {}
             Err(error) => report::error(&error, Some(&format!("it is the machine {name}"))),
         }
     }
@@ -138,22 +138,12 @@ fn page(info: &MachineInfo) -> String {
 /// `wirevm stop`: returns once the machine is gone.
 pub(crate) fn stop(args: &Stop) -> Result<ExitCode, ClientError> {
     let mut client = connect(&args.name)?;
-    client.stop(args.timeout.map(Duration::from_secs), args.force)?;
-    client.set_timeout(None).map_err(ClientError::Connection)?;
-    // Its process closes the connection when the host is as before.
-    let status = client.wait();
-    until_gone(&args.name);
+    let status = client.stop_and_wait(args.timeout.map(Duration::from_secs), args.force)?;
+    runtime::wait_until_gone(&args.name);
     if args.json {
-        report::answer(&format!("{}\n", json!({ "name": args.name, "status": status.ok() })));
+        report::answer(&format!("{}\n", json!({ "name": args.name, "status": status })));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Waits until the machine's name is free: the last thing that its process lets go of.
-fn until_gone(name: &str) {
-    while runtime::running().is_ok_and(|running| running.iter().any(|running| running == name)) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// `wirevm pause`
@@ -179,7 +169,7 @@ fn told(args: &Machine, state: &str) -> Result<ExitCode, ClientError> {
 pub(crate) fn wait(args: &Machine) -> Result<ExitCode, ClientError> {
     let mut client = Client::connect(&args.name)?;
     let status = client.wait()?;
-    until_gone(&args.name);
+    runtime::wait_until_gone(&args.name);
     if args.json {
         report::answer(&format!("{}\n", json!({ "name": args.name, "status": status })));
     }

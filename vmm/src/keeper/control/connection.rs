@@ -225,6 +225,11 @@ impl Connection {
         self.mode == Mode::Console { writes: true }
     }
 
+    /// Whether nothing is open: no call, no stream of events, no console, no answer that is still to be read.
+    pub(super) fn is_idle(&self) -> bool {
+        self.mode == Mode::Calls && !self.busy && self.read.is_empty() && !self.to.is_waiting()
+    }
+
     fn send(&mut self, message: &Value) {
         let mut bytes = message.to_string().into_bytes();
         bytes.push(0);

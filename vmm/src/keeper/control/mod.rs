@@ -24,6 +24,8 @@ pub(crate) use self::methods::ControlError;
 
 /// How many clients there can be at once.
 const CLIENTS: usize = 32;
+/// After so long without a call, a client gives way to one that there is no room for.
+const IDLE: Duration = Duration::from_secs(10);
 /// The token of the listener; those of the clients follow.
 pub(super) const TOKEN: u32 = 0x1000;
 
@@ -74,6 +76,8 @@ struct Client {
     serial: u64,
     /// What the loop watches it for.
     watched: EventSet,
+    /// When it last said something, or was answered.
+    active: Instant,
 }
 
 impl Server {
@@ -95,6 +99,7 @@ impl Server {
         let Some(slot) = (events.data() - TOKEN).checked_sub(1) else { return self.accept(ops) };
         let slot = slot as usize;
         let Some(Some(client)) = self.slots.get_mut(slot) else { return };
+        client.active = Instant::now();
         let set = events.event_set();
         if set.contains(EventSet::OUT) {
             client.connection.flush();
@@ -139,16 +144,32 @@ impl Server {
 
     fn accept(&mut self, ops: &mut EventOps) {
         while let Ok((stream, _)) = self.listener.accept() {
-            let slot = self.slots.iter().position(Option::is_none);
-            match (is_allowed(&stream), slot) {
-                (true, Some(slot)) => self.take(stream, slot, ops),
-                // Told why where there is room for it, and gone.
-                (allowed, _) => connection::refuse(
-                    stream,
-                    if allowed { "there are too many clients" } else { "this is another user's machine" },
-                ),
+            // Who is refused is told why where there is room for it, and gone.
+            if !is_allowed(&stream) {
+                connection::refuse(stream, "this is another user's machine");
+                continue;
+            }
+            let free = self.slots.iter().position(Option::is_none);
+            match free.or_else(|| self.close_idle(ops)) {
+                Some(slot) => self.take(stream, slot, ops),
+                None => connection::refuse(stream, "there are too many clients"),
             }
         }
+    }
+
+    /// Closes the connection that nothing was asked on for longest, and returns its slot.
+    fn close_idle(&mut self, ops: &mut EventOps) -> Option<usize> {
+        let idle = self.slots.iter().enumerate().filter_map(|(slot, client)| {
+            let client = client.as_ref().filter(|client| client.connection.is_idle())?;
+            (client.active.elapsed() >= IDLE).then_some((client.active, slot))
+        });
+        let (_, slot) = idle.min()?;
+        self.slots[slot]
+            .as_mut()?
+            .connection
+            .fail("others want to be served, and nothing was asked here for long");
+        self.rewatch(slot, ops);
+        self.slots[slot].is_none().then_some(slot)
     }
 
     fn take(&mut self, stream: UnixStream, slot: usize, ops: &mut EventOps) {
@@ -156,7 +177,12 @@ impl Server {
         let token = TOKEN + 1 + slot as u32;
         if ops.add(Events::with_data_raw(connection.as_raw_fd(), token, EventSet::IN)).is_ok() {
             self.serial += 1;
-            self.slots[slot] = Some(Client { connection, serial: self.serial, watched: EventSet::IN });
+            self.slots[slot] = Some(Client {
+                connection,
+                serial: self.serial,
+                watched: EventSet::IN,
+                active: Instant::now(),
+            });
         }
     }
 
@@ -188,6 +214,7 @@ impl Server {
     ) {
         let Some(Some(client)) = self.slots.get_mut(ticket.slot) else { return };
         if client.serial == ticket.serial {
+            client.active = Instant::now();
             client.connection.reply(answer);
             self.serve(ticket.slot, ops, vm);
         }

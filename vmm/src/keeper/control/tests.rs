@@ -363,6 +363,32 @@ fn there_are_so_many_clients_and_the_others_are_told() {
 }
 
 #[test]
+fn who_asks_nothing_for_long_gives_way_and_who_waits_does_not() {
+    let mut world = World::new();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| world.connect()).collect();
+    let mut subscribe = method("Subscribe");
+    subscribe["more"] = true.into();
+    for (call, client) in [method("Wait"), subscribe, method("Pause")].iter().zip(&mut clients) {
+        send(client, call);
+        world.turn();
+    }
+    is_refused(&mut world.connect(), "too many clients");
+    let long_ago = Instant::now().checked_sub(IDLE).unwrap();
+    for (slot, client) in world.served().server.slots.iter_mut().enumerate() {
+        // The one in the last slot was heard of last.
+        client.as_mut().unwrap().active = long_ago - Duration::from_millis((CLIENTS - slot) as u64);
+    }
+    let mut new = world.connect();
+    assert_eq!(world.call(&mut new, method("GetInfo"))["parameters"]["machine"]["name"], "web");
+    assert_eq!(world.clients(), CLIENTS);
+    is_refused(&mut clients[3], "nothing was asked here for long");
+    assert_eq!(world.call(&mut clients[4], method("GetInfo"))["parameters"]["machine"]["name"], "web");
+    world.act(|server, ops, _| server.event(&Event::Ended { status: 7 }, ops));
+    assert_eq!(reply(&mut clients[0])["parameters"]["status"], 7);
+    assert_eq!(reply(&mut clients[1])["parameters"]["event"]["status"], 7);
+}
+
+#[test]
 fn a_client_that_never_reads_is_dropped() {
     let mut world = World::new();
     let mut client = world.connect();
