@@ -98,6 +98,43 @@ fn the_process_that_runs_the_guest_has_no_right_and_each_thread_a_filter() {
 }
 
 #[test]
+fn each_thread_has_its_cpu_and_is_shown() {
+    let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
+    let allowed = lines(Path::new("/proc/thread-self/status"))["Cpus_allowed_list"].clone();
+    let cpu: String =
+        allowed.chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>().iter().rev().collect();
+    let mut vm =
+        start(&host, &dir, &["--name", "web", "--cpus", "2", "--cpu-affinity", &format!("{cpu}:{cpu}")]);
+    let shown = host.sh(&format!("{} show web", harness::wirevm_path().display()));
+    for (name, status) in threads(vm.machine_pid()) {
+        // Threads of NICs are born before the vCPUs, and do not have theirs.
+        let wanted = if name.starts_with("vcpu") { &cpu } else { &allowed };
+        assert_eq!(&status["Cpus_allowed_list"], wanted, "{name}");
+        let line = format!("{}, {name}, on CPU {wanted}\n", status["Pid"]);
+        assert!(shown.contains(&line), "{line}is not in:\n{shown}");
+    }
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
+    let kernel = handmade::kernel(&dir, forever());
+    for (list, words) in [
+        (
+            "0",
+            "--cpu-affinity 0: there is one CPU for each vCPU, and these are 2\n  try:   take --cpus 1, or name",
+        ),
+        ("1023:0", "CPU 1023 is offline, is not there, or is not ours to use"),
+        ("0,1", "expected numbers of CPUs below 1024"),
+    ] {
+        let output = wirevm()
+            .args(["run", "--cpus", "2", "--cpu-affinity", list, "--kernel"])
+            .arg(&kernel)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn what_confines_it_is_said_and_has_no_path() {
     let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
     let vm = start(&host, &dir, &["-v"]);

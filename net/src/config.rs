@@ -3,7 +3,7 @@
 //! **Invariant: a [`NetConfig`] that parsed makes sense.** A spec that does not is refused with an error that names the key.
 //! `table.rs` lists the kinds and the keys; each kind is parsed in a file of its own, and here the keys that all kinds share.
 
-mod affinity;
+pub(crate) mod affinity;
 mod bridge;
 mod fd;
 mod keys;
@@ -110,7 +110,7 @@ impl NetConfig {
             Queues::Number(queues)
                 if !self.affinity.is_empty() && self.affinity.len() != usize::from(queues) =>
             {
-                Err(SpecError::Affinity { affinity: affinity::write_value(&self.affinity), queues }.into())
+                Err(SpecError::Affinity { affinity: affinity::write_cpus(&self.affinity), queues }.into())
             }
             _ => Ok(()),
         }
@@ -184,7 +184,7 @@ impl FromStr for NetConfig {
             WireConfig::Fd(FdConfig { fds }) => Queues::Number(fds.len() as u16),
             _ => keys.take("queues", str::parse)?.unwrap_or_default(),
         };
-        let affinity = keys.take("affinity", affinity::parse)?.unwrap_or_default();
+        let affinity = keys.take("affinity", affinity::parse_cpus)?.unwrap_or_default();
         let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
@@ -217,7 +217,7 @@ impl fmt::Display for NetConfig {
             write!(f, ",queues={}", self.queues)?;
         }
         if !self.affinity.is_empty() {
-            write!(f, ",affinity={}", affinity::write_value(&self.affinity))?;
+            write!(f, ",affinity={}", affinity::write_cpus(&self.affinity))?;
         }
         if !self.poll.is_zero() {
             write!(f, ",poll={}", self.poll.as_micros())?;

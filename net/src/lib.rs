@@ -54,6 +54,7 @@ pub use address::{LinkName, Mac, NetnsName};
 pub use answer::autoconf::Autoconf;
 pub use answer::dhcp::Lease;
 pub use answer::router::Router;
+pub use config::affinity::{parse_cpus, write_cpus};
 pub use config::{
     BridgeConfig, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues,
     Repeat, TapConfig, TunConfig, VhostMode, WireConfig, WireKind, keys, kinds,

@@ -1,13 +1,14 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [queues] [poll] [lab] [wires] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
 //! - `wire`: frames through the NIC's own thread and a tap, against a bare loop of the same system calls.
 //! - `queues`: the same through two pairs, beside one.
 //! - `poll`: one frame at a time, with a thread that looks about for the next one and with one that sleeps.
+//! - `core`: the NIC's thread on the processor of a driver that polls, computes or halts, against a bare loop there.
 //! - `lab`: a guest's boot, throughput, latency, exits and system calls under `wirevm`, QEMU and the VMMs that the environment
 //!   names. Needs a KVM that runs Linux.
 //! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
@@ -56,11 +57,12 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("start", start::run),
     ("wire", wire::run),
     ("queues", wire::queues::run),
     ("poll", wire::poll::run),
+    ("core", wire::core::run),
     ("lab", lab::run),
     ("wires", wires::run),
 ];

@@ -11,9 +11,13 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
+use vmm_sys_util::eventfd::EventFd;
 
 /// `KVM_RUN` of `linux/kvm.h`: `_IO(0xae, 0x80)`.
 const KVM_RUN: u32 = 0xae80;
+
+/// `PACKET_IGNORE_OUTGOING` of `linux/if_packet.h`.
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
 /// Turns -1 into the error that `errno` names.
 fn checked<T: Copy + TryInto<i64>>(result: T) -> io::Result<T> {
@@ -149,6 +153,57 @@ impl LinkSender {
         // SAFETY: the kernel reads the frame.
         checked(unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
         Ok(())
+    }
+}
+
+/// Sleeps until the eventfd or the other descriptor is readable, but not for longer.
+pub(crate) fn sleep(event: &EventFd, other: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<()> {
+    let of = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // A negative descriptor is none.
+    let mut fds = [of(event.as_raw_fd()), of(other.map_or(-1, |other| other.as_raw_fd()))];
+    let timeout = libc::timespec {
+        tv_sec: longest.as_secs() as libc::time_t,
+        tv_nsec: longest.subsec_nanos() as libc::c_long,
+    };
+    // SAFETY: the kernel writes what became ready into the two descriptors, and reads the time.
+    checked(unsafe { libc::ppoll(fds.as_mut_ptr(), 2, &timeout, std::ptr::null()) })?;
+    Ok(())
+}
+
+/// A packet socket that takes what comes in on a link, and not what goes out (packet(7)).
+pub(crate) struct LinkReceiver(OwnedFd);
+
+impl LinkReceiver {
+    /// On the link of number `index`.
+    pub(crate) fn new(index: u32) -> io::Result<Self> {
+        let all = (libc::ETH_P_ALL as u16).to_be();
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: socket takes no memory; without a protocol it receives nothing yet.
+        let fd = checked(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let on: libc::c_int = 1;
+        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
+        // SAFETY: the option is one int, which `on` is.
+        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, option, len) })?;
+        // SAFETY: all zeroes is an address of no protocol, link or length.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        (address.sll_family, address.sll_protocol) = (libc::AF_PACKET as u16, all);
+        address.sll_ifindex = index as i32;
+        let len = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the kernel reads a sockaddr_ll.
+        checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+        Ok(Self(socket))
+    }
+
+    /// Takes a frame; false where there is none.
+    pub(crate) fn receive(&self) -> io::Result<bool> {
+        let mut frame = [0u8; 2048];
+        // SAFETY: the kernel writes at most that many bytes of the frame.
+        match checked(unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) }) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            received => received.map(|_| true),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! On a busy machine frames per second mean little, and the mover's own processor time for a frame still does.
 
+pub(crate) mod core;
 mod pair;
 pub(crate) mod poll;
 pub(crate) mod queues;

@@ -46,6 +46,13 @@ pub(crate) enum Error {
     Register(#[source] ClientError),
     #[error("NIC {index}: affinity={cpu}: CPU {cpu} is offline, is not there, or is not ours to use")]
     Affinity { index: usize, cpu: u16, source: io::Error },
+    #[error(
+        "--cpu-affinity {}: there is one CPU for each vCPU, and these are {cpus}",
+        net::write_cpus(affinity)
+    )]
+    CpuAffinityCount { affinity: Vec<u16>, cpus: u32 },
+    #[error("--cpu-affinity: CPU {cpu} is offline, is not there, or is not ours to use")]
+    CpuAffinity { cpu: u16, source: io::Error },
     #[error("NIC {index}: vhost=on goes with --transport pci alone")]
     VhostByMmio { index: usize },
     #[error("NIC {first} and NIC {second} both have {what}")]
@@ -200,11 +207,12 @@ impl Error {
                     .into()
             }
             Self::Register(_) => "run as root, under a name that machinectl list does not have; or leave --register away".into(),
-            Self::Affinity { .. } => {
-                let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-                let online = online.trim();
-                format!("take one that is online ({online}) and in the cpuset of this process, or leave affinity= away")
+            Self::CpuAffinityCount { affinity, cpus } => {
+                let (count, list) = (affinity.len(), vec![affinity[0]; *cpus as usize]);
+                format!("take --cpus {count}, or name as many CPUs, one perhaps more than once: {}", net::write_cpus(&list))
             }
+            Self::CpuAffinity { .. } => online("--cpu-affinity"),
+            Self::Affinity { .. } => online("affinity="),
             Self::VhostByMmio { .. } => {
                 "leave --transport mmio away, or take vhost=auto or off: wirevm's own threads then carry the frames".into()
             }
@@ -236,4 +244,11 @@ impl Crash {
             Self::Panic | Self::Unexpected { .. } => None,
         }
     }
+}
+
+/// What to do about a CPU that cannot be had.
+fn online(option: &str) -> String {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let online = online.trim();
+    format!("take one that is online ({online}) and in the cpuset of this process, or leave {option} away")
 }

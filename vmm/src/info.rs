@@ -15,6 +15,9 @@ pub struct MachineInfo {
     pub pid: u32,
     /// The process that runs the guest.
     pub machine_pid: u32,
+    /// The threads of this process, in the order of their birth.
+    #[serde(default)]
+    pub threads: Vec<ThreadInfo>,
     /// What it is made of.
     pub config: MachineConfig,
     /// The guest's memory in bytes.
@@ -53,6 +56,17 @@ impl MachineState {
             Self::Ended => "ended",
         }
     }
+}
+
+/// A thread of the process that runs the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadInfo {
+    /// Its number on the host, as taskset(1) and chrt(1) take it.
+    pub id: u32,
+    /// What it is: `vcpu0`, `net0-1` (the second queue pair of the first NIC), `vhost-...`.
+    pub name: String,
+    /// The CPUs of the host that it may run on, as a list: `0-3,7`.
+    pub cpus: String,
 }
 
 /// A NIC of a running machine.

@@ -44,6 +44,8 @@ pub(super) struct Driver {
     pub(super) tx: MockRing,
     pub(super) rx_kick: EventFd,
     pub(super) tx_kick: EventFd,
+    /// What the NIC interrupts by.
+    pub(super) irq: EventFd,
     /// The NIC's thread.
     pub(super) thread: u32,
 }
@@ -62,16 +64,17 @@ pub(super) fn start(rig: &Rig, nic: &mut VirtioNet) -> io::Result<Driver> {
         let ring = VirtQueue::new(ring.setup(), accepted, &rig.memory).map_err(io::Error::other)?;
         Ok::<_, io::Error>(ActiveQueue { index, ring, kick: Arc::new(kick.try_clone()?) })
     };
+    let irq = EventFd::new(EFD_NONBLOCK)?;
     let activation = Activation {
         memory: rig.memory.clone(),
         accepted,
-        interrupt: Arc::new(Irq(EventFd::new(EFD_NONBLOCK)?)),
+        interrupt: Arc::new(Irq(irq.try_clone()?)),
         queues: vec![queue(0, &rx, &rx_kick)?, queue(1, &tx, &tx_kick)?],
     };
     nic.activate(activation)?;
     let thread = nic_thread("wire-0")?;
     sys::pin(thread, rig.cores.mover)?;
-    Ok(Driver { rx, tx, rx_kick, tx_kick, thread })
+    Ok(Driver { rx, tx, rx_kick, tx_kick, irq, thread })
 }
 
 /// The number of the NIC's thread of that name, which it has only once it runs.

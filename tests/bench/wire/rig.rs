@@ -138,6 +138,8 @@ pub(super) struct Rig {
     /// The queues of the NIC's tap, once more.
     pub(super) taps: Vec<OwnedFd>,
     pub(super) cores: Cores,
+    /// The number of the tap's link.
+    pub(super) link: u32,
     sender: LinkSender,
 }
 
@@ -155,7 +157,8 @@ impl Rig {
         if !queue.success() {
             return Err(io::Error::other("ip cannot set the length of the tap's queue"));
         }
-        let sender = LinkSender::new(link_index(&opened.link)?)?;
+        let link = link_index(&opened.link)?;
+        let sender = LinkSender::new(link)?;
         let cores = sys::cores()?;
         let affinity: Vec<_> =
             (0..queues).map(|pair| cores[usize::from(pair) % cores.len()] as u16).collect();
@@ -171,7 +174,7 @@ impl Rig {
         let all = affinity.iter().map(|&core| core.into()).collect();
         let cores = Cores { mover: cores[cores.len() - 1], driver: cores[0], pairs: all };
         sys::pin(sys::thread_number(), cores.driver)?;
-        Ok((Self { memory, taps, cores, sender }, nic))
+        Ok((Self { memory, taps, cores, link, sender }, nic))
     }
 
     /// Writes the frames to be sent into guest memory.

@@ -114,6 +114,11 @@ fn page(info: &MachineInfo) -> String {
     for (what, value) in &lines {
         text.push_str(&format!("{what:<10} {}\n", screen::printable(value)));
     }
+    for thread in &info.threads {
+        let line = format!("{:<10} {}, {}, on CPU {}", "thread", thread.id, thread.name, thread.cpus);
+        text.push_str(&screen::printable(&line));
+        text.push('\n');
+    }
     for nic in &info.nics {
         let hop = |hop: &serde_json::Value| {
             let (what, name) = (hop["what"].as_str().unwrap_or_default(), hop["name"].as_str());

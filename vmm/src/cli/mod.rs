@@ -85,6 +85,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cpus: u32,
 
+    /// The host's CPU for the thread of each vCPU
+    #[arg(long, value_name = "CPU[:CPU]...", value_parser = parse_cpu_list)]
+    pub(crate) cpu_affinity: Option<CpuList>,
+
     /// How much memory the guest has, SIZE[,KEY=VALUE]...: a number with K, M, G or T; without a letter it is MiB
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) memory: MemoryConfig,
@@ -145,6 +149,7 @@ impl From<&Run> for MachineConfig {
             initrd: run.initrd.clone(),
             cmdline: run.cmdline.clone(),
             cpus: run.cpus,
+            cpu_affinity: run.cpu_affinity.clone().map(|list| list.0).unwrap_or_default(),
             memory: run.memory,
             net: run.net.clone(),
             transport: run.transport,
@@ -198,6 +203,14 @@ pub(crate) enum Wire {
     Bridge,
     Macvtap,
     Tun,
+}
+
+/// A CPU of the host for each of some threads.
+#[derive(Clone, Debug)]
+pub(crate) struct CpuList(Vec<u16>);
+
+fn parse_cpu_list(text: &str) -> Result<CpuList, &'static str> {
+    net::parse_cpus(text).map(CpuList)
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {

@@ -46,6 +46,9 @@ pub struct MachineConfig {
     /// How many vCPUs the guest has, 1 or more.
     #[serde(default = "default_cpus")]
     pub cpus: u32,
+    /// The host's CPU for the thread of each vCPU; empty for any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu_affinity: Vec<u16>,
     /// The guest's memory.
     #[serde(default)]
     pub memory: MemoryConfig,
@@ -108,6 +111,7 @@ impl MachineConfig {
             initrd: None,
             cmdline: default_cmdline(),
             cpus: default_cpus(),
+            cpu_affinity: Vec::new(),
             memory: MemoryConfig::default(),
             net: Vec::new(),
             transport: Transport::default(),
@@ -137,6 +141,9 @@ impl MachineConfig {
         }
         option("cmdline", self.cmdline.clone());
         option("cpus", self.cpus.to_string());
+        if !self.cpu_affinity.is_empty() {
+            option("cpu-affinity", net::write_cpus(&self.cpu_affinity));
+        }
         option("memory", self.memory.to_string());
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());

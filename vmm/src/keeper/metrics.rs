@@ -147,6 +147,7 @@ mod tests {
             state: MachineState::Paused,
             pid: 1,
             machine_pid: 2,
+            threads: Vec::new(),
             config: MachineConfig::new("vmlinuz"),
             memory: 512 << 20,
             nics: vec![nic],

@@ -27,11 +27,12 @@ pub(crate) struct Nic {
 /// Two cannot be together, or one does not go with the machine.
 pub(crate) fn resolve(machine: &MachineConfig) -> Result<Vec<NetConfig>, Error> {
     check_distinct(&machine.net)?;
+    check_cpu_affinity(machine)?;
     let mut resolved = Vec::new();
     for (index, config) in machine.net.iter().enumerate() {
         let mut config = config.for_guest(machine.cpus).map_err(|error| nic_error(index, config, error))?;
         config.vhost = carrier(index, config.vhost, machine.transport)?;
-        check_affinity(index, &config.affinity)?;
+        try_cpus(&config.affinity, |cpu, source| Error::Affinity { index, cpu, source })?;
         resolved.push(config);
     }
     Ok(resolved)
@@ -122,13 +123,21 @@ fn nic_error(index: usize, config: &NetConfig, error: net::Error) -> Error {
     Error::Nic(NicError { index, kind: config.wire.kind().word(), error })
 }
 
+fn check_cpu_affinity(machine: &MachineConfig) -> Result<(), Error> {
+    let (affinity, cpus) = (&machine.cpu_affinity, machine.cpus);
+    if !affinity.is_empty() && affinity.len() != cpus as usize {
+        return Err(Error::CpuAffinityCount { affinity: affinity.clone(), cpus });
+    }
+    try_cpus(affinity, |cpu, source| Error::CpuAffinity { cpu, source })
+}
+
 /// Tries each CPU, on a thread of its own: where one is wrong, that is said before the host is changed.
-fn check_affinity(index: usize, cpus: &[u16]) -> Result<(), Error> {
+fn try_cpus(cpus: &[u16], error: impl Fn(u16, std::io::Error) -> Error) -> Result<(), Error> {
     for &cpu in cpus {
         let tried = thread::scope(|scope| scope.spawn(|| run_on(cpu)).join());
         tried
             .map_err(|_| Error::Bug("the trial of a CPU".to_owned()))?
-            .map_err(|source| Error::Affinity { index, cpu, source })?;
+            .map_err(|source| error(cpu, source))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use boot::{Entry, Segment};
+use devices::virtio::net::run_on;
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_run, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -124,8 +125,8 @@ impl Vcpu {
         self.fd.set_regs(&regs).map_err(kvm("set a vCPU's registers"))
     }
 
-    /// Starts the thread.
-    pub(crate) fn start(self) -> Result<Running, Error> {
+    /// Starts the thread, on that CPU of the host or on any.
+    pub(crate) fn start(self, cpu: Option<u16>) -> Result<Running, Error> {
         let (id, shared, exits) = (self.id, self.shared.clone(), self.exits.clone());
         let name = format!("vcpu{id}");
         let thread = Builder::new()
@@ -133,6 +134,10 @@ impl Vcpu {
             .spawn(move || {
                 // A panic must not leave the main thread waiting for a guest that runs no more.
                 let bug = EndOnPanic(&shared.ending, &name);
+                // The keeper has tried that it can; it may have gone offline since.
+                if let Some((cpu, Err(error))) = cpu.map(|cpu| (cpu, run_on(cpu))) {
+                    log::warn!("{name} cannot run on CPU {cpu}, and runs on any: {error}");
+                }
                 if let Some(filters) = &shared.filters {
                     filters.enter(Thread::Vcpu).expect("the main thread tried that the kernel can");
                 }

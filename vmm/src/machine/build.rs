@@ -109,7 +109,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     timings.reached("vCPUs made");
 
     let events = Loop::new()?;
-    let vcpus = Vcpus::start(vcpus, shared)?;
+    let vcpus = Vcpus::start(vcpus, &config.cpu_affinity, shared)?;
     if let Some(filters) = filters {
         nics.iter().try_for_each(|nic| nic.confine(&filters)).map_err(Error::Confine)?;
         filters.enter(Thread::Main).map_err(Error::Confine)?;

@@ -13,15 +13,15 @@ pub(crate) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts the threads, which confine themselves, and wait: see [`wait_until_confined`](Self::wait_until_confined).
+    /// Starts the threads, each on its CPU of the host if there is a list, which confine themselves, and wait: see [`wait_until_confined`](Self::wait_until_confined).
     ///
     /// # Errors
     /// There are no threads left.
-    pub(crate) fn start(vcpus: Vec<Vcpu>, shared: Arc<Shared>) -> Result<Self, Error> {
+    pub(crate) fn start(vcpus: Vec<Vcpu>, affinity: &[u16], shared: Arc<Shared>) -> Result<Self, Error> {
         Running::prepare_kicks()?;
         let mut this = Self { shared, running: Vec::new() };
-        for vcpu in vcpus {
-            this.running.push(vcpu.start()?);
+        for (id, vcpu) in vcpus.into_iter().enumerate() {
+            this.running.push(vcpu.start(affinity.get(id).copied())?);
         }
         Ok(this)
     }

@@ -27,6 +27,7 @@ impl Requests for Fake {
             state: MachineState::Running,
             pid: 1,
             machine_pid: 2,
+            threads: Vec::new(),
             config: MachineConfig::new("vmlinuz"),
             memory: 512 << 20,
             nics: Vec::new(),

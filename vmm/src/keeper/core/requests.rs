@@ -1,9 +1,10 @@
 //! What clients of the control socket ask of a [`Core`].
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::json;
-use vmm::info::{MachineInfo, MachineState, NicInfo};
+use vmm::info::{MachineInfo, MachineState, NicInfo, ThreadInfo};
 
 use super::Core;
 use crate::keeper::control::{ControlError, Requests, Ticket};
@@ -32,6 +33,7 @@ impl Requests for Core {
             state: self.state,
             pid: std::process::id(),
             machine_pid: self.child.id(),
+            threads: threads_of(self.child.id()),
             config: self.config.clone(),
             memory: self.config.memory.bytes,
             nics: self.nics.iter().enumerate().map(nic).collect(),
@@ -80,4 +82,20 @@ impl Requests for Core {
     fn console_history(&self) -> Vec<u8> {
         self.console.history()
     }
+}
+
+/// The threads of the process, in the order of their birth.
+fn threads_of(pid: u32) -> Vec<ThreadInfo> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let thread = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        // proc_pid_status(5)
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let id = task.file_name().to_str()?.parse().ok()?;
+        let (name, cpus) = (value("Name:")?.to_owned(), value("Cpus_allowed_list:")?.to_owned());
+        Some(ThreadInfo { id, name, cpus })
+    };
+    let mut threads: Vec<_> = tasks.filter_map(thread).collect();
+    threads.sort_by_key(|thread| thread.id);
+    threads
 }
