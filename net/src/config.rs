@@ -61,6 +61,9 @@ pub struct NetConfig {
     /// frame unasked. False: the guest keeps its own MAC, and what its driver asks is followed only in the frames to this MAC
     /// and to groups; another MAC and promiscuous mode are refused.
     pub trust: bool,
+    /// True if what the guest sends under addresses that are not its own may be dropped, on a tap, a bridge or a tun; true on the
+    /// others, which do not guard.
+    pub guard: bool,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
@@ -189,8 +192,9 @@ impl FromStr for NetConfig {
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
         let trust = keys.take("trust", on_or_off)?.unwrap_or(true);
+        let guard = keys.take("guard", on_or_off)?.unwrap_or(true);
         let netns = keys.take("netns", str::parse)?;
-        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, netns };
+        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, guard, netns };
         this.check_mtu()?;
         this.check_affinity().map(|()| this)
     }
@@ -227,6 +231,9 @@ impl fmt::Display for NetConfig {
         }
         if !self.trust {
             f.write_str(",trust=off")?;
+        }
+        if !self.guard {
+            f.write_str(",guard=off")?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 18] = [
+static KEYS: [Key; 19] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -241,6 +241,15 @@ static KEYS: [Key; 18] = [
         help: "off: the guest keeps its MAC, and may not set promiscuous mode",
         example: "off",
         section: Some("a-guest-that-is-not-trusted"),
+        ..KEY
+    },
+    Key {
+        name: "guard",
+        value: "on|off",
+        kinds: &[Tap, Bridge, Tun],
+        default: Some("on"),
+        help: "whether the wire may drop what does not come from the guest's own addresses; off: for a guest that routes for others",
+        example: "off",
         ..KEY
     },
     Key {

@@ -175,6 +175,20 @@ fn a_guest_is_trusted_unless_its_spec_says_otherwise() {
     refused("fd=5,trust=maybe", "trust=maybe: it is on or off");
 }
 
+#[test]
+fn a_guest_is_guarded_unless_its_spec_says_otherwise() {
+    for wire in ["tap", "tap,nat", "bridge=br0", "tun"] {
+        let guard = |text: &str| parse(&format!("{wire}{text}")).unwrap().guard;
+        assert_eq!(["", ",guard=on", ",guard=off"].map(guard), [true, true, false], "{wire}");
+        assert_eq!(parse(&format!("{wire},guard=off")).unwrap().to_string(), format!("{wire},guard=off"));
+    }
+    for wire in ["macvtap=eth0", "fd=5"] {
+        assert!(parse(wire).unwrap().guard);
+        refused(&format!("{wire},guard=off"), "has no key \"guard\"");
+    }
+    refused("tap,guard=maybe", "guard=maybe: it is on or off");
+}
+
 /// The text of the refusal names `key`.
 fn refused(spec: &str, key: &str) {
     let error = parse(spec).expect_err(spec);
@@ -352,6 +366,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "poll=[0-9]{1,5}",
         1 => "vhost=(on|off|auto|x)",
         1 => "trust=(on|off)",
+        1 => "guard=(on|off)",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -421,10 +436,11 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
     let poll = (0..=10_000u64).prop_map(Duration::from_micros);
     let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
-    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>());
+    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>(), any::<bool>());
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
-        |(wire, mac, mtu, (queues, bound, poll, vhost, trust), netns)| {
+        |(wire, mac, mtu, (queues, bound, poll, vhost, trust, guard), netns)| {
             let trust = trust || wire.kind().key("trust").is_none();
+            let guard = guard || wire.kind().key("guard").is_none();
             let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
@@ -440,6 +456,7 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 poll,
                 vhost,
                 trust,
+                guard,
                 netns,
             };
             match config.check_mtu() {
