@@ -96,6 +96,135 @@ fn a_guest_reaches_the_world_under_the_hosts_address() {
     });
 }
 
+/// Another network of the host: 10.50.0.2 and fd5a::2, which have the host as their router, as the world has for them and for
+/// the guests.
+fn internal(world: &Machine) -> Machine {
+    let internal = Machine::new();
+    internal.commands(&["sysctl -qw net.ipv6.conf.default.accept_dad=0"]);
+    internal.plug("int0", "int0");
+    run("ip address add 10.50.0.1/24 dev int0");
+    run("ip address add fd5a::1/64 dev int0 nodad");
+    internal.commands(&[
+        "ip address add 10.50.0.2/24 dev int0",
+        "ip address add fd5a::2/64 dev int0 nodad",
+        "ip route add default via 10.50.0.1",
+        "ip -6 route add default via fd5a::1",
+    ]);
+    for to in ["10.50.0.0/24", "172.31.0.0/24"] {
+        world.commands(&[&format!("ip route add {to} via 192.0.2.1")]);
+    }
+    for to in ["fd5a::/64", "fd00::/64"] {
+        world.commands(&[&format!("ip -6 route add {to} via 2001:db8::1")]);
+    }
+    internal
+}
+
+/// A guest with both families.
+fn guest_of_both(opened: &mut Opened) -> Guest {
+    let guest = guest(opened);
+    guest.commands(&["ip address add fd00::2/64 dev eth0 nodad", "ip -6 route add default via fd00::1"]);
+    guest
+}
+
+const WORLD: [&str; 2] = ["192.0.2.2:80", "[2001:db8::2]:80"];
+const INTERNAL: [&str; 2] = ["10.50.0.2:80", "[fd5a::2]:80"];
+
+#[test]
+fn the_host_is_a_router_for_its_guests_only() {
+    in_namespace("the_host_is_a_router_for_its_guests_only", || {
+        let world = world();
+        let internal = internal(&world);
+        let before = everything();
+        let (mut opened, _) = open("tap,host=172.31.0.1/24,host=fd00::1/64,nat,forward=8080:80");
+        let guest = guest_of_both(&mut opened);
+        // Each of them answers, and the guest reaches both: what does not reach them is not passed on.
+        for at in INTERNAL {
+            let server = internal.serve(at);
+            assert!(world.try_to_talk(at).is_err(), "the world reaches {at}");
+            guest.talk(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+            assert!(["10.50.0.1", "fd5a::1"].contains(&server.visitor().as_str()), "{at}");
+        }
+        for at in WORLD {
+            let server = world.serve(at);
+            assert!(internal.try_to_talk(at).is_err(), "the internal network reaches {at}");
+            guest.talk(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+            assert!(["192.0.2.1", "2001:db8::1"].contains(&server.visitor().as_str()), "{at}");
+        }
+        // The host's neighbours know the way to the guest, and are let to its ports by forward= only.
+        for at in ["172.31.0.2:80", "[fd00::2]:80"] {
+            let server = guest.serve(at);
+            assert!(world.try_to_talk(at).is_err() && internal.try_to_talk(at).is_err(), "{at}");
+            talk(at.parse().unwrap()).unwrap();
+            server.visitor();
+        }
+        let server = guest.serve("0.0.0.0:80");
+        world.talk("192.0.2.1:8080").unwrap();
+        assert_eq!(server.visitor(), "192.0.2.2");
+        drop(guest);
+        drop(opened);
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn who_was_passed_on_before_still_is() {
+    in_namespace("who_was_passed_on_before_still_is", || {
+        let world = world();
+        let internal = internal(&world);
+        run("sysctl -qw net.ipv4.conf.eth0.forwarding=1 net.ipv4.conf.int0.forwarding=1");
+        run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        let (mut opened, _) = open("tap,host=172.31.0.1/24,host=fd00::1/64,nat");
+        let guest = guest_of_both(&mut opened);
+        for at in INTERNAL {
+            let server = internal.serve(at);
+            world.talk(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+            assert!(["192.0.2.2", "2001:db8::2"].contains(&server.visitor().as_str()), "{at}");
+        }
+        // The guest's own ports are not of before.
+        let server = guest.serve("172.31.0.2:80");
+        assert!(world.try_to_talk("172.31.0.2:80").is_err());
+        talk("172.31.0.2:80".parse().unwrap()).unwrap();
+        server.visitor();
+    });
+}
+
+#[test]
+fn guests_reach_each_other_by_forwarded_ports_only() {
+    in_namespace("guests_reach_each_other_by_forwarded_ports_only", || {
+        let _world = world();
+        let (mut first, _) = open("tap,host=172.31.0.1/24,nat,forward=8080:80");
+        let first = (guest(&mut first), first);
+        let (mut second, _) = open("tap,host=172.31.1.1/24,nat");
+        let second = (Guest::on(&mut second), second);
+        second.0.commands(&["ip address add 172.31.1.2/24 dev eth0", "ip route add default via 172.31.1.1"]);
+        let server = first.0.serve("0.0.0.0:80");
+        assert!(second.0.try_to_talk("172.31.0.2:80").is_err());
+        second.0.talk("172.31.1.1:8080").unwrap();
+        server.visitor();
+    });
+}
+
+#[test]
+fn a_link_that_is_renamed_passes_no_more_on_than_before() {
+    in_namespace("a_link_that_is_renamed_passes_no_more_on_than_before", || {
+        let world = world();
+        let internal = internal(&world);
+        let (mut opened, _) = open("tap,host=172.31.0.1/24,nat");
+        let guest = guest(&mut opened);
+        for (from, to) in [("eth0", "lan0"), ("wirevm0", "guest0")] {
+            run(&format!("ip link set dev {from} name {to}"));
+        }
+        let server = internal.serve("10.50.0.2:80");
+        assert!(world.try_to_talk("10.50.0.2:80").is_err());
+        guest.talk("10.50.0.2:80").unwrap();
+        assert_eq!(server.visitor(), "10.50.0.1");
+        let server = guest.serve("172.31.0.2:80");
+        assert!(world.try_to_talk("172.31.0.2:80").is_err());
+        talk("172.31.0.2:80".parse().unwrap()).unwrap();
+        server.visitor();
+    });
+}
+
 #[test]
 fn without_nat_a_guest_stays_with_the_host() {
     in_namespace("without_nat_a_guest_stays_with_the_host", || {
@@ -243,11 +372,14 @@ fn ports_of_the_host_lead_into_the_guest_by_ipv6() {
 #[test]
 fn the_lines_give_the_same_table_by_hand() {
     in_namespace("the_lines_give_the_same_table_by_hand", || {
+        let _world = world();
         let spec = "tap,host=172.31.0.1/28,host=fd00::1/60,nat,forward=8080:80,forward=udp:5353:53";
         let (opened, lines) = open(spec);
         let ours = run("nft -s list table inet wirevm-wirevm0");
         drop(opened);
         let by_hand = Machine::new().run(move || {
+            run("ip link add wirevm0 type bridge");
+            run("ip link add eth0 type bridge");
             for line in lines.iter().filter(|line| line.starts_with("nft ")) {
                 let done = Command::new("sh").args(["-ec", line]).output().unwrap();
                 assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));

@@ -86,7 +86,7 @@ const ROWS: [Row; 10] = {
         }
     }
     [
-        row(Wire::Tap, "tap,nat", 2, [Yes, Yes, Yes, Forward]),
+        row(Wire::Tap, "tap,nat", 2, [Yes, Forward, Yes, Forward]),
         row(Wire::Tap, "tap", 2, [Yes, Routed, Routed, Routed]),
         row(Wire::Bridge, "bridge=br0", 2, [Address, Yes, Port, Port]),
         row(Wire::Bridge, "bridge=br0,uplink=eth1", 2, [Yes, Yes, Yes, Yes]),
@@ -173,9 +173,9 @@ tap: a network link of the host whose other end is a file descriptor.
             "\
 Host and guest are neighbours in a subnet of their own, which wirevm picks where host= does not say
 it; wirevm answers the guest's DHCP. What lies beyond goes through the host's routing. With nat,
-wirevm has the host forward what comes from the guest, and hides the guest behind the host's own
-addresses. Choose it with nat for a guest that is to reach out and needs nothing else; without,
-where the host is a router.
+wirevm has the host forward what comes from the guest, and nothing for anybody else, and hides the
+guest behind the host's own addresses. Choose it with nat for a guest that is to reach out and needs
+nothing else; without, where the host is a router.
 
   wirevm run ... --net tap,host=172.31.0.1/24             a subnet that the host routes
   wirevm run ... --net tap,nat,forward=8080:80            out by NAT, and one port in

@@ -4,7 +4,9 @@
 //! in. IPv6 has such switches (`force_forwarding`) since Linux 6.17; before, one for the whole host, with which the host
 //! stops to listen to the routers on its links, unless it is told to go on (`accept_ra=2`).
 //!
-//! **A link that leads to other guests is not switched on**, or they would reach what nobody let them reach.
+//! A switch lets in whoever is behind the link. So the links that are switched on are named to `nat/table.rs` first, which has them
+//! pass on for guests only; and **a link that leads to other guests is not switched on**, or they would reach what nobody let
+//! them reach.
 
 use std::fs;
 use std::io;
@@ -12,7 +14,7 @@ use std::path::Path;
 
 use super::change::{Change, Sysctl};
 use super::finding::Finding;
-use super::{Link, Refusal, Wiring, netlink::RouteLink};
+use super::{Link, LinkId, Refusal, Wiring, netlink::RouteLink};
 use crate::Error;
 use crate::error::HostError;
 
@@ -30,7 +32,61 @@ pub(crate) struct Traffic {
     pub(crate) from_loopback: bool,
 }
 
+/// A link that passes packets of a family on for guests, and did for nobody before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Switched {
+    pub(crate) link: LinkId,
+    pub(crate) ipv6: bool,
+}
+
 impl Wiring {
+    /// The links that [`set_forwarding`](Self::set_forwarding) will switch on for the guest behind `link`, and those that are on
+    /// for other guests only.
+    pub(crate) fn links_to_switch(&mut self, link: &Link, traffic: Traffic) -> Result<Vec<Switched>, Error> {
+        let route_links = self.netlink.route_links().map_err(asked)?;
+        let mut found = Vec::new();
+        if traffic.ipv4 {
+            let whole = key("ipv4", "all", "forwarding");
+            for outward in self.outward(&route_links, link, false)? {
+                if self.is_ours_to_switch(&key("ipv4", &outward.name, "forwarding"), &whole)? {
+                    found.push(Switched { link: outward, ipv6: false });
+                }
+            }
+        }
+        let outward = if traffic.ipv6 { self.outward(&route_links, link, true)? } else { Vec::new() };
+        let whole = key("ipv6", "all", "forwarding");
+        if outward.is_empty() {
+            return Ok(found);
+        }
+        if value(&key("ipv6", &link.id.name, "force_forwarding"))?.is_some() {
+            for outward in outward {
+                if self.is_ours_to_switch(&key("ipv6", &outward.name, "force_forwarding"), &whole)? {
+                    found.push(Switched { link: outward, ipv6: true });
+                }
+            }
+        } else if is(&whole, "0")? || self.is_shared(&whole)? {
+            // Every link is switched on with the whole host. Of the links of the tun driver some are other guests'.
+            for other in self.links()? {
+                let own = other.id.index == link.id.index || other.loopback;
+                if !own && (other.kind != "tun" || outward.contains(&other.id)) {
+                    found.push(Switched { link: other.id, ipv6: true });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// True where a switch that several guests may need is off, or on for guests only: not where somebody has switched on `whole`,
+    /// the host's, since.
+    fn is_ours_to_switch(&self, key: &str, whole: &str) -> Result<bool, Error> {
+        Ok(!is(whole, "1")? && (is(key, "0")? || self.is_shared(key)?))
+    }
+
+    /// True where some of us take part in the switch.
+    fn is_shared(&self, key: &str) -> Result<bool, Error> {
+        Ok(self.shared(&record(key))?.contains(&String::new()))
+    }
+
     /// Has the guest's traffic passed on between `link` and the links that lead elsewhere. `stays`: the link is there after
     /// its backend. True where there is a link that leads elsewhere, or each one that comes will pass it on.
     ///
@@ -51,9 +107,9 @@ impl Wiring {
             }
             let whole = key("ipv4", "all", "forwarding");
             way_out |= is(&whole, "1")?;
-            for name in self.outward(&route_links, link, false)? {
+            for outward in self.outward(&route_links, link, false)? {
                 way_out = true;
-                self.set_shared(&key("ipv4", &name, "forwarding"), &whole)?;
+                self.set_shared(&key("ipv4", &outward.name, "forwarding"), &whole)?;
             }
         }
         let outward = if traffic.ipv6 { self.outward(&route_links, link, true)? } else { Vec::new() };
@@ -68,8 +124,8 @@ impl Wiring {
                 self.set_whole_ipv6(&whole, own)?;
             } else if !is(&whole, "1")? {
                 self.set_own(&force, stays, GUEST)?;
-                for name in outward {
-                    self.set_shared(&key("ipv6", &name, "force_forwarding"), &whole)?;
+                for outward in outward {
+                    self.set_shared(&key("ipv6", &outward.name, "force_forwarding"), &whole)?;
                 }
             }
         }
@@ -90,7 +146,7 @@ impl Wiring {
     /// Sets a switch of another link, which several guests may need. Where somebody has switched on `whole`, the host's,
     /// since, it stays: it is no longer ours alone.
     fn set_shared(&mut self, key: &str, whole: &str) -> Result<(), Error> {
-        let what = key.replace('/', "-");
+        let what = record(key);
         if !is(key, "0")? {
             // By somebody, or by another one of us that is still there.
             return self.join(&what).map(drop);
@@ -103,7 +159,7 @@ impl Wiring {
 
     /// Has the host pass on IPv6 as a whole, where the kernel has no other way.
     fn set_whole_ipv6(&mut self, whole: &str, own: &str) -> Result<(), Error> {
-        let what = whole.replace('/', "-");
+        let what = record(whole);
         if !is(whole, "0")? {
             return self.join(&what).map(drop);
         }
@@ -129,17 +185,22 @@ impl Wiring {
 
     /// The links that the guest's traffic leaves by: those that lead to a router, and those of a network of their own,
     /// hardware for example; not a bridge or a tap with guests behind it and no router.
-    fn outward(&mut self, route_links: &[RouteLink], own: &Link, ipv6: bool) -> Result<Vec<String>, Error> {
-        let mut names: Vec<String> = Vec::new();
+    fn outward(&mut self, route_links: &[RouteLink], own: &Link, ipv6: bool) -> Result<Vec<LinkId>, Error> {
+        let mut links: Vec<LinkId> = Vec::new();
         for route in route_links.iter().filter(|route| route.ipv6 == ipv6 && route.link != own.id.index) {
             let Some(link) = self.netlink.link_by_index(route.link).map_err(asked)? else { continue };
             let inward = ["tun", "bridge", "dummy"].contains(&link.kind.as_str());
-            if (route.to_router || !inward) && !link.loopback && !names.contains(&link.id.name) {
-                names.push(link.id.name);
+            if (route.to_router || !inward) && !link.loopback && !links.contains(&link.id) {
+                links.push(link.id);
             }
         }
-        Ok(names)
+        Ok(links)
     }
+}
+
+/// The name of the record of a switch that several guests share.
+fn record(key: &str) -> String {
+    key.replace('/', "-")
 }
 
 fn set(key: &str, to: &str) -> Change {

@@ -1,104 +1,24 @@
 //! NAT for the guest of one link: its connections leave the host by other links under the host's own addresses
 //! (masquerade), and connections to some ports of the host are taken to the guest (`forward=`).
 //!
-//! All of it is one nftables table of the link's own, and what other tables say still holds: see `firewall.rs`. That the
-//! host passes packets on at all is a matter of `forwarding.rs`.
+//! All of it is one nftables table of the link's own (`table.rs`), and what other tables say still holds: see `firewall.rs`. That
+//! the host passes packets on at all is a matter of `forwarding.rs`.
+
+mod table;
 
 use std::io;
-use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::thread;
 
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-use super::forwarding::Traffic;
-use super::nft::{Chain, Hook, Kind, Match, Nft, Rule, Table, Verdict};
-use super::{Link, Refusal, Wiring, firewall};
+use self::table::Plan;
+use super::forwarding::{Switched, Traffic};
+use super::nft::{Nft, Table};
+use super::{Link, LinkId, Refusal, Wiring, firewall};
 use crate::error::{HostError, NatError};
 use crate::{Error, Forward, HostAddress, Mac, Protocol, sys};
-
-/// Before any other chain sees the packet (`NF_IP_PRI_RAW`).
-const PRIORITY_RAW: i32 = -300;
-/// Where destinations are translated (`NF_IP_PRI_NAT_DST`).
-const PRIORITY_DESTINATION: i32 = -100;
-/// Where sources are translated (`NF_IP_PRI_NAT_SRC`).
-const PRIORITY_SOURCE: i32 = 100;
-
-/// The table's name for a link: unique, and one that nft(8) takes without quotes.
-fn table_name(link: &str) -> String {
-    let mut name = String::from("wirevm-");
-    for byte in link.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' => name.push(byte.into()),
-            other => name.push_str(&format!("_{other:02x}")),
-        }
-    }
-    name
-}
-
-/// The table for a guest at `guests` behind `link`, in the subnets of `hosts`, the host's addresses there.
-fn table(link: &str, hosts: &[HostAddress], guests: &[IpAddr], forwards: &[Forward]) -> Table {
-    let leaves = Match::OutLink(link.to_owned());
-    let from_guest = |host: &HostAddress| Match::Source(host.network(), host.prefix());
-
-    let away = |host| {
-        let matches = vec![from_guest(host), Match::OutOtherLink(link.to_owned())];
-        let why = "the guest's connections leave under the host's address";
-        Rule { matches, verdict: Verdict::Masquerade, why }
-    };
-    let mut sources = Chain {
-        name: "postrouting",
-        kind: Kind::Nat,
-        hook: Hook::Postrouting,
-        priority: PRIORITY_SOURCE,
-        why: "where sources are translated",
-        rules: hosts.iter().map(away).collect(),
-    };
-    if forwards.is_empty() {
-        return Table { name: table_name(link), chains: vec![sources] };
-    }
-
-    // What the host itself asked of its port goes to the guest under the host's address on the link: the guest cannot
-    // answer 127.0.0.1. What the guest asked of it comes back to the guest, which would not know an answer of its own.
-    for (matched, why) in iter::once((Match::SourceIsLocal, "the guest answers the host at its address here"))
-        .chain(hosts.iter().map(|host| (from_guest(host), "the guest reaches itself by the host's port too")))
-    {
-        let matches = vec![leaves.clone(), Match::DestinationTranslated, matched];
-        sources.rules.push(Rule { matches, verdict: Verdict::Masquerade, why });
-    }
-    let to_guest = |name, hook, why| {
-        let pairs = forwards.iter().flat_map(|forward| guests.iter().map(move |&guest| (forward, guest)));
-        let rules = pairs.map(|(forward, guest)| {
-            let mut matches =
-                vec![Match::DestinationIsLocal, Match::Port(forward.protocol, forward.host_port)];
-            // A packet from ::1 leaves the host by no link.
-            if hook == Hook::Output && guest.is_ipv6() {
-                matches.insert(0, Match::OtherDestination(Ipv6Addr::LOCALHOST.into()));
-            }
-            let verdict = Verdict::DestinationNat(SocketAddr::new(guest, forward.guest_port));
-            Rule { matches, verdict, why: "this port of the host leads into the guest" }
-        });
-        Chain { name, kind: Kind::Nat, hook, priority: PRIORITY_DESTINATION, why, rules: rules.collect() }
-    };
-    // With route_localnet on the link, which connections from 127.0.0.1 need, the guest could send to what listens on the
-    // host's loopback only. Answers to those are for another address still when this chain sees them.
-    let loopback = Match::Destination(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
-    let why = "keep the guest from what listens on 127.0.0.1";
-    let rules =
-        vec![Rule { matches: vec![Match::InLink(link.to_owned()), loopback], verdict: Verdict::Drop, why }];
-    let guard = Chain {
-        name: "guard",
-        kind: Kind::Filter,
-        hook: Hook::Prerouting,
-        priority: PRIORITY_RAW,
-        why: "what comes in, before all else",
-        rules,
-    };
-    let destinations = to_guest("prerouting", Hook::Prerouting, "where destinations are translated");
-    let own = to_guest("output", Hook::Output, "and those of the host's own connections");
-    Table { name: table_name(link), chains: vec![guard, destinations, own, sources] }
-}
 
 /// The addresses at which the host's ports reach the guest: one family's, IPv4 where there is it, for of the other it is not
 /// sure. In a /64 the guest makes itself an IPv6 address, by its MAC as a rule (RFC 4291 appendix A).
@@ -134,12 +54,14 @@ impl Wiring {
         if hosts.is_empty() {
             return Err(NatError::NothingToMasquerade { link: name.clone() }.into());
         }
-        // The rules are first: nothing leaves unmasked.
-        let nat = Nat::new(self, name, hosts, mac, forwards)?;
         let (ipv4, ipv6) =
             (hosts.iter().any(|host| host.v4().is_some()), hosts.iter().any(|host| host.v6().is_some()));
-        self.nat = Some(nat);
         let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && !forwards.is_empty() };
+        let switched = self.links_to_switch(link, traffic)?;
+        let guests = guests(hosts, mac);
+        let plan = Plan { link: &link.id, hosts, guests: &guests, forwards, switched: &switched };
+        // The rules are first: nothing leaves unmasked, and nobody else is passed on.
+        self.nat = Some(Nat::new(self, &plan)?);
         let way_out = self.set_forwarding(link, stays, traffic)?;
 
         firewall::routed_notices(name).into_iter().for_each(|notice| self.notice(notice));
@@ -171,26 +93,17 @@ pub(crate) struct Nat {
 }
 
 impl Nat {
-    /// Puts the table for `link` in force.
+    /// Puts the table of `plan` in force.
     ///
     /// # Errors
     /// A port of the host is in use, or the kernel refuses the table.
-    pub(crate) fn new(
-        wiring: &Wiring,
-        link: &str,
-        hosts: &[HostAddress],
-        mac: Mac,
-        forwards: &[Forward],
-    ) -> Result<Self, Error> {
-        let guests = guests(hosts, mac);
+    fn new(wiring: &Wiring, plan: &Plan<'_>) -> Result<Self, Error> {
         let mut ports = Vec::new();
-        for (forward, guest) in
-            forwards.iter().flat_map(|forward| guests.iter().map(move |guest| (forward, guest)))
-        {
+        for (forward, guest) in plan.forwarded() {
             let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
             ports.push(port.map_err(|source| NatError::PortTaken { forward: *forward, source })?);
         }
-        let table = table(link, hosts, &guests, forwards);
+        let table = plan.table();
         let this = Self::make(&table, ports)?;
         table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
         Ok(this)
@@ -212,7 +125,12 @@ impl Nat {
             ["172.31.0.1/24", "172.31.0.1/30", "fd00::1/64"].map(|host| host.parse().expect("a host's"));
         let guests: Vec<IpAddr> = hosts.iter().filter_map(|host: &HostAddress| host.guest()).collect();
         let forward = Forward { protocol: Protocol::Tcp, host_port: 8080, guest_port: 80 };
-        let table = table("wirevm0", &hosts, &guests, &[forward]);
+        // Only their numbers count, and nobody has these.
+        let [link, nic] = ["wirevm0", "eth0"].map(|name| LinkId { index: u32::MAX, name: name.to_owned() });
+        let switched = [Switched { link: nic, ipv6: false }];
+        let plan =
+            Plan { link: &link, hosts: &hosts, guests: &guests, forwards: &[forward], switched: &switched };
+        let table = plan.table();
         let there = || {
             let refused =
                 |source| NatError::Nft { table: table.name.clone(), refusal: Refusal::from(source) };

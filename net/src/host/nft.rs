@@ -10,7 +10,7 @@ mod socket;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::Step;
+use super::{LinkId, Step};
 
 pub(crate) use socket::{ForwardChain, Nft};
 
@@ -61,15 +61,17 @@ pub(crate) struct Rule {
     pub(crate) why: &'static str,
 }
 
-/// A question about a packet.
+/// A question about a packet. A link is asked for by its index, so that a rule holds for it under another name too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Match {
     /// It came in by this link.
-    InLink(String),
+    InLink(LinkId),
     /// It leaves by this link.
-    OutLink(String),
+    OutLink(LinkId),
     /// It leaves by another link than this one.
-    OutOtherLink(String),
+    OutOtherLink(LinkId),
+    /// It is of IPv6 if true, else of IPv4.
+    Ipv6(bool),
     /// Its source is in the subnet of this address and prefix length.
     Source(IpAddr, u8),
     /// Its destination is in the subnet of this address and prefix length.
@@ -82,6 +84,10 @@ pub(crate) enum Match {
     DestinationIsLocal,
     /// Its connection's destination was translated.
     DestinationTranslated,
+    /// It is of a connection that has passed before, or is about one: an ICMP error, a helper's data connection.
+    Known,
+    /// It is of no connection, and not the first packet of one; so it is not translated either.
+    Invalid,
     /// It is of this protocol, to this port.
     Port(crate::Protocol, u16),
 }
@@ -89,6 +95,9 @@ pub(crate) enum Match {
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    /// The chains of other tables may still drop it.
+    Accept,
+    /// It is counted.
     Drop,
     /// The connection seems to come from an address of the link that it leaves by.
     Masquerade,
@@ -161,15 +170,19 @@ impl fmt::Display for Rule {
 impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InLink(name) => write!(f, "iifname \"{name}\""),
-            Self::OutLink(name) => write!(f, "oifname \"{name}\""),
-            Self::OutOtherLink(name) => write!(f, "oifname != \"{name}\""),
+            Self::InLink(link) => write!(f, "iif \"{link}\""),
+            Self::OutLink(link) => write!(f, "oif \"{link}\""),
+            Self::OutOtherLink(link) => write!(f, "oif != \"{link}\""),
+            Self::Ipv6(true) => f.write_str("meta nfproto ipv6"),
+            Self::Ipv6(false) => f.write_str("meta nfproto ipv4"),
             Self::Source(address, prefix) => write!(f, "{} saddr {address}/{prefix}", family(address)),
             Self::Destination(address, prefix) => write!(f, "{} daddr {address}/{prefix}", family(address)),
             Self::OtherDestination(address) => write!(f, "{} daddr != {address}", family(address)),
             Self::SourceIsLocal => f.write_str("fib saddr type local"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
             Self::DestinationTranslated => f.write_str("ct status dnat"),
+            Self::Known => f.write_str("ct state established,related"),
+            Self::Invalid => f.write_str("ct state invalid"),
             Self::Port(protocol, port) => write!(f, "{protocol} dport {port}"),
         }
     }
@@ -178,7 +191,8 @@ impl fmt::Display for Match {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Drop => f.write_str("drop"),
+            Self::Accept => f.write_str("accept"),
+            Self::Drop => f.write_str("counter drop"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::DestinationNat(to) => write!(f, "dnat {} to {to}", family(&to.ip())),
         }

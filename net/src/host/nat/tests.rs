@@ -1,3 +1,4 @@
+use super::table::table_name;
 use super::*;
 use crate::error::NatError;
 
@@ -5,18 +6,27 @@ fn lines(link: &str, hosts: &[&str], forwards: &[&str]) -> Vec<String> {
     let hosts: Vec<HostAddress> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     let forwards: Vec<Forward> = forwards.iter().map(|forward| forward.parse().unwrap()).collect();
     let guests = guests(&hosts, "02:00:00:00:00:01".parse().unwrap());
-    table(link, &hosts, &guests, &forwards).steps().into_iter().map(|step| step.command).collect()
+    let [link, nic] = [link, "eth0"].map(|name| LinkId { index: 7, name: name.to_owned() });
+    let switched = [Switched { link: nic, ipv6: true }];
+    let plan = Plan { link: &link, hosts: &hosts, guests: &guests, forwards: &forwards, switched: &switched };
+    plan.table().steps().into_iter().map(|step| step.command).collect()
 }
 
 #[test]
-fn masquerade_is_one_chain_with_a_rule_for_each_subnet() {
+fn a_guest_without_ports_has_two_chains() {
     assert_eq!(
         lines("tap0", &["172.31.0.1/24", "fd00::1/64"], &[]),
         [
             "nft add table inet wirevm-tap0",
+            "nft 'add chain inet wirevm-tap0 forward { type filter hook forward priority 0; }'",
+            "nft 'add rule inet wirevm-tap0 forward ct state established,related accept'",
+            "nft 'add rule inet wirevm-tap0 forward ct status dnat accept'",
+            "nft 'add rule inet wirevm-tap0 forward iif \"tap0\" ct state invalid counter drop'",
+            "nft 'add rule inet wirevm-tap0 forward oif \"tap0\" counter drop'",
+            "nft 'add rule inet wirevm-tap0 forward meta nfproto ipv6 iif \"eth0\" counter drop'",
             "nft 'add chain inet wirevm-tap0 postrouting { type nat hook postrouting priority 100; }'",
-            "nft 'add rule inet wirevm-tap0 postrouting ip saddr 172.31.0.0/24 oifname != \"tap0\" masquerade'",
-            "nft 'add rule inet wirevm-tap0 postrouting ip6 saddr fd00::/64 oifname != \"tap0\" masquerade'",
+            "nft 'add rule inet wirevm-tap0 postrouting ip saddr 172.31.0.0/24 oif != \"tap0\" masquerade'",
+            "nft 'add rule inet wirevm-tap0 postrouting ip6 saddr fd00::/64 oif != \"tap0\" masquerade'",
         ]
     );
 }

@@ -16,6 +16,10 @@ const SECOND_REGISTER: u32 = 2;
 const ADDRESS_TYPE: u32 = 3;
 /// `IPS_DST_NAT` of a connection's status (`linux/netfilter/nf_conntrack_common.h`).
 const DESTINATION_NAT_DONE: u32 = 1 << 5;
+/// `NF_CT_STATE_INVALID_BIT`, and `NF_CT_STATE_BIT` of two others (`linux/netfilter/nf_conntrack_common.h`).
+const INVALID: u32 = 1;
+const ESTABLISHED: u32 = 1 << 1;
+const RELATED: u32 = 1 << 2;
 /// `NFT_NAT_DNAT`.
 const NAT_OF_DESTINATION: u32 = 1;
 
@@ -24,9 +28,12 @@ pub(super) type Expressions<'a> = PushExprListAttrs<PushRuleAttrs<&'a mut Vec<u8
 impl Match {
     pub(super) fn encode<'a>(&self, list: Expressions<'a>) -> Expressions<'a> {
         match self {
-            Self::InLink(name) => compare(meta(list, MetaKeys::Iifname), CmpOps::Eq, &link_name(name)),
-            Self::OutLink(name) => compare(meta(list, MetaKeys::Oifname), CmpOps::Eq, &link_name(name)),
-            Self::OutOtherLink(name) => compare(meta(list, MetaKeys::Oifname), CmpOps::Neq, &link_name(name)),
+            Self::InLink(link) => compare(meta(list, MetaKeys::Iif), CmpOps::Eq, &link.index.to_ne_bytes()),
+            Self::OutLink(link) => compare(meta(list, MetaKeys::Oif), CmpOps::Eq, &link.index.to_ne_bytes()),
+            Self::OutOtherLink(link) => {
+                compare(meta(list, MetaKeys::Oif), CmpOps::Neq, &link.index.to_ne_bytes())
+            }
+            Self::Ipv6(ipv6) => compare(meta(list, MetaKeys::Nfproto), CmpOps::Eq, &[nfproto(*ipv6)]),
             Self::Source(address, prefix) => in_subnet(list, *address, *prefix, [12, 8]),
             Self::Destination(address, prefix) => in_subnet(list, *address, *prefix, [16, 24]),
             Self::OtherDestination(address) => {
@@ -36,12 +43,9 @@ impl Match {
             }
             Self::SourceIsLocal => is_local(list, FibFlags::Saddr),
             Self::DestinationIsLocal => is_local(list, FibFlags::Daddr),
-            Self::DestinationTranslated => {
-                let ct = list.nested_elem().nested_data_ct();
-                let list = ct.push_key(CtKeys::Status as u32).push_dreg(REGISTER).end_nested().end_nested();
-                let mask = DESTINATION_NAT_DONE.to_ne_bytes();
-                compare(masked(list, &mask), CmpOps::Neq, &[0; 4])
-            }
+            Self::DestinationTranslated => of_connection(list, CtKeys::Status, DESTINATION_NAT_DONE),
+            Self::Known => of_connection(list, CtKeys::State, ESTABLISHED | RELATED),
+            Self::Invalid => of_connection(list, CtKeys::State, INVALID),
             Self::Port(protocol, port) => {
                 let list = compare(meta(list, MetaKeys::L4Proto), CmpOps::Eq, &[protocol.number()]);
                 let list = payload(list, PayloadBase::TransportHeader, 2, 2);
@@ -54,22 +58,35 @@ impl Match {
 impl Verdict {
     pub(super) fn encode<'a>(&self, list: Expressions<'a>) -> Expressions<'a> {
         match self {
+            Self::Accept => decide(list, VerdictCode::Accept),
             Self::Drop => {
-                let immediate = list.nested_elem().nested_data_immediate().push_dreg(0);
-                let verdict = immediate.nested_data().nested_verdict().push_code(VerdictCode::Drop as u32);
-                verdict.end_nested().end_nested().end_nested().end_nested()
+                let list = list.nested_elem().nested_data_counter().end_nested().end_nested();
+                decide(list, VerdictCode::Drop)
             }
             Self::Masquerade => list.nested_elem().push_name(c"masq").end_nested(),
             Self::DestinationNat(to) => {
                 let list = immediate(list, REGISTER, &octets(to.ip()));
                 let list = immediate(list, SECOND_REGISTER, &to.port().to_be_bytes());
                 let nat = list.nested_elem().nested_data_nat().push_type(NAT_OF_DESTINATION);
-                let nat = nat.push_family(nfproto(to.ip()).into());
+                let nat = nat.push_family(nfproto(to.is_ipv6()).into());
                 let nat = nat.push_reg_addr_min(REGISTER).push_reg_proto_min(SECOND_REGISTER);
                 nat.end_nested().end_nested()
             }
         }
     }
+}
+
+fn decide(list: Expressions<'_>, code: VerdictCode) -> Expressions<'_> {
+    let immediate = list.nested_elem().nested_data_immediate().push_dreg(0);
+    let verdict = immediate.nested_data().nested_verdict().push_code(code as u32);
+    verdict.end_nested().end_nested().end_nested().end_nested()
+}
+
+/// Asks whether the packet's connection has any of these bits.
+fn of_connection(list: Expressions<'_>, key: CtKeys, bits: u32) -> Expressions<'_> {
+    let ct = list.nested_elem().nested_data_ct();
+    let list = ct.push_key(key as u32).push_dreg(REGISTER).end_nested().end_nested();
+    compare(masked(list, &bits.to_ne_bytes()), CmpOps::Neq, &[0; 4])
 }
 
 fn meta(list: Expressions<'_>, key: MetaKeys) -> Expressions<'_> {
@@ -106,7 +123,7 @@ fn is_local(list: Expressions<'_>, which: FibFlags) -> Expressions<'_> {
 /// Asks for the family of `address` and loads `len` bytes of the packet's address at `offsets`, for IPv4 and for IPv6.
 fn address_bytes(list: Expressions<'_>, address: IpAddr, offsets: [u32; 2], len: usize) -> Expressions<'_> {
     let offset = offsets[usize::from(address.is_ipv6())];
-    let list = compare(meta(list, MetaKeys::Nfproto), CmpOps::Eq, &[nfproto(address)]);
+    let list = compare(meta(list, MetaKeys::Nfproto), CmpOps::Eq, &[nfproto(address.is_ipv6())]);
     payload(list, PayloadBase::NetworkHeader, offset, len as u32)
 }
 
@@ -140,15 +157,6 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
-fn nfproto(address: IpAddr) -> u8 {
-    if address.is_ipv4() { libc::NFPROTO_IPV4 as u8 } else { libc::NFPROTO_IPV6 as u8 }
-}
-
-/// A link's name as the kernel compares it, padded with zeros.
-fn link_name(name: &str) -> [u8; libc::IFNAMSIZ] {
-    let mut bytes = [0; libc::IFNAMSIZ];
-    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
-        *to = from;
-    }
-    bytes
+fn nfproto(ipv6: bool) -> u8 {
+    if ipv6 { libc::NFPROTO_IPV6 as u8 } else { libc::NFPROTO_IPV4 as u8 }
 }

@@ -1,0 +1,162 @@
+//! The rules of NAT for the guest of one link, as a table.
+//!
+//! **Invariant: the host is a router for its guests only.** Forwarding is a switch of a link, which lets in whoever is behind it. So
+//! what comes in by a link that was switched on for a guest, or goes to a guest, passes only where it belongs to a connection of a
+//! guest's, or to a port that is forwarded. What the host forwarded before is not spoken of here, and passes as before.
+
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::super::LinkId;
+use super::super::forwarding::Switched;
+use super::super::nft::{Chain, Hook, Kind, Match, Rule, Table, Verdict};
+use crate::{Forward, HostAddress};
+
+/// Before any other chain sees the packet (`NF_IP_PRI_RAW`).
+const PRIORITY_RAW: i32 = -300;
+/// Where destinations are translated (`NF_IP_PRI_NAT_DST`).
+const PRIORITY_DESTINATION: i32 = -100;
+/// Where most chains are that let pass or not (`NF_IP_PRI_FILTER`).
+const PRIORITY_FILTER: i32 = 0;
+/// Where sources are translated (`NF_IP_PRI_NAT_SRC`).
+const PRIORITY_SOURCE: i32 = 100;
+
+/// The guest of one link, and what NAT does for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan<'a> {
+    /// The guest's end.
+    pub(super) link: &'a LinkId,
+    /// The host's addresses there.
+    pub(super) hosts: &'a [HostAddress],
+    /// The guest's addresses that ports lead to.
+    pub(super) guests: &'a [IpAddr],
+    pub(super) forwards: &'a [Forward],
+    /// The links that pass packets on for guests only.
+    pub(super) switched: &'a [Switched],
+}
+
+/// The table's name for a link: unique, and one that nft(8) takes without quotes.
+pub(super) fn table_name(link: &str) -> String {
+    let mut name = String::from("wirevm-");
+    for byte in link.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' => name.push(byte.into()),
+            other => name.push_str(&format!("_{other:02x}")),
+        }
+    }
+    name
+}
+
+impl<'a> Plan<'a> {
+    /// Each port that is forwarded, with each address that it leads to.
+    pub(super) fn forwarded(self) -> impl Iterator<Item = (&'a Forward, &'a IpAddr)> {
+        let Self { guests, forwards, .. } = self;
+        forwards.iter().flat_map(move |forward| guests.iter().map(move |guest| (forward, guest)))
+    }
+
+    pub(super) fn table(self) -> Table {
+        let name = table_name(&self.link.name);
+        if self.forwards.is_empty() {
+            return Table { name, chains: vec![self.passing(), self.sources()] };
+        }
+        let why = "where destinations are translated";
+        let destinations = self.to_guest("prerouting", Hook::Prerouting, why);
+        let own = self.to_guest("output", Hook::Output, "and those of the host's own connections");
+        Table { name, chains: vec![self.guard(), destinations, own, self.passing(), self.sources()] }
+    }
+
+    /// Who is passed on: see the head of this file.
+    fn passing(self) -> Chain {
+        let rule = |matches, verdict, why| Rule { matches, verdict, why };
+        let mut rules = vec![
+            rule(vec![Match::Known], Verdict::Accept, "connections that were let pass"),
+            rule(vec![Match::DestinationTranslated], Verdict::Accept, "ports that lead into a guest"),
+            rule(
+                vec![Match::InLink(self.link.clone()), Match::Invalid],
+                Verdict::Drop,
+                "what is of no connection would leave as it is",
+            ),
+            rule(
+                vec![Match::OutLink(self.link.clone())],
+                Verdict::Drop,
+                "nobody else begins a connection with the guest",
+            ),
+        ];
+        for Switched { link, ipv6 } in self.switched {
+            let matches = vec![Match::Ipv6(*ipv6), Match::InLink(link.clone())];
+            rules.push(rule(matches, Verdict::Drop, "it passes packets on for guests only"));
+        }
+        Chain {
+            name: "forward",
+            kind: Kind::Filter,
+            hook: Hook::Forward,
+            priority: PRIORITY_FILTER,
+            why: "the host is a router for guests only",
+            rules,
+        }
+    }
+
+    fn sources(self) -> Chain {
+        let leaves = Match::OutLink(self.link.clone());
+        let from_guest = |host: &HostAddress| Match::Source(host.network(), host.prefix());
+        let away = |host| {
+            let matches = vec![from_guest(host), Match::OutOtherLink(self.link.clone())];
+            let why = "the guest's connections leave under the host's address";
+            Rule { matches, verdict: Verdict::Masquerade, why }
+        };
+        let mut rules: Vec<_> = self.hosts.iter().map(away).collect();
+        // What the host itself asked of its port goes to the guest under the host's address on the link: the guest cannot
+        // answer 127.0.0.1. What the guest asked of it comes back to the guest, which would not know an answer of its own.
+        for (matched, why) in
+            iter::once((Match::SourceIsLocal, "the guest answers the host at its address here"))
+                .chain(
+                    self.hosts
+                        .iter()
+                        .map(|host| (from_guest(host), "the guest reaches itself by the host's port too")),
+                )
+                .filter(|_| !self.forwards.is_empty())
+        {
+            let matches = vec![leaves.clone(), Match::DestinationTranslated, matched];
+            rules.push(Rule { matches, verdict: Verdict::Masquerade, why });
+        }
+        Chain {
+            name: "postrouting",
+            kind: Kind::Nat,
+            hook: Hook::Postrouting,
+            priority: PRIORITY_SOURCE,
+            why: "where sources are translated",
+            rules,
+        }
+    }
+
+    /// The host's ports that lead into the guest.
+    fn to_guest(self, name: &'static str, hook: Hook, why: &'static str) -> Chain {
+        let rules = self.forwarded().map(|(forward, &guest)| {
+            let mut matches =
+                vec![Match::DestinationIsLocal, Match::Port(forward.protocol, forward.host_port)];
+            // A packet from ::1 leaves the host by no link.
+            if hook == Hook::Output && guest.is_ipv6() {
+                matches.insert(0, Match::OtherDestination(Ipv6Addr::LOCALHOST.into()));
+            }
+            let verdict = Verdict::DestinationNat(SocketAddr::new(guest, forward.guest_port));
+            Rule { matches, verdict, why: "this port of the host leads into the guest" }
+        });
+        Chain { name, kind: Kind::Nat, hook, priority: PRIORITY_DESTINATION, why, rules: rules.collect() }
+    }
+
+    /// With route_localnet on the link, which connections from 127.0.0.1 need, the guest could send to what listens on the
+    /// host's loopback only. Answers to those are for another address still when this chain sees them.
+    fn guard(self) -> Chain {
+        let loopback = Match::Destination(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
+        let why = "keep the guest from what listens on 127.0.0.1";
+        let matches = vec![Match::InLink(self.link.clone()), loopback];
+        Chain {
+            name: "guard",
+            kind: Kind::Filter,
+            hook: Hook::Prerouting,
+            priority: PRIORITY_RAW,
+            why: "what comes in, before all else",
+            rules: vec![Rule { matches, verdict: Verdict::Drop, why }],
+        }
+    }
+}
