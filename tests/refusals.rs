@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, as_nobody, guest, handmade, puts, skip, wirevm, wirevm_path};
+use harness::{TempDir, Vm, as_nobody, guest, handmade, need, puts, skip, wirevm, wirevm_path};
 
 guest!(hello: puts!("hello\\n"));
 
@@ -239,6 +239,39 @@ fn a_failed_start_leaves_the_links_as_they_were() {
         assert!((!early || !wired) && (!late || wired), "{}", vm.state());
         netns.is_as(&before);
     }
+}
+
+#[test]
+fn what_others_chose_commands_no_terminal() {
+    let (netns, dir) = (need!(Netns::new()), TempDir::new());
+    guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+    let kernel = handmade::kernel(&dir, forever());
+    // A process has the name of its file.
+    let evil = dir.path("\x1b[2J\nerror: x");
+    fs::copy(wirevm_path(), &evil).unwrap();
+    let mut command = netns.command(evil.to_str().unwrap());
+    command.args(["run", "--net", "tap=mine", "--kernel"]).arg(&kernel);
+    let mut holder = Vm::start(&mut command);
+    holder.expect("running\n", Duration::from_secs(20));
+    netns.sh("ip link add \"$(printf 'a\\033[1m;b')\" type veth peer name v && ip addr add 10.9.0.1/24 dev $(printf 'a\\033[1m;b')");
+    let run = |net: &str| {
+        let mut command = netns.command(wirevm_path().to_str().unwrap());
+        let output = refuse(command.args(["run", "--net", net, "--kernel"]).arg(&kernel));
+        let commands = |&byte: &u8| byte != b'\n' && byte.is_ascii_control();
+        assert!(!output.stderr.iter().any(commands), "{}", String::from_utf8_lossy(&output.stderr));
+        output
+    };
+    let held = run("tap=mine");
+    refused(&held, 1, &["(\\x1b[2J\\x0aerror: x) holds it"]);
+    assert_eq!(String::from_utf8_lossy(&held.stderr).matches("\nerror").count(), 0);
+    // Nor a shell.
+    refused(
+        &run("tap,host=10.9.0.2/24"),
+        1,
+        &["a\\x1b[1m;b has 10.9.0.1/24", "del 10.9.0.1/24 dev $'a\\x1b[1m;b'"],
+    );
+    holder.signal(rustix::process::Signal::TERM);
+    holder.wait(Duration::from_secs(20));
 }
 
 #[test]

@@ -23,7 +23,7 @@
 //!   its addresses; `listener.rs`: their ear where the kernel carries the frames. `neighbour.rs`: ARP and neighbour discovery where
 //!   there is no Ethernet. `resolver.rs`: the host's DNS servers.
 //! - `host/`: the host's plumbing, [`Step`] and undo. `context.rs`: [`Host`], what the process gives every wire. `change.rs`: each change.
-//!   `deferred_undo.rs`: what is taken back later. `journal.rs`, `clean.rs`: the records that outlive us, and undoing those of the dead.
+//!   `deferred_undo.rs`: what is taken back later. `directory.rs`: where records are. `journal.rs`, `clean.rs`: the records that outlive us, and undoing those of the dead.
 //!   `fd_reserve.rs`: descriptors for that. `wait.rs`: one at a time. `namespace.rs`: network namespaces. `netlink.rs` and
 //!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap.
 //!   `nat.rs`: NAT. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop.
@@ -67,6 +67,7 @@ pub use frames::filter::{Addresses, RxFilter};
 pub use frames::iov::{Iov, IovBuffer, prefetch};
 pub use frames::socket::{SocketBackend, SocketPeer};
 pub use frames::{Backend, HEADER_LEN, Offloads, Sent};
+pub use host::directory::{Directory, Opening};
 pub use host::finding::Finding;
 pub use host::firewall::bridged_notices;
 pub use host::holders::Holder;
@@ -75,9 +76,10 @@ pub use host::probe::link_kinds;
 pub use host::settings::findings;
 pub use host::tun_settings::TunMode;
 pub use host::wire_link::{Role, WireLink};
-pub use host::{Host, Step, clean, left_over, runtime_directory};
+pub use host::{Host, Step, clean, left_over};
 pub use subnet::{HostAddress, HostV4, HostV6};
 pub use sys::take_turns;
+pub use text::{printable, printable_lines};
 pub use wire::cable::{Ask, Cable, Plugged};
 pub use wire::cable_spec::CableSpec;
 pub use wire::macvtap::Macvtap;

@@ -2,7 +2,7 @@
 
 mod namespace;
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -188,6 +188,59 @@ fn what_cannot_be_looked_at_stays_recorded() {
         assert_eq!(records(), [""; 0]);
         holder.kill().unwrap();
         holder.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_record_that_wirevm_did_not_write_is_not_believed() {
+    in_namespace("a_record_that_wirevm_did_not_write_is_not_believed", || {
+        run("ip tuntap add dev tap0 mode tap vnet_hdr");
+        kill(holding("tap=tap0,host=172.31.0.1/24,nat"));
+        drop(warnings());
+        let before = (state(), records());
+        let text_of = |name: &String| std::fs::read_to_string(runtime_dir().join(name)).unwrap();
+        let name = before.1.iter().find(|name| text_of(name).contains("RemoveAddress")).unwrap();
+        let (record, text) = (runtime_dir().join(name), text_of(name));
+        let told = |what: &str| {
+            let warnings = warnings();
+            let is_it = |line: &&String| line.contains(&record.display().to_string()) && line.contains(what);
+            assert!(warnings.iter().any(|line| is_it(&line)), "{what}: {warnings:?}");
+        };
+        let target = runtime_dir().join("target");
+        let key = |key: &str| text.replace("net/ipv4/conf/tap0/forwarding", key);
+        assert_ne!(text, key("x"), "it has a switch");
+        for forged in [
+            key(target.to_str().unwrap()),
+            key("../../etc/no-such-file"),
+            key("kernel/core_pattern"),
+            text.replace(
+                r#"{"Down""#,
+                r#"{"DeleteNamespace":{"name":"/etc/x","id":{"dev":1,"inode":1}},"x""#,
+            ),
+        ] {
+            std::fs::write(&record, forged).unwrap();
+            assert!(
+                cleaned().iter().all(|line| line.starts_with('#')),
+                "what ip cannot set has another record"
+            );
+            told("");
+            assert!(left_over(&Host::new()).is_err());
+        }
+        assert!(!target.exists());
+        std::fs::write(&record, &text).unwrap();
+        // Somebody else's, or one that somebody else may have written to.
+        std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(cleaned(), [""; 0]);
+        told("mode 666");
+        std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(&record, Some(65534), None).unwrap();
+        assert_eq!(cleaned(), [""; 0]);
+        told("user 65534");
+        assert!(left_over(&Host::new()).is_err(), "the doctor hears of it");
+        std::os::unix::fs::chown(&record, Some(0), None).unwrap();
+        assert!(run("ip address show tap0").contains("172.31.0.1"));
+        assert!(cleaned().contains(&"ip address del 172.31.0.1/24 dev tap0".to_owned()));
+        assert_eq!(records(), [""; 0]);
     });
 }
 

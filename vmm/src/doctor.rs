@@ -196,12 +196,15 @@ pub(crate) fn run(args: &Doctor) -> bool {
     }
     let findings = examine();
     let cleaned = args.clean.then_some(&cleaned[..]);
-    report::answer(&if args.json { json(&findings, cleaned) + "\n" } else { lines(&findings) });
+    match args.json {
+        true => report::answer_json(&json(&findings, cleaned)),
+        false => report::answer(&lines(&findings)),
+    }
     findings[0].good
 }
 
 /// One object; with what was taken back, where that was asked for.
-fn json(findings: &[Finding], cleaned: Option<&[String]>) -> String {
+fn json(findings: &[Finding], cleaned: Option<&[String]>) -> serde_json::Value {
     let findings: Vec<_> = findings
         .iter()
         .map(|Finding { what, good, state, remedy }| {
@@ -212,7 +215,7 @@ fn json(findings: &[Finding], cleaned: Option<&[String]>) -> String {
     if let Some(cleaned) = cleaned {
         object["cleaned"] = cleaned.into();
     }
-    object.to_string()
+    object
 }
 
 fn lines(findings: &[Finding]) -> String {
@@ -264,11 +267,14 @@ mod tests {
             "good  KVM              runs\nBAD   tun              is \"gone\"\n                       try: modprobe tun\n"
         );
         assert_eq!(
-            json(&findings, None),
+            json(&findings, None).to_string(),
             r#"{"findings":[{"good":true,"state":"runs","try":null,"what":"KVM"},{"good":false,"state":"is \"gone\"","try":"modprobe tun","what":"tun"}]}"#
         );
         let cleaned = ["ip link del dev br0".to_owned()];
-        assert_eq!(json(&[], Some(&cleaned)), r#"{"cleaned":["ip link del dev br0"],"findings":[]}"#);
-        assert_eq!(json(&[], Some(&[])), r#"{"cleaned":[],"findings":[]}"#);
+        assert_eq!(
+            json(&[], Some(&cleaned)).to_string(),
+            r#"{"cleaned":["ip link del dev br0"],"findings":[]}"#
+        );
+        assert_eq!(json(&[], Some(&[])).to_string(), r#"{"cleaned":[],"findings":[]}"#);
     }
 }

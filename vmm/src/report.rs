@@ -3,11 +3,14 @@
 //!
 //! The machine has nobody to print to but its keeper, to which it sends all that it says.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write;
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use net::{printable, printable_lines};
 
 use crate::keeper::sink::Sink;
 use crate::protocol::{Channel, Failure, FromMachine, ToMachine};
@@ -60,19 +63,21 @@ pub(crate) fn failure(failure: &Failure) {
 
 /// Prints lines on standard error, readable also while the terminal is raw. What its reader has no room for waits.
 pub(crate) fn print(text: &str) {
+    // Whatever it is made of: names of others, the kernel's words, another process's.
+    let text = printable_lines(text);
     match &mut *to() {
         To::Stderr { sink, raw } => {
             if sink.is_none() {
                 *sink = Sink::shared(std::io::stderr().as_fd()).ok();
             }
-            let text = if *raw { text.replace('\n', "\r\n") } else { text.to_owned() };
+            let text = if *raw { text.replace('\n', "\r\n").into() } else { text };
             // With standard error gone there is nobody to tell.
             if let Some(sink) = sink {
                 sink.write(text.as_bytes());
             }
         }
         // Who talks without end is not heard to the end: no thread of the machine waits for a reader.
-        To::Keeper(channel) => drop(channel.try_send(&FromMachine::Print(text.to_owned()))),
+        To::Keeper(channel) => drop(channel.try_send(&FromMachine::Print(text.into_owned()))),
     }
 }
 
@@ -107,16 +112,36 @@ pub(crate) fn reopen() {
 
 /// Prints what was asked for on standard output. A reader that leaves early, as a pager may, is no failure.
 pub(crate) fn answer(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(printable_lines(text).as_bytes());
+}
+
+/// The same of JSON, as one line: what would be escaped as text is escaped as JSON.
+pub(crate) fn answer_json(value: &serde_json::Value) {
+    answer(&json_line(value));
+}
+
+fn json_line(value: &serde_json::Value) -> String {
+    let mut line = String::new();
+    // Such characters are in strings, and nowhere else.
+    for c in value.to_string().chars() {
+        match printable(c.encode_utf8(&mut [0; 4])) {
+            Cow::Borrowed(same) => line.push_str(same),
+            Cow::Owned(_) => drop(write!(line, "\\u{:04x}", u32::from(c))),
+        }
+    }
+    line.push('\n');
+    line
 }
 
 fn render(Failure { error, causes, remedy }: &Failure) -> String {
-    let mut text = format!("error: {error}\n");
+    // Whoever has put a line's end into it begins no line of his own.
+    let inside = |text: &str| text.replace('\n', "\n         ");
+    let mut text = format!("error: {}\n", inside(error));
     for cause in causes {
-        let _ = writeln!(text, "  cause: {cause}");
+        let _ = writeln!(text, "  cause: {}", inside(cause));
     }
     if let Some(remedy) = remedy {
-        let _ = writeln!(text, "  try:   {}", remedy.replace('\n', "\n         "));
+        let _ = writeln!(text, "  try:   {}", inside(remedy));
     }
     text
 }
@@ -162,5 +187,15 @@ mod tests {
              try:   use another name\n         or stop pid 7\n"
         );
         assert_eq!(render(&Failure::new(&io::Error::other("plain"), None)), "error: plain\n");
+        let forged = Failure::new(&io::Error::other("x\nerror: y"), None);
+        assert_eq!(render(&forged), "error: x\n         error: y\n");
+    }
+
+    #[test]
+    fn what_json_is_printed_commands_nothing_and_says_the_same() {
+        let value = serde_json::json!({ "name": "a\x1b[2J\u{9b}\u{202e}\n\u{e4}" });
+        let line = json_line(&value);
+        assert!(line.ends_with('\n') && printable(line.trim_end()) == line.trim_end(), "{line}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
     }
 }

@@ -8,16 +8,19 @@
 //!
 //! **Invariant: a machine is there while its lock is held**, whatever else is left of it: the kernel lets go of a lock whatever
 //! becomes of who held it, and a process id may be another process's by now.
+//!
+//! Each directory is opened once, and what is in it by its descriptor ([`Directory`]): nobody can exchange it meanwhile.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use net::{Directory, Opening};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 /// The longest name in bytes.
@@ -102,21 +105,20 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     }
 }
 
-/// The directory of all machines, which is there while one is.
-fn machines() -> Result<PathBuf, NameError> {
-    Ok(net::runtime_directory().map_err(NameError::Place)?.join("vm"))
+/// The directory of all machines below the runtime directory, which is there while one is.
+const MACHINES: &str = "vm";
+
+fn runtime_directory() -> Result<Directory, NameError> {
+    Directory::runtime().map_err(NameError::Place)
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made?,
-    }
-    // Not through a link, and nobody else's.
-    let found = fs::symlink_metadata(path)?;
-    match found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0 {
-        true => Ok(()),
-        false => Err(io::Error::other("it is not a directory of this user alone")),
+/// The directory of all machines; none where no machine was ever there.
+fn machines() -> Result<Option<Directory>, NameError> {
+    let runtime = runtime_directory()?;
+    match runtime.open(MACHINES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(NameError::Directory { path: runtime.path().join(MACHINES), source }),
+        Ok(machines) => Ok(Some(machines)),
     }
 }
 
@@ -124,7 +126,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Place {
     name: String,
-    path: PathBuf,
+    directory: Directory,
+    /// All machines', and the one that this is in.
+    all: Directory,
+    runtime: Directory,
     /// Held as long as this is open.
     _lock: File,
 }
@@ -137,32 +142,32 @@ impl Place {
     /// The name is none, or is a running machine's, or there is no place.
     pub fn take(name: Option<&str>, machine: u32) -> Result<Self, NameError> {
         sweep()?;
+        let runtime = runtime_directory()?;
         if let Some(name) = name {
             check_name(name)?;
-            return Self::of(machines()?, name, machine);
+            return Self::of(&runtime, name, machine);
         }
-        let all = machines()?;
         let mut number = 0;
         loop {
-            match Self::of(all.clone(), &format!("vm{number}"), machine) {
+            match Self::of(&runtime, &format!("vm{number}"), machine) {
                 Err(NameError::Taken { .. }) => number += 1,
                 taken => return taken,
             }
         }
     }
 
-    fn of(all: PathBuf, name: &str, machine: u32) -> Result<Self, NameError> {
-        let path = all.join(name);
+    fn of(runtime: &Directory, name: &str, machine: u32) -> Result<Self, NameError> {
+        let path = runtime.path().join(MACHINES).join(name);
         let failed = |source| NameError::Directory { path: path.clone(), source };
         let mut looks = 0;
         loop {
-            make_directory(&all).map_err(failed)?;
-            match make_directory(&path) {
+            let all = runtime.make(MACHINES).map_err(failed)?;
+            let directory = match all.make(name) {
                 // Who was the last one has just gone.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 made => made.map_err(failed)?,
-            }
-            let mut lock = match open_lock(&path, true) {
+            };
+            let mut lock = match directory.file("lock", Opening::Any) {
                 // Who had the name has just gone, with the directory.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.map_err(failed)?,
@@ -187,11 +192,12 @@ impl Place {
                 continue;
             }
             // What a dead one has left.
-            let _ = fs::remove_file(path.join("control"));
+            let _ = directory.remove_file("control");
             // For who is told that the name is taken, and for who finds that we were killed.
             let told = lock.set_len(0).and_then(|()| write!(lock, "{} {machine}", std::process::id()));
             told.map_err(failed)?;
-            return Ok(Self { name: name.to_owned(), path, _lock: lock });
+            let runtime = runtime.again().map_err(failed)?;
+            return Ok(Self { name: name.to_owned(), directory, all, runtime, _lock: lock });
         }
     }
 
@@ -205,7 +211,7 @@ impl Place {
     /// # Errors
     /// There is no socket to be had.
     pub fn listen(&self) -> io::Result<UnixListener> {
-        let listener = UnixListener::bind(short(&File::open(&self.path)?, "control"))?;
+        let listener = UnixListener::bind(short(&self.directory, "control"))?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     }
@@ -216,9 +222,10 @@ impl Place {
 /// # Errors
 /// There is no place for machines.
 pub fn sweep() -> Result<(), NameError> {
-    let all = machines()?;
-    wait_for_orphans(&all);
-    sweep_in(&all);
+    if let Some(all) = machines()? {
+        wait_for_orphans(&all);
+        sweep_in(&runtime_directory()?, &all);
+    }
     Ok(())
 }
 
@@ -228,9 +235,9 @@ const ORPHANS: Duration = Duration::from_secs(1);
 /// Waits for machines whose keeper was killed, and which are about to end: until then their links are there, with addresses.
 ///
 /// Others that sweep at the same time wait here, too, for the text of a lock stays until its place goes.
-fn wait_for_orphans(all: &Path) {
-    let entries = fs::read_dir(all).into_iter().flatten().flatten();
-    let locks = entries.filter_map(|entry| open_lock(&entry.path(), false).ok());
+fn wait_for_orphans(all: &Directory) {
+    let names = all.names().unwrap_or_default().into_iter();
+    let locks = names.filter_map(|name| all.open(&name).ok()?.file("lock", Opening::Existing).ok());
     let machines = locks.filter_map(|lock| pids_in(&lock).filter(|(keeper, _)| !is_alive(*keeper)));
     let until = Instant::now() + ORPHANS;
     for (_, machine) in machines {
@@ -249,49 +256,49 @@ fn is_alive(pid: u32) -> bool {
     stats.any(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X'])))
 }
 
-fn sweep_in(all: &Path) {
-    // None: no machine was ever there.
-    let Ok(entries) = fs::read_dir(all) else { return };
-    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+fn sweep_in(runtime: &Directory, all: &Directory) {
+    for name in all.names().unwrap_or_default() {
         // What is no machine's, or one's that runs, stays.
-        let path = all.join(&name);
-        let Ok(lock) = open_lock(&path, false) else { continue };
+        let Ok(directory) = all.open(&name) else { continue };
+        let Ok(lock) = directory.file("lock", Opening::Existing) else { continue };
+        let (Ok(all), Ok(runtime)) = (all.again(), runtime.again()) else { return };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
             && lock.metadata().is_ok_and(|found| found.nlink() > 0)
         {
             // For who waits for the name.
             let _ = lock.set_len(0);
-            drop(Place { name, path, _lock: lock });
+            drop(Place { name, directory, all, runtime, _lock: lock });
         }
     }
-    let _ = fs::remove_dir(all);
+    let _ = runtime.remove_directory(MACHINES);
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // The lock's file goes while it is held: who waits for it finds that it has no name any more.
         for name in ["control", "lock"] {
-            let _ = fs::remove_file(self.path.join(name));
+            let _ = self.directory.remove_file(name);
         }
-        let _ = fs::remove_dir(&self.path);
+        let _ = self.all.remove_directory(&self.name);
         // Of the last one. Logs keep it, and others.
-        let _ = self.path.parent().map(fs::remove_dir);
+        let _ = self.runtime.remove_directory(MACHINES);
     }
 }
 
-/// The log of the detached machine `name`, which may have ended.
+/// The log of the detached machine `name`, which may have ended: to be read, and to be written to at its end.
 ///
 /// # Errors
-/// The name is none, or there is no place.
-pub fn log_path(name: &str) -> Result<PathBuf, NameError> {
+/// The name is none, there is no place, or no log.
+pub fn log(name: &str, opening: Opening) -> Result<File, NameError> {
     check_name(name)?;
-    Ok(machines()?.join(format!("{name}.log")))
-}
-
-fn open_lock(directory: &Path, create: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options.open(directory.join("lock"))
+    let runtime = runtime_directory()?;
+    let file = format!("{name}.log");
+    let opened = runtime.open(MACHINES).and_then(|all| {
+        let log = all.file(&file, opening)?;
+        rustix::fs::fcntl_setfl(&log, OFlags::APPEND)?;
+        Ok(log)
+    });
+    opened.map_err(|source| NameError::Directory { path: runtime.path().join(MACHINES).join(file), source })
 }
 
 /// The pids of keeper and machine.
@@ -303,8 +310,8 @@ fn pids_in(lock: &File) -> Option<(u32, u32)> {
 }
 
 /// A path to `name` in an open directory that is short enough for a socket's (unix(7)), however long the directory's is.
-fn short(directory: &File, name: &str) -> PathBuf {
-    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).into()
+fn short(directory: &Directory, name: &str) -> PathBuf {
+    format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd()).into()
 }
 
 /// The names of the machines that run, in order.
@@ -312,23 +319,15 @@ fn short(directory: &File, name: &str) -> PathBuf {
 /// # Errors
 /// There is no place for machines.
 pub fn running() -> Result<Vec<String>, NameError> {
-    let all = machines()?;
-    let entries = match fs::read_dir(&all) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|source| NameError::Directory { path: all.clone(), source })?,
-    };
-    let mut names: Vec<_> = entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| is_running(&all.join(name)))
-        .collect();
+    let Some(all) = machines()? else { return Ok(Vec::new()) };
+    let names = all.names().map_err(|source| NameError::Directory { path: all.path().to_owned(), source })?;
+    let mut names: Vec<_> = names.into_iter().filter(|name| is_running(&all, name)).collect();
     names.sort();
     Ok(names)
 }
 
-fn is_running(directory: &Path) -> bool {
-    let lock = open_lock(directory, false);
+fn is_running(all: &Directory, name: &str) -> bool {
+    let lock = all.open(name).and_then(|directory| directory.file("lock", Opening::Existing));
     // Shared, so that two who look at once do not see each other.
     lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
 }
@@ -346,7 +345,7 @@ pub fn wait_until_gone(name: &str) {
 /// The name is none, or there is no place.
 pub fn socket(name: &str) -> Result<PathBuf, NameError> {
     check_name(name)?;
-    Ok(machines()?.join(name).join("control"))
+    Ok(runtime_directory()?.path().join(MACHINES).join(name).join("control"))
 }
 
 /// Connects to the machine `name`.
@@ -355,10 +354,10 @@ pub fn socket(name: &str) -> Result<PathBuf, NameError> {
 /// No such machine runs.
 pub fn connect(name: &str) -> Result<UnixStream, NameError> {
     check_name(name)?;
-    let path = machines()?.join(name);
-    let failed = |source| NameError::Directory { path: path.clone(), source };
     let unknown = || NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() };
-    let directory = match File::open(&path) {
+    let Some(all) = machines()? else { return Err(unknown()) };
+    let failed = |source| NameError::Directory { path: all.path().join(name), source };
+    let directory = match all.open(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
         opened => opened.map_err(failed)?,
     };
@@ -391,63 +390,89 @@ mod tests {
     /// No process has it.
     const NOBODY: u32 = u32::MAX;
 
-    fn scratch(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("wirevm-test-{name}-{}", std::process::id()));
-        make_directory(&path).unwrap();
-        path
+    /// A runtime directory of a test's own, which goes with it; all in it is to be gone before.
+    struct Scratch(Directory);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("wirevm-test-{name}-{}", std::process::id()));
+            Self(Directory::at(&path).unwrap())
+        }
+
+        fn all(&self) -> Directory {
+            self.0.make(MACHINES).unwrap()
+        }
+
+        fn is_empty(&self) -> bool {
+            self.0.names().unwrap().is_empty()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(self.0.path());
+        }
+    }
+
+    impl std::ops::Deref for Scratch {
+        type Target = Directory;
+
+        fn deref(&self) -> &Directory {
+            &self.0
+        }
     }
 
     #[test]
     fn a_name_is_one_machine_s_while_it_lives_and_free_after() {
-        let all = scratch("place");
-        let place = Place::of(all.clone(), "web", NOBODY).unwrap();
+        let runtime = Scratch::new("place");
+        let place = Place::of(&runtime, "web", NOBODY).unwrap();
         let _listener = place.listen().unwrap();
-        let taken = Place::of(all.clone(), "web", NOBODY).unwrap_err();
+        let taken = Place::of(&runtime, "web", NOBODY).unwrap_err();
         assert_eq!(
             taken.to_string(),
             format!("a machine named web runs already (pid {})", std::process::id())
         );
-        assert!(is_running(&all.join("web")));
+        assert!(is_running(&runtime.all(), "web"));
         drop(place);
-        assert!(!all.exists() && !is_running(&all.join("web")));
+        assert!(runtime.is_empty());
         // A dead one has left its directory and its socket, and nobody holds its lock.
-        make_directory(&all).unwrap();
-        fs::create_dir(all.join("web")).unwrap();
-        fs::set_permissions(all.join("web"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        fs::write(all.join("web/lock"), "1").unwrap();
-        drop(UnixListener::bind(all.join("web/control")).unwrap());
-        assert!(!is_running(&all.join("web")));
-        let place = Place::of(all.clone(), "web", NOBODY).unwrap();
+        let all = runtime.all();
+        let web = all.make("web").unwrap();
+        write!(web.file("lock", Opening::New).unwrap(), "1").unwrap();
+        drop(UnixListener::bind(web.path().join("control")).unwrap());
+        assert!(!is_running(&all, "web"));
+        let place = Place::of(&runtime, "web", NOBODY).unwrap();
         place.listen().unwrap();
         drop(place);
-        assert!(!all.exists());
+        assert!(runtime.is_empty());
     }
 
     #[test]
     fn what_the_dead_left_goes_and_the_living_stay() {
-        let all = scratch("sweep");
-        let lives = Place::of(all.clone(), "lives", NOBODY).unwrap();
-        let died = Place::of(all.clone(), "died", NOBODY).unwrap();
+        let runtime = Scratch::new("sweep");
+        let lives = Place::of(&runtime, "lives", NOBODY).unwrap();
+        let died = Place::of(&runtime, "died", NOBODY).unwrap();
         drop(died.listen().unwrap());
         // As after SIGKILL: nobody holds the lock.
         let died = std::mem::ManuallyDrop::new(died);
         flock(&died._lock, FlockOperation::Unlock).unwrap();
-        sweep_in(&all);
-        assert!(is_running(&all.join("lives")) && !all.join("died").exists());
+        let all = runtime.all();
+        sweep_in(&runtime, &all);
+        assert!(is_running(&all, "lives") && all.open("died").is_err());
         drop(lives);
-        assert!(!all.exists());
+        assert!(runtime.is_empty());
     }
 
     #[test]
     fn who_sweeps_waits_for_the_machine_of_a_dead_keeper_alone() {
-        let all = scratch("orphans");
+        let runtime = Scratch::new("orphans");
         let mut child = std::process::Command::new("sleep").arg("0.1").spawn().unwrap();
-        let lives = Place::of(all.clone(), "lives", std::process::id()).unwrap();
-        let mut died = Place::of(all.clone(), "died", child.id()).unwrap();
+        let lives = Place::of(&runtime, "lives", std::process::id()).unwrap();
+        let mut died = Place::of(&runtime, "died", child.id()).unwrap();
         died._lock.set_len(0).unwrap();
         io::Seek::rewind(&mut died._lock).unwrap();
         write!(died._lock, "{NOBODY} {}", child.id()).unwrap();
-        wait_for_orphans(&all);
+        wait_for_orphans(&runtime.all());
         assert!(!is_alive(child.id()) && is_alive(std::process::id()));
         child.wait().unwrap();
         drop((lives, died));
@@ -455,17 +480,17 @@ mod tests {
 
     #[test]
     fn who_looks_takes_no_name() {
-        let all = scratch("looks");
+        let runtime = Scratch::new("looks");
         let stop = std::sync::atomic::AtomicBool::new(false);
         let taken = std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        is_running(&all.join("web"));
+                        let _ = runtime.open(MACHINES).is_ok_and(|all| is_running(&all, "web"));
                     }
                 });
             }
-            let taken = (0..500).try_for_each(|_| Place::of(all.clone(), "web", NOBODY).map(drop));
+            let taken = (0..500).try_for_each(|_| Place::of(&runtime, "web", NOBODY).map(drop));
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             taken
         });
@@ -474,11 +499,11 @@ mod tests {
 
     #[test]
     fn many_at_once_have_each_its_own() {
-        let all = scratch("race");
+        let runtime = Scratch::new("race");
         let take = || {
             let mut number = 0;
             loop {
-                match Place::of(all.clone(), &format!("vm{number}"), NOBODY) {
+                match Place::of(&runtime, &format!("vm{number}"), NOBODY) {
                     Err(NameError::Taken { .. }) => number += 1,
                     taken => return taken.unwrap(),
                 }
@@ -497,6 +522,6 @@ mod tests {
                 places.into_iter().for_each(|place| drop(scope.spawn(|| drop(place))))
             });
         }
-        assert!(!all.exists());
+        assert!(runtime.is_empty());
     }
 }

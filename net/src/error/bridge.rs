@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::kind_of;
+use crate::text::word;
 
 /// What goes wrong with a bridge. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -111,9 +112,13 @@ impl UplinkProblem {
                 "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
             }
             Self::Bridge => "use it instead of the other: --net bridge=THAT".to_owned(),
-            Self::Port { of, kind } if kind == "bridge" => format!("use that bridge: --net bridge={of}"),
-            Self::Port { of, .. } => format!("use all of it: uplink={of}"),
-            Self::Shared { with } => format!("use another NIC, or remove it: sudo ip link del dev {with}"),
+            Self::Port { of, kind } if kind == "bridge" => {
+                format!("use that bridge: --net bridge={}", word(of))
+            }
+            Self::Port { of, .. } => format!("use all of it: uplink={}", word(of)),
+            Self::Shared { with } => {
+                format!("use another NIC, or remove it: sudo ip link del dev {}", word(with))
+            }
             Self::Route { .. } => "give the host a route over this NIC alone".to_owned(),
         }
     }

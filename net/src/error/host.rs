@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::{ROOT, not_permitted};
 use crate::HostAddress;
 use crate::host::netlink::Refusal;
+use crate::text::word;
 
 /// What the host refuses, or does not have. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,14 @@ pub enum HostError {
         /// The reason.
         source: io::Error,
     },
+    /// The undo of a change is none that the records may have.
+    #[error("cannot record how to take a change back ({command}): {why}")]
+    Unrecordable {
+        /// The `ip(8)` line that does the undo.
+        command: String,
+        /// Why not.
+        why: String,
+    },
     /// Somebody asked this process to end while it waited for another one ([`Host::ended_by`](crate::Host::ended_by)).
     #[error("asked to end while another wirevm was changing the host's network")]
     Ended,
@@ -109,19 +118,24 @@ impl HostError {
     pub(crate) fn remedy(&self) -> Option<String> {
         Some(match self {
             Self::MtuLimit { mtu, link, .. } => {
+                let link = word(link);
                 format!("take a smaller one, or, if all behind it can: sudo ip link set dev {link} mtu {mtu}")
             }
             Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
             Self::Step { kind, command, refusal } => return kind.remedy(command, refusal),
             Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
             Self::Runtime { .. } => {
-                "set WIREVM_RUNTIME_DIR to a directory that you alone can write to".to_owned()
+                "set WIREVM_RUNTIME_DIR to a directory that you alone can write to, in none that others can"
+                    .to_owned()
             }
             Self::Namespace { source, .. } if not_permitted(source) => {
                 "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()
             }
-            Self::GuestTaken { on, .. } => format!("choose another one; ip address show dev {on} tells why"),
+            Self::GuestTaken { on, .. } => {
+                format!("choose another one; ip address show dev {} tells why", word(on))
+            }
             Self::AddressTaken { on, theirs, .. } => {
+                let on = word(on);
                 format!(
                     "choose a subnet apart from {theirs}, or free it: sudo ip address del {theirs} dev {on}"
                 )

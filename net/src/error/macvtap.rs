@@ -5,6 +5,7 @@ use std::io;
 
 use super::{ROOT, list};
 use crate::host::holders::Holder;
+use crate::text::word;
 use crate::{HostAddress, Mac};
 
 /// What goes wrong with a macvtap. Where the host refused, its reason is the source and not in the text.
@@ -159,10 +160,12 @@ impl ParentProblem {
             Self::Wireless => {
                 "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
             }
-            Self::Port { of, kind } if kind == "bridge" => format!("use the bridge: --net bridge={of}"),
-            Self::Port { of, .. } => format!("use all of it: --net macvtap={of}"),
+            Self::Port { of, kind } if kind == "bridge" => {
+                format!("use the bridge: --net bridge={}", word(of))
+            }
+            Self::Port { of, .. } => format!("use all of it: --net macvtap={}", word(of)),
             Self::Taken { by } | Self::Shared { with: by } => {
-                format!("use another NIC, or remove it: sudo ip link del dev {by}")
+                format!("use another NIC, or remove it: sudo ip link del dev {}", word(by))
             }
         }
     }

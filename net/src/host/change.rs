@@ -1,16 +1,13 @@
 //! One change of the host: made by netlink or through `/proc/sys`, said as a command line, and kept in a record.
 
-use std::fs;
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LinkAddress, LinkId, LinkNeighbour, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal,
+    LinkAddress, LinkId, LinkNeighbour, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, Sysctl,
     VlanMember, namespace, tun_settings,
 };
-use crate::HostAddress;
 use crate::error::ChangeKind;
+use crate::{HostAddress, NetnsName};
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,62 +54,6 @@ pub(crate) enum Change {
         name: String,
         id: NamespaceId,
     },
-}
-
-/// A value under `/proc/sys`, of the network namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Sysctl {
-    /// Below `/proc/sys`: `net/ipv4/ip_forward`.
-    pub(crate) key: String,
-    pub(crate) value: String,
-    /// Only where each of these keys has this value: somebody else may have set another one since we did.
-    pub(crate) only_where: Vec<(String, String)>,
-}
-
-impl Sysctl {
-    /// A change of `key` to `value`.
-    pub(crate) fn new(key: &str, value: &str) -> Self {
-        Self { key: key.to_owned(), value: value.to_owned(), only_where: Vec::new() }
-    }
-
-    /// The same, only where `key` has `value`.
-    pub(crate) fn only_where(mut self, key: &str, value: &str) -> Self {
-        self.only_where.push((key.to_owned(), value.to_owned()));
-        self
-    }
-
-    fn path(key: &str) -> PathBuf {
-        PathBuf::from("/proc/sys").join(key)
-    }
-
-    /// The value that `key` has now.
-    pub(crate) fn read(key: &str) -> Result<String, Refusal> {
-        Ok(fs::read_to_string(Self::path(key))?.trim_end().to_owned())
-    }
-
-    /// Opens `key` as if to change it, and leaves it at that.
-    ///
-    /// # Errors
-    /// Why it could not be changed, as an errno.
-    pub(crate) fn try_to_open(key: &str) -> Result<(), i32> {
-        let opened = fs::OpenOptions::new().write(true).open(Self::path(key));
-        opened.map(drop).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
-    }
-
-    fn make(&self) -> Result<(), Refusal> {
-        for (key, value) in &self.only_where {
-            if Self::read(key)? != *value {
-                return Ok(());
-            }
-        }
-        Ok(fs::write(Self::path(&self.key), &self.value)?)
-    }
-
-    /// As sysctl(8) takes it: where a link's name has a dot, the slashes stay.
-    fn command(&self) -> String {
-        let key = if self.key.contains('.') { self.key.clone() } else { self.key.replace('/', ".") };
-        format!("sysctl -w {key}={}", self.value)
-    }
 }
 
 impl Change {
@@ -228,6 +169,21 @@ impl Change {
             }
             Self::TunHeader(link, _, len) => format!("# {link} as it was: TUNSETVNETHDRSZ {len}"),
             Self::DeleteNamespace { name, .. } => format!("ip netns del {name}"),
+        }
+    }
+
+    /// Whether it may be in a record: only what wirevm itself does.
+    ///
+    /// # Errors
+    /// It may not: something in it that is a path, or becomes a part of one, is none of ours.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Sysctl(sysctl) => sysctl.check(),
+            Self::DeleteNamespace { name, .. } => {
+                let parsed = name.parse::<NetnsName>();
+                parsed.map(drop).map_err(|why| format!("{name:?} is no namespace's name: {why}"))
+            }
+            _ => Ok(()),
         }
     }
 

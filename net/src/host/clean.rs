@@ -36,11 +36,15 @@ pub fn clean(host: &Host) -> Result<Vec<Step>, Error> {
 /// What [`clean`] would do.
 ///
 /// # Errors
-/// There is no place for records.
+/// There is no place for records, or one cannot be read: nobody knows what it would undo.
 pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
     let lock = Lock::take(host)?;
     let mut lines = Vec::new();
-    for record in &mut lock.left()? {
+    let (records, unreadable) = lock.left()?;
+    if let Some(error) = unreadable.into_iter().next() {
+        return Err(error);
+    }
+    for mut record in records {
         lines.extend(record.lines()?);
     }
     order(&mut lines);
@@ -50,10 +54,8 @@ pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
 }
 
 pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
-    let records = lock.left().unwrap_or_else(|error| {
-        warn(&error);
-        Vec::new()
-    });
+    let (records, unreadable) = lock.left().unwrap_or_else(|error| (Vec::new(), vec![error]));
+    unreadable.iter().for_each(warn);
     let mut lines: Vec<(usize, Line)> = Vec::new();
     let mut read = Vec::new();
     for mut record in records {

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::Refusal;
 use super::nft::{ForwardChain, Nft};
-use crate::sys;
+use crate::{printable, sys};
 
 /// A chain that drops packets on their way between links.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +85,8 @@ pub(super) fn barriers(passing: Passing<'_>) -> Result<Vec<Barrier>, Refusal> {
     let mut found = Vec::new();
     for chain in Nft::new().forward_chains(passing.link())? {
         if chain.drops && !chain.knows_link {
-            let place =
-                format!("the nftables table {} {}, in its chain {}", chain.family, chain.table, chain.name);
+            let (table, name) = (printable(&chain.table), printable(&chain.name));
+            let place = format!("the nftables table {} {table}, in its chain {name}", chain.family);
             found.push(Barrier { family: chain.family, place, command: command(&chain, passing) });
         }
     }
@@ -111,6 +111,8 @@ fn command(chain: &ForwardChain, passing: Passing<'_>) -> String {
             iptables(program, "DOCKER-USER", passing)
         }
         ("filter", "FORWARD") => iptables(program, name, passing),
+        // Whoever made them chose the names, which a shell is to be given.
+        _ if !is_identifier(table) || !is_identifier(name) => "see sudo nft list ruleset".to_owned(),
         _ => {
             let insert =
                 |rule: String| format!("sudo nft 'insert rule {family} {table} {name} {rule} accept'");
@@ -125,6 +127,12 @@ fn command(chain: &ForwardChain, passing: Passing<'_>) -> String {
             }
         }
     }
+}
+
+/// True for a name that nft(8) takes without quotes, and a shell between its own.
+fn is_identifier(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte);
+    name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(is_plain)
 }
 
 fn iptables(program: &str, chain: &str, passing: Passing<'_>) -> String {

@@ -12,9 +12,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::change::{Change, Sysctl};
 use super::finding::Finding;
-use super::{Link, LinkId, Refusal, Wiring, netlink::RouteLink};
+use super::{Change, Link, LinkId, Refusal, Sysctl, Wiring, netlink::RouteLink};
 use crate::Error;
 use crate::error::HostError;
 

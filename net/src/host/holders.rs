@@ -7,6 +7,8 @@ use std::path::Path;
 
 use rustix::fs::Dev;
 
+use crate::printable;
+
 /// A process that has a tap open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -21,7 +23,7 @@ impl fmt::Display for Holder {
         if self.pid == std::process::id() {
             f.write_str("another --net of this command")
         } else {
-            write!(f, "process {} ({})", self.pid, self.name)
+            write!(f, "process {} ({})", self.pid, printable(&self.name))
         }
     }
 }

@@ -8,82 +8,23 @@
 //! Every change of the host and of a record is made under one lock, so that two wirevm do not fight over a name or a subnet,
 //! and a record is never seen between its making and its being held.
 
-use std::env;
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use super::directory::{Directory, Opening};
 use super::{Change, Host, NamespaceId, wait};
 use crate::error::HostError;
-use crate::{Error, sys};
-
-/// Names the directory of records; without it that is `/run/wirevm` for root and `wirevm` in `$XDG_RUNTIME_DIR` for others.
-const VARIABLE: &str = "WIREVM_RUNTIME_DIR";
-
-/// The directory of records, made where it is absent.
-///
-/// # Errors
-/// There is none that is ours to write. What a record says is done with our rights, so one that another user could write
-/// into is refused.
-pub fn directory() -> Result<PathBuf, Error> {
-    let from = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let user = geteuid().as_raw();
-    let candidates = match from(VARIABLE) {
-        Some(path) => vec![path],
-        None => {
-            let root = (user == 0).then(|| PathBuf::from("/run/wirevm"));
-            let session = from("XDG_RUNTIME_DIR").map(|path| path.join("wirevm"));
-            let outside = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-            let own = env::temp_dir().join(format!("wirevm-{}", outside_of(&outside, user)));
-            root.into_iter().chain(session).chain([own]).collect()
-        }
-    };
-    let mut last = None;
-    for path in candidates {
-        match usable(&path, user) {
-            Ok(()) => return Ok(path),
-            Err(source) => last = Some(HostError::Runtime { path, source }),
-        }
-    }
-    Err(last.expect("there is always a candidate").into())
-}
-
-/// Who `user` is outside of the user namespace with this `uid_map` (user_namespaces(7)): inside, everybody's root is 0.
-fn outside_of(uid_map: &str, user: u32) -> u32 {
-    let mut ranges = uid_map.lines().filter_map(|line| {
-        let numbers: Vec<u32> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        let [inside, outside, len] = numbers[..] else { return None };
-        let at = user.checked_sub(inside).filter(|&at| at < len)?;
-        outside.checked_add(at)
-    });
-    ranges.next().unwrap_or(user)
-}
-
-fn usable(path: &Path, user: u32) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    // Not through a link: in a directory for everyone it may be another user's.
-    let found = fs::symlink_metadata(path)?;
-    if !found.is_dir() || found.uid() != user || found.mode() & 0o022 != 0 {
-        return Err(io::Error::other("it is not a directory that this user alone can write to"));
-    }
-    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?;
-    Ok(())
-}
+use crate::{Error, printable, sys};
 
 /// The one lock under which the host is changed.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    directory: PathBuf,
+    directory: Arc<Directory>,
     /// Held while this is open.
     _file: File,
 }
@@ -102,9 +43,9 @@ impl Lock {
     }
 
     fn take_unless(ended: impl Fn() -> bool) -> Result<Self, Error> {
-        let directory = directory()?;
-        let path = directory.join("lock");
-        let file = own_file(OpenOptions::new().create(true).truncate(false), &path);
+        let directory = Arc::new(Directory::runtime()?);
+        let path = directory.path().join("lock");
+        let file = directory.file("lock", Opening::Any);
         let held = |source| HostError::Runtime { path: path.clone(), source };
         let file = file.map_err(held)?;
         match wait::for_lock(&file, &path, ended).map_err(held)? {
@@ -118,17 +59,17 @@ impl Lock {
         let mut random = [0; 8];
         let unique = sys::random(&mut random).map(|()| u64::from_ne_bytes(random));
         let name = format!("journal-{}-{:016x}", std::process::id(), unique.unwrap_or_default());
-        Record::create(self.directory.join(name))
+        Record::create(&self.directory, name)
     }
 
     /// A record for all that share `what` of the namespace, where there is none yet.
     pub(crate) fn new_shared(&self, namespace: NamespaceId, what: &str) -> Result<Record, Error> {
-        Record::create(self.shared_path(namespace, what))
+        Record::create(&self.directory, shared_name(namespace, what))
     }
 
     /// The record of `what`, held by us too; none where there is none.
     pub(crate) fn join(&self, namespace: NamespaceId, what: &str) -> Result<Option<Record>, Error> {
-        let record = Record::open(self.shared_path(namespace, what))?;
+        let record = Record::open(&self.directory, shared_name(namespace, what))?;
         record.as_ref().map_or(Ok(()), Record::share)?;
         Ok(record)
     }
@@ -143,29 +84,27 @@ impl Lock {
         Ok(names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect())
     }
 
-    fn shared_path(&self, namespace: NamespaceId, what: &str) -> PathBuf {
-        self.directory.join(format!("shared-{namespace}-{what}"))
-    }
-
     fn names(&self) -> Result<Vec<String>, Error> {
-        let list = || fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.file_name())).collect();
-        let names: io::Result<Vec<OsString>> = list();
-        let names = names.map_err(|source| HostError::Runtime { path: self.directory.clone(), source })?;
-        Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+        let names = self.directory.names();
+        Ok(names.map_err(|source| HostError::Runtime { path: self.directory.path().to_owned(), source })?)
     }
 
-    /// The records that nobody holds, now held by us; one that does not open stays where it is.
+    /// The records that nobody holds, now held by us, and why others do not open: those stay where they are.
     ///
     /// # Errors
     /// They cannot be listed.
-    pub(crate) fn left(&self) -> Result<Vec<Record>, Error> {
-        let names = self.names()?.into_iter();
-        let records = names.filter(|name| name.starts_with("journal-") || name.starts_with("shared-"));
-        let records = records.filter_map(|name| {
-            let record = Record::open(self.directory.join(name));
-            record.inspect_err(warn).ok().flatten()
-        });
-        Ok(records.filter(Record::take_over).collect())
+    pub(crate) fn left(&self) -> Result<(Vec<Record>, Vec<Error>), Error> {
+        let (mut records, mut unreadable) = (Vec::new(), Vec::new());
+        for name in self.names()? {
+            if !name.starts_with("journal-") && !name.starts_with("shared-") {
+                continue;
+            }
+            match Record::open(&self.directory, name) {
+                Ok(record) => records.extend(record.filter(Record::take_over)),
+                Err(error) => unreadable.push(error),
+            }
+        }
+        Ok((records, unreadable))
     }
 }
 
@@ -174,9 +113,9 @@ pub(crate) fn warn(error: &Error) {
     log::warn!("{}", error.with_cause());
 }
 
-/// Opens a file for this user alone.
-fn own_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+/// The name of the record of the shared `what` of the namespace.
+fn shared_name(namespace: NamespaceId, what: &str) -> String {
+    format!("shared-{namespace}-{what}")
 }
 
 /// The undo of one change, as a line of a record.
@@ -193,8 +132,11 @@ pub(crate) struct Line {
 
 impl Line {
     /// # Errors
-    /// The kernel does not say which boot this is.
+    /// The kernel does not say which boot this is, or the undo is none that a record may have.
     pub(crate) fn new(namespace: NamespaceId, undo: Change) -> Result<Self, Error> {
+        if let Err(why) = undo.check() {
+            return Err(HostError::Unrecordable { command: undo.command(), why }.into());
+        }
         let boot = boot().map_err(|source| HostError::Runtime { path: BOOT_ID.into(), source })?;
         let at = sys::since_boot().as_nanos() as u64;
         Ok(Self { at, boot: boot.to_owned(), namespace, undo })
@@ -217,21 +159,27 @@ pub(crate) fn boot() -> io::Result<&'static str> {
 #[derive(Debug)]
 pub(crate) struct Record {
     file: File,
-    path: PathBuf,
+    directory: Arc<Directory>,
+    name: String,
     /// Bytes of it that count.
     len: u64,
 }
 
 impl Record {
     fn error(&self, source: impl Into<io::Error>) -> HostError {
-        HostError::Runtime { path: self.path.clone(), source: source.into() }
+        HostError::Runtime { path: self.path(), source: source.into() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join(&self.name)
     }
 
     /// A new one, held by us alone.
-    fn create(path: PathBuf) -> Result<Self, Error> {
-        let file = own_file(OpenOptions::new().create_new(true), &path);
-        let file = file.map_err(|source| HostError::Runtime { path: path.clone(), source })?;
-        let record = Self { file, path, len: 0 };
+    fn create(directory: &Arc<Directory>, name: String) -> Result<Self, Error> {
+        let file = directory.file(&name, Opening::New);
+        let file =
+            file.map_err(|source| HostError::Runtime { path: directory.path().join(&name), source })?;
+        let record = Self { file, directory: directory.clone(), name, len: 0 };
         if let Err(error) = flock(&record.file, FlockOperation::NonBlockingLockExclusive) {
             let error = record.error(error);
             record.remove();
@@ -241,30 +189,26 @@ impl Record {
     }
 
     /// An existing one, held by nobody yet; none where there is none.
-    fn open(path: PathBuf) -> Result<Option<Self>, Error> {
-        match own_file(&mut OpenOptions::new(), &path) {
-            Ok(file) => {
-                let len = file.metadata().map(|found| found.len());
-                let len = len.map_err(|source| HostError::Runtime { path: path.clone(), source })?;
-                Ok(Some(Self { file, path, len }))
-            }
+    ///
+    /// # Errors
+    /// It cannot be opened, or somebody else has written it.
+    fn open(directory: &Arc<Directory>, name: String) -> Result<Option<Self>, Error> {
+        let opened = directory.file(&name, Opening::Existing);
+        match opened.and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((len, file)) => Ok(Some(Self { file, directory: directory.clone(), name, len })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(HostError::Runtime { path, source }.into()),
+            Err(source) => Err(HostError::Runtime { path: directory.path().join(&name), source }.into()),
         }
-    }
-
-    fn name(&self) -> &str {
-        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
     /// True where it is of one process alone.
     pub(crate) fn is_journal(&self) -> bool {
-        self.name().starts_with("journal-")
+        self.name.starts_with("journal-")
     }
 
     /// True where it is that of the shared `what`.
     pub(crate) fn is_of(&self, what: &str) -> bool {
-        self.name()
+        self.name
             .strip_prefix("shared-")
             .and_then(|name| name.split_once('-'))
             .is_some_and(|(_, own)| own == what)
@@ -300,7 +244,7 @@ impl Record {
     pub(crate) fn cut(&mut self, len: u64) {
         self.len = len;
         if let Err(error) = self.file.set_len(len) {
-            log::warn!("cannot shorten {}: {error}", self.path.display());
+            log::warn!("cannot shorten {}: {error}", self.path().display());
         }
     }
 
@@ -308,36 +252,26 @@ impl Record {
     /// the change.
     ///
     /// # Errors
-    /// It cannot be read, or has a line that we do not know: another version of wirevm wrote it.
+    /// It cannot be read, or has a line that we do not know (another version of wirevm wrote it) or would never write.
     pub(crate) fn lines(&mut self) -> Result<Vec<Line>, Error> {
         let mut text = String::new();
         let read = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_string(&mut text));
         read.map_err(|error| self.error(error))?;
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let line = |line| Ok(serde_json::from_str(line).map_err(|error| self.error(error))?);
+        let line = |line| {
+            let line: Line = serde_json::from_str(line)
+                .map_err(|error| self.error(io::Error::other(printable(&error.to_string()).into_owned())))?;
+            line.undo.check().map_err(|why| self.error(io::Error::other(why)))?;
+            Ok(line)
+        };
         whole.lines().map(line).collect()
     }
 
     /// Deletes it. Who has opened it just before finds nothing in it.
     pub(crate) fn remove(mut self) {
         self.cut(0);
-        if let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_a_mapped_root_is_outside() {
-        assert_eq!(outside_of("         0          0 4294967295\n", 1000), 1000);
-        assert_eq!(outside_of("         0       1000          1\n", 0), 1000);
-        assert_eq!(outside_of("0 1000 1\n1 100000 65536\n", 7), 100_006);
-        for nonsense in ["", "0 1 1", "x y z", "0 4294967295 9"] {
-            assert_eq!(outside_of(nonsense, 8), 8, "{nonsense}");
+        if let Err(error) = self.directory.remove_file(&self.name) {
+            log::warn!("cannot remove {}: {error}", self.path().display());
         }
     }
 }

@@ -9,6 +9,7 @@ mod change;
 mod clean;
 mod context;
 mod deferred_undo;
+pub(crate) mod directory;
 mod fd_reserve;
 pub(crate) mod finding;
 pub(crate) mod firewall;
@@ -24,6 +25,7 @@ mod nft;
 mod peer;
 pub(crate) mod probe;
 pub(crate) mod settings;
+mod sysctl;
 pub(crate) mod sysfs;
 mod take_back;
 pub(crate) mod tun_settings;
@@ -32,17 +34,17 @@ pub(crate) mod wire_link;
 
 use std::fmt;
 
-pub(crate) use change::{Change, Sysctl};
+pub(crate) use change::Change;
 pub use clean::{clean, left_over};
 pub use context::Host;
 pub(crate) use deferred_undo::DeferredUndo;
 pub(crate) use journal::Lock;
-pub use journal::directory as runtime_directory;
 pub(crate) use namespace::{Namespace, NamespaceId, join as join_namespace, line_at, line_in};
 pub(crate) use netlink::{
     Link, LinkAddress, LinkId, LinkNeighbour, LinkRoute, Netlink, NewMacvlan, Refusal, Tun, VlanMember,
 };
 pub(crate) use peer::Peer;
+pub(crate) use sysctl::Sysctl;
 
 use self::journal::{Line, Record};
 use self::wire_link::{Role, WireLink};
@@ -212,7 +214,7 @@ impl Wiring {
     ///
     /// Where the setting is refused, which is a notice, `/proc/sys` is read-only, as in many containers.
     pub(crate) fn refuse_routers(&mut self, link: &LinkId) {
-        let key = format!("net/ipv6/conf/{link}/accept_ra");
+        let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
         let set = self.set_value(key, "0", "the guest shall not make itself the host's router");
         if let Err(error) = set {
             self.notice(format!("{link} takes what the guest says as a router: {}", error.with_cause()));

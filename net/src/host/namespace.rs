@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Change, Netlink, Wiring};
 use crate::error::{ChangeKind, HostError};
+use crate::text::word;
 use crate::{Error, NetnsName, sys};
 
 /// Where `ip netns` has its names.
@@ -278,8 +279,8 @@ pub(crate) fn line_at(path: &Path, command: &str) -> String {
     match (name, command.strip_prefix("# ")) {
         _ if path == Path::new(HERE) => command.to_owned(),
         (Some(name), _) => line_in(&name, command),
-        (None, Some(rest)) => format!("# in {}: {rest}", path.display()),
-        (None, None) => format!("nsenter --net={} {command}", path.display()),
+        (None, Some(rest)) => format!("# in {}: {rest}", word(&path.to_string_lossy())),
+        (None, None) => format!("nsenter --net={} {command}", word(&path.to_string_lossy())),
     }
 }
 

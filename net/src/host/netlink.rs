@@ -26,7 +26,8 @@ pub(crate) use self::bridge::{Bridge, VlanMember};
 pub(crate) use self::macvlan::NewMacvlan;
 pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
-use crate::{HostAddress, MacvtapMode, TunMode};
+use crate::text::word;
+use crate::{HostAddress, MacvtapMode, TunMode, printable};
 
 /// A socket to the kernel, in the network namespace that the thread was in at the first request.
 pub(crate) struct Netlink {
@@ -45,7 +46,7 @@ pub(crate) struct LinkId {
 /// Its name, as on a command line.
 impl fmt::Display for LinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        f.write_str(&word(&self.name))
     }
 }
 
@@ -137,7 +138,7 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.words {
-            Some(words) => write!(f, "{}: {words}", self.error),
+            Some(words) => write!(f, "{}: {}", self.error, printable(words)),
             None => self.error.fmt(f),
         }
     }

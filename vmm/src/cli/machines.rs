@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use net::printable;
 use serde_json::json;
 use vmm::client::{Client, ClientError};
 use vmm::info::MachineInfo;
@@ -42,7 +43,7 @@ pub(crate) fn ls(args: &Ls) -> Result<ExitCode, ClientError> {
         }
     }
     match args.json {
-        true => report::answer(&format!("{}\n", json!({ "machines": machines }))),
+        true => report::answer_json(&json!({ "machines": machines })),
         false => report::answer(&table(&machines)),
     }
     Ok(ExitCode::SUCCESS)
@@ -61,7 +62,7 @@ fn table(machines: &[MachineInfo]) -> String {
             time(info.uptime),
             nics.collect::<Vec<_>>().join(" "),
         ];
-        rows.push(row.map(|cell| screen::printable(&cell)));
+        rows.push(row.map(|cell| printable(&cell).into_owned()));
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..7).map(width).collect();
@@ -88,7 +89,7 @@ fn time(seconds: u64) -> String {
 pub(crate) fn show(args: &Machine) -> Result<ExitCode, ClientError> {
     let info = connect(&args.name)?.info()?;
     match args.json {
-        true => report::answer(&format!("{}\n", json!(info))),
+        true => report::answer_json(&json!(info)),
         false => report::answer(&page(&info)),
     }
     Ok(ExitCode::SUCCESS)
@@ -112,11 +113,11 @@ fn page(info: &MachineInfo) -> String {
     ]);
     let mut text = String::new();
     for (what, value) in &lines {
-        text.push_str(&format!("{what:<10} {}\n", screen::printable(value)));
+        text.push_str(&format!("{what:<10} {}\n", printable(value)));
     }
     for thread in &info.threads {
         let line = format!("{:<10} {}, {}, on CPU {}", "thread", thread.id, thread.name, thread.cpus);
-        text.push_str(&screen::printable(&line));
+        text.push_str(&printable(&line));
         text.push('\n');
     }
     for nic in &info.nics {
@@ -133,7 +134,7 @@ fn page(info: &MachineInfo) -> String {
                 "", nic.mac, nic.mtu, nic.queues, nic.carrier
             ),
         ] {
-            text.push_str(screen::printable(&line).trim_end());
+            text.push_str(printable(&line).trim_end());
             text.push('\n');
         }
     }
@@ -146,7 +147,7 @@ pub(crate) fn stop(args: &Stop) -> Result<ExitCode, ClientError> {
     let status = client.stop_and_wait(args.timeout.map(Duration::from_secs), args.force)?;
     runtime::wait_until_gone(&args.name);
     if args.json {
-        report::answer(&format!("{}\n", json!({ "name": args.name, "status": status })));
+        report::answer_json(&json!({ "name": args.name, "status": status }));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -165,7 +166,7 @@ pub(crate) fn resume(args: &Machine) -> Result<ExitCode, ClientError> {
 
 fn told(args: &Machine, state: &str) -> Result<ExitCode, ClientError> {
     if args.json {
-        report::answer(&format!("{}\n", json!({ "name": args.name, "state": state })));
+        report::answer_json(&json!({ "name": args.name, "state": state }));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -176,7 +177,7 @@ pub(crate) fn wait(args: &Machine) -> Result<ExitCode, ClientError> {
     let status = client.wait()?;
     runtime::wait_until_gone(&args.name);
     if args.json {
-        report::answer(&format!("{}\n", json!({ "name": args.name, "status": status })));
+        report::answer_json(&json!({ "name": args.name, "status": status }));
     }
     Ok(ExitCode::from(status))
 }
@@ -184,7 +185,6 @@ pub(crate) fn wait(args: &Machine) -> Result<ExitCode, ClientError> {
 /// `wirevm logs`
 pub(crate) fn logs(args: &Logs) -> Result<ExitCode, ClientError> {
     let running = connect(&args.name);
-    let path = runtime::log_path(&args.name)?;
     if args.follow {
         let (history, mut stream) = running?.console(false)?;
         let mut out = io::stdout();
@@ -197,15 +197,18 @@ pub(crate) fn logs(args: &Logs) -> Result<ExitCode, ClientError> {
         return Ok(ExitCode::SUCCESS);
     }
     // What a detached one has said from its start on, also after its end; else what is kept of the last.
-    let text = match (std::fs::read(&path), running) {
-        (Ok(text), _) => text,
-        (Err(_), Ok(mut client)) => client.logs()?.into_bytes(),
-        (Err(_), Err(error)) => return Err(error),
+    let mut text = Vec::new();
+    let log = runtime::log(&args.name, net::Opening::Existing);
+    let read = log.is_ok_and(|mut log| log.read_to_end(&mut text).is_ok());
+    let text = match (read, running) {
+        (true, _) => text,
+        (false, Ok(mut client)) => client.logs()?.into_bytes(),
+        (false, Err(error)) => return Err(error),
     };
     match args.json {
         true => {
             let text = String::from_utf8_lossy(&text);
-            report::answer(&format!("{}\n", json!({ "name": args.name, "text": text })));
+            report::answer_json(&json!({ "name": args.name, "text": text }));
         }
         false => drop(io::stdout().write_all(&text)),
     }

@@ -1,4 +1,4 @@
-//! The terminal of a command: a console to attach to, and text that commands nothing.
+//! The terminal of a command: a console to attach to.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,11 +8,6 @@ use rustix::io::Errno;
 
 use crate::keeper::terminal::{self, Escape, Key, Raw};
 use crate::report;
-
-/// Text without what a terminal takes for commands: it is another process's.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
 
 /// Shows a console, and types what is typed unless it is to be `read_only`, until it ends or is left by Ctrl-A d.
 pub(crate) fn attach(history: &[u8], mut stream: UnixStream, read_only: bool) -> io::Result<()> {
@@ -66,15 +61,5 @@ pub(crate) fn attach(history: &[u8], mut stream: UnixStream, read_only: bool) ->
                 stream.write_all(&typed)?;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_of_others_commands_nothing() {
-        assert_eq!(printable("a\x1b[31m\nb\u{9b}c"), "a\u{fffd}[31m\u{fffd}b\u{fffd}c");
     }
 }

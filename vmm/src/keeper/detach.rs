@@ -63,8 +63,7 @@ impl Ready {
     /// # Errors
     /// There are no descriptors left.
     pub(crate) fn tell(self, name: &str) -> io::Result<()> {
-        let path = runtime::log_path(name).map_err(io::Error::other)?;
-        let log = OpenOptions::new().append(true).open(path)?;
+        let log = runtime::log(name, net::Opening::Existing).map_err(io::Error::other)?;
         dup2_stdout(&log)?;
         dup2_stderr(&log)?;
         report::reopen();

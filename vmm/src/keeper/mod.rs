@@ -156,7 +156,10 @@ fn start(
     let server = Server::new(place.listen().map_err(host("listen at the machine's socket"))?);
     let wires = nics::resolve(config)?;
     let shown = match &config.console {
-        _ if ready.is_some() => Sink::log(&runtime::log_path(place.name()).map_err(Error::Name)?)?,
+        _ if ready.is_some() => {
+            let log = runtime::log(place.name(), net::Opening::Any).map_err(Error::Name)?;
+            Sink::log(log).map_err(host("write to the machine's log"))?
+        }
         ConsoleConfig::Stdio => {
             Sink::shared(std::io::stdout().as_fd()).map_err(host("write to standard output"))?
         }

@@ -92,15 +92,12 @@ impl Sink {
         Ok(Self { to, mode: WriteMode::Nonblocking, waiting: VecDeque::new(), lost: 0 })
     }
 
-    /// Writes to a log at `path` that is this user's alone and has no end, but a bound: past it, the older half goes.
+    /// Writes to the log `to`, open at its end, which has none but a bound: past it, the older half goes. What it says goes.
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn log(path: &Path) -> Result<Self, Error> {
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let opened = options.open(path).and_then(|file| file.set_len(0).map(|()| file));
-        let to = opened.map_err(|source| Error::OpenConsole { path: path.to_owned(), source })?;
+    pub(crate) fn log(to: File) -> io::Result<Self> {
+        to.set_len(0)?;
         Ok(Self { to, mode: WriteMode::Log, waiting: VecDeque::new(), lost: 0 })
     }
 

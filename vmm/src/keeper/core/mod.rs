@@ -198,7 +198,7 @@ impl Core {
                     log::warn!("cannot leave the terminal: {error}");
                 }
             }
-            FromMachine::Print(text) => report::print(&printable(&text)),
+            FromMachine::Print(text) => report::print(&text),
             FromMachine::Paused(done) => {
                 if done.is_ok() {
                     self.enter(MachineState::Paused);
@@ -223,7 +223,10 @@ impl Core {
             FromMachine::Failed(failure) => self.end(Ended::Failed(failure)),
             FromMachine::Ended(end) => self.end(Ended::Guest(end)),
             FromMachine::Forbidden { call, thread } => {
-                let error = Error::Forbidden { call: sandbox::call_name(call), thread: printable(&thread) };
+                let error = Error::Forbidden {
+                    call: sandbox::call_name(call),
+                    thread: net::printable(&thread).into_owned(),
+                };
                 self.end(Ended::Failed(Failure::new(&error, error.remedy())));
             }
             FromMachine::Accepted => {}
@@ -360,24 +363,5 @@ impl Core {
                 state.word()
             ))),
         }
-    }
-}
-
-/// Text without what a terminal takes for commands: the machine may have been taken over.
-fn printable(text: &str) -> String {
-    let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c };
-    text.chars().map(harmless).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_machine_prints_is_text() {
-        assert_eq!(
-            printable("a line\n\tand \x1b]0;title\x07\r"),
-            "a line\n\tand \u{fffd}]0;title\u{fffd}\u{fffd}"
-        );
     }
 }
