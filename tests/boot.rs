@@ -36,6 +36,107 @@ fn the_console_can_be_a_file() {
     assert_eq!((console.as_str(), std::fs::read_to_string(file).unwrap().as_str()), ("", "hello\n"));
 }
 
+// Prints the initrd, by the zero page's field, up to a NUL.
+guest!(initrd: "mov esi, [rsi + 0x218]", "lea rbp, [rip + 97f]", "jmp 96f");
+
+#[test]
+fn kernel_and_initrd_can_be_pipes() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, initrd());
+    let text = dir.file("text", b"through a pipe\n\0");
+    let fifo = dir.path("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for script in [
+        // What a shell makes of <(...): a descriptor that the program inherits.
+        r#"cat "$2" | { exec 7<&0 </dev/null; "$0" run --kernel "$1" --initrd /dev/fd/7; }"#,
+        r#"cat "$1" | { exec 7<&0 </dev/null; "$0" run --kernel /proc/self/fd/7 --initrd "$2"; }"#,
+        // Standard input is no keyboard then, of which the guest would get what is meant for the loader.
+        r#"cat "$1" | "$0" run --kernel /dev/stdin --initrd "$2""#,
+        r#""$0" run --kernel /dev/stdin --initrd "$2" <"$1""#,
+        r#"cat "$2" >"$3" & "$0" run --kernel "$1" --initrd "$3""#,
+        r#"gzip -c "$1" >"$1.gz"; "$0" run --kernel "$1.gz" --initrd "$2""#,
+        r#"gzip -c "$1" | "$0" run --kernel /dev/stdin --initrd "$2""#,
+    ] {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(wirevm_path()).args([&kernel, &text, &fifo]);
+        let mut vm = Vm::start(&mut command);
+        vm.ends_with(0, SOON);
+        let said = (vm.console(), vm.messages());
+        assert_eq!(said, ("through a pipe\n".into(), String::new()), "{script}");
+    }
+}
+
+#[test]
+fn standard_input_is_the_kernel_or_the_keyboard_and_not_both() {
+    // Looks for a key for a while.
+    guest!(code:
+        "mov ecx, 20000", "mov edx, 0x3fd", "2: in al, dx", "test al, 1", "jnz 3f", "dec ecx", "jnz 2b",
+        puts!("no key\\n"), "jmp 97f",
+        "3:", puts!("a key\\n"),
+    );
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, code());
+    for (path, said) in [("/dev/stdin", "no key\n"), ("$1", "a key\n")] {
+        let script = format!(r#""$0" run --kernel "{path}" <"$1""#);
+        let mut vm = Vm::start(Command::new("sh").args(["-c", &script]).arg(wirevm_path()).arg(&kernel));
+        vm.ends_with(0, SOON);
+        assert_eq!((vm.console().as_str(), vm.messages().as_str()), (said, ""));
+    }
+}
+
+#[test]
+fn a_pipe_that_is_wrong_is_refused_before_anything_is_changed() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    for (script, error) in [
+        (r#"printf '' | "$0" run --explain --net tap --kernel /dev/stdin"#, "the kernel /dev/stdin is empty"),
+        (
+            r#"yes | "$0" run --explain --net tap --memory 32M --kernel "$1" --initrd /dev/stdin"#,
+            "the initrd /dev/stdin has more than 33554432 bytes through a pipe",
+        ),
+    ] {
+        let output =
+            Command::new("sh").args(["-c", script]).arg(wirevm_path()).arg(&kernel).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{said}");
+        assert!(said.contains(error) && said.contains("\n  try:   "), "{said}");
+    }
+}
+
+#[test]
+fn a_pipe_that_nobody_writes_to_does_not_keep_the_run_from_ending() {
+    let dir = TempDir::new();
+    let fifo = dir.path("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for written in [false, true] {
+        // Opened, and nothing written.
+        let writer = written.then(|| OpenOptions::new().read(true).write(true).open(&fifo).unwrap());
+        let mut vm = Vm::start(wirevm().args(["-v", "run", "--kernel"]).arg(&fifo));
+        std::thread::sleep(Duration::from_millis(300));
+        vm.signal(Signal::TERM);
+        vm.ends_with(0, SOON);
+        assert!(vm.messages().contains("ended by SIGTERM"), "{}", vm.state());
+        drop(writer);
+    }
+}
+
+#[test]
+fn a_32_bit_kernel_is_entered_by_its_pvh_note() {
+    // ebx is the start info, whose magic is first.
+    guest!(code:
+        ".code32",
+        "cmp dword ptr [ebx], 0x336ec578", "jne 97f",
+        "mov edx, 0x3f8", "mov al, 0x33", "out dx, al", "mov al, 0x32", "out dx, al", "mov al, 10", "out dx, al",
+        "mov al, 0xfe", "out 0x64, al", "hlt",
+        ".code64",
+    );
+    let dir = TempDir::new();
+    let kernel = dir.file("kernel", handmade::pvh32(code()));
+    let mut vm = Vm::start(wirevm().arg("run").arg("--kernel").arg(kernel));
+    vm.ends_with(0, SOON);
+    assert_eq!((vm.console().as_str(), vm.messages().as_str()), ("32\n", ""));
+}
+
 #[test]
 fn a_string_instruction_prints_each_byte() {
     guest!(code: "lea rsi, [rip + 2f]", "mov ecx, 9", "mov edx, 0x3f8", "rep outsb", "jmp 97f", "2: .ascii \"all nine\\n\"");

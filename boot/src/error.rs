@@ -36,6 +36,10 @@ pub enum Error {
     NotAFile { role: Role, path: PathBuf, kind: &'static str },
     #[error("the {role} {path} is empty")]
     Empty { role: Role, path: PathBuf },
+    #[error("the {role} {path} has more than {limit} bytes {how}")]
+    TooLong { role: Role, path: PathBuf, limit: u64, how: &'static str },
+    #[error("cannot unpack the kernel {path}")]
+    Unpack { path: PathBuf, source: io::Error },
     #[error("the {role} {path} is cut off: its {part} reaches to byte {end}, the file ends at {size}")]
     Truncated { role: Role, path: PathBuf, part: &'static str, end: u64, size: u64 },
     #[error("{path} is no kernel for this machine: it looks like {looks_like}")]
@@ -86,14 +90,20 @@ impl Error {
             Error::Open { role, .. } | Error::Read { role, .. } => {
                 format!("copy the {role} to a local disk and give that copy with --{role}")
             }
-            Error::NotAFile { role, .. } => format!("give a regular file with --{role}"),
+            Error::NotAFile { role, .. } => format!("give a file or a pipe with --{role}"),
             Error::Empty { role, .. } | Error::Truncated { role, .. } => {
                 format!("fetch or build the {role} again: the copy is not complete")
             }
+            Error::TooLong { role, .. } => {
+                format!("check what is given with --{role}: no guest takes so much")
+            }
+            Error::Unpack { .. } => "fetch the kernel again, or give it unpacked (gunzip)".into(),
             Error::NotAKernel { .. } | Error::Malformed { .. } => {
                 "give an x86-64 Linux kernel: a bzImage such as /boot/vmlinuz-*, or an ELF vmlinux".into()
             }
-            Error::No64BitEntry { .. } => "give a kernel built with CONFIG_X86_64, Linux 3.8 or newer".into(),
+            Error::No64BitEntry { .. } => {
+                "give a kernel built with CONFIG_X86_64, Linux 3.8 or newer, or with a PVH entry".into()
+            }
             Error::KernelTooLarge { end, .. } => {
                 format!("give the guest more memory: {}", memory_argument(*end))
             }

@@ -16,7 +16,7 @@ pub(crate) struct Initrd {
     pub(crate) size: u64,
 }
 
-pub(crate) fn load(memory: &GuestMemoryMmap, mut source: Source, kernel: &Kernel) -> Result<Initrd, Error> {
+pub(crate) fn load(memory: &GuestMemoryMmap, source: Source, kernel: &Kernel) -> Result<Initrd, Error> {
     let size = source.size;
     let from = kernel.end.next_multiple_of(PAGE);
     let highest = (kernel.initrd_max + 1).min(HOLE_START);
@@ -40,6 +40,7 @@ mod tests {
     use super::*;
     use crate::Protocol;
     use crate::error::Role;
+    use crate::file::Opened;
     use crate::layout::MIB;
     use crate::testing::{Scratch, bytes, memory};
 
@@ -50,7 +51,7 @@ mod tests {
         let memory = memory(mib);
         let (protocol, entry) = (Protocol::Linux64, 0);
         let kernel = Kernel { protocol, entry, end, header: None, initrd_max, cmdline_max: 0 };
-        let initrd = load(&memory, Source::open(Role::Initrd, file.path())?, &kernel)?;
+        let initrd = load(&memory, Opened::open(Role::Initrd, file.path())?.read_pipe(0)?, &kernel)?;
         assert_eq!(bytes(&memory, initrd.start, 1), [0x11]);
         assert_eq!(bytes(&memory, initrd.start + initrd.size - 1, 1), [0x22]);
         Ok(initrd)
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_missing_one_is_called_by_its_name() {
-        let open = |path: &Path| Source::open(Role::Initrd, path).expect_err("refused");
+        let open = |path: &Path| Opened::open(Role::Initrd, path).expect_err("refused");
         assert_eq!(open(Path::new("/nonexistent")).to_string(), "cannot open the initrd /nonexistent");
         let file = Scratch::new(b"");
         assert!(matches!(open(file.path()), Error::Empty { role: Role::Initrd, .. }));

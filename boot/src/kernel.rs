@@ -34,14 +34,23 @@ pub(crate) struct Kernel {
 /// Enough of the file to know it by, and all of a bzImage's setup header.
 const HEAD: usize = 1024;
 
+/// As many bytes as a kernel may have in a pipe or unpacked, where they take the host's memory: more than any has, its symbols
+/// included.
+pub(crate) const BYTES_MAX: u64 = 1 << 30;
+
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// Loads the kernel of that file.
 pub(crate) fn load(memory: &GuestMemoryMmap, mut source: Source) -> Result<Kernel, Error> {
     let mut buffer = [0; HEAD];
+    if source.peek(0, &mut buffer)?.starts_with(&GZIP) {
+        source = source.gunzip(BYTES_MAX)?;
+    }
     let head = source.peek(0, &mut buffer)?;
     if head.starts_with(b"\x7fELF") {
-        elf::load(memory, &mut source)
+        elf::load(memory, &source)
     } else if bzimage::recognize(head) {
-        bzimage::load(memory, &mut source, head)
+        bzimage::load(memory, &source, head)
     } else if head.starts_with(b"MZ") && head.len() < bzimage::HEADER_END {
         source.holds("setup header", 0, bzimage::HEADER_END as u64).and(Err(not_a_kernel(&source, head)))
     } else {
@@ -85,7 +94,7 @@ fn looks_like(head: &[u8]) -> &'static str {
         (0x38, b"ARM\x64", "a kernel for arm64"),
         (0x38, b"RSC\x05", "a kernel for RISC-V"),
         (0, b"MZ", "an EFI program"),
-        (0, &[0x1f, 0x8b], "a gzip file: unpack it first"),
+        (0, &GZIP, "a gzip file within another"),
         (0, &[0x28, 0xb5, 0x2f, 0xfd], "a zstd file: unpack it first"),
         (0, &[0xfd, b'7', b'z', b'X', b'Z', 0], "an xz file: unpack it first"),
         (0, &[0x02, 0x21, 0x4c, 0x18], "an lz4 file: unpack it first"),
@@ -112,14 +121,37 @@ fn looks_like(head: &[u8]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
     use crate::error::Role;
+    use crate::file::Opened;
     use crate::testing::{Scratch, memory};
 
     pub(super) fn load_bytes(mib: u64, image: &[u8]) -> Result<(GuestMemoryMmap, Kernel), Error> {
         let file = Scratch::new(image);
         let memory = memory(mib);
-        let kernel = load(&memory, Source::open(Role::Kernel, file.path())?)?;
+        let kernel = load(&memory, Opened::open(Role::Kernel, file.path())?.read_pipe(0)?)?;
         Ok((memory, kernel))
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn a_kernel_in_gzip_is_as_good_as_the_kernel() {
+        for (image, entry) in [(bzimage_image(), 0x100_0200), (pvh_image(), 0x100_0080)] {
+            let (_, kernel) = load_bytes(64, &gzip(&image)).unwrap();
+            assert_eq!(kernel.entry, entry);
+        }
+        assert!(refused(&gzip(&gzip(&bzimage_image()))).contains("a gzip file within another"));
+        assert!(refused(&gzip(b"hello")).contains("text"));
+        assert!(refused(&gzip(&bzimage_image())[..100]).contains("cannot unpack the kernel"));
     }
 
     fn refused(image: &[u8]) -> String {
@@ -132,8 +164,7 @@ mod tests {
         arm[..2].copy_from_slice(b"MZ");
         arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
         for (image, name) in [
-            (&b"\x1f\x8b\x08 and so on"[..], "gzip"),
-            (b"\x28\xb5\x2f\xfd and so on", "zstd"),
+            (&b"\x28\xb5\x2f\xfd and so on"[..], "zstd"),
             (b"070701 and so on", "initramfs"),
             (b"#!/bin/sh\n", "script"),
             (b"hello, world\n", "text"),

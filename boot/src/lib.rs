@@ -10,7 +10,7 @@
 //! A map of the files, in the order in which `load` uses them:
 //!
 //! - `layout.rs`: every guest-physical address, port and interrupt line, in one table.
-//! - `file.rs`: opens the user's files and reads them straight into guest memory.
+//! - `file.rs`: opens the user's files and reads them straight into guest memory; pipes and gzip by a buffer.
 //! - `kernel.rs`: which kind of kernel it is; `kernel/bzimage.rs`, `kernel/elf.rs`: its checks and its place.
 //! - `initrd.rs`: the initrd's place. `cmdline.rs`: the command line.
 //! - `acpi.rs`: the ACPI tables.
@@ -36,6 +36,7 @@ mod params;
 #[cfg(test)]
 mod testing;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use vm_memory::GuestMemoryMmap;
@@ -47,21 +48,45 @@ pub use layout::VirtioMmio;
 
 /// The user's files, open: from here on no path is needed.
 #[derive(Debug)]
+pub struct Files {
+    kernel: file::Opened,
+    initrd: Option<file::Opened>,
+}
+
+impl Files {
+    /// Opens `kernel`, a bzImage or an ELF vmlinux or one of them in gzip, and `initrd`, an initramfs or initrd. Each can be a
+    /// pipe; a named one is waited for until somebody writes to it.
+    ///
+    /// # Errors
+    /// One is missing, empty, or neither file nor pipe.
+    pub fn open(kernel: &Path, initrd: Option<&Path>) -> Result<Self, Error> {
+        let kernel = file::Opened::open(Role::Kernel, kernel)?;
+        let initrd = initrd.map(|path| file::Opened::open(Role::Initrd, path)).transpose()?;
+        Ok(Self { kernel, initrd })
+    }
+
+    /// Their descriptors.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(&self.kernel), self.initrd.as_ref()].into_iter().flatten().map(AsFd::as_fd)
+    }
+
+    /// Reads what is a pipe to its end, for a guest with `memory` bytes of RAM.
+    ///
+    /// # Errors
+    /// It cannot be read, is empty, or has more than any guest, or this one, can take.
+    pub fn read_pipes(self, memory: u64) -> Result<Images, Error> {
+        let kernel = self.kernel.read_pipe(kernel::BYTES_MAX)?;
+        let limit = memory.min(layout::HOLE_START);
+        let initrd = self.initrd.map(|initrd| initrd.read_pipe(limit)).transpose()?;
+        Ok(Images { kernel, initrd })
+    }
+}
+
+/// What the user's files have, to be loaded.
+#[derive(Debug)]
 pub struct Images {
     kernel: file::Source,
     initrd: Option<file::Source>,
-}
-
-impl Images {
-    /// Opens `kernel`, a bzImage or an ELF vmlinux, and `initrd`, an initramfs or initrd.
-    ///
-    /// # Errors
-    /// One is missing, empty or no file.
-    pub fn open(kernel: &Path, initrd: Option<&Path>) -> Result<Self, Error> {
-        let kernel = file::Source::open(Role::Kernel, kernel)?;
-        let initrd = initrd.map(|path| file::Source::open(Role::Initrd, path)).transpose()?;
-        Ok(Self { kernel, initrd })
-    }
 }
 
 /// How to boot it.
@@ -114,7 +139,7 @@ mod tests {
     }
 
     fn images(kernel: &Path, initrd: Option<&Path>) -> Images {
-        Images::open(kernel, initrd).unwrap()
+        Files::open(kernel, initrd).unwrap().read_pipes(64 << 20).unwrap()
     }
 
     #[test]

@@ -76,7 +76,27 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The same file as a program for Linux, which maps whole pages of it: all of it is at [`BASE`], the entry behind its headers.
+/// A 32-bit ELF file with `code`, also of 32 bits, at [`BASE`], where its PVH note has its entry.
+pub fn pvh32(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u32 = 52 + 2 * 32;
+    let base = BASE as u32;
+    // "Xen", XEN_ELFNOTE_PHYS32_ENTRY.
+    let note = [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), base].map(u32::to_le_bytes).concat();
+    let (note_len, len) = (note.len() as u32, code.len() as u32);
+    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2u16, 3].map(u16::to_le_bytes).concat()); // executable, 386
+    file.extend([1, base, 52, 0, 0].map(u32::to_le_bytes).concat()); // version, entry, program headers, no sections, flags
+    file.extend([52u16, 32, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
+    let load = [1, HEADERS + note_len, base, base, len, len, 7, 0x1000]; // PT_LOAD, rwx
+    let note_segment = [4, HEADERS, 0, 0, note_len, note_len, 4, 4]; // PT_NOTE
+    file.extend([load, note_segment].concat().into_iter().flat_map(u32::to_le_bytes));
+    file.extend(note);
+    file.extend(code);
+    file
+}
+
+/// The file of [`elf`] as a program for Linux, which maps whole pages of it: all of it is at [`BASE`], the entry behind its headers.
 pub fn program(code: &[u8]) -> Vec<u8> {
     const HEADERS: u64 = 64 + 56;
     let mut file = elf(code);

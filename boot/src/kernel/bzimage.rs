@@ -20,6 +20,8 @@ const XLF_KERNEL_64: u16 = 1 << 0;
 /// The 64-bit entry, counted from where the protected-mode part is loaded.
 const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
+/// The unit of `syssize`.
+const PARAGRAPH: u64 = 16;
 
 /// Whether a file that begins with `head` is a kernel image at all.
 pub(super) fn recognize(head: &[u8]) -> bool {
@@ -35,7 +37,7 @@ struct Plan {
     end: u64,
 }
 
-pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source, head: &[u8]) -> Result<Kernel, Error> {
+pub(super) fn load(memory: &GuestMemoryMmap, source: &Source, head: &[u8]) -> Result<Kernel, Error> {
     let mut header = parse(source, head)?;
     let plan = plan(source, &header)?;
     place(memory, source, plan.load, plan.end)?;
@@ -78,7 +80,12 @@ fn plan(source: &Source, header: &setup_header) -> Result<Plan, Error> {
     let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
     let offset = (u64::from(sectors) + 1) * SECTOR;
     // The file may go on behind what the header counts: distributions append a signature there.
-    source.holds("protected-mode kernel", offset, u64::from(header.syssize) * 16)?;
+    // It counts paragraphs of 16 bytes, the last of which need not be full (memtest86+, and other kernels that no build pads).
+    source.holds(
+        "protected-mode kernel",
+        offset,
+        (u64::from(header.syssize) * PARAGRAPH).saturating_sub(PARAGRAPH - 1),
+    )?;
     source.holds("64-bit entry", offset, ENTRY_64 + 1)?;
     let len = source.size - offset;
     if header.init_size == 0 {
@@ -187,6 +194,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_last_paragraph_need_not_be_full() {
+        for missing in 1..16 {
+            let image = image();
+            let (memory, kernel) = load_bytes(64, &image[..image.len() - missing]).unwrap();
+            assert_eq!(kernel.entry, 16 * MIB + 0x200);
+            let end = bytes(&memory, 16 * MIB + 4095 - missing as u64, 2);
+            assert_eq!(end, [0xc3, 0], "all that there is, {missing} bytes less");
+        }
+    }
+
+    #[test]
     fn a_signature_behind_the_kernel_is_no_harm() {
         let mut image = image();
         image.resize(image.len() + 100, 1);
@@ -248,7 +266,7 @@ pub(crate) mod tests {
     #[test]
     fn a_cut_image_is_truncated_wherever_it_is_cut() {
         let image = image();
-        for len in [2, 0x206, 0x267, 0x268, 2047, 2048, 2048 + 0x200, 2048 + 4095] {
+        for len in [2, 0x206, 0x267, 0x268, 2047, 2048, 2048 + 0x200, 2048 + 4080] {
             let error = load_bytes(64, &image[..len]).err().expect("loaded");
             assert!(matches!(error, Error::Truncated { size, .. } if size == len as u64), "{len}: {error}");
         }

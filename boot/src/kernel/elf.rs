@@ -1,5 +1,6 @@
 //! ELF: a plain vmlinux, entered by the 64-bit boot protocol, or one whose note names a PVH entry
-//! (Xen's `XEN_ELFNOTE_PHYS32_ENTRY`), which is then preferred: it is made for hypervisors.
+//! (Xen's `XEN_ELFNOTE_PHYS32_ENTRY`), which is then preferred: it is made for hypervisors. It begins in 32-bit mode, so the file
+//! may be a 32-bit one.
 
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use vm_memory::{ByteValued, GuestMemoryMmap};
@@ -30,8 +31,10 @@ const PHYS32_ENTRY: u32 = 18;
 const NOTES_MAX: u64 = 64 << 10;
 /// Linux takes an initrd at any address below this on 64-bit machines (the value in every bzImage's header).
 const INITRD_MAX: u64 = 0x7fff_ffff;
+/// The same on 32-bit machines.
+const INITRD_MAX_32: u64 = 0x37ff_ffff;
 
-pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source) -> Result<Kernel, Error> {
+pub(super) fn load(memory: &GuestMemoryMmap, source: &Source) -> Result<Kernel, Error> {
     let header = header(source)?;
     let segments = segments(source, &header)?;
     if segments.iter().any(|segment| segment.p_type == INTERPRETER) {
@@ -61,7 +64,11 @@ pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source) -> Result<Kern
 
     let (protocol, entry) = match pvh_entry(source, &segments)? {
         Some(entry) => (Protocol::Pvh, entry),
-        None => (Protocol::Linux64, header.e_entry),
+        None if header.class == Class::Bits32 => {
+            let reason = "it is a 32-bit ELF file without a PVH entry";
+            return Err(Error::No64BitEntry { path: source.path.clone(), reason });
+        }
+        None => (Protocol::Linux64, header.entry),
     };
     let holds_entry = |segment: &&&Elf64_Phdr| {
         entry.checked_sub(segment.p_paddr).is_some_and(|offset| offset < segment.p_filesz)
@@ -74,60 +81,117 @@ pub(super) fn load(memory: &GuestMemoryMmap, source: &mut Source) -> Result<Kern
         // What p_memsz has over p_filesz is zero already: guest memory is fresh.
         source.load("segment", segment.p_offset, segment.p_filesz, memory, segment.p_paddr)?;
     }
-    Ok(Kernel { protocol, entry, end, header: None, initrd_max: INITRD_MAX, cmdline_max: DEFAULT_LIMIT })
+    let initrd_max = match header.class {
+        Class::Bits32 => INITRD_MAX_32,
+        Class::Bits64 => INITRD_MAX,
+    };
+    Ok(Kernel { protocol, entry, end, header: None, initrd_max, cmdline_max: DEFAULT_LIMIT })
 }
 
 fn looks_like(source: &Source, looks_like: &'static str) -> Error {
     Error::NotAKernel { path: source.path.clone(), looks_like }
 }
 
-/// Reads the ELF header and refuses what is no executable for x86-64.
-fn header(source: &Source) -> Result<Elf64_Ehdr, Error> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Bits32,
+    Bits64,
+}
+
+/// What the ELF headers of both classes have.
+struct Header {
+    class: Class,
+    entry: u64,
+    /// Where the program headers are, of which size, and how many.
+    phoff: u64,
+    phentsize: u16,
+    phnum: u16,
+}
+
+/// Reads the ELF header and refuses what is no executable for x86-64, nor for its 32-bit mode.
+fn header(source: &Source) -> Result<Header, Error> {
     let mut header = Elf64_Ehdr::default();
     // A 32-bit header is shorter than a 64-bit one, so a short file is judged by its first bytes before.
     let len = source.peek(0, header.as_mut_slice())?.len();
-    match header.e_ident[CLASS] {
-        CLASS_32 if matches!(header.e_machine, MACHINE_386 | MACHINE_X86_64) => {
-            let reason = "it is a 32-bit ELF file";
-            return Err(Error::No64BitEntry { path: source.path.clone(), reason });
-        }
-        CLASS_32 => return Err(looks_like(source, "an ELF file for another, 32-bit machine")),
-        CLASS_64 => {}
-        _ if len < size_of::<Elf64_Ehdr>() => {}
+    let class = match header.e_ident[CLASS] {
+        CLASS_32 => Class::Bits32,
+        CLASS_64 => Class::Bits64,
+        _ if len < size_of::<Elf64_Ehdr>() => Class::Bits64,
         _ => return Err(malformed(source, "it is neither a 32-bit nor a 64-bit ELF file")),
-    }
-    source.holds("ELF header", 0, size_of::<Elf64_Ehdr>() as u64)?;
+    };
+    let header_len = if class == Class::Bits32 { HEADER_32 } else { size_of::<Elf64_Ehdr>() };
+    source.holds("ELF header", 0, header_len as u64)?;
     if header.e_ident[DATA] != LITTLE_ENDIAN {
         return Err(looks_like(source, "an ELF file for a big-endian machine"));
     }
-    match header.e_machine {
-        MACHINE_X86_64 => {}
-        183 => return Err(looks_like(source, "an ELF file for arm64")),
-        243 => return Err(looks_like(source, "an ELF file for RISC-V")),
+    match (class, header.e_machine) {
+        (_, MACHINE_X86_64) | (Class::Bits32, MACHINE_386) => {}
+        (Class::Bits32, _) => return Err(looks_like(source, "an ELF file for another, 32-bit machine")),
+        (_, 183) => return Err(looks_like(source, "an ELF file for arm64")),
+        (_, 243) => return Err(looks_like(source, "an ELF file for RISC-V")),
         _ => return Err(looks_like(source, "an ELF file for another machine")),
     }
     match header.e_type {
-        TYPE_EXECUTABLE | TYPE_SHARED => Ok(header),
-        TYPE_RELOCATABLE => Err(looks_like(source, "an object file or a kernel module")),
-        TYPE_CORE => Err(looks_like(source, "a core dump")),
-        _ => Err(malformed(source, "its ELF type is unknown")),
+        TYPE_EXECUTABLE | TYPE_SHARED => {}
+        TYPE_RELOCATABLE => return Err(looks_like(source, "an object file or a kernel module")),
+        TYPE_CORE => return Err(looks_like(source, "a core dump")),
+        _ => return Err(malformed(source, "its ELF type is unknown")),
     }
+    // The two differ from the entry on.
+    let bytes = header.as_slice();
+    let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    Ok(match class {
+        Class::Bits64 => Header {
+            class,
+            entry: header.e_entry,
+            phoff: header.e_phoff,
+            phentsize: header.e_phentsize,
+            phnum: header.e_phnum,
+        },
+        Class::Bits32 => Header {
+            class,
+            entry: word(bytes, 24),
+            phoff: word(bytes, 28),
+            phentsize: half(42),
+            phnum: half(44),
+        },
+    })
 }
 
-fn segments(source: &Source, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, Error> {
-    if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() {
-        return Err(malformed(source, "its program headers are not those of 64-bit ELF"));
+/// Sizes of the 32-bit ELF header and program header, in bytes.
+const HEADER_32: usize = 52;
+const PROGRAM_HEADER_32: usize = 32;
+
+/// The 32-bit word at `at`.
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]).into()
+}
+
+fn segments(source: &Source, header: &Header) -> Result<Vec<Elf64_Phdr>, Error> {
+    let (size, foreign) = match header.class {
+        Class::Bits32 => (PROGRAM_HEADER_32, "its program headers are not those of 32-bit ELF"),
+        Class::Bits64 => (size_of::<Elf64_Phdr>(), "its program headers are not those of 64-bit ELF"),
+    };
+    if usize::from(header.phentsize) != size {
+        return Err(malformed(source, foreign));
     }
-    let len = usize::from(header.e_phnum) * size_of::<Elf64_Phdr>();
-    let table = source.read("program header table", header.e_phoff, len)?;
-    Ok(table
-        .chunks_exact(size_of::<Elf64_Phdr>())
-        .map(|bytes| {
+    let table = source.read("program header table", header.phoff, usize::from(header.phnum) * size)?;
+    let segment = |bytes: &[u8]| match header.class {
+        Class::Bits32 => Elf64_Phdr {
+            p_type: word(bytes, 0) as u32,
+            p_offset: word(bytes, 4),
+            p_paddr: word(bytes, 12),
+            p_filesz: word(bytes, 16),
+            p_memsz: word(bytes, 20),
+            ..Default::default()
+        },
+        Class::Bits64 => {
             let mut segment = Elf64_Phdr::default();
             segment.as_mut_slice().copy_from_slice(bytes);
             segment
-        })
-        .collect())
+        }
+    };
+    Ok(table.chunks_exact(size).map(segment).collect())
 }
 
 /// The PVH entry that a note names, if one does.
@@ -244,6 +308,53 @@ pub(crate) mod tests {
         elf(&segments, &notes)
     }
 
+    /// The same in 32 bits: (type, offset, address, size in the file, size in memory) of each segment.
+    fn elf32(segments: &[(u32, u32, u32, u32, u32)], notes: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 0x1000];
+        image.resize(0x2000, 0xc3);
+        put(&mut image, 0, b"\x7fELF\x01\x01\x01");
+        put(&mut image, 16, [TYPE_EXECUTABLE, MACHINE_386].map(u16::to_le_bytes).concat());
+        put(&mut image, 24, [START as u32 + 0x40, 52].map(u32::to_le_bytes).concat());
+        put(&mut image, 42, [32, segments.len() as u16].map(u16::to_le_bytes).concat());
+        for (index, &(kind, offset, address, file, memory)) in segments.iter().enumerate() {
+            // With a virtual address that is elsewhere, as kernels have.
+            let fields = [kind, offset, 0xc000_0000 | address, address, file, memory, 7, 0x1000];
+            put(&mut image, 52 + 32 * index, fields.map(u32::to_le_bytes).concat());
+        }
+        put(&mut image, 0x800, notes);
+        image
+    }
+
+    /// One for 32-bit machines with a PVH entry at 0x80.
+    fn pvh32() -> Vec<u8> {
+        let notes = note(b"Xen\0", PHYS32_ENTRY, &(START as u32 + 0x80).to_le_bytes());
+        let len = notes.len() as u32;
+        elf32(
+            &[(LOAD, CODE as u32, START as u32, 0x1000, 4 * MIB as u32), (NOTE, 0x800, 0, len, len)],
+            &notes,
+        )
+    }
+
+    #[test]
+    fn a_32_bit_file_is_entered_by_its_pvh_note() {
+        let (memory, kernel) = load_bytes(64, &pvh32()).unwrap();
+        assert_eq!((kernel.protocol, kernel.entry), (Protocol::Pvh, START + 0x80));
+        assert_eq!((kernel.end, kernel.initrd_max), (START + 4 * MIB, 0x37ff_ffff));
+        assert_eq!(bytes(&memory, START - 1, 0x1002), [&[0][..], &[0xc3; 0x1000], &[0]].concat());
+        let mut x32 = pvh32();
+        put(&mut x32, 18, MACHINE_X86_64.to_le_bytes());
+        assert_eq!(load_bytes(64, &x32).unwrap().1.entry, START + 0x80);
+        let mut image = pvh32();
+        put(&mut image, 42, 56u16.to_le_bytes());
+        assert!(
+            matches!(refused(&image), Error::Malformed { problem, .. } if problem.contains("32-bit ELF"))
+        );
+        for len in [51, 52, 52 + 63, 0x800, 0x1fff] {
+            let error = refused(&pvh32()[..len]);
+            assert!(matches!(error, Error::Truncated { size, .. } if size == len as u64), "{len}: {error}");
+        }
+    }
+
     fn refused(image: &[u8]) -> Error {
         load_bytes(64, image).err().expect("loaded")
     }
@@ -316,14 +427,16 @@ pub(crate) mod tests {
                 "{error}"
             );
         }
-        let mut small = vmlinux();
-        put(&mut small, 4, [1]);
-        put(&mut small, 18, MACHINE_386.to_le_bytes());
+        let mut small = elf32(&[(LOAD, CODE as u32, START as u32, 0x1000, 0x1000)], &[]);
         assert!(matches!(refused(&small), Error::No64BitEntry { .. }));
-        assert!(
-            matches!(refused(&small[..52]), Error::No64BitEntry { .. }),
-            "its header is only 52 bytes long"
-        );
+        for (machine, name) in [(20u16, "another, 32-bit"), (183, "another, 32-bit")] {
+            put(&mut small, 18, machine.to_le_bytes());
+            let error = refused(&small);
+            assert!(
+                matches!(error, Error::NotAKernel { looks_like, .. } if looks_like.contains(name)),
+                "{error}"
+            );
+        }
     }
 
     #[test]
@@ -378,8 +491,9 @@ pub(crate) mod tests {
                 0..12,
             ),
             len in prop_oneof![Just(0x2000usize), 4usize..0x2000],
+            bits32 in any::<bool>(),
         ) {
-            let mut image = pvh();
+            let mut image = if bits32 { pvh32() } else { pvh() };
             for (at, byte) in bytes {
                 image[at] = byte;
             }

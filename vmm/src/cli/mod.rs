@@ -69,11 +69,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = run_help())]
 pub(crate) struct Run {
-    /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux
+    /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux; also in gzip, also from a pipe
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
 
-    /// The guest's initial RAM disk
+    /// The guest's initial RAM disk; also from a pipe
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
 

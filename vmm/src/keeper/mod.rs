@@ -22,9 +22,11 @@ pub(crate) mod terminal;
 mod watch;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{fstat, stat};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use vmm::MachineConfig;
 use vmm::config::ConsoleConfig;
@@ -183,7 +185,7 @@ fn start(
     timings.reached("host plumbing done");
     let started = channel.send(&ToMachine::Start).map_err(host("start the guest"));
     or_its_own_reason(started, &channel, &mut child)?;
-    let stdio = config.console == ConsoleConfig::Stdio && ready.is_none();
+    let stdio = config.console == ConsoleConfig::Stdio && ready.is_none() && !stdin_is_read(config);
     let keyboard = Keyboard::new(keys, stdio).map_err(host("take over the terminal"))?;
     Ok(Keeper::new(core::Parts {
         config: config.clone(),
@@ -197,6 +199,13 @@ fn start(
         place,
         ready,
     }))
+}
+
+/// Whether standard input is the kernel or the initrd (`--kernel /dev/stdin`), and so no keyboard.
+fn stdin_is_read(config: &MachineConfig) -> bool {
+    let stdin = fstat(std::io::stdin()).map(|file| (file.st_dev, file.st_ino));
+    let is_stdin = |path: &PathBuf| stat(path).map(|file| (file.st_dev, file.st_ino)) == stdin;
+    stdin.is_ok() && [Some(&config.kernel), config.initrd.as_ref()].into_iter().flatten().any(is_stdin)
 }
 
 /// Forks the machine, which gets its ends of channel and pipes and does not return.

@@ -49,6 +49,8 @@ const _: () = {
 /// What the keeper gave.
 pub(super) struct Given<'a> {
     pub(super) channel: &'a Arc<Channel<FromMachine, ToMachine>>,
+    /// Kernel and initrd, or why they cannot be opened.
+    pub(super) files: Result<boot::Files, boot::Error>,
     pub(super) output: OwnedFd,
     pub(super) input: OwnedFd,
     pub(super) keeper: Pid,
@@ -69,8 +71,8 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     // Declared in the order in which they must go, last first. What is not to be had leaves the host's network alone.
     let memory = memory::map(&config.memory)?;
     timings.reached("guest memory mapped");
-    let images = boot::Images::open(&config.kernel, config.initrd.as_deref())?;
-    // From here on it opens nothing: what the images hold is looked at without a right.
+    let files = given.files?;
+    // What the files hold is looked at without a right.
     let confined = match config.sandbox {
         true => Some(sandbox::lock(config.user, given.keeper).map_err(Error::Confine)?),
         false => {
@@ -79,6 +81,8 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
         }
     };
     timings.reached("machine confined");
+    // Before the host is changed: who writes to a pipe takes the time that it likes.
+    let images = files.read_pipes(config.memory.bytes)?;
     tell(channel, &FromMachine::Accepted)?;
 
     let places = transport::places(config.transport, config.net.len());

@@ -59,16 +59,19 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     report::send_to_keeper(Arc::clone(&channel));
     sys::share_one_heap();
     let run = || {
-        let kept = [channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
+        let mut kept = vec![channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
+        // First, for a file may be named by a descriptor that is the keeper's (/dev/stdin, a shell's <(...)).
+        let files = boot::Files::open(&config.kernel, config.initrd.as_deref());
+        kept.extend(files.iter().flat_map(boot::Files::descriptors).map(|fd| fd.as_raw_fd()));
         nothing()
-            .and_then(|nothing| sys::keep_only(kept.to_vec(), &nothing))
+            .and_then(|nothing| sys::keep_only(kept, &nothing))
             .map_err(|source| Error::Host { what: "close what is the keeper's", source })?;
         sandbox::tell_forbidden_calls(channel.as_fd())
             .map_err(|source| Error::Host { what: "handle a signal", source })?;
         let (output, input) = (birth.output, birth.input);
         build::run(
             config,
-            build::Given { channel: &channel, output, input, keeper: birth.keeper },
+            build::Given { channel: &channel, files, output, input, keeper: birth.keeper },
             birth.timings,
         )
     };
