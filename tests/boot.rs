@@ -76,9 +76,11 @@ fn standard_input_is_the_kernel_or_the_keyboard_and_not_both() {
     );
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, code());
-    for (path, said) in [("/dev/stdin", "no key\n"), ("$1", "a key\n")] {
-        let script = format!(r#""$0" run --kernel "{path}" <"$1""#);
-        let mut vm = Vm::start(Command::new("sh").args(["-c", &script]).arg(wirevm_path()).arg(&kernel));
+    for (script, said) in [
+        (r#""$0" run --kernel /dev/stdin <"$1""#, "no key\n"),
+        (r#"echo | "$0" run --kernel "$1""#, "a key\n"),
+    ] {
+        let mut vm = Vm::start(Command::new("sh").args(["-c", script]).arg(wirevm_path()).arg(&kernel));
         vm.ends_with(0, SOON);
         assert_eq!((vm.console().as_str(), vm.messages().as_str()), (said, ""));
     }
@@ -205,6 +207,29 @@ fn the_serial_port_interrupts_through_its_line() {
         "5:", puts!("interrupted\\n"), "jmp 97f",
     );
     assert_eq!(run(code(), &[], 0).0, "interrupted\n");
+}
+
+#[test]
+fn the_processor_shows_nothing_that_is_not_there() {
+    guest!(code:
+        // A general protection fault goes to the label 5.
+        "mov esp, 0x300000", "mov edi, 0x2000d0", "lea rax, [rip + 5f]",
+        "mov [rdi], ax", "mov word ptr [rdi + 2], 0x10", "mov word ptr [rdi + 4], 0x8e00",
+        "shr rax, 16", "mov [rdi + 6], ax", "mov qword ptr [rdi + 8], 0",
+        "lidt [rip + 4f]",
+        // Performance counters, by the leaves of Intel and AMD.
+        "mov eax, 0xa", "xor ecx, ecx", "cpuid", "or eax, ebx", "or eax, edx", "jnz 97f",
+        "mov eax, 0x80000001", "cpuid", "test ecx, 0x11800000", "jnz 97f",
+        "mov eax, 0x80000000", "cpuid", "cmp eax, 0x80000022", "jb 2f",
+        "mov eax, 0x80000022", "xor ecx, ecx", "cpuid", "or eax, ebx", "jnz 97f",
+        // Enclaves, tiles.
+        "2: mov eax, 7", "xor ecx, ecx", "cpuid", "test ebx, 4", "jnz 97f", "test edx, 0x3400000", "jnz 97f",
+        puts!("not shown\\n"),
+        "xor ecx, ecx", "rdpmc", puts!("a counter\\n"), "jmp 97f",
+        "4: .word 0xfff", ".quad 0x200000",
+        "5:", puts!("not there\\n"), "jmp 97f",
+    );
+    assert_eq!(run(code(), &[], 0).0, "not shown\nnot there\n");
 }
 
 #[test]

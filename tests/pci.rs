@@ -283,6 +283,27 @@ fn a_queue_interrupts_by_the_vector_that_it_has_and_by_none() {
 }
 
 #[test]
+fn a_message_to_the_apic_id_255_reaches_who_has_it_and_no_other() {
+    guest!(code:
+        handler!(),
+        // x2APIC mode, in which 255 is an ID as any other.
+        "mov ecx, 0x1b", "rdmsr", "or eax, 0xc00", "wrmsr",
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6", "mov word ptr [rbx + 0x42], 0x8000", vector!("1"),
+        "mov dword ptr [rdi + 0x1020], 0xfeeff000", "mov dword ptr [rdi + 0x102c], 0",
+        driver!(), "xor ecx, ecx", "sti",
+        offer!(), "2: pause", "cmp word ptr [0x405002], cx", "jne 2b",
+        "mov r8d, 300", "3: in al, 0x80", "dec r8d", "jnz 3b",
+        puts!("nobody\\n"),
+        "mov dword ptr [rdi + 0x1020], 0xfee00000",
+        offer!(), "6: hlt", "jmp 6b",
+        idt!(),
+        "5:", puts!("interrupted\\n"), "jmp 97f",
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "nobody\ninterrupted\n", "{}", vm.state());
+}
+
+#[test]
 fn a_ring_that_lies_stops_its_nic_until_the_reset() {
     guest!(code:
         ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",

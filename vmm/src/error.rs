@@ -20,6 +20,8 @@ pub(crate) enum Error {
     Kvm { what: &'static str, source: io::Error },
     #[error("{wanted} vCPUs are more than the {limit} that KVM recommends on this host")]
     TooManyCpus { wanted: u32, limit: usize },
+    #[error("{wanted} vCPUs are more than the {limit} that interrupts reach")]
+    CpusOutOfReach { wanted: u32, limit: u32 },
     #[error("{} NICs are more than the {limit} that fit", wanted)]
     TooManyNics { wanted: usize, limit: usize },
     #[error("cannot map {} of guest memory", size(*bytes))]
@@ -179,6 +181,7 @@ impl Error {
             },
             Self::Kvm { .. } => "wirevm doctor says what this host can do".into(),
             Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
+            Self::CpusOutOfReach { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),
             Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
             Self::HugePagesShort { needed, pool, .. } => format!(

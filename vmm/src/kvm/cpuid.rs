@@ -1,4 +1,7 @@
-//! The processor that the guest sees: what KVM supports, with a topology of one package of single-thread cores.
+//! The processor that the guest sees: what KVM supports and nothing that needs more than KVM ([`hidden`]), with a topology of one
+//! package of single-thread cores.
+
+mod hidden;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -15,13 +18,19 @@ pub(crate) struct Processor {
     supported: Vec<kvm_cpuid_entry2>,
     cpus: u32,
     tsc_deadline: bool,
+    amd: bool,
 }
 
 impl Processor {
     /// `supported` as KVM_GET_SUPPORTED_CPUID gave it; `tsc_deadline` where the in-kernel APIC has that timer, which KVM
     /// tells by a capability instead.
     pub(crate) fn new(supported: &CpuId, cpus: u32, tsc_deadline: bool) -> Self {
-        Self { supported: supported.as_slice().to_vec(), cpus, tsc_deadline }
+        let supported = supported.as_slice().to_vec();
+        // AuthenticAMD, HygonGenuine.
+        let amd = supported
+            .iter()
+            .any(|leaf| leaf.function == 0 && matches!(&leaf.ebx.to_le_bytes(), b"Auth" | b"Hygo"));
+        Self { supported, cpus, tsc_deadline, amd }
     }
 
     /// The first physical address past those that the guest can have (leaf 0x8000_0008).
@@ -35,9 +44,11 @@ impl Processor {
     pub(crate) fn vcpu(&self, id: u32) -> CpuId {
         // Bits of the APIC ID that number the cores of the package.
         let core_bits = self.cpus.next_power_of_two().trailing_zeros();
-        let mut leaves: Vec<_> =
-            self.supported.iter().filter(|leaf| !matches!(leaf.function, 0xb | 0x1f)).copied().collect();
+        // Other topologies than leaf 0xb's, which comes anew, are the host's: 0x1f is Intel's, 0x8000_0026 AMD's.
+        let is_ours = |leaf: &&kvm_cpuid_entry2| !matches!(leaf.function, 0xb | 0x1f | 0x8000_0026);
+        let mut leaves: Vec<_> = self.supported.iter().filter(is_ours).copied().collect();
         for leaf in &mut leaves {
+            hidden::hide(leaf, self.amd);
             self.adapt(leaf, id, core_bits);
         }
         if self.supported.iter().any(|leaf| leaf.function == 0 && leaf.eax >= 0xb) {
@@ -63,8 +74,6 @@ impl Processor {
                     leaf.eax |= (cores_mask & 0x3f) << 26;
                 }
             }
-            // No performance counters: nobody asked for them, and each would be multiplexed with the host's.
-            0xa => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
             0x8000_0001 => set(&mut leaf.ecx, CMP_LEGACY, self.cpus > 1),
             0x8000_0008 => leaf.ecx = core_bits << 12 | (self.cpus - 1) & 0xff,
             // Extended APIC ID, core ID with one thread a core, node 0 of one.
@@ -122,6 +131,7 @@ mod tests {
             leaf(0x8000_0001, 0, 0, 0, 0, 0),
             leaf(0x8000_0008, 0, 0x3030, 0, 0x7077, 0),
             leaf(0x8000_001e, 0, 7, 0x103, 1, 0),
+            leaf(0x8000_0026, 0, 1, 2, 0x100, 9),
         ])
         .unwrap();
         let cpuid = Processor::new(&host, 3, true).vcpu(2);
@@ -134,11 +144,26 @@ mod tests {
         assert_eq!(of(&cpuid, 0xb, 0), (0, 1, 0x100, 2));
         assert_eq!(of(&cpuid, 0xb, 1), (2, 3, 0x201, 2));
         assert_eq!(of(&cpuid, 0xb, 2), (0, 0, 2, 2));
-        assert!(!cpuid.as_slice().iter().any(|l| l.function == 0x1f), "the host's topology is gone");
+        assert!(
+            !cpuid.as_slice().iter().any(|l| matches!(l.function, 0x1f | 0x8000_0026)),
+            "the host's topology is gone"
+        );
         assert_eq!(of(&cpuid, 0x8000_0001, 0).2, CMP_LEGACY);
         assert_eq!(of(&cpuid, 0x8000_0008, 0), (0x3030, 0, 0x2002, 0));
         assert_eq!(of(&cpuid, 0x8000_001e, 0), (2, 2, 0, 0));
         assert_eq!(Processor::new(&host, 1, true).address_limit(), 1 << 48);
+    }
+
+    #[test]
+    fn what_is_hidden_depends_on_the_vendor() {
+        for (vendor, capabilities) in [(b"Auth", 0), (b"Hygo", 0), (b"Genu", 1 << 29)] {
+            let host = CpuId::from_entries(&[
+                leaf(0, 0, 7, u32::from_le_bytes(*vendor), 0, 0),
+                leaf(7, 0, 0, 1 << 2 | 1, 0, 1 << 29),
+            ]);
+            let cpuid = Processor::new(&host.unwrap(), 1, true).vcpu(0);
+            assert_eq!(of(&cpuid, 7, 0), (0, 1, 0, capabilities), "{}", vendor.escape_ascii());
+        }
     }
 
     #[test]

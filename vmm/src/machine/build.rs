@@ -10,7 +10,11 @@ use std::thread::Builder;
 use boot::layout;
 use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
 use devices::serial::Serial;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    KVM_PMU_CAP_DISABLE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_enable_cap, kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use rustix::process::Pid;
 use vm_memory::GuestMemoryMmap;
@@ -189,6 +193,10 @@ fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Res
     if config.cpus as usize > limit {
         return Err(Error::TooManyCpus { wanted: config.cpus, limit });
     }
+    let limit = interruptible_cpus(kvm.check_extension_int(Cap::X2ApicApi) as u32);
+    if config.cpus > limit {
+        return Err(Error::CpusOutOfReach { wanted: config.cpus, limit });
+    }
     let limit = layout::MAX_MEMORY.min(processor.address_limit() - layout::HOLE_LEN);
     if config.memory.bytes > limit {
         return Err(Error::MemoryTooLarge { bytes: config.memory.bytes, limit });
@@ -200,12 +208,24 @@ fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Res
     Ok(())
 }
 
+/// How many vCPUs interrupts reach, where KVM knows these flags of [`KVM_CAP_X2APIC_API`]. A message and a line of KVM's IOAPIC have
+/// 8 bits for the destination (only an IOAPIC of our own would read the extended destination ID, `KVM_FEATURE_MSI_EXT_DEST_ID`), the
+/// highest value of which is every vCPU to a KVM that is not told otherwise.
+fn interruptible_cpus(flags: u32) -> u32 {
+    if flags & X2APIC_IDS == X2APIC_IDS { 256 } else { 255 }
+}
+
 /// A VM with KVM's own interrupt controllers and timer.
 fn new_vm(kvm: &Kvm, memory: &GuestMemoryMmap, timings: Timings) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
     // First, while the VM has nothing else: KVM waits until no reader of what it had before is left (SRCU).
     memory::register(&vm, memory)?;
     timings.reached("memory given to KVM");
+    for (capability, flags, what) in CAPABILITIES {
+        if let Err(error) = enable(&vm, capability, flags) {
+            log::info!("{what}: {error}");
+        }
+    }
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place its identity map"))?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("place its TSS"))?;
     vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
@@ -213,6 +233,28 @@ fn new_vm(kvm: &Kvm, memory: &GuestMemoryMmap, timings: Timings) -> Result<VmFd,
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(kvm_error("create the timer"))?;
     Ok(vm)
+}
+
+/// APIC IDs have 32 bits, and 255 is one of them to a vCPU in x2APIC mode.
+const X2APIC_IDS: u32 = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+
+/// What KVM has off or on for the sake of its older callers: the capability, its flags, and what is the case without.
+const CAPABILITIES: [(u32, u32, &str); 2] = [
+    (
+        KVM_CAP_PMU_CAPABILITY,
+        KVM_PMU_CAP_DISABLE,
+        "KVM keeps performance counters ready that the guest is not told of",
+    ),
+    (KVM_CAP_X2APIC_API, X2APIC_IDS, "a message to APIC ID 255 reaches every vCPU"),
+];
+
+fn enable(vm: &VmFd, capability: u32, flags: u32) -> std::io::Result<()> {
+    // Of each of these, a bit for each flag that KVM knows.
+    if vm.check_extension_raw(capability.into()) as u32 & flags != flags {
+        return Err(std::io::ErrorKind::Unsupported.into());
+    }
+    let cap = kvm_enable_cap { cap: capability, args: [flags.into(), 0, 0, 0], ..Default::default() };
+    Ok(vm.enable_cap(&cap)?)
 }
 
 /// Runs `here` on this thread and `there` on one called `name`, and gives what both say once both are done.
@@ -246,6 +288,16 @@ fn host(what: &'static str) -> impl Fn(std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_vcpus_than_interrupts_reach() {
+        for (flags, limit) in [(0, 255), (1, 255), (2, 255), (3, 256), (0xff, 256)] {
+            assert_eq!(interruptible_cpus(flags), limit, "{flags:#x}");
+        }
+        let error = Error::CpusOutOfReach { wanted: 300, limit: 256 };
+        assert_eq!(error.to_string(), "300 vCPUs are more than the 256 that interrupts reach");
+        assert_eq!(error.remedy().unwrap(), "give --cpus 256 or fewer");
+    }
 
     #[test]
     fn what_panics_in_parallel_is_an_error() {
