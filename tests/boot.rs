@@ -149,8 +149,42 @@ fn a_string_instruction_prints_each_byte() {
 fn acpi_power_off_and_reset_end_the_guest_well() {
     guest!(off: "mov edx, 0x600", "mov al, (5 << 2) | (1 << 5)", "out dx, al", "2: hlt", "jmp 2b");
     guest!(reset: "mov edx, 0x602", "mov al, 1", "out dx, al", "2: hlt", "jmp 2b");
-    assert_eq!(run(off(), &[], 0).1, "");
-    assert_eq!(run(reset(), &[], 0).1, "");
+    // As Linux does it: what kind of reset, then the reset.
+    guest!(chipset: "mov edx, 0xcf9", "mov al, 2", "out dx, al", "mov al, 6", "out dx, al", "2: hlt", "jmp 2b");
+    for guest in [off(), reset(), chipset()] {
+        assert_eq!(run(guest, &[], 0).1, "");
+    }
+}
+
+#[test]
+fn the_clock_shows_the_hosts_time() {
+    // Once no update is in progress: the century, the year, the month and the day, digit by digit.
+    guest!(code:
+        "2: mov al, 0x0a", "out 0x70, al", "in al, 0x71", "test al, 0x80", "jnz 2b",
+        "lea rbx, [rip + 5f]", "mov edx, 0x3f8",
+        "3: mov al, [rbx]", "inc rbx", "test al, al", "jz 4f",
+        "out 0x70, al", "in al, 0x71", "mov cl, al", "shr al, 4", "add al, 0x30", "out dx, al",
+        "mov al, cl", "and al, 0xf", "add al, 0x30", "out dx, al", "jmp 3b",
+        "4:", puts!("\\n"), "jmp 97f",
+        "5: .byte 0x32, 9, 8, 7, 0",
+    );
+    let today = || {
+        let date = Command::new("date").args(["-u", "+%Y%m%d"]).output().unwrap();
+        String::from_utf8(date.stdout).unwrap()
+    };
+    let before = today();
+    let shown = run(code(), &[], 0).0;
+    assert!(shown == before || shown == today(), "{shown:?}");
+}
+
+#[test]
+fn of_a_wide_write_the_serial_port_sends_the_low_byte() {
+    guest!(code:
+        "lea rsi, [rip + 3f]", "mov edx, 0x3f8",
+        "2: lodsb", "test al, al", "jz 97f", "mov ah, 0x0f", "out dx, ax", "jmp 2b",
+        "3: .asciz \"wide\\n\"",
+    );
+    assert_eq!(run(code(), &[], 0).0, "wide\n");
 }
 
 #[test]
@@ -262,7 +296,7 @@ fn nonsense_on_every_port_ends_nothing() {
         "2: cmp edx, 0x60", "jb 3f", "cmp edx, 0x64", "jbe 4f",
         "3: cmp edx, 0x5fd", "jb 5f", "cmp edx, 0x604", "jb 4f",
         "5: cmp edx, 0x502", "jb 6f", "cmp edx, 0x505", "jbe 4f",
-        "6: cmp edx, 0xcf8", "je 4f",
+        "6: cmp edx, 0xcf8", "je 4f", "cmp edx, 0xcf9", "je 4f",
         "mov eax, 0xffffffff", "out dx, eax", "out dx, ax", "out dx, al", "in eax, dx", "in ax, dx", "in al, dx",
         "4: inc edx", "cmp edx, 0x10000", "jb 2b",
         "mov edx, 0x3fb", "mov al, 3", "out dx, al", "mov edx, 0x3fc", "xor eax, eax", "out dx, al",

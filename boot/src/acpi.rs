@@ -1,8 +1,8 @@
 //! The ACPI tables (ACPI 6.5): a hardware-reduced machine, described and nothing more.
 //!
 //! Hardware-reduced means that there is no SCI, no PM timer, no 8259 and no PIT to program: Linux neither
-//! probes nor calibrates by them. What a PC has by custom and this machine has not (keyboard controller, VGA,
-//! CMOS clock) is said to be absent.
+//! probes nor calibrates by them. What a PC has by custom and this machine has not (keyboard controller, VGA)
+//! is said to be absent.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, AmlStr, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
@@ -22,8 +22,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::Error;
 use crate::layout::{
     ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, ECAM_LEN, GED, GED_GSI, GED_POWER_BUTTON, IOAPIC, LAPIC,
-    PCI_CONFIG, PCI_CONFIG_LEN, PCI_WINDOW, PCI_WINDOW_LEN, PVPANIC, RESET, RESET_VALUE, SLEEP_CONTROL,
-    SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio,
+    PCI_CONFIG, PCI_CONFIG_LEN, PCI_WINDOW, PCI_WINDOW_LEN, PVPANIC, RESET, RESET_VALUE, RTC, RTC_CENTURY,
+    RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio,
 };
 
 const OEM_ID: [u8; 6] = *b"WIREVM";
@@ -32,7 +32,6 @@ const OEM_REVISION: u32 = 1;
 
 /// IAPC_BOOT_ARCH (ACPI 6.5 §5.2.9.3): bit 1, which would announce an 8042, stays clear.
 const NO_VGA: u16 = 1 << 2;
-const NO_CMOS_RTC: u16 = 1 << 5;
 
 /// The notification of a pressed power button (ACPI 6.5 §4.8.2.2.1.2).
 const STATUS_BUTTON_PRESSED: u8 = 0x80;
@@ -112,7 +111,8 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::Wbinvd)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.iapc_boot_arch = NO_VGA.into();
+    fadt.century = RTC_CENTURY;
     fadt.reset_reg = port(RESET);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = port(SLEEP_CONTROL);
@@ -140,11 +140,12 @@ fn madt(cpus: u32) -> impl Aml {
     table(*b"APIC", 6, &body)
 }
 
-/// §5.2.11.1: the serial port, the panic device, the power button and its event device, the PCI bus or the virtio
+/// §5.2.11.1: the serial port, the clock, the panic device, the power button and its event device, the PCI bus or the virtio
 /// devices, and the sleep state S5.
 fn dsdt(config: &AcpiConfig<'_>) -> Result<impl Aml, Error> {
     let mut devices = Vec::new();
     serial(&mut devices);
+    clock(&mut devices);
     panic_device(&mut devices);
     power_button(&mut devices);
     for (index, device) in config.virtio_mmio.iter().enumerate() {
@@ -179,6 +180,19 @@ fn serial(sink: &mut Vec<u8>) {
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
             &Name::new(Path::new("_UID"), &ZERO),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports, &line])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The clock, without the interrupt of a PC's.
+fn clock(sink: &mut Vec<u8>) {
+    let ports = IO::new(RTC, RTC, 1, RTC_LEN as u8);
+    Device::new(
+        Path::new("RTC_"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
         ],
     )
     .to_aml_bytes(sink);
@@ -351,7 +365,8 @@ mod tests {
         let fadt = &tables(1, 0)[1];
         let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
         assert_eq!(flags, 1 << 20 | 1 << 10 | 1 << 5 | 1 << 4 | 1, "HW_REDUCED_ACPI, RESET_REG_SUP, ...");
-        assert_eq!(fadt[109..111], [0x24, 0], "no VGA, no CMOS clock, and no 8042 announced");
+        assert_eq!(fadt[109..111], [0x04, 0], "no VGA, a CMOS clock, and no 8042 announced");
+        assert_eq!(fadt[108], 0x32, "where the century is");
         assert_eq!(fadt[116..129], [1, 8, 0, 1, 0x02, 0x06, 0, 0, 0, 0, 0, 0, RESET_VALUE]);
         assert_eq!(fadt[244..256], [1, 8, 0, 1, 0x00, 0x06, 0, 0, 0, 0, 0, 0]);
         assert_eq!(fadt[256..268], [1, 8, 0, 1, 0x01, 0x06, 0, 0, 0, 0, 0, 0]);

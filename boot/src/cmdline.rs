@@ -1,12 +1,35 @@
-//! The kernel's command line: checked, then written with its NUL.
+//! The kernel's command line: read for what it asks of the machine, checked, then written with its NUL.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
-use crate::layout::{CMDLINE, CMDLINE_LEN};
+use crate::layout::{CMDLINE, CMDLINE_LEN, VirtioMmio};
 
 /// The limit of a kernel that states none: x86 Linux's COMMAND_LINE_SIZE less the NUL, in bytes.
 pub(crate) const DEFAULT_LIMIT: usize = 2047;
+
+/// The words of a command line that are the kernel's: what follows `--` is its init's.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split_ascii_whitespace().take_while(|word| *word != "--")
+}
+
+/// Whether `text` has the kernel do without ACPI: the last word on that counts (Linux `admin-guide/kernel-parameters.txt`).
+pub(crate) fn without_acpi(text: &str) -> bool {
+    words(text).filter(|word| matches!(*word, "acpi=off" | "acpi=force" | "acpi=on")).last()
+        == Some("acpi=off")
+}
+
+/// `text` with the virtio-mmio devices before it, for a kernel that learns of them by neither ACPI nor `text`
+/// (`virtio_mmio.device=SIZE@BASE:IRQ`, Linux `drivers/virtio/virtio_mmio.c`).
+pub(crate) fn with_devices(text: &str, devices: &[VirtioMmio]) -> String {
+    let told = words(text).any(|word| word.starts_with("virtio_mmio.device="));
+    let devices = if without_acpi(text) && !told { devices } else { &[] };
+    let word = |device: &VirtioMmio| {
+        let VirtioMmio { base, size, gsi } = device;
+        format!("virtio_mmio.device={size}@{base:#x}:{gsi} ")
+    };
+    devices.iter().map(word).chain([text.to_owned()]).collect()
+}
 
 /// Writes `text` to [`CMDLINE`]. `limit` is the longest text the kernel takes, in bytes without the NUL
 /// (`cmdline_size` of the setup header).
@@ -33,6 +56,7 @@ pub(crate) fn write(memory: &GuestMemoryMmap, text: &str, limit: usize) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::virtio_mmio;
     use crate::testing::{bytes, memory};
 
     #[test]
@@ -41,6 +65,27 @@ mod tests {
         memory.write_slice(&[0xff; 32], GuestAddress(CMDLINE)).unwrap();
         write(&memory, "console=ttyS0\tquiet", DEFAULT_LIMIT).unwrap();
         assert_eq!(bytes(&memory, CMDLINE, 21), b"console=ttyS0\tquiet\0\xff");
+    }
+
+    #[test]
+    fn a_kernel_without_acpi_is_told_of_its_devices() {
+        let devices: Vec<_> = (0..2).filter_map(virtio_mmio).collect();
+        let told = "virtio_mmio.device=4096@0xc0000000:5 virtio_mmio.device=4096@0xc0001000:6 ";
+        for text in ["acpi=off", "quiet acpi=off -- acpi=on", "acpi=force\tacpi=off acpi=noirq"] {
+            assert_eq!(with_devices(text, &devices), format!("{told}{text}"));
+            assert_eq!(with_devices(text, &[]), text);
+        }
+        for text in [
+            "",
+            "quiet",
+            "acpi=offline",
+            "xacpi=off",
+            "acpi=off acpi=on",
+            "-- acpi=off",
+            "acpi=off virtio_mmio.device=4K@0xc0000000:5",
+        ] {
+            assert_eq!(with_devices(text, &devices), text);
+        }
     }
 
     #[test]

@@ -106,6 +106,12 @@ pub const COM1_GSI: u32 = 4;
 pub const I8042_DATA: u16 = 0x60;
 /// The command port of the keyboard controller; 0xfe written here resets the machine.
 pub const I8042_COMMAND: u16 = 0x64;
+/// The first of the two ports of the clock.
+pub const RTC: u16 = 0x70;
+/// The number of those ports.
+pub const RTC_LEN: u16 = 2;
+/// The register of the clock that holds the century.
+pub const RTC_CENTURY: u8 = 0x32;
 /// The port of the panic device.
 pub const PVPANIC: u16 = 0x505;
 /// The ACPI sleep control register (ACPI 6.5 §4.8.3.7).
@@ -201,6 +207,7 @@ mod tests {
             ("com1", COM1.into(), COM1_LEN.into()),
             ("i8042 data", I8042_DATA.into(), 1),
             ("i8042 command", I8042_COMMAND.into(), 1),
+            ("rtc", RTC.into(), RTC_LEN.into()),
             ("pvpanic", PVPANIC.into(), 1),
             ("sleep control", SLEEP_CONTROL.into(), 1),
             ("sleep status", SLEEP_STATUS.into(), 1),

@@ -92,7 +92,7 @@ pub struct Images {
 /// How to boot it.
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
-    /// The whole command line, without a NUL.
+    /// The command line, without a NUL. Where it has ACPI off, virtio-mmio devices are added to it.
     pub cmdline: &'a str,
     /// What the ACPI tables describe.
     pub acpi: AcpiConfig<'a>,
@@ -118,7 +118,8 @@ pub fn load(memory: &GuestMemoryMmap, images: Images, config: &Config<'_>) -> Re
     kernel::low_ram_end(memory)?;
     let kernel = kernel::load(memory, images.kernel)?;
     let initrd = images.initrd.map(|initrd| initrd::load(memory, initrd, &kernel)).transpose()?;
-    cmdline::write(memory, config.cmdline, kernel.cmdline_max)?;
+    let cmdline = cmdline::with_devices(config.cmdline, config.acpi.virtio_mmio);
+    cmdline::write(memory, &cmdline, kernel.cmdline_max)?;
     let rsdp = acpi::write(memory, &config.acpi)?;
     match kernel.protocol {
         Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp, config.acpi.pci)?,
@@ -155,6 +156,17 @@ mod tests {
         assert_eq!(bytes(&memory, ramdisk & 0xffff_ffff, 6), b"070701");
         assert_eq!(ramdisk >> 32, 6);
         assert_eq!(bytes(&memory, word(&memory, ZERO_PAGE + 0x70), 8), b"RSD PTR ");
+    }
+
+    #[test]
+    fn a_kernel_without_acpi_finds_its_devices_on_its_command_line() {
+        let kernel = Scratch::new(&kernel::pvh_image());
+        let memory = memory(64);
+        let devices = [layout::virtio_mmio(0).unwrap()];
+        let config = Config { cmdline: "acpi=off", ..config(&devices) };
+        load(&memory, images(kernel.path(), None), &config).unwrap();
+        let told = b"virtio_mmio.device=4096@0xc0000000:5 acpi=off\0";
+        assert_eq!(bytes(&memory, CMDLINE, told.len()), told);
     }
 
     #[test]

@@ -27,6 +27,7 @@
 //! |---|---|
 //! | `serial.rs` | the console: a 16550A |
 //! | `reset.rs` | reset, power off, power button, panic: the registers by which a guest ends |
+//! | `rtc.rs` | the clock of a PC, which shows the host's time |
 //! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function` |
 //! | `pci/config.rs`, `pci/msix.rs` | a function's configuration space; its vectors, their table, masks and pending bits |
 //! | `pci/routes.rs` | `EventRoutes`: a function's events without exits |
@@ -60,6 +61,7 @@
 mod log_once;
 pub mod pci;
 pub mod reset;
+pub mod rtc;
 pub mod serial;
 pub mod virtio;
 
@@ -75,12 +77,17 @@ pub trait BusDevice: Send + Sync {
     fn write(&self, offset: u64, data: &[u8]);
 }
 
+/// What a register of one byte takes of a write of `data`: its lowest byte, as `out dx, ax` means it for most drivers that say so.
+fn low_byte(data: &[u8]) -> Option<u8> {
+    data.first().copied()
+}
+
 /// What the guest asked of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestEvent {
     /// It powered itself off (ACPI S5).
     PowerOff,
-    /// It reset itself (i8042, ACPI).
+    /// It reset itself (i8042, ACPI, port 0xcf9).
     Reset,
     /// Its kernel panicked, as its pvpanic driver says.
     Panic,

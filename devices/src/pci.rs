@@ -118,14 +118,22 @@ fn split(offset: u64, len: usize) -> Option<(usize, usize)> {
     (whole && function / 8 < 32).then_some(((function / 8) as usize, register as usize))
 }
 
-/// The configuration ports: an address and the four bytes of data behind it.
-pub struct Ports(pub Arc<RootComplex>);
+/// The configuration ports: an address and the four bytes of data behind it; and amid them, as chipsets have it, one that is another
+/// device's.
+pub struct Ports {
+    /// The bus.
+    pub root: Arc<RootComplex>,
+    /// What is at the byte [`Ports::AMID`], which an access of 32 bits to the address does not reach.
+    pub amid: Arc<dyn BusDevice>,
+}
 
 impl Ports {
     /// Its first port.
     pub const PORT: u64 = 0xcf8;
     /// How many ports it spans.
     pub const LEN: u64 = 8;
+    /// Offset of the byte that is another device's.
+    pub const AMID: u64 = 1;
     /// Offset of the address register, which takes 32 bits at once and nothing less.
     const ADDRESS: u64 = 0;
     /// Offset of the data, any width.
@@ -135,7 +143,7 @@ impl Ports {
 
     /// What the address selects and `offset` reaches, in the ECAM's form, if `len` bytes there are within the word.
     fn selected(&self, offset: u64, len: usize) -> Option<u64> {
-        let address = self.0.address.load(Ordering::Relaxed);
+        let address = self.root.address.load(Ordering::Relaxed);
         let byte = offset.checked_sub(Self::DATA)?;
         let (function, register) = (u64::from(address >> 8 & 0xffff), u64::from(address & 0xfc));
         (address & Self::ENABLE != 0 && byte + len as u64 <= 4)
@@ -146,18 +154,22 @@ impl Ports {
 impl BusDevice for Ports {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(selected) = self.selected(offset, data.len()) {
-            self.0.read_config(selected, data);
+            self.root.read_config(selected, data);
+        } else if offset == Self::AMID && data.len() == 1 {
+            self.amid.read(0, data);
         } else if offset == Self::ADDRESS && data.len() == 4 {
-            data.copy_from_slice(&self.0.address.load(Ordering::Relaxed).to_le_bytes());
+            data.copy_from_slice(&self.root.address.load(Ordering::Relaxed).to_le_bytes());
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some(selected) = self.selected(offset, data.len()) {
-            self.0.write_config(selected, data);
+            self.root.write_config(selected, data);
+        } else if offset == Self::AMID && data.len() < 4 {
+            self.amid.write(0, data);
         } else if let (Self::ADDRESS, Ok(address)) = (offset, data.try_into()) {
             // Two bits are hard-wired to zero, for only words are addressed.
-            self.0.address.store(u32::from_le_bytes(address) & !3, Ordering::Relaxed);
+            self.root.address.store(u32::from_le_bytes(address) & !3, Ordering::Relaxed);
         }
     }
 }

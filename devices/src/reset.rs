@@ -1,4 +1,4 @@
-//! How a guest ends: the i8042 and ACPI reset, ACPI power off, the power button, and the panic device.
+//! How a guest ends: the i8042's, the chipset's and ACPI's reset, ACPI power off, the power button, and the panic device.
 //!
 //! Each of these is a register or two, and each tells the machine through an [`EventSink`], which is called on the vCPU
 //! that wrote and must not block.
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{BusDevice, GuestEvent};
+use crate::{BusDevice, GuestEvent, low_byte};
 
 /// Who hears what the guest asked of the machine.
 pub type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
@@ -46,23 +46,59 @@ impl I8042 {
 
 impl BusDevice for I8042 {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let (Self::DATA | Self::COMMAND, [byte]) = (offset, data) {
+        if let (Self::DATA | Self::COMMAND, [byte, ..]) = (offset, data) {
             *byte = 0;
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        match (offset, data) {
-            (Self::COMMAND, [command]) => {
-                self.output_port.store(*command == Self::COMMAND_WRITE_OUTPUT_PORT, Ordering::Relaxed);
-                if *command == Self::COMMAND_RESET {
+        match (offset, low_byte(data)) {
+            (Self::COMMAND, Some(command)) => {
+                self.output_port.store(command == Self::COMMAND_WRITE_OUTPUT_PORT, Ordering::Relaxed);
+                if command == Self::COMMAND_RESET {
                     (self.sink)(GuestEvent::Reset);
                 }
             }
-            (Self::DATA, [byte]) if self.output_port.swap(false, Ordering::Relaxed) && byte & 1 == 0 => {
+            (Self::DATA, Some(byte)) if self.output_port.swap(false, Ordering::Relaxed) && byte & 1 == 0 => {
                 (self.sink)(GuestEvent::Reset);
             }
             _ => {}
+        }
+    }
+}
+
+/// The reset control register (port 0xcf9), which chipsets have amid the ports of PCI configuration.
+pub struct ResetControl {
+    sink: EventSink,
+    value: AtomicU8,
+}
+
+impl ResetControl {
+    /// Its port.
+    pub const PORT: u64 = 0xcf9;
+    /// How many ports it spans.
+    pub const LEN: u64 = 1;
+    /// The bit that resets (`RST_CPU`). Those beside it say how thoroughly, which is the same here.
+    pub const RESET: u8 = 1 << 2;
+
+    /// A register that says [`GuestEvent::Reset`] to `sink`.
+    pub fn new(sink: EventSink) -> Self {
+        Self { sink, value: AtomicU8::new(0) }
+    }
+}
+
+impl BusDevice for ResetControl {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let (0, [byte, ..]) = (offset, data) {
+            *byte = self.value.load(Ordering::Relaxed);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let (0, Some(value)) = (offset, low_byte(data)) else { return };
+        self.value.store(value & !Self::RESET, Ordering::Relaxed);
+        if value & Self::RESET != 0 {
+            (self.sink)(GuestEvent::Reset);
         }
     }
 }
@@ -121,7 +157,7 @@ impl AcpiPower {
 
 impl BusDevice for AcpiPower {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let [byte] = data else { return };
+        let [byte, ..] = data else { return };
         match offset {
             Self::SLEEP_CONTROL | Self::SLEEP_STATUS | Self::RESET => *byte = 0,
             Self::EVENTS => *byte = self.events.swap(0, Ordering::Acquire),
@@ -130,7 +166,7 @@ impl BusDevice for AcpiPower {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let &[value] = data else { return };
+        let Some(value) = low_byte(data) else { return };
         match offset {
             // S5 is the only sleep that the tables name; another type is not one to guess at.
             Self::SLEEP_CONTROL if value & (Self::SLP_EN | Self::SLP_TYP) == Self::SLEEP_S5 => {
@@ -166,13 +202,13 @@ impl Pvpanic {
 
 impl BusDevice for Pvpanic {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let (0, [byte]) = (offset, data) {
+        if let (0, [byte, ..]) = (offset, data) {
             *byte = Self::PANICKED | Self::CRASH_LOADED;
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let (0, &[events]) = (offset, data) else { return };
+        let (0, Some(events)) = (offset, low_byte(data)) else { return };
         if events & Self::CRASH_LOADED != 0 {
             log::warn!("the guest panicked and started its crash kernel");
         }
@@ -210,11 +246,11 @@ mod tests {
         assert_eq!(byte(&i8042, 1), 0xff, "port 0x61 is the timer's");
         i8042.write(I8042::COMMAND, &[0xaa]);
         i8042.write(I8042::DATA, &[0]);
-        i8042.write(I8042::COMMAND, &[0xfe, 0]);
+        i8042.write(I8042::COMMAND, &[0xaa, 0xfe]);
         i8042.write(3, &[0xfe]);
         assert!(seen.lock().unwrap().is_empty());
 
-        i8042.write(I8042::COMMAND, &[I8042::COMMAND_RESET]);
+        i8042.write(I8042::COMMAND, &[I8042::COMMAND_RESET, 0]);
         assert_eq!(*seen.lock().unwrap(), [GuestEvent::Reset]);
 
         i8042.write(I8042::COMMAND, &[I8042::COMMAND_WRITE_OUTPUT_PORT]);
@@ -228,6 +264,22 @@ mod tests {
         i8042.write(I8042::COMMAND, &[I8042::COMMAND_WRITE_OUTPUT_PORT]);
         i8042.write(I8042::DATA, &[0x02]);
         assert_eq!(seen.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_chipset_resets_by_one_bit() {
+        let (sink, seen) = sink();
+        let control = ResetControl::new(sink);
+        control.write(0, &[2]);
+        control.write(0, &[0xfb]);
+        control.write(0, &[]);
+        assert_eq!(byte(&control, 0), 0xfb);
+        assert!(seen.lock().unwrap().is_empty());
+        // As Linux does it: what kind, then that it is meant.
+        control.write(0, &[2]);
+        control.write(0, &[6]);
+        assert_eq!((*seen.lock().unwrap()).as_slice(), [GuestEvent::Reset]);
+        assert_eq!(byte(&control, 0), 2);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::{Error, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::BusDevice;
+use crate::{BusDevice, low_byte};
 
 /// A serial port whose interrupt is an eventfd and whose output is whatever was given.
 ///
@@ -84,15 +84,15 @@ fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl BusDevice for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let (0..Self::LEN, [byte]) = (offset, data) {
+        if let (0..Self::LEN, [byte, ..]) = (offset, data) {
             *byte = self.uart().read(offset as u8);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        match (offset, data) {
+        match (offset, low_byte(data)) {
             // The register that sends.
-            (0, &[byte]) => {
+            (0, Some(byte)) => {
                 let mut output = unpoisoned(&self.output);
                 if let Some(sent) = self.set(0, byte)
                     && let Err(error) = output.write_all(&[sent]).and_then(|()| output.flush())
@@ -100,7 +100,7 @@ impl BusDevice for Serial {
                     log::debug!("serial port: {error}");
                 }
             }
-            (1..Self::LEN, &[byte]) => drop(self.set(offset as u8, byte)),
+            (1..Self::LEN, Some(byte)) => drop(self.set(offset as u8, byte)),
             _ => {}
         }
     }
@@ -166,12 +166,14 @@ mod tests {
         for letter in b"hello" {
             serial.write(0, &[*letter]);
         }
-        serial.write(0, b"wide");
         serial.write(8, b"x");
-        assert_eq!(*output.0.lock().unwrap(), b"hello");
+        serial.write(0, b"");
+        serial.write(0, b"!\x07");
+        assert_eq!(*output.0.lock().unwrap(), b"hello!", "of a write of 16 bits, the low byte");
+        assert_eq!(byte(&serial, 1), 0, "the other is no write to the next register");
         let mut wide = [0xff; 2];
         serial.read(5, &mut wide);
-        assert_eq!(wide, [0xff; 2], "registers are one byte wide");
+        assert_eq!(wide, [0x60, 0xff]);
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl VirtioDevice for Dummy {
 /// The bus with devices in its first slots, and its driver.
 struct Rig {
     ports: Ports,
+    amid: Arc<Amid>,
     ecam: Ecam,
     window: Window,
     seen: Vec<Arc<Seen>>,
@@ -131,6 +132,19 @@ fn get(bus: &dyn BusDevice, offset: u64, len: usize) -> u32 {
     data[..len].fill(0xff);
     bus.read(offset, &mut data[..len]);
     u32::from_le_bytes(data)
+}
+
+/// What is amid the ports: it reads as a mark, and remembers what was written.
+#[derive(Default)]
+struct Amid(Mutex<Vec<Vec<u8>>>);
+
+impl BusDevice for Amid {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0x5a);
+    }
+    fn write(&self, _: u64, data: &[u8]) {
+        self.0.lock().unwrap().push(data.to_vec());
+    }
 }
 
 impl Rig {
@@ -144,7 +158,9 @@ impl Rig {
             root.add(Arc::new(device.unwrap()));
         }
         let root = Arc::new(root);
-        Self { ports: Ports(root.clone()), ecam: Ecam(root.clone()), window: Window(root), seen }
+        let amid = Arc::<Amid>::default();
+        let ports = Ports { root: root.clone(), amid: amid.clone() };
+        Self { ports, amid, ecam: Ecam(root.clone()), window: Window(root), seen }
     }
 
     /// One device, with memory space enabled.
@@ -266,6 +282,15 @@ fn the_bus_has_a_host_bridge_and_its_devices_and_nothing_else() {
     rig.ports.write(0, &[0; 2]);
     assert_eq!(get(&rig.ports, 0, 4), 0x8000_0800);
     assert_eq!(get(&rig.ports, 0, 1), 0xff);
+    assert!(rig.amid.0.lock().unwrap().is_empty(), "an address is no reset");
+    // The byte that is another device's, and its neighbours that are nobody's.
+    rig.ports.write(1, &[6]);
+    rig.ports.write(1, &[6, 0]);
+    rig.ports.write(2, &[6]);
+    rig.ports.write(1, &[6; 4]);
+    assert_eq!(*rig.amid.0.lock().unwrap(), [vec![6], vec![6, 0]]);
+    assert_eq!([1, 2].map(|offset| get(&rig.ports, offset, 1)), [0x5a, 0xff]);
+    assert_eq!(get(&rig.ports, 0, 4), 0x8000_0800);
     // The ports write too, and identity stays.
     rig.ports.write(4, &u32::MAX.to_le_bytes());
     rig.set_config(0, 0, 4, 0);

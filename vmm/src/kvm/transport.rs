@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use boot::layout;
 use devices::pci::{Ecam, Ports, RootComplex, Window};
+use devices::reset::ResetControl;
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::net::VirtioNet;
@@ -19,6 +20,7 @@ use vmm::config::Transport;
 // Two crates that do not know each other describe the same registers.
 const _: () = {
     assert!(layout::PCI_CONFIG as u64 == Ports::PORT && layout::PCI_CONFIG_LEN as u64 == Ports::LEN);
+    assert!(Ports::PORT + Ports::AMID == ResetControl::PORT);
     assert!(layout::VIRTIO_MMIO_LEN == mmio::MMIO_LEN);
 };
 
@@ -38,7 +40,7 @@ pub(crate) fn places(transport: Transport, devices: usize) -> Vec<layout::Virtio
     }
 }
 
-/// Attaches `devices`, which are not more than [`limit`], to the guest's buses: what they notify reaches them without an exit, as do
+/// Attaches `devices`, which are not more than [`limit`], to the guest's buses, and `reset` amid the ports of PCI: what they notify reaches them without an exit, as do
 /// their interrupts the guest.
 ///
 /// # Errors
@@ -48,6 +50,7 @@ pub(crate) fn attach(
     vm: &Arc<VmFd>,
     memory: &GuestMemoryMmap,
     devices: impl Iterator<Item = VirtioNet>,
+    reset: Arc<ResetControl>,
     ports: &mut Bus,
     mmio: &mut Bus,
 ) -> Result<(), Error> {
@@ -78,7 +81,7 @@ pub(crate) fn attach(
         mmio.insert(layout::ECAM, layout::ECAM_LEN, Arc::new(Ecam(root.clone())));
     }
     // With the host bridge alone, if there is no more.
-    ports.insert(Ports::PORT, Ports::LEN, Arc::new(Ports(root)));
+    ports.insert(Ports::PORT, Ports::LEN, Arc::new(Ports { root, amid: reset }));
     Ok(())
 }
 

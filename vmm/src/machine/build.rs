@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::thread::Builder;
 
 use boot::layout;
-use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic};
+use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic, ResetControl};
+use devices::rtc::Rtc;
 use devices::serial::Serial;
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
@@ -48,6 +49,8 @@ const _: () = {
     assert!(layout::GED_POWER_BUTTON == AcpiPower::EVENT_POWER_BUTTON);
     assert!(layout::SLEEP_S5 == AcpiPower::SLP_TYP_S5 << AcpiPower::SLP_TYP_SHIFT | AcpiPower::SLP_EN);
     assert!(layout::I8042_DATA as u64 == I8042::PORT && layout::PVPANIC as u64 == Pvpanic::PORT);
+    assert!(layout::RTC as u64 == Rtc::PORT && layout::RTC_LEN as u64 == Rtc::LEN);
+    assert!(layout::RTC_CENTURY == Rtc::CENTURY);
 };
 
 /// What the keeper gave.
@@ -175,13 +178,15 @@ impl Hardware {
         ports.insert(layout::COM1.into(), Serial::LEN, serial.clone());
         ports.insert(I8042::PORT, I8042::LEN, Arc::new(I8042::new(sink.clone())));
         ports.insert(layout::SLEEP_CONTROL.into(), AcpiPower::LEN, power.clone());
-        ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink)));
+        ports.insert(Pvpanic::PORT, Pvpanic::LEN, Arc::new(Pvpanic::new(sink.clone())));
+        ports.insert(Rtc::PORT, Rtc::LEN, Arc::new(Rtc::new()));
+        let reset = Arc::new(ResetControl::new(sink));
 
         let mut nics = Nic::receive_all(channel)?;
         timings.reached("wires received");
         let mut mmio = Bus::default();
         let devices = nics.iter_mut().map(Nic::take_device);
-        transport::attach(config.transport, &vm, memory, devices, &mut ports, &mut mmio)?;
+        transport::attach(config.transport, &vm, memory, devices, reset, &mut ports, &mut mmio)?;
         timings.reached("devices made");
         Ok(Self { nics, vm, ports, mmio, serial, power, ending })
     }
