@@ -326,6 +326,52 @@ fn a_ring_that_lies_stops_its_nic_until_the_reset() {
     assert!(vm.messages().contains("the driver broke its ring"), "{}", vm.state());
 }
 
+/// Assembly: the addresses of a queue of the device at rdi, each by one 64-bit write to rdi + `at` and `step` bytes on; the rings
+/// are three pages from rsi on, which moves behind them.
+macro_rules! places {
+    ($at:literal, $step:literal) => {
+        concat!(
+            concat!("mov [rdi + ", $at, "], rsi\nadd esi, 0x1000\n"),
+            concat!("mov [rdi + ", $at, " + ", $step, "], rsi\nadd esi, 0x1000\n"),
+            concat!("mov [rdi + ", $at, " + 2 * ", $step, "], rsi\nadd esi, 0x1000\n"),
+        )
+    };
+}
+
+#[test]
+fn a_queue_is_placed_by_64_bit_writes_too() {
+    guest!(pci:
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
+        "mov byte ptr [rdi + 20], 0", "mov byte ptr [rdi + 20], 1", "mov byte ptr [rdi + 20], 3",
+        "mov dword ptr [rdi + 8], 1", "mov dword ptr [rdi + 12], 1", "mov byte ptr [rdi + 20], 11",
+        "mov esi, 0x400000", "xor ecx, ecx",
+        "2: mov [rdi + 22], cx", "mov word ptr [rdi + 24], 8", places!("32", "8"),
+        "mov word ptr [rdi + 28], 1", "inc ecx", "cmp ecx, 2", "jb 2b",
+        "mov byte ptr [rdi + 20], 15", "cmp byte ptr [rdi + 20], 15", "jne 97f",
+        puts!("runs\\n"),
+    );
+    guest!(mmio:
+        "mov edi, 0xc0000000",
+        "mov dword ptr [rdi + 0x70], 0", "mov dword ptr [rdi + 0x70], 1", "mov dword ptr [rdi + 0x70], 3",
+        "mov dword ptr [rdi + 0x24], 1", "mov dword ptr [rdi + 0x20], 1", "mov dword ptr [rdi + 0x70], 11",
+        "mov esi, 0x400000", "xor ecx, ecx",
+        "2: mov [rdi + 0x30], ecx", "mov dword ptr [rdi + 0x38], 8", places!("0x80", "16"),
+        "mov dword ptr [rdi + 0x44], 1", "inc ecx", "cmp ecx, 2", "jb 2b",
+        "mov dword ptr [rdi + 0x70], 15", "cmp dword ptr [rdi + 0x70], 15", "jne 97f",
+        puts!("runs\\n"),
+    );
+    for (transport, code) in [("pci", pci()), ("mmio", mmio())] {
+        let netns = need!(Netns::new());
+        let dir = TempDir::new();
+        let kernel = handmade::kernel(&dir, code);
+        let kernel = kernel.to_str().unwrap();
+        let args = ["run", "--transport", transport, "--net", "tap", "--kernel", kernel];
+        let mut vm = Vm::start_in(&netns, &args);
+        vm.ends_with(0, SOON);
+        assert_eq!(vm.console(), "runs\n", "{transport}: {}", vm.state());
+    }
+}
+
 #[test]
 fn interrupt_lines_work_beside_messages() {
     guest!(code:

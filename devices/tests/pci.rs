@@ -413,6 +413,32 @@ fn a_driver_gets_the_device_going_and_a_reset_forgets() {
 }
 
 #[test]
+fn the_address_of_a_queue_is_accessed_in_halves_or_whole() {
+    let rig = Rig::enabled();
+    for status in [0, 1, 3] {
+        rig.set(20, 1, status);
+    }
+    rig.set(8, 4, 1);
+    rig.set(12, 4, 1);
+    rig.set(20, 1, 0xb);
+    let at = |offset| rig.bar(1) - WINDOW.start + offset;
+    let whole = |offset| {
+        let mut data = [0xff; 8];
+        rig.window.read(at(offset), &mut data);
+        u64::from_le_bytes(data)
+    };
+    for (offset, address) in [(32, 0x1_2345_6780u64), (40, 0x2_3456_7890), (48, 0x3_4567_89a0)] {
+        rig.window.write(at(offset), &address.to_le_bytes());
+        assert_eq!(whole(offset), address);
+        assert_eq!((rig.get(offset, 4), rig.get(offset + 4, 4)), (address as u32, (address >> 32) as u32));
+    }
+    // What else is eight bytes long is as little a field as before.
+    rig.window.write(at(36), &[0; 8]);
+    rig.window.write(at(24), &[0; 8]);
+    assert_eq!((whole(32), whole(36), rig.get(24, 2)), (0x1_2345_6780, u64::MAX, 8));
+}
+
+#[test]
 fn without_bus_master_the_device_stops_until_it_is_reset() {
     let rig = Rig::started();
     let resets = || rig.seen[0].resets.load(Ordering::Relaxed);

@@ -180,6 +180,13 @@ fn queue_field(offset: u32) -> Option<QueueField> {
     })
 }
 
+/// Whether a write is to a queue's address as a whole. A driver is to write it in halves (§4.2.2.2), and some do not.
+fn is_address(offset: u64, len: usize) -> bool {
+    const ADDRESSES: [u32; 3] =
+        [VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_USED_LOW];
+    len == 8 && ADDRESSES.map(u64::from).contains(&offset)
+}
+
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if offset >= CONFIG {
@@ -193,6 +200,9 @@ impl BusDevice for MmioTransport {
     fn write(&self, offset: u64, data: &[u8]) {
         if offset >= CONFIG {
             self.setup().device.write_config(offset - CONFIG, data);
+        } else if is_address(offset, data.len()) {
+            self.write(offset, &data[..4]);
+            self.write(offset + 4, &data[4..]);
         } else if let Ok(value) = <[u8; 4]>::try_from(data)
             && offset.is_multiple_of(4)
         {
@@ -358,6 +368,28 @@ mod tests {
         assert!(!mmio.needs_reset(), "it stayed where it was");
         mmio.write(VIRTIO_MMIO_QUEUE_READY, 0);
         assert_eq!(mmio.read(VIRTIO_MMIO_QUEUE_READY), 1, "nor does a running one stop");
+    }
+
+    #[test]
+    fn an_address_is_written_in_halves_or_whole() {
+        let (transport, seen, _, ring) = transport();
+        let mmio = MockMmio::new(&transport);
+        assert!(mmio.negotiate(F_VERSION_1));
+        let QueueSetup { desc_table, avail_ring, used_ring, .. } = *ring.setup();
+        for (low, address) in [
+            (VIRTIO_MMIO_QUEUE_DESC_LOW, desc_table),
+            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, avail_ring),
+            (VIRTIO_MMIO_QUEUE_USED_LOW, used_ring),
+        ] {
+            // The high halves are written as well.
+            mmio.write(low + 4, 1);
+            transport.write(low.into(), &address.to_le_bytes());
+        }
+        mmio.write(VIRTIO_MMIO_QUEUE_NUM, 8);
+        mmio.write(VIRTIO_MMIO_QUEUE_READY, 1);
+        mmio.start();
+        assert!(!mmio.needs_reset(), "the rings are where the driver put them");
+        assert_eq!(*seen.activations.lock().unwrap(), [(F_VERSION_1, vec![0])]);
     }
 
     fn max(mmio: &MockMmio<'_>, sel: u32) -> u32 {

@@ -205,6 +205,11 @@ impl PciTransport {
     }
 }
 
+/// Whether an access is to a queue's address as a whole. A driver is to access it in halves (§4.1.3.1), and some do not.
+fn is_address(offset: u64, len: usize) -> bool {
+    matches!((offset, len), (32 | 40 | 48, 8))
+}
+
 /// The field of the selected queue at `offset`, of `len` bytes: addresses are two halves.
 fn queue_field(offset: u64, len: usize) -> Option<QueueField> {
     Some(match (offset, len) {
@@ -272,6 +277,11 @@ impl BusDevice for PciTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match offset {
             ISR if data.len() == 1 => data[0] = self.signals.isr.swap(0, Ordering::AcqRel) as u8,
+            _ if is_address(offset, data.len()) => {
+                let (low, high) = data.split_at_mut(4);
+                self.read(offset, low);
+                self.read(offset + 4, high);
+            }
             ..ISR => {
                 if let Some(value) = self.read_common(offset, data.len()) {
                     data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
@@ -286,6 +296,10 @@ impl BusDevice for PciTransport {
 
     fn write(&self, offset: u64, data: &[u8]) {
         match offset {
+            _ if is_address(offset, data.len()) => {
+                self.write_common(offset, &data[..4]);
+                self.write_common(offset + 4, &data[4..]);
+            }
             ..ISR => self.write_common(offset, data),
             DEVICE..TABLE => self.setup().device.write_config(offset - DEVICE, data),
             TABLE..PENDING => self.space().table.write(offset - TABLE, data, &*self.routes),
