@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::log_once::LogOnce;
 use crate::{BusDevice, GuestEvent, low_byte};
 
 /// Who hears what the guest asked of the machine.
@@ -182,6 +183,7 @@ impl BusDevice for AcpiPower {
 /// says that it panicked.
 pub struct Pvpanic {
     sink: EventSink,
+    crashed: LogOnce,
 }
 
 impl Pvpanic {
@@ -196,7 +198,7 @@ impl Pvpanic {
 
     /// A device that says [`GuestEvent::Panic`] to `sink`.
     pub fn new(sink: EventSink) -> Self {
-        Self { sink }
+        Self { sink, crashed: LogOnce::default() }
     }
 }
 
@@ -210,7 +212,7 @@ impl BusDevice for Pvpanic {
     fn write(&self, offset: u64, data: &[u8]) {
         let (0, Some(events)) = (offset, low_byte(data)) else { return };
         if events & Self::CRASH_LOADED != 0 {
-            log::warn!("the guest panicked and started its crash kernel");
+            log::log!(self.crashed.level(), "the guest panicked and started its crash kernel");
         }
         if events & Self::PANICKED != 0 {
             (self.sink)(GuestEvent::Panic);

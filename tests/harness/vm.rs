@@ -117,10 +117,18 @@ impl Vm {
 
     /// Starts `command` with its console on pipes that stay open, and nobody reads what it prints.
     pub fn start_unread(command: &mut Command) -> Self {
+        Self::spawn(command.stderr(Stdio::piped()))
+    }
+
+    /// The same, and its messages go to `messages`.
+    pub fn start_telling(command: &mut Command, messages: Stdio) -> Self {
+        Self::spawn(command.stderr(messages))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         Self {

@@ -1,14 +1,21 @@
 //! The one place that prints: errors with their causes and a remedy, and log lines. Nothing here waits for a reader, but
-//! [`finish`].
+//! [`finish`], and that not for long.
+//!
+//! **Invariant: no guest fills the log.** Each line of the source that logs does so [a bounded number of times](Bound) in a run; what
+//! a guest can bring about as often as it likes is moreover said aloud once, where it comes about.
 //!
 //! The machine has nobody to print to but its keeper, to which it sends all that it says.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use log::{Level, Record};
 
 use net::{printable, printable_lines};
 
@@ -63,21 +70,27 @@ pub(crate) fn failure(failure: &Failure) {
 
 /// Prints lines on standard error, readable also while the terminal is raw. What its reader has no room for waits.
 pub(crate) fn print(text: &str) {
-    // Whatever it is made of: names of others, the kernel's words, another process's.
-    let text = printable_lines(text);
-    match &mut *to() {
-        To::Stderr { sink, raw } => {
-            if sink.is_none() {
-                *sink = Sink::shared(std::io::stderr().as_fd()).ok();
+    to().print(text);
+}
+
+impl To {
+    fn print(&mut self, text: &str) {
+        // Whatever it is made of: names of others, the kernel's words, another process's.
+        let text = printable_lines(text);
+        match self {
+            Self::Stderr { sink, raw } => {
+                if sink.is_none() {
+                    *sink = Sink::shared(std::io::stderr().as_fd()).ok();
+                }
+                let text = if *raw { text.replace('\n', "\r\n").into() } else { text };
+                // With standard error gone there is nobody to tell.
+                if let Some(sink) = sink {
+                    sink.write(text.as_bytes());
+                }
             }
-            let text = if *raw { text.replace('\n', "\r\n").into() } else { text };
-            // With standard error gone there is nobody to tell.
-            if let Some(sink) = sink {
-                sink.write(text.as_bytes());
-            }
+            // Who talks without end is not heard to the end: no thread of the machine waits for a reader.
+            Self::Keeper(channel) => drop(channel.try_send(&FromMachine::Print(text.into_owned()))),
         }
-        // Who talks without end is not heard to the end: no thread of the machine waits for a reader.
-        To::Keeper(channel) => drop(channel.try_send(&FromMachine::Print(text.into_owned()))),
     }
 }
 
@@ -96,10 +109,13 @@ pub(crate) fn flush() {
     }
 }
 
-/// Waits until all is printed, or `end` is readable: a reader who stalls keeps nothing from ending.
+/// How long the end of a run waits for a reader of messages who takes none.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waits until all is printed, or `end` is readable, or the reader stalls: that keeps nothing from ending.
 pub(crate) fn finish(end: Option<BorrowedFd<'_>>) {
     if let To::Stderr { sink: Some(sink), .. } = &mut *to() {
-        sink.finish(end);
+        sink.finish(end, Some(PATIENCE));
     }
 }
 
@@ -147,26 +163,79 @@ fn render(Failure { error, causes, remedy }: &Failure) -> String {
 }
 
 /// Log lines.
-struct Log;
+struct Log {
+    bound: Bound,
+}
+
+static LOG: Log = Log { bound: Bound(Mutex::new(BTreeMap::new())) };
+
+/// The crates that this program is of.
+const OURS: [&str; 5] = ["wirevm", "vmm", "net", "devices", "boot"];
+
+/// How loud a line is. Other crates say in their words what we say in ours, so theirs are for who debugs.
+fn level(metadata: &log::Metadata<'_>) -> Level {
+    let root = metadata.target().split("::").next().unwrap_or_default();
+    if OURS.contains(&root) { metadata.level() } else { metadata.level().max(Level::Debug) }
+}
 
 impl log::Log for Log {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        level(metadata) <= log::max_level()
     }
 
-    fn log(&self, record: &log::Record<'_>) {
+    fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            print(&format!("{}: {}\n", record.level().as_str().to_lowercase(), record.args()));
+            let level = level(record.metadata());
+            let word = level.as_str().to_lowercase();
+            match self.bound.admit((record.file_static(), record.line()), level) {
+                Admitted::Yes => print(&format!("{word}: {}\n", record.args())),
+                Admitted::Last => {
+                    print(&format!("{word}: {}\n{word}: no more lines like this are shown\n", record.args()));
+                }
+                Admitted::No => {}
+            }
         }
     }
 
     fn flush(&self) {}
 }
 
+/// A line of the source.
+type Origin = (Option<&'static str>, Option<u32>);
+
+/// How often each line of the source has logged.
+struct Bound(Mutex<BTreeMap<Origin, u32>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admitted {
+    Yes,
+    Last,
+    No,
+}
+
+impl Bound {
+    /// How often what is always shown is said: a line for each of many NICs, and for a while what goes wrong again and again.
+    const LOUD: u32 = 64;
+    /// How often what is shown to who asked for it is said: a line for each of many vCPUs.
+    const QUIET: u32 = 4096;
+
+    fn admit(&self, origin: Origin, level: Level) -> Admitted {
+        let most = if level <= Level::Warn { Self::LOUD } else { Self::QUIET };
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = said.entry(origin).or_default();
+        *count = count.saturating_add(1);
+        match (*count).cmp(&most) {
+            std::cmp::Ordering::Less => Admitted::Yes,
+            std::cmp::Ordering::Equal => Admitted::Last,
+            std::cmp::Ordering::Greater => Admitted::No,
+        }
+    }
+}
+
 /// Has log lines of `level` and above printed.
 pub(crate) fn log_from(level: log::LevelFilter) {
     log::set_max_level(level);
-    log::set_logger(&Log).expect("called once");
+    log::set_logger(&LOG).expect("called once");
 }
 
 #[cfg(test)]
@@ -197,5 +266,33 @@ mod tests {
         let line = json_line(&value);
         assert!(line.ends_with('\n') && printable(line.trim_end()) == line.trim_end(), "{line}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
+    }
+
+    #[test]
+    fn a_line_of_the_source_is_said_so_often_and_no_more() {
+        let bound = Bound(Mutex::default());
+        let say = |line, level| bound.admit((Some("a.rs"), Some(line)), level);
+        let said: Vec<_> = (0..1000).map(|_| say(1, Level::Warn)).collect();
+        assert!(said[..63].iter().all(|&said| said == Admitted::Yes));
+        assert_eq!(said[63], Admitted::Last);
+        assert!(said[64..].iter().all(|&said| said == Admitted::No));
+        assert_eq!(say(2, Level::Error), Admitted::Yes, "another line");
+        assert_eq!((0..10_000).filter(|_| say(3, Level::Trace) != Admitted::No).count(), 4096);
+    }
+
+    #[test]
+    fn what_other_crates_say_is_for_who_debugs() {
+        let of = |target| level(&log::Metadata::builder().level(Level::Error).target(target).build());
+        assert_eq!(of("devices::virtio::queue"), Level::Error);
+        assert_eq!(of("wirevm::keeper"), Level::Error);
+        assert_eq!(of("virtio_queue::queue"), Level::Debug);
+    }
+
+    #[test]
+    fn the_machine_does_not_wait_for_a_keeper_that_does_not_listen() {
+        let (keeper, machine) = Channel::<ToMachine, FromMachine>::pair().unwrap();
+        let mut to = To::Keeper(Arc::new(machine));
+        (0..10_000).for_each(|_| to.print("a line\n"));
+        assert!(keeper.try_receive().unwrap().is_some(), "the first ones are there");
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
@@ -157,21 +158,23 @@ impl Sink {
         self.lost > 0
     }
 
-    /// Waits until all is written, or `end` is readable, at which what is left is dropped.
-    pub(crate) fn finish(&mut self, end: Option<BorrowedFd<'_>>) {
+    /// Waits until all is written, or `end` is readable, or its reader has taken nothing for as long as `patience`, at which what is
+    /// left is dropped.
+    pub(crate) fn finish(&mut self, end: Option<BorrowedFd<'_>>, patience: Option<Duration>) {
         while self.is_waiting() {
-            let ended = {
+            let until = patience.map(|patience| Instant::now() + patience);
+            let ready = loop {
+                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                let left = left.and_then(|left| Timespec::try_from(left).ok());
                 let mut fds = vec![PollFd::new(&self.to, PollFlags::OUT)];
                 fds.extend(end.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN)));
-                match poll(&mut fds, None) {
-                    Err(Errno::INTR) => continue,
+                match poll(&mut fds, left.as_ref()) {
+                    Err(Errno::INTR) => {}
                     Err(_) => return,
-                    Ok(_) => {
-                        fds.get(1).is_some_and(|end| !end.revents().is_empty()) && fds[0].revents().is_empty()
-                    }
+                    Ok(_) => break !fds[0].revents().is_empty(),
                 }
             };
-            if ended {
+            if !ready {
                 return;
             }
             self.flush();
@@ -268,13 +271,23 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_who_stalls_is_waited_for_no_longer_than_that() {
+        let (read, write) = io::pipe().unwrap();
+        let mut sink = Sink::shared(write.as_fd()).unwrap();
+        sink.write(&[b'x'; 1 << 20]);
+        sink.finish(None, Some(Duration::from_millis(1)));
+        assert!(sink.is_waiting());
+        drop(read);
+    }
+
+    #[test]
     fn a_reader_who_leaves_is_no_failure() {
         let (read, write) = io::pipe().unwrap();
         let mut sink = Sink::shared(write.as_fd()).unwrap();
         drop(read);
         sink.write(b"to nobody");
         sink.flush();
-        sink.finish(None);
+        sink.finish(None, None);
         assert!(!sink.is_waiting());
     }
 }

@@ -161,7 +161,7 @@ impl Core {
         *asked = stopping.is_asked();
         // Who asked for an end does not wait for a reader.
         if !*asked && signals.ends() == 0 {
-            console.sink().finish(Some(std::os::fd::AsFd::as_fd(&signals)));
+            console.sink().finish(Some(std::os::fd::AsFd::as_fd(&signals)), None);
         }
         drop(keyboard);
         drop(place);
