@@ -106,6 +106,57 @@ fn a_frame_waits_for_the_room_it_may_need() {
 }
 
 #[test]
+fn a_driver_that_posts_little_receives_what_fits() {
+    // Without F_MTU, whatever the MTU; with large frames, of which none ever fits.
+    for (features, count) in [(PLAIN | F_MRG_RXBUF, 4), (LINUX, 4), (LINUX | F_MTU, 32)] {
+        let mut rig = Rig::started(features);
+        rig.post(count, 2048);
+        // It posts again when most is used.
+        for seed in 1..3 * count as u64 {
+            let sent = frame(100, seed);
+            rig.peer.send(&sent).unwrap();
+            assert_same(&rig.received().0, &sent);
+            if rig.rx.free() == 255 {
+                rig.post(count - 1, 2048);
+            }
+        }
+        assert_eq!(rig.dropped(), (0, 0), "{features:#x}");
+    }
+}
+
+#[test]
+fn a_frame_that_does_not_fit_waits_for_more_and_those_behind_it_do() {
+    let mut rig = Rig::started(LINUX);
+    rig.post(4, 2048);
+    let sent: Vec<_> =
+        [(100, 1), (20000, 2), (60, 3), (65550, 4), (60, 5)].map(|(len, seed)| frame(len, seed)).into();
+    sent.iter().for_each(|frame| rig.peer.send(frame).unwrap());
+    assert_same(&rig.received().0, &sent[0]);
+    // One after the other, at any pace of the device's thread.
+    for frame in &sent[1..] {
+        let mut got = None;
+        wait("the frame", || {
+            rig.post(3, 2048);
+            got = rig.receive();
+            got.is_some()
+        });
+        assert_same(&got.unwrap().0, frame);
+    }
+    assert_eq!(rig.dropped(), (0, 0));
+}
+
+#[test]
+fn a_frame_for_which_no_room_comes_is_lost_and_holds_up_nothing() {
+    let mut rig = Rig::started(LINUX);
+    rig.post(4, 2048);
+    rig.peer.send(&frame(20000, 1)).unwrap();
+    let small = frame(60, 2);
+    rig.peer.send(&small).unwrap();
+    assert_same(&rig.received().0, &small);
+    assert_eq!(rig.dropped(), (0, 1));
+}
+
+#[test]
 fn many_small_buffers_are_used_as_far_as_one_frame_can() {
     // Chains of 100 buffers of 64 bytes: a frame can have 1024 buffers, so ten of eleven chains, and that is not the room
     // of a large frame.

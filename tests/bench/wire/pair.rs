@@ -146,21 +146,20 @@ pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration)
 
 /// Drains the tap's queue `drains` times.
 ///
-/// The NIC leaves the tap alone while it has not the room for a large frame, so the driver posts exactly as many buffers as
-/// the frames of a drain take, over and above one too few for that.
+/// While the queue fills, the NIC has no buffer: a driver begins with each drain, and posts as many buffers as its frames take, over
+/// and above those into which a large one would fit.
 pub(super) fn receive(rig: &Rig, nic: &mut VirtioNet, shape: Shape, drains: usize) -> io::Result<Moved> {
-    let mut driver = start(rig, nic)?;
     let counters = nic.counters().remove(0);
     let calls = || counters.calls.load(Ordering::Relaxed);
-    let mut places: Vec<u16> = (0..RING).collect();
-    let mut place_of = [0; RING as usize];
-    let mut to_post = shape.window() - 1;
-    let cpu = Cpu::Thread(driver.thread);
     let mut sum = Moved::default();
     for _ in 0..drains {
+        let mut driver = start(rig, nic)?;
+        let mut places: Vec<u16> = (0..RING).collect();
+        let mut place_of = [0; RING as usize];
+        let cpu = Cpu::Thread(driver.thread);
         rig.fill_tap(shape)?;
         let mut left = shape.queue * shape.bytes();
-        to_post += shape.queue * shape.taken();
+        let mut to_post = shape.window() - 1 + shape.queue * shape.taken();
         let (begin, cpu_begin, calls_begin) = (Instant::now(), cpu.time()?, calls());
         while left > 0 {
             let more = places.len().min(to_post);
@@ -182,7 +181,7 @@ pub(super) fn receive(rig: &Rig, nic: &mut VirtioNet, shape: Shape, drains: usiz
         }
         let (wall, cpu) = (begin.elapsed(), cpu.time()? - cpu_begin);
         sum += Moved { frames: shape.queue as u64, wall, cpu, calls: calls() - calls_begin };
+        nic.reset();
     }
-    nic.reset();
     Ok(sum)
 }

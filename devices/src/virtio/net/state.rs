@@ -16,7 +16,8 @@ pub enum PairState {
     Ended,
 }
 
-/// Where a pair with a driver is. It has no frame in hand, and has published and signalled all that it used.
+/// Where a pair with a driver is. It has published and signalled all that it used, and has no frame in hand but one that waits for
+/// room, if the driver has posted too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ActivePair {

@@ -100,13 +100,15 @@ impl QueuePair {
     /// The host refuses, and all is as before.
     #[cold]
     pub(in crate::virtio::net) fn obey(&mut self, command: PairCommand) -> io::Result<()> {
-        let Self { parts: PairParts { backend, enabled, .. }, receive, .. } = self;
+        let Self { parts: PairParts { backend, enabled, .. }, receive, shortage, .. } = self;
         match command {
             PairCommand::Filter(filter) => backend.set_filter(&filter),
             PairCommand::Offloads(offloads) => backend.set_offloads(offloads),
             PairCommand::Enable(enable) => {
                 backend.set_enabled(enable)?;
                 *enabled = enable;
+                // As what waits in the host's queue, it is lost.
+                shortage.forget();
                 *receive = match (enable, *receive) {
                     // The host brings frames here or not; who carries them is the same.
                     (_, Next::Kernel) => Next::Kernel,

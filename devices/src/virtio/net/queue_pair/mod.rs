@@ -27,6 +27,7 @@
 //! | `transmit.rs`, `receive.rs` | the two loops |
 //! | `burst.rs` | how much each moves in a turn, and how the driver hears of it |
 //! | `receive_space.rs` | the buffers that a received frame fills |
+//! | `shortage.rs` | what happens while there are too few of them |
 //! | `commands.rs` | what a pair does beside moving frames |
 //! | `events.rs` | which event wakes what |
 //! | `counters.rs` | what it counts |
@@ -37,6 +38,7 @@ mod counters;
 pub(super) mod events;
 mod receive;
 mod receive_space;
+mod shortage;
 mod transmit;
 
 pub use self::counters::Counters;
@@ -52,6 +54,7 @@ use vm_memory::GuestMemoryMmap;
 
 use self::burst::signal_used;
 use self::receive_space::Posted;
+use self::shortage::Shortage;
 use super::control::Control;
 use super::vhost::{Carrier, IdleCarrier};
 use crate::log_once::LogOnce;
@@ -135,6 +138,9 @@ pub struct QueuePair {
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
+    shortage: Shortage,
+    /// Its memory behind too little room: empty until there was too little.
+    overflow: Vec<u8>,
     ended: bool,
 }
 
@@ -158,6 +164,8 @@ impl QueuePair {
             iov: IovBuffer::new(),
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
+            shortage: Shortage::default(),
+            overflow: Vec::new(),
             ended: false,
         }
     }
@@ -180,7 +188,8 @@ impl QueuePair {
 
     /// How long a thread without work may sleep at most, if not for ever.
     pub(super) fn waits(&self) -> Option<Duration> {
-        self.look_again.or_else(|| Some(self.owed?.saturating_duration_since(Instant::now())))
+        let owed = self.owed.map(|owed| owed.saturating_duration_since(Instant::now()));
+        self.look_again.into_iter().chain(owed).chain(self.shortage.waits()).min()
     }
 
     /// Counts a system call by which its thread waits.
@@ -274,6 +283,9 @@ impl QueuePair {
             if *next == Next::Ring && queue.ring.has_more(&queue.ring.map(memory)?)? {
                 *next = Next::Work;
             }
+        }
+        if matches!(self.receive, Next::Ring | Next::Driver) && self.shortage.is_over() {
+            self.receive = Next::Work;
         }
         Ok(())
     }

@@ -3,10 +3,12 @@
 use std::io;
 
 use net::HEADER_LEN;
+use vm_memory::VolatileSlice;
 
 use super::burst::{BATCH, BURST, BURST_BYTES, signal_used};
 use super::counters::count;
-use super::receive_space::{fill, gather};
+use super::receive_space::{Room, fill, gather};
+use super::shortage::Shortage;
 use super::{Next, PairParts, QueuePair};
 use crate::virtio::queue::Error;
 
@@ -16,7 +18,8 @@ impl QueuePair {
     pub(super) fn receive(&mut self) -> Result<bool, Error> {
         let PairParts { memory, rx, backend, counters, interrupt, space: wanted, .. } = &mut self.parts;
         let rings = rx.ring.map(memory)?;
-        let posted = &mut self.posted;
+        let (posted, shortage) = (&mut self.posted, &mut self.shortage);
+        let overflow = VolatileSlice::from(&mut self.overflow[..]);
         let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut unread, mut calls) =
             (0, 0, 0, 0, 0, 0, 0);
         let (mut next, mut interrupted) = (Next::Work, false);
@@ -27,12 +30,20 @@ impl QueuePair {
                 interrupted |= signal_used(rx, &rings, &**interrupt, counters)?;
                 shown = used;
             }
-            if !gather(&mut rx.ring, &rings, *wanted, &mut space, posted)? {
-                next = Next::Ring;
-                break;
-            }
-            calls += 1;
-            match backend.recv(&mut space) {
+            let received = match gather(&mut rx.ring, &rings, *wanted, &mut space, posted)? {
+                Room::Enough if shortage.is_none() => {
+                    calls += 1;
+                    backend.recv(&mut space)
+                }
+                room => match shortage.receive(room, &mut space, overflow, &mut **backend, &mut calls) {
+                    Some(received) => received,
+                    None => {
+                        next = Next::Ring;
+                        break;
+                    }
+                },
+            };
+            match received {
                 Ok(len) if len >= HEADER_LEN && len <= space.len() && wanted.suits(&mut space) => {
                     used += u64::from(fill(&mut rx.ring, &rings, len, &mut space, posted));
                     frames += 1;
@@ -57,6 +68,9 @@ impl QueuePair {
         }
         for _ in posted.drain(..) {
             rx.ring.undo_pop();
+        }
+        if !shortage.is_none() && self.overflow.is_empty() {
+            self.overflow = Shortage::overflow();
         }
         self.receive = next;
         count(&counters.rx_frames, frames);

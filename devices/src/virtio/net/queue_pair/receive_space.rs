@@ -9,7 +9,7 @@ use crate::virtio::net::features::guest_offloads;
 use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 
 /// The room that a driver leaves for a large frame (§5.1.6.3.1): 65550 bytes and the header.
-const LARGE_ROOM: usize = HEADER_LEN + 65550;
+pub(super) const LARGE_ROOM: usize = HEADER_LEN + 65550;
 /// The room that a driver leaves otherwise (§5.1.6.3.1): an Ethernet frame of 1514 bytes and the header.
 const SMALL_ROOM: usize = HEADER_LEN + 1514;
 /// Every type of segments that a host leaves to a driver: a bit for each `gso_type` (§5.1.6).
@@ -25,7 +25,8 @@ const NUM_BUFFERS: usize = 10;
 pub struct ReceiveSpace {
     /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`); otherwise it takes one, whatever its size.
     mergeable: bool,
-    /// Bytes without which nothing is received if the driver can post more: a frame that does not fit is lost.
+    /// Bytes into which every frame fits that the driver expects. Into less, a frame is received with
+    /// [care](super::shortage::Shortage).
     need: usize,
     /// A checksum may be left to it.
     partial: bool,
@@ -34,7 +35,7 @@ pub struct ReceiveSpace {
 }
 
 impl ReceiveSpace {
-    /// The room under the `accepted` features, for packets of up to `mtu` bytes where that is known.
+    /// The room under the `accepted` features, for packets of up to `mtu` bytes where that is known and the driver took note of it.
     pub fn new(accepted: u64, mtu: Option<u16>) -> Self {
         let has = |bits: &[u32]| bits.iter().any(|bit| accepted & 1 << bit != 0);
         let large = [
@@ -43,6 +44,7 @@ impl ReceiveSpace {
             VIRTIO_NET_F_GUEST_USO4,
             VIRTIO_NET_F_GUEST_USO6,
         ];
+        let mtu = mtu.filter(|_| has(&[VIRTIO_NET_F_MTU]));
         let mtu = mtu.map_or(0, |mtu| HEADER_LEN + 18 + usize::from(mtu));
         let need = if has(&large) { LARGE_ROOM } else { SMALL_ROOM.max(mtu) };
         let Offloads { csum, tso4, tso6, uso } = guest_offloads(accepted);
@@ -84,20 +86,34 @@ pub(super) struct Posted {
     descriptors: u16,
 }
 
-/// Tops `space` up with chains until the largest frame fits; false if the driver has to post more first.
+/// How much room there is for a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// The driver has posted nothing.
+    Nothing,
+    /// Less than the largest frame takes, and the driver can post more.
+    Short,
+    /// For the largest frame, or all that there can be.
+    Enough,
+}
+
+/// Tops `space` up with chains until the largest frame fits, as far as the driver has posted them.
 pub(super) fn gather<'m>(
     ring: &mut VirtQueue,
     rings: &Mapped<'m>,
     needed: ReceiveSpace,
     space: &mut Iov<'m>,
     posted: &mut VecDeque<Posted>,
-) -> Result<bool, Error> {
+) -> Result<Room, Error> {
     while posted.is_empty() || needed.mergeable && space.len() < LARGE_ROOM {
         let Some(chain) = ring.next(rings)? else {
+            if posted.is_empty() {
+                return Ok(Room::Nothing);
+            }
             // With every descriptor of the ring in hand there is nothing to wait for: a small ring takes small frames.
             let descriptors: u32 = posted.iter().map(|posted| u32::from(posted.descriptors)).sum();
             let all = descriptors >= u32::from(ring.size());
-            return Ok(!posted.is_empty() && (all || space.len() >= needed.need));
+            return Ok(if all || space.len() >= needed.need { Room::Enough } else { Room::Short });
         };
         let len = space.len();
         let descriptors = match ring.writable(rings, chain, space) {
@@ -117,7 +133,7 @@ pub(super) fn gather<'m>(
         }
         posted.push_back(Posted { chain, len, descriptors });
     }
-    Ok(true)
+    Ok(Room::Enough)
 }
 
 /// Gives the driver the first `len` bytes of `space`: as many chains from the front of `posted` as they reach into, which is
@@ -143,4 +159,20 @@ pub(super) fn fill(
     space.write_at(NUM_BUFFERS, &chains.to_le_bytes());
     space.consume(room);
     chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mtu_counts_for_a_driver_that_took_note_of_it() {
+        let need =
+            |bits: &[u32], mtu| ReceiveSpace::new(bits.iter().fold(0, |all, bit| all | 1 << bit), mtu).need;
+        assert_eq!(need(&[VIRTIO_NET_F_MTU], Some(9000)), 9030);
+        assert_eq!(need(&[VIRTIO_NET_F_MTU], Some(1280)), SMALL_ROOM);
+        assert_eq!(need(&[VIRTIO_NET_F_MTU], None), SMALL_ROOM);
+        assert_eq!(need(&[], Some(9000)), SMALL_ROOM);
+        assert_eq!(need(&[VIRTIO_NET_F_MTU, VIRTIO_NET_F_GUEST_USO6], Some(9000)), LARGE_ROOM);
+    }
 }
