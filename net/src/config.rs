@@ -5,6 +5,7 @@
 
 pub(crate) mod affinity;
 mod bridge;
+pub(crate) mod dns;
 mod fd;
 mod keys;
 mod macvtap;
@@ -23,6 +24,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::bridge::BridgeConfig;
+pub use self::dns::{DnsConfig, Domain};
 pub use self::fd::FdConfig;
 pub use self::macvtap::{MacvtapConfig, MacvtapMode};
 pub use self::queues::Queues;

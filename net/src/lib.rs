@@ -56,8 +56,8 @@ pub use answer::dhcp::Lease;
 pub use answer::router::Router;
 pub use config::affinity::{parse_cpus, write_cpus};
 pub use config::{
-    BridgeConfig, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode, NetConfig, Protocol, Queues,
-    Repeat, TapConfig, TunConfig, VhostMode, WireConfig, WireKind, keys, kinds,
+    BridgeConfig, DnsConfig, Domain, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode,
+    NetConfig, Protocol, Queues, Repeat, TapConfig, TunConfig, VhostMode, WireConfig, WireKind, keys, kinds,
 };
 pub use error::{
     BridgeError, ChangeKind, Error, FdError, FdProblem, HostError, MacvtapError, NatError, ParentProblem,

@@ -17,7 +17,7 @@ use smoltcp::wire::{DhcpMessageType, EthernetAddress};
 use self::message::{IPV4_LEN, Request, SERVER_PORT};
 use crate::answer::octets;
 use crate::answer::{ANSWER_MAX, Verdict};
-use crate::{HostV4, Mac};
+use crate::{Domain, HostV4, Mac};
 
 /// What the guest is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,10 +31,12 @@ pub struct Lease {
     mtu: u16,
     /// The octets of the resolvers' addresses, one after the other.
     dns: Vec<u8>,
+    /// The search domains as RFC 3397 has them.
+    search: Vec<u8>,
 }
 
-/// So many resolvers have room in a message beside the longest client's identifier.
-const DNS_MAX: usize = 2;
+/// So many resolvers have room in a message beside the longest search list.
+const DNS_MAX: usize = 3;
 
 impl Lease {
     /// For the NIC `mac`, the address after `host`, and `host` as its router and server, whose link has the Ethernet
@@ -46,13 +48,19 @@ impl Lease {
     /// The same with the address `guest`.
     pub(crate) fn to(mac: Mac, guest: Ipv4Addr, host: HostV4, host_mac: [u8; 6], mtu: u16) -> Self {
         let (client, server) = (EthernetAddress(mac.octets()), EthernetAddress(host_mac));
-        Self { client, server, guest, host, mtu, dns: Vec::new() }
+        Self { client, server, guest, host, mtu, dns: Vec::new(), search: Vec::new() }
     }
 
-    /// With the first two of these resolvers.
+    /// With the first three of these resolvers.
     #[must_use]
     pub fn with_dns(self, dns: &[Ipv4Addr]) -> Self {
         Self { dns: dns.iter().take(DNS_MAX).flat_map(Ipv4Addr::octets).collect(), ..self }
+    }
+
+    /// With these search domains.
+    #[must_use]
+    pub fn with_search(self, search: &[Domain]) -> Self {
+        Self { search: search.iter().flat_map(Domain::octets).collect(), ..self }
     }
 
     /// From now on for the NIC `mac`: the guest has changed its address.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::NetnsName;
+use crate::config::dns::is_reachable;
 
 /// Of these each is looked at, until one names a server that a guest can reach: the namespace's own (ip-netns(8)), the
 /// host's, and the servers behind systemd-resolved, whose own address 127.0.0.53 is the host's alone.
@@ -28,11 +29,6 @@ fn parse(text: &str) -> Vec<IpAddr> {
     });
     // Link-local ones have the host's interface behind a `%`, and are no address here.
     lines.filter_map(|address| address.parse().ok()).filter(is_reachable).collect()
-}
-
-fn is_reachable(server: &IpAddr) -> bool {
-    let link_local = matches!(server, IpAddr::V6(server) if server.is_unicast_link_local());
-    !(server.is_loopback() || server.is_unspecified() || server.is_multicast() || link_local)
 }
 
 #[cfg(test)]

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use smoltcp::wire::{EthernetAddress, NdiscPrefixInfoFlags};
 
 use self::message::Asker;
-use crate::HostV6;
 use crate::answer::octets;
 use crate::answer::{ANSWER_MAX, Verdict};
+use crate::{Domain, HostV6};
 
 pub(crate) use self::message::may_be_solicitation;
 
@@ -56,7 +56,7 @@ impl Router {
     pub(crate) const MTU_MIN: u16 = 1280;
 
     /// For the subnet of `host`, from the link with the Ethernet address `mac` and the link-local `address`. `mtu` is in
-    /// bytes. Of `dns` the first three are told, as many as resolvers look at. `forwarding` is the link's setting
+    /// bytes. Of `dns` the first three are told, as many as resolvers look at, and the domains of `search` to look in. `forwarding` is the link's setting
     /// `net.ipv6.conf.LINK.forwarding`, read anew for each advertisement; none where it does not forward.
     ///
     /// None where the MTU is too small for IPv6.
@@ -66,6 +66,7 @@ impl Router {
         host: HostV6,
         mtu: u16,
         dns: &[Ipv6Addr],
+        search: &[Domain],
         forwarding: Option<File>,
     ) -> Option<Self> {
         let (on_link, autonomous) = (NdiscPrefixInfoFlags::ON_LINK, NdiscPrefixInfoFlags::ADDRCONF);
@@ -84,6 +85,7 @@ impl Router {
             _ => options.push_prefix(host, on_link),
         }
         options.push_dns(&dns[..dns.len().min(3)]);
+        options.push_search(search);
         let (options, slaac) = (options.into_bytes(), host.prefix() <= SLAAC_PREFIX);
         (mtu >= Self::MTU_MIN).then_some(Self {
             mac,

@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 19] = [
+static KEYS: [Key; 21] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -178,6 +178,25 @@ static KEYS: [Key; 19] = [
         default: Some("on"),
         help: "tell the guest its addresses, by DHCP and router advertisement; off: no request is answered and no subnet chosen",
         example: "off",
+        ..KEY
+    },
+    Key {
+        name: "dns",
+        value: "ADDRESS",
+        kinds: &[Tap, Tun],
+        default: Some("those of the host that a guest can reach"),
+        help: "a DNS server that the guest is told of, three of each family at most",
+        repeat: Repeat::Any,
+        example: "192.0.2.53",
+        ..KEY
+    },
+    Key {
+        name: "search",
+        value: "DOMAIN",
+        kinds: &[Tap, Tun],
+        help: "a domain in which the guest looks for short names",
+        repeat: Repeat::Any,
+        example: "example.org",
         ..KEY
     },
     Key {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::WireKind;
+use super::dns::DnsConfig;
 use super::keys::{Keys, kind_link, number, on_or_off};
 use crate::{Error, HostAddress, LinkName};
 
@@ -16,6 +17,8 @@ pub struct TapConfig {
     pub hosts: Vec<HostAddress>,
     /// True if wirevm tells the guest its address, by DHCP and router advertisement.
     pub dhcp: bool,
+    /// What it tells of names.
+    pub dns: DnsConfig,
     /// True if the guest's packets leave the host under the host's own address.
     pub nat: bool,
     /// The ports of the host that are forwarded to the guest, each port of a protocol once; none without `nat`.
@@ -25,7 +28,14 @@ pub struct TapConfig {
 /// A bare `tap`.
 impl Default for TapConfig {
     fn default() -> Self {
-        Self { name: None, hosts: Vec::new(), dhcp: true, nat: false, forwards: Vec::new() }
+        Self {
+            name: None,
+            hosts: Vec::new(),
+            dhcp: true,
+            dns: DnsConfig::default(),
+            nat: false,
+            forwards: Vec::new(),
+        }
     }
 }
 
@@ -54,6 +64,7 @@ impl TapConfig {
         let name = kind_link(WireKind::Tap, name)?;
         let hosts = keys.take_hosts()?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
+        let dns = DnsConfig::take(keys, dhcp)?;
         let nat = keys.take("nat", on_or_off)?.unwrap_or(false);
         let forwards = keys.take_all("forward", Forward::from_str)?;
         if let Some(alone) = hosts.iter().find(|host| dhcp && host.v4().is_some() && host.guest().is_none()) {
@@ -73,7 +84,7 @@ impl TapConfig {
                 return Err(Error::value("forward", forward.to_string(), why));
             }
         }
-        Ok(Self { name, hosts, dhcp, nat, forwards })
+        Ok(Self { name, hosts, dhcp, dns, nat, forwards })
     }
 
     pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,6 +97,7 @@ impl TapConfig {
         if !self.dhcp {
             f.write_str(",dhcp=off")?;
         }
+        self.dns.write_spec(f)?;
         if self.nat {
             f.write_str(",nat")?;
         }

@@ -231,6 +231,21 @@ fn what_makes_no_sense_is_refused_naming_the_key() {
     refused("tap,host=10.0.0.1/32", "dhcp=off");
     refused("tap,host=10.0.0.1/24,host=10.0.1.1/24", "host=10.0.1.1/24: there is one for IPv4");
     refused("tap,host=10.0.0.1/24,host=fd00::1/64,host=fd01::1/64", "host=fd01::1/64");
+    for (wrong, word) in [
+        ("tap,dns=127.0.0.53", "another machine can reach"),
+        ("tap,dns=fe80::1", "another machine can reach"),
+        ("tun,dns=example.org", "another machine can reach"),
+        ("tap,dns=1.1.1.1,dns=1.1.1.2,dns=1.1.1.3,dns=1.1.1.4", "three of a family"),
+        ("tap,dhcp=off,host=10.0.0.1/24,dns=1.1.1.1", "told nothing"),
+        ("tap,dhcp=off,host=10.0.0.1/24,search=lan", "told nothing"),
+        ("tap,search=a..b", "expected a domain"),
+        ("bridge=br0,search=lan", "search="),
+    ] {
+        refused(wrong, word);
+    }
+    let long: Vec<_> = (0..5).map(|n| format!("search=x{n}.{}", "y".repeat(30))).collect();
+    refused(&format!("tap,{}", long.join(",")), "too long for a message");
+    assert!(format!("tap,{}", long[..3].join(",")).parse::<NetConfig>().is_ok());
     refused("tap,dhcp=maybe,host=10.0.0.1/24", "dhcp=");
     refused("tap,nat=maybe", "nat=");
     refused("tap,nat,nat", "nat= is given twice");
@@ -354,6 +369,8 @@ fn texts() -> impl Strategy<Value = String> {
         1 => address.prop_map(|address| format!("guest={address}")),
         1 => "dhcp=(on|off)",
         2 => "nat",
+        1 => "dns=[0-9]{1,3}\\.0\\.0\\.1",
+        1 => "search=[a-z.]{0,5}",
         1 => "forward=((tcp|udp):)?[1-9][0-9]{0,3}:[1-9][0-9]{0,3}",
         1 => "uplink=[a-z]{1,4}",
         1 => "vlan=[0-9]{1,4}",
@@ -392,25 +409,40 @@ fn links() -> impl Strategy<Value = crate::LinkName> {
     "[!-~]{1,15}".prop_filter_map("a name", |name| name.parse().ok())
 }
 
+fn dns() -> impl Strategy<Value = DnsConfig> {
+    let server = prop_oneof![
+        (1..=9u8).prop_map(|last| IpAddr::from([192, 0, 2, last])),
+        (1..=9u16).prop_map(|last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last])),
+    ];
+    let servers = proptest::collection::btree_set(server, 0..4);
+    let search = proptest::collection::btree_set("[a-z0-9_-]{1,9}(\\.[a-z]{1,9}){0,2}", 0..3);
+    (servers, search).prop_map(|(servers, search)| DnsConfig {
+        servers: servers.into_iter().collect(),
+        search: search.iter().map(|domain| domain.parse().unwrap()).collect(),
+    })
+}
+
 fn wires() -> impl Strategy<Value = WireConfig> {
     let forward = (any::<bool>(), 1..=u16::MAX, 1..=u16::MAX).prop_map(|(tcp, host_port, guest_port)| {
         let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
         Forward { protocol, host_port, guest_port }
     });
-    let tap = (option::of(links()), hosts(), any::<bool>(), vec(forward, 0..4)).prop_map(
-        |(name, hosts, dhcp, mut forwards)| {
+    let tap = (option::of(links()), hosts(), any::<bool>(), dns(), vec(forward, 0..4)).prop_map(
+        |(name, hosts, dhcp, dns, mut forwards)| {
             forwards.dedup_by_key(|forward| forward.host_port);
             let nat = !forwards.is_empty();
             let dhcp = dhcp || (nat && hosts.is_empty());
-            WireConfig::Tap(TapConfig { name, hosts, dhcp, nat, forwards })
+            let dns = if dhcp { dns } else { DnsConfig::default() };
+            WireConfig::Tap(TapConfig { name, hosts, dhcp, dns, nat, forwards })
         },
     );
-    let tun = (option::of(links()), hosts(), any::<bool>(), any::<bool>()).prop_map(
-        |(name, hosts, dhcp, guests)| {
+    let tun = (option::of(links()), hosts(), any::<bool>(), dns(), any::<bool>()).prop_map(
+        |(name, hosts, dhcp, dns, guests)| {
             let next = hosts.iter().filter_map(|host| host.guest());
             let next = next.filter(|guest| HostAddress::new(*guest, 32).is_ok());
             let guests = if guests { next.collect() } else { Vec::new() };
-            WireConfig::Tun(TunConfig { name, hosts, guests, dhcp })
+            let dns = if dhcp { dns } else { DnsConfig::default() };
+            WireConfig::Tun(TunConfig { name, hosts, guests, dhcp, dns })
         },
     );
     let bridge = (links(), option::of(links()), option::of(1..=4094u16)).prop_map(|(name, uplink, vlan)| {

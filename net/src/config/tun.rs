@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::WireKind;
+use super::dns::DnsConfig;
 use super::keys::{Keys, kind_link, on_or_off};
 use crate::{Error, HostAddress, LinkName};
 
@@ -19,12 +20,14 @@ pub struct TunConfig {
     pub guests: Vec<IpAddr>,
     /// True if wirevm tells the guest its address, by DHCP and router advertisement.
     pub dhcp: bool,
+    /// What it tells of names.
+    pub dns: DnsConfig,
 }
 
 /// A bare `tun`.
 impl Default for TunConfig {
     fn default() -> Self {
-        Self { name: None, hosts: Vec::new(), guests: Vec::new(), dhcp: true }
+        Self { name: None, hosts: Vec::new(), guests: Vec::new(), dhcp: true, dns: DnsConfig::default() }
     }
 }
 
@@ -35,7 +38,8 @@ impl TunConfig {
         let guests: Vec<IpAddr> =
             keys.take_all("guest", |text| text.parse().map_err(|_| "expected an address, 10.0.0.2"))?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
-        let this = Self { name, hosts, guests, dhcp };
+        let dns = DnsConfig::take(keys, dhcp)?;
+        let this = Self { name, hosts, guests, dhcp, dns };
         for (index, &guest) in this.guests.iter().enumerate() {
             let twice = this.guests[..index].iter().any(|other| other.is_ipv4() == guest.is_ipv4());
             let refusal = if twice {
@@ -74,6 +78,7 @@ impl TunConfig {
         if !self.dhcp {
             f.write_str(",dhcp=off")?;
         }
+        self.dns.write_spec(f)?;
         Ok(())
     }
 }

@@ -206,6 +206,7 @@ mod tests {
             crate::HostV6::new("fd00::1".parse().unwrap(), 64).unwrap(),
             1500,
             &[],
+            &[],
             None,
         );
         let spec = CableSpec { gateway: Some(gateway), lease, router, ..spec(3) };

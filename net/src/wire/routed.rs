@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::answer::dhcp::Lease;
 use crate::answer::resolver;
 use crate::answer::router::Router;
+use crate::config::dns::DnsConfig;
 use crate::error::HostError;
 use crate::host::{Link, Wiring, free_subnet};
 use crate::{Error, HostAddress, Mac};
@@ -36,8 +37,8 @@ pub(crate) struct GuestConfig {
 
 /// What listens on the host's loopback, the guest does not reach: to lead it there would take `route_localnet`, and many a
 /// resolver (systemd's, Docker's) would still not answer what came in by another link.
-const NO_DNS: &str = "the guest is told of no DNS server: resolv.conf names none that another machine than the host can reach. Give \
-                      the guest one by hand, or name one in /etc/resolv.conf (for a network namespace, in \
+const NO_DNS: &str = "the guest is told of no DNS server: resolv.conf names none that another machine than the host can reach. Name \
+                      one by dns=, or in /etc/resolv.conf (for a network namespace, in \
                       /etc/netns/NAME/resolv.conf)";
 
 /// The host's end of a wire, as its guest sees it.
@@ -52,12 +53,14 @@ pub(crate) struct End<'a> {
 
 /// The guest's end of a wire.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Guest {
+pub(crate) struct Guest<'a> {
     pub(crate) mac: Mac,
     /// Bytes.
     pub(crate) mtu: u16,
     /// It reaches further than the host, and so looks up names.
     pub(crate) resolves: bool,
+    /// What it is told of names.
+    pub(crate) dns: &'a DnsConfig,
 }
 
 /// What the `guest` is told where the host has `hosts` at its `end`, which is up, and the guest shall have the address
@@ -67,11 +70,11 @@ pub(crate) fn guest_config(
     end: End<'_>,
     hosts: &[HostAddress],
     address_beside: &dyn Fn(HostAddress) -> Option<IpAddr>,
-    guest: Guest,
+    guest: Guest<'_>,
 ) -> GuestConfig {
     let mut config = GuestConfig::default();
-    let Guest { mac, mtu, resolves } = guest;
-    let dns = resolver::servers(wiring.netns());
+    let Guest { mac, mtu, resolves, dns: DnsConfig { servers, search } } = guest;
+    let dns = if servers.is_empty() { resolver::servers(wiring.netns()) } else { servers.clone() };
     if resolves && dns.is_empty() && !hosts.is_empty() {
         wiring.notice(NO_DNS.to_owned());
     }
@@ -81,7 +84,9 @@ pub(crate) fn guest_config(
             HostAddress::V4(host) => {
                 let dns: Vec<_> = dns.iter().filter_map(v4).collect();
                 let guest = address_beside(address).as_ref().and_then(v4);
-                config.lease = guest.map(|guest| Lease::to(mac, guest, host, end.mac, mtu).with_dns(&dns));
+                config.lease = guest.map(|guest| {
+                    Lease::to(mac, guest, host, end.mac, mtu).with_dns(&dns).with_search(search)
+                });
             }
             HostAddress::V6(host) => {
                 let Some(address) = end.link_local else {
@@ -93,7 +98,7 @@ pub(crate) fn guest_config(
                 };
                 let dns: Vec<_> = dns.iter().filter_map(v6).collect();
                 config.forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
-                config.router = Router::new(end.mac, address, host, mtu, &dns, None);
+                config.router = Router::new(end.mac, address, host, mtu, &dns, search, None);
                 match &config.router {
                     None => wiring.notice(format!(
                         "the guest is told nothing of {host}: an MTU of {mtu} is too small for IPv6, which needs 1280"

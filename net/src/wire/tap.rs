@@ -47,7 +47,7 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link, hosts)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let guest = Guest { mac, mtu: guest_mtu, resolves: config.nat };
+    let guest = Guest { mac, mtu: guest_mtu, resolves: config.nat, dns: &config.dns };
     let guest_config = routed::guest_config(&mut wiring, end, hosts, &HostAddress::guest, guest);
     let answers = guest_config.lease.is_some() || guest_config.router.is_some();
     let listener = if answers { Listener::beside(&mut wiring, &link, all.vhost)? } else { None };

@@ -95,7 +95,7 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     }
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let guest = Guest { mac, mtu: guest_mtu, resolves: false };
+    let guest = Guest { mac, mtu: guest_mtu, resolves: false, dns: &config.dns };
     let guest_config = routed::guest_config(&mut wiring, end, hosts, &|host| config.guest(host), guest);
     if let (Some(router), Some(guest)) =
         (&guest_config.router, config.guests.iter().find(|guest| guest.is_ipv6()))

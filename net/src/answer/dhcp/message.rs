@@ -23,6 +23,11 @@ const MESSAGE_MAX: usize = ANSWER_MAX - HEADER_LEN - ETHERNET_LEN - IPV4_LEN - U
 /// The least that a BOOTP relay or client takes (RFC 1542 §2.1).
 const MESSAGE_MIN: usize = 300;
 
+/// What a client's identifier, the routes and the search domains may take together, in bytes: of the 308 for options, the others
+/// take at most 53, headers and end included (message type 3, server 6, lease 6, mask 6, router 6, MTU 4, resolvers 14, broadcast 6,
+/// end 1) and the headers of these three 6.
+const CLIENT_ID_MAX: usize = 308 - 53 - 6;
+
 pub(super) const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 const MAGIC: u32 = 0x6382_5363;
@@ -41,6 +46,8 @@ mod option {
     pub(super) const MESSAGE_TYPE: u8 = 53;
     pub(super) const SERVER: u8 = 54;
     pub(super) const CLIENT_ID: u8 = 61;
+    /// RFC 3397.
+    pub(super) const SEARCH: u8 = 119;
     pub(super) const ROUTES: u8 = 121;
 }
 
@@ -133,7 +140,7 @@ impl Lease {
         let (broadcast, mtu) = (self.host.broadcast().octets(), self.mtu.to_be_bytes());
         // The mask is before the router, as RFC 2132 §3.3 wants; and RFC 6842 wants the client's identifier back.
         let router = host.octets();
-        let mut options = [DhcpOption { kind: 0, data: &[] }; 6];
+        let mut options = [DhcpOption { kind: 0, data: &[] }; 7];
         let mut count = 0;
         let mut add = |kind, data| {
             options[count] = DhcpOption { kind, data };
@@ -147,19 +154,26 @@ impl Lease {
             add(option::ROUTER, &router);
             add(option::MTU, &mtu);
         }
-        if !refused && !self.dns.is_empty() {
-            add(option::DNS, &self.dns);
+        // Beside the longest identifiers there is no room for all the rest.
+        let has_room = |len: usize| request.client_id.is_none_or(|id| id.len() + len <= CLIENT_ID_MAX);
+        let dns = if has_room(0) { &self.dns[..] } else { &self.dns[..self.dns.len().min(8)] };
+        if !refused && !dns.is_empty() {
+            add(option::DNS, dns);
         }
         if !refused && self.host.prefix() <= 30 {
             add(option::BROADCAST, &broadcast);
         }
         // Alone in its subnet, the guest must be told that its router is on the link (RFC 3442): the way to the router, and
-        // by it to everywhere. Beside the longest identifiers there is no room; most clients find out themselves.
+        // by it to everywhere. Most clients find out themselves.
         let [a, b, c, d] = router;
         let routes = [32, a, b, c, d, 0, 0, 0, 0, 0, a, b, c, d];
-        let has_room = request.client_id.is_none_or(|id| id.len() < 240);
-        if !refused && self.host.prefix() == 32 && has_room {
+        let alone = !refused && self.host.prefix() == 32 && has_room(routes.len());
+        if alone {
             add(option::ROUTES, &routes);
+        }
+        let beside = if alone { routes.len() + 2 } else { 0 };
+        if !refused && !self.search.is_empty() && has_room(self.search.len() + beside) {
+            add(option::SEARCH, &self.search);
         }
         let leases = !refused && !asked_only;
         let answer = DhcpRepr {
@@ -224,7 +238,7 @@ impl Lease {
         ip.emit(&mut packet, &sums);
         let udp = UdpRepr { src_port: SERVER_PORT, dst_port: CLIENT_PORT };
         let emit = |message: &mut [u8]| {
-            // It has room for the options: at most 298 bytes of them with a client's identifier of at most 255.
+            // It has room for the options: 308 bytes, of which CLIENT_ID_MAX leaves what all others take.
             let emitted = answer.emit(&mut DhcpPacket::new_unchecked(message));
             debug_assert!(emitted.is_ok());
         };

@@ -15,7 +15,8 @@ const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xff];
 const GUEST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
-const DNS: [Ipv4Addr; 3] = [HOST, Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(8, 8, 8, 8)];
+const DNS: [Ipv4Addr; 4] =
+    [HOST, Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(7, 7, 7, 7)];
 const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const ID: u32 = 0x1234_5678;
 
@@ -163,7 +164,7 @@ fn a_discover_is_offered_all_that_the_guest_needs() {
             (1, vec![255, 255, 255, 0]),
             (3, HOST.octets().to_vec()),
             (26, 1400u16.to_be_bytes().to_vec()),
-            (6, vec![172, 31, 0, 1, 9, 9, 9, 9]),
+            (6, vec![172, 31, 0, 1, 9, 9, 9, 9, 8, 8, 8, 8]),
             (28, vec![172, 31, 0, 255]),
         ],
         "the mask before the router, the identifier as it came"
@@ -294,11 +295,35 @@ fn the_longest_identifier_has_room() {
 }
 
 #[test]
+fn a_guest_is_told_where_to_look_for_names_as_far_as_there_is_room() {
+    let domains =
+        ["example.org", &["x".repeat(60), "y".repeat(50)].join(".")].map(|text| text.parse().unwrap());
+    let lease = lease().with_search(&domains);
+    let list = domains.iter().flat_map(Domain::octets).collect::<Vec<_>>();
+    let most = 249 - list.len();
+    for (len, told) in [(0, true), (3, true), (most, true), (most + 1, false), (255, false)] {
+        let options = [DhcpOption { kind: 61, data: &[0xab; 255][..len] }];
+        let options = if len > 0 { &options[..] } else { &[] };
+        let discover = DhcpRepr { additional_options: options, ..message(DhcpMessageType::Discover) };
+        let mut reply = [0; ANSWER_MAX];
+        let Verdict::Reply(reply_len) = lease.answer(&frame(&discover), &mut reply) else {
+            panic!("no reply")
+        };
+        let packet = DhcpPacket::new_checked(&reply[HEADER_LEN + 14 + 20 + 8..reply_len]).unwrap();
+        let option = |kind| packet.options().find(|option| option.kind == kind).map(|option| option.data);
+        assert_eq!(option(119), told.then_some(&list[..]), "an identifier of {len} bytes");
+        // All three servers but beside the very longest identifiers, where there is no room.
+        assert_eq!(option(6).unwrap().len(), if len < 250 { 12 } else { 8 });
+        assert!(option(28).is_some(), "what comes behind the identifier is whole");
+    }
+}
+
+#[test]
 fn a_guest_alone_in_its_subnet_is_told_the_way_to_its_router() {
     let (host, mac) =
         ("10.0.0.1/32".parse::<crate::HostAddress>().unwrap().v4().unwrap(), Mac::new(GUEST_MAC).unwrap());
     let lease = Lease::to(mac, Ipv4Addr::new(192, 168, 7, 2), host, HOST_MAC, 1400).with_dns(&DNS);
-    for (len, told) in [(3, true), (239, true), (240, false), (255, false)] {
+    for (len, told) in [(3, true), (235, true), (236, false), (255, false)] {
         let options = [DhcpOption { kind: 61, data: &[0xab; 255][..len] }];
         let discover = DhcpRepr { additional_options: &options, ..message(DhcpMessageType::Discover) };
         let mut reply = [0; ANSWER_MAX];

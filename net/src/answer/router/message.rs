@@ -11,7 +11,7 @@ use smoltcp::wire::{
 
 use super::Router;
 use crate::answer::ANSWER_MAX;
-use crate::{HEADER_LEN, HostV6};
+use crate::{Domain, HEADER_LEN, HostV6};
 
 const ETHERNET_LEN: usize = 14;
 const IPV6_LEN: usize = 40;
@@ -30,6 +30,9 @@ const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// The option of the resolvers, which smoltcp does not know (RFC 8106 §5.1).
 const RDNSS: u8 = 25;
+
+/// The option of the search domains (RFC 8106 §5.2).
+const DNSSL: u8 = 31;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`, in the first byte of the header (virtio 1.2 §5.1.6).
 const NEEDS_CSUM: u8 = 1;
@@ -120,6 +123,20 @@ impl Options {
         data.extend((FOR_EVER.secs() as u32).to_be_bytes());
         data.extend(dns.iter().flat_map(Ipv6Addr::octets));
         self.push(&NdiscOptionRepr::Unknown { type_: RDNSS, length: 1 + 2 * dns.len() as u8, data: &data });
+    }
+
+    /// The search domains, if there are any.
+    pub(super) fn push_search(&mut self, search: &[Domain]) {
+        if search.is_empty() {
+            return;
+        }
+        let mut data = vec![0; 2];
+        data.extend((FOR_EVER.secs() as u32).to_be_bytes());
+        data.extend(search.iter().flat_map(Domain::octets));
+        // Whole units of 8 octets, the two of type and length among them.
+        data.resize((data.len() + 2).next_multiple_of(8) - 2, 0);
+        let length = ((data.len() + 2) / 8) as u8;
+        self.push(&NdiscOptionRepr::Unknown { type_: DNSSL, length, data: &data });
     }
 
     fn push(&mut self, option: &NdiscOptionRepr<'_>) {

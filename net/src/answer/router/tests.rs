@@ -21,7 +21,7 @@ const SLLA: [u8; 8] = [1, 1, 2, 0, 0, 0, 0, 1];
 
 fn router(host: &str, forwarding: Option<File>) -> Router {
     let host = host.parse::<crate::HostAddress>().unwrap().v6().unwrap();
-    Router::new(HOST_MAC, HOST, host, 1400, &[DNS], forwarding).unwrap()
+    Router::new(HOST_MAC, HOST, host, 1400, &[DNS], &[], forwarding).unwrap()
 }
 
 /// A router solicitation of the guest with these options, with its header.
@@ -134,11 +134,18 @@ fn a_solicitation_is_told_all_that_the_guest_needs() {
     assert_eq!(advert(&ours, &unspecified), Advert { to: TO_ALL, ..expected }, "it has no address yet");
 
     let host = HostV6::new("fd00::1".parse().unwrap(), 64).unwrap();
-    let bare = Router::new(HOST_MAC, HOST, host, 1280, &[], None).unwrap();
+    let bare = Router::new(HOST_MAC, HOST, host, 1280, &[], &[], None).unwrap();
     assert_eq!(advert(&bare, &unspecified).dns, [0; 0]);
-    assert!(Router::new(HOST_MAC, HOST, host, 1279, &[], None).is_none(), "too small for IPv6");
-    let many = Router::new(HOST_MAC, HOST, host, 65521, &[DNS; 9], None).unwrap();
+    assert!(Router::new(HOST_MAC, HOST, host, 1279, &[], &[], None).is_none(), "too small for IPv6");
+    let many = Router::new(HOST_MAC, HOST, host, 65521, &[DNS; 9], &[], None).unwrap();
     assert_eq!(advert(&many, &unspecified).dns.len(), 6 + 3 * 16);
+    let search = ["lan", "example.org"].map(|domain| domain.parse().unwrap());
+    let told = Router::new(HOST_MAC, HOST, host, 1400, &[], &search, None).unwrap();
+    let mut answer = [0; ANSWER_MAX];
+    let len = told.advertise(&mut answer);
+    // Type, units of 8 octets, reserved, for ever, the names (RFC 8106 §5.2).
+    let option = b"\x1f\x04\0\0\xff\xff\xff\xff\x03lan\0\x07example\x03org\0\0\0\0\0\0\0";
+    assert!(answer[..len].ends_with(option), "{:?}", &answer[len - 40..len]);
 }
 
 #[test]
