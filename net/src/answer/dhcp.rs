@@ -1,15 +1,20 @@
 //! wirevm as the guest's DHCP server (RFC 2131).
 //!
-//! There is one client, the NIC itself, and one address for it, so there is no table of leases and nothing expires.
+//! There is one client and one address for it, so there is no table of leases and nothing expires. The client is the NIC itself, or
+//! the first other one that asks before the NIC does: a bridge in the guest with an address of its own. It stays so until it
+//! releases the address, or the NIC asks.
+//!
 //! Messages to everybody or to the host's address are answered, or end here where the RFC wants silence (`DHCPRELEASE`,
-//! `DHCPDECLINE`). Not ours are what is not valid DHCP, what another client behind the guest asks (a bridge in the guest:
-//! `chaddr` or the source is not this NIC's), what is relayed, and what the guest says to another server.
+//! `DHCPDECLINE`). Not ours are what is not valid DHCP, what a second client behind the guest asks, what is relayed (the source is
+//! not the client, `chaddr`), and what the guest says to another server.
 
 mod message;
 #[cfg(test)]
 mod tests;
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use smoltcp::wire::{DhcpMessageType, EthernetAddress};
@@ -33,6 +38,36 @@ pub struct Lease {
     dns: Vec<u8>,
     /// The search domains as RFC 3397 has them.
     search: Vec<u8>,
+    /// Shared by all queue pairs of the NIC.
+    #[serde(skip)]
+    other: OtherClient,
+}
+
+/// The client that is not the NIC, if that is the one that has the address.
+#[derive(Clone, Debug, Default)]
+struct OtherClient(Arc<AtomicU64>);
+
+impl OtherClient {
+    const NOBODY: u64 = 0;
+
+    /// True where `client`, which is not the NIC, is the one, or becomes it.
+    fn is(&self, client: EthernetAddress) -> bool {
+        let [a, b, c, d, e, f] = client.0;
+        let own = u64::from_be_bytes([0, 1, a, b, c, d, e, f]);
+        match self.0.compare_exchange(Self::NOBODY, own, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => {
+                log::info!(
+                    "the guest's DHCP client is {client}, not the NIC: it gets the address, and no other than the NIC will"
+                );
+                true
+            }
+            Err(known) => known == own,
+        }
+    }
+
+    fn forget(&self) {
+        self.0.store(Self::NOBODY, Ordering::Relaxed);
+    }
 }
 
 /// So many resolvers have room in a message beside the longest search list.
@@ -48,7 +83,16 @@ impl Lease {
     /// The same with the address `guest`.
     pub(crate) fn to(mac: Mac, guest: Ipv4Addr, host: HostV4, host_mac: [u8; 6], mtu: u16) -> Self {
         let (client, server) = (EthernetAddress(mac.octets()), EthernetAddress(host_mac));
-        Self { client, server, guest, host, mtu, dns: Vec::new(), search: Vec::new() }
+        Self {
+            client,
+            server,
+            guest,
+            host,
+            mtu,
+            dns: Vec::new(),
+            search: Vec::new(),
+            other: OtherClient::default(),
+        }
     }
 
     /// With the first three of these resolvers.
@@ -113,7 +157,10 @@ impl Lease {
                 log::warn!("the guest declines {}: somebody else answers for it", self.guest);
                 None
             }
-            DhcpMessageType::Release => None,
+            DhcpMessageType::Release => {
+                self.other.forget();
+                None
+            }
             _ => return None,
         })
     }

@@ -54,6 +54,7 @@ mod option {
 /// What a request says, as far as it matters here. Of an option that is there twice the first counts.
 pub(super) struct Request<'a> {
     pub(super) kind: DhcpMessageType,
+    pub(super) client: EthernetAddress,
     pub(super) id: u32,
     pub(super) broadcast: bool,
     /// `ciaddr`: the address that the client has and can be reached at. In messages that must not have one it is ignored.
@@ -80,12 +81,13 @@ impl<'a> Request<'a> {
             DhcpMessageType::Request => wanted.is_none(),
             kind => kind == DhcpMessageType::Inform,
         };
-        let client = packet.client_ip();
+        let address_now = packet.client_ip();
         Some(Self {
             kind,
+            client,
             id: packet.transaction_id(),
             broadcast: packet.flags().contains(DhcpFlags::BROADCAST),
-            address: (reachable && !client.is_unspecified()).then_some(client),
+            address: (reachable && !address_now.is_unspecified()).then_some(address_now),
             wanted,
             server: address(option::SERVER).ok()?,
             client_id: find(option::CLIENT_ID),
@@ -103,7 +105,8 @@ pub(super) fn with_request<R>(
     // The flags and the kind of segments: a request is never segmented.
     let &[flags, 0, ..] = header else { return None };
     let frame = EthernetFrame::new_checked(frame).ok()?;
-    if frame.ethertype() != EthernetProtocol::Ipv4 || frame.src_addr() != lease.client {
+    let client = frame.src_addr();
+    if frame.ethertype() != EthernetProtocol::Ipv4 || !client.is_unicast() {
         return None;
     }
     let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
@@ -124,7 +127,13 @@ pub(super) fn with_request<R>(
         return None;
     }
     let message = DhcpPacket::new_checked(datagram.payload()).ok()?;
-    then(&Request::parse(&message, lease.client)?)
+    let request = Request::parse(&message, client)?;
+    match client == lease.client {
+        true => lease.other.forget(),
+        false if !lease.other.is(client) => return None,
+        false => {}
+    }
+    then(&request)
 }
 
 impl Lease {
@@ -180,7 +189,7 @@ impl Lease {
             message_type: kind,
             transaction_id: request.id,
             secs: 0,
-            client_hardware_address: self.client,
+            client_hardware_address: request.client,
             client_ip: request.address.filter(|_| !refused).unwrap_or(Ipv4Addr::UNSPECIFIED),
             your_ip: if leases { self.guest } else { Ipv4Addr::UNSPECIFIED },
             server_ip: Ipv4Addr::UNSPECIFIED,
@@ -221,7 +230,11 @@ impl Lease {
         let sums = ChecksumCapabilities::default();
         let ethernet = EthernetRepr {
             src_addr: self.server,
-            dst_addr: if to.is_broadcast() { EthernetAddress::BROADCAST } else { self.client },
+            dst_addr: if to.is_broadcast() {
+                EthernetAddress::BROADCAST
+            } else {
+                answer.client_hardware_address
+            },
             ethertype: EthernetProtocol::Ipv4,
         };
         let mut frame = EthernetFrame::new_unchecked(&mut reply[HEADER_LEN..]);

@@ -58,6 +58,13 @@ fn frame(message: &DhcpRepr<'_>) -> Vec<u8> {
     frame_between(message, from, if from == NOBODY { Ipv4Addr::BROADCAST } else { HOST })
 }
 
+/// The same as another station's: its client's own frame.
+fn frame_of_client(message: &DhcpRepr<'_>) -> Vec<u8> {
+    let mut frame = frame(message);
+    frame[HEADER_LEN + 6..HEADER_LEN + 12].copy_from_slice(&message.client_hardware_address.0);
+    frame
+}
+
 fn frame_between(message: &DhcpRepr<'_>, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let len = message.buffer_len();
     let mut bytes = vec![0; HEADER_LEN + 14 + 20 + 8 + len];
@@ -242,6 +249,7 @@ fn what_is_not_for_us_passes() {
     for (what, at, value) in [
         ("segments", 1, 1),
         ("another's frame", ethernet + 11, 7),
+        ("a group's frame", ethernet + 6, 3),
         ("not IPv4", ethernet + 12, 0x86),
         ("checksum of IPv4", ip + 10, 0x55),
         ("checksum of UDP", udp + 6, 0x55),
@@ -283,6 +291,39 @@ fn an_identifier_of_another_kind_of_hardware_comes_back_as_it_is() {
         answer(&frame(&DhcpRepr { additional_options: &options, ..message(DhcpMessageType::Discover) }));
     assert_eq!(offer.repr(), (DhcpMessageType::Offer, ID, GUEST, DAY));
     assert!(offer.options().contains(&(61, id.to_vec())));
+}
+
+#[test]
+fn a_bridge_in_the_guest_is_the_client_unless_the_nic_is_or_another_one() {
+    let lease = lease();
+    let [bridge, second] = [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3]].map(EthernetAddress);
+    let ask = |lease: &Lease, kind, client_hardware_address| {
+        let mut reply = [0; ANSWER_MAX];
+        let asked = DhcpRepr { client_hardware_address, ..message(kind) };
+        match lease.answer(&frame_of_client(&asked), &mut reply) {
+            Verdict::Reply(len) => {
+                let answer = Answer::parse(&reply[..len]);
+                let packet = DhcpPacket::new_checked(&answer.message[..]).unwrap();
+                assert_eq!(
+                    (answer.to, packet.client_hardware_address()),
+                    ((client_hardware_address, GUEST), client_hardware_address)
+                );
+                true
+            }
+            verdict => {
+                assert!(verdict == Verdict::Pass || kind == DhcpMessageType::Release);
+                false
+            }
+        }
+    };
+    let discover = DhcpMessageType::Discover;
+    // On whichever queue pair.
+    let pairs = [lease.clone(), lease];
+    assert!(ask(&pairs[0], discover, bridge) && ask(&pairs[1], discover, bridge));
+    assert!(!ask(&pairs[1], discover, second), "a guest's guest");
+    assert!(!ask(&pairs[0], DhcpMessageType::Release, bridge) && ask(&pairs[1], discover, second));
+    assert!(ask(&pairs[0], discover, EthernetAddress(GUEST_MAC)), "the NIC, always");
+    assert!(ask(&pairs[1], discover, bridge) && !ask(&pairs[0], discover, second));
 }
 
 #[test]
