@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::kind_of;
 use crate::text::word;
+use crate::host::netlink::Refusal;
 
 /// What goes wrong with a bridge. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,15 @@ pub enum BridgeError {
         /// The bridge.
         bridge: String,
     },
+    /// The kernel refuses the rules for what the guest sends.
+    #[error("cannot guard the bridge from what the guest sends at {port}")]
+    Guard {
+        /// The guest's port.
+        port: String,
+        /// The kernel's answer.
+        #[source]
+        refusal: Refusal,
+    },
 }
 
 impl BridgeError {
@@ -48,6 +58,19 @@ impl BridgeError {
             Self::NoVlans { bridge, .. } => {
                 format!("let it filter: sudo ip link set dev {bridge} type bridge vlan_filtering 1")
             }
+            Self::Guard { port, refusal } => match refusal.errno()? {
+                libc::EEXIST => {
+                    let remove = format!("sudo nft delete table netdev wirevm-{port}");
+                    format!("somebody made a table of that name: {remove}, where nobody needs it; or guard=off")
+                }
+                // No netlink for it, no nftables behind it, no such family, hook or expression.
+                libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT => {
+                    "have the kernel do it by nftables: sudo modprobe nf_tables (CONFIG_NF_TABLES_NETDEV); or guard=off, which \
+                     trusts the guest"
+                        .to_owned()
+                }
+                _ => return None,
+            },
         })
     }
 }

@@ -23,6 +23,7 @@ mod nat;
 pub(crate) mod netlink;
 mod nft;
 mod peer;
+mod port_guard;
 pub(crate) mod probe;
 pub(crate) mod settings;
 mod sysctl;
@@ -88,6 +89,8 @@ pub(crate) struct Wiring {
     notices: Vec<String>,
     /// Goes with its descriptors.
     nat: Option<nat::Nat>,
+    /// The rules for what the guest sends into a bridge; they go with its socket.
+    port_guard: Option<nft::Nft>,
     /// What was changed elsewhere, and is taken back after all this: the namespace itself.
     outer: Option<Box<Wiring>>,
 }
@@ -133,6 +136,7 @@ impl Wiring {
             netns: netns.cloned(),
             notices: Vec::new(),
             nat: None,
+            port_guard: None,
             outer: None,
         })
     }

@@ -1,10 +1,12 @@
 //! Tables of nftables (nft(8), kernel `net/netfilter/nf_tables_api.c`): described as data, made by netlink in one atomic
 //! batch, and said as the `nft` lines that give the same table. Chains and rules of others are only read.
 //!
-//! **Only this module and `netlink.rs` know the netlink crates**: `expression.rs` encodes what a rule says, `socket.rs` asks the
-//! kernel.
+//! **Only this module and `netlink.rs` know the netlink crates**: `expression.rs` and `frame.rs` encode what a rule says, `socket.rs`
+//! asks the kernel. `ingress.rs`: the tables that see a link's frames first.
 
 mod expression;
+pub(crate) mod frame;
+pub(crate) mod ingress;
 mod socket;
 
 use std::fmt;
@@ -90,6 +92,8 @@ pub(crate) enum Match {
     Invalid,
     /// It is of this protocol, to this port.
     Port(crate::Protocol, u16),
+    /// In an [`IngressTable`](ingress::IngressTable).
+    Frame(frame::FrameMatch),
 }
 
 /// What becomes of a packet.
@@ -184,6 +188,7 @@ impl fmt::Display for Match {
             Self::Known => f.write_str("ct state established,related"),
             Self::Invalid => f.write_str("ct state invalid"),
             Self::Port(protocol, port) => write!(f, "{protocol} dport {port}"),
+            Self::Frame(one) => one.fmt(f),
         }
     }
 }

@@ -65,6 +65,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     if let Some(vlan) = config.vlan {
         put_into_vlan(&mut wiring, config, &bridge, &link.id, vlan)?;
     }
+    guard(&mut wiring, &link.id, &bridge.id, all.guard);
     wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")?;
 
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
@@ -219,6 +220,17 @@ fn put_into_vlan(
         wiring.make(Change::AddVlan(nic, vlan, VlanMember::Tagged), None, why)?;
     }
     Ok(())
+}
+
+/// Guards the bridge from what the guest at `port` sends, if `wanted` and where the kernel can; says what can happen where not.
+fn guard(wiring: &mut Wiring, port: &LinkId, bridge: &LinkId, wanted: bool) {
+    let made = if wanted { wiring.guard_port(port) } else { Ok(()) };
+    if let Err(error) = &made {
+        wiring.notice(format!("{}: it may send whatever guard=on forbids", error.with_cause()));
+    }
+    if !wanted || made.is_err() {
+        wiring.warn_of_routers(bridge);
+    }
 }
 
 /// The MTU for the guest: what was wanted, or as much as all on the way carry.

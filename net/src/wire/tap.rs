@@ -35,7 +35,9 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
-    if !stays {
+    if stays {
+        wiring.warn_of_routers(&link.id);
+    } else {
         wiring.refuse_routers(&link.id);
     }
     wiring.warn_of_other_routes(&link.id, &hosts)?;

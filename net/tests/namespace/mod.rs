@@ -113,6 +113,12 @@ pub(crate) fn run(command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Runs a line of a shell, which must succeed.
+pub(crate) fn shell(line: &str) {
+    let done = Command::new("sh").args(["-c", line]).output().expect("a shell");
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
 /// All that `ip` tells of the namespace's links, addresses and routes.
 pub(crate) fn state() -> String {
     ["ip -d link", "ip address", "ip route show table all", "ip -6 route show table all"]

@@ -51,6 +51,7 @@ impl Match {
                 let list = payload(list, PayloadBase::TransportHeader, 2, 2);
                 compare(list, CmpOps::Eq, &port.to_be_bytes())
             }
+            Self::Frame(one) => one.encode(list),
         }
     }
 }
@@ -89,21 +90,21 @@ fn of_connection(list: Expressions<'_>, key: CtKeys, bits: u32) -> Expressions<'
     compare(masked(list, &bits.to_ne_bytes()), CmpOps::Neq, &[0; 4])
 }
 
-fn meta(list: Expressions<'_>, key: MetaKeys) -> Expressions<'_> {
+pub(super) fn meta(list: Expressions<'_>, key: MetaKeys) -> Expressions<'_> {
     list.nested_elem().nested_data_meta().push_key(key as u32).push_dreg(REGISTER).end_nested().end_nested()
 }
 
-fn compare<'a>(list: Expressions<'a>, op: CmpOps, value: &[u8]) -> Expressions<'a> {
+pub(super) fn compare<'a>(list: Expressions<'a>, op: CmpOps, value: &[u8]) -> Expressions<'a> {
     let compare = list.nested_elem().nested_data_cmp().push_sreg(REGISTER).push_op(op as u32);
     compare.nested_data().push_value(value).end_nested().end_nested().end_nested()
 }
 
-fn payload(list: Expressions<'_>, base: PayloadBase, offset: u32, len: u32) -> Expressions<'_> {
+pub(super) fn payload(list: Expressions<'_>, base: PayloadBase, offset: u32, len: u32) -> Expressions<'_> {
     let payload = list.nested_elem().nested_data_payload().push_dreg(REGISTER).push_base(base as u32);
     payload.push_offset(offset).push_len(len).end_nested().end_nested()
 }
 
-fn masked<'a>(list: Expressions<'a>, mask: &[u8]) -> Expressions<'a> {
+pub(super) fn masked<'a>(list: Expressions<'a>, mask: &[u8]) -> Expressions<'a> {
     let bitwise = list.nested_elem().nested_data_bitwise().push_sreg(REGISTER).push_dreg(REGISTER);
     let bitwise = bitwise.push_len(mask.len() as u32).nested_mask().push_value(mask).end_nested();
     bitwise.nested_xor().push_value(&[0; 16][..mask.len()]).end_nested().end_nested().end_nested()

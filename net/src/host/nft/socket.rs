@@ -124,7 +124,7 @@ impl Nft {
     }
 
     /// Sends what `fill` says as one transaction, which is done whole or not at all.
-    fn batch(&mut self, fill: impl FnOnce(&mut Chained<'_>)) -> Result<(), Refusal> {
+    pub(super) fn batch(&mut self, fill: impl FnOnce(&mut Chained<'_>)) -> Result<(), Refusal> {
         usable()?;
         let mut subsystem = header(libc::AF_UNSPEC as u8);
         subsystem.set_res_id(libc::NFNL_SUBSYS_NFTABLES as u16);
@@ -222,7 +222,7 @@ fn drops_all(expressions: &[IterableExprAttrs<'_>]) -> bool {
     drops && before.iter().all(|one| ["counter", "log"].contains(&name(one).as_str()))
 }
 
-fn header(family: u8) -> Nfgenmsg {
+pub(super) fn header(family: u8) -> Nfgenmsg {
     Nfgenmsg { nfgen_family: family, ..Nfgenmsg::default() }
 }
 
