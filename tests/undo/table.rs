@@ -26,9 +26,11 @@ pub(crate) const NIC: &str = "ip link add nic address 02:00:00:00:01:00 type vet
 /// A NIC that is down. A link has its queueing discipline from the first time that it is up.
 const IDLE: &str =
     "ip link add nic address 02:00:00:00:01:00 type veth peer name wire address 02:00:00:00:01:ff
-    ip link set nic up; ip link set nic down";
+    ip link set nic up; ip link set nic down
+    if [ -e /proc/net/if_inet6 ]; then ip address add 2001:db8::1/64 dev nic; fi";
 /// Somebody's tap, tun, macvtap and bridge.
-const TAP: &str = "ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up; ip link set tap0 down";
+const TAP: &str = "ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up; ip link set tap0 down
+    if [ -e /proc/net/if_inet6 ]; then ip address add 2001:db8:9::1/64 dev tap0; fi";
 const TUN: &str = "ip tuntap add tun0 mode tun vnet_hdr; ip link set tun0 up; ip link set tun0 down";
 const MACVTAP: &str = "ip link add link nic name mine address 02:00:00:00:00:0b type macvtap
     ip link set mine up; ip link set mine down";
@@ -39,11 +41,15 @@ const BRIDGE: &str = "ip link add br1 address 02:00:00:00:02:00 type bridge
     ip link add in address 02:00:00:00:02:01 type veth peer name out address 02:00:00:00:02:02
     ip link set in master br1; for link in br1 in out; do ip link set $link up; done
     ip address add 10.8.0.1/24 dev br1";
+/// Which is down.
+const DOWN: &str = "for link in br1 in out; do ip link set $link down; done
+    ip neigh add 10.8.0.9 lladdr 02:00:00:00:09:09 dev br1 nud permanent
+    if [ -e /proc/net/if_inet6 ]; then ip address add 2001:db8:8::1/64 dev br1; fi";
 const VLANS: &str = "ip link add vlans type bridge vlan_filtering 1; ip link del vlans";
 const NAMESPACE: &str = "ip netns add there; ip -n there tuntap add tap0 mode tap vnet_hdr
     ip -n there link set tap0 up; ip -n there link set tap0 down";
 
-pub(crate) const WIRES: [Wire; 29] = [
+pub(crate) const WIRES: [Wire; 30] = [
     Wire { host: &[], spec: "tap,host=172.31.0.1/24,mtu=9000" },
     Wire { host: &[NIC], spec: "tap" },
     Wire { host: &[TAP], spec: "tap=tap0,host=172.31.0.1/24,mtu=1400" },
@@ -52,6 +58,7 @@ pub(crate) const WIRES: [Wire; 29] = [
     Wire { host: &[], spec: "tap,host=172.31.0.1/24,queues=2" },
     Wire { host: &[], spec: "bridge=br0" },
     Wire { host: &[BRIDGE], spec: "bridge=br1" },
+    Wire { host: &[BRIDGE, DOWN], spec: "bridge=br1" },
     Wire { host: &[NIC], spec: "bridge=br0,uplink=nic" },
     Wire { host: &[NIC, BRIDGE], spec: "bridge=br1,uplink=nic" },
     Wire { host: &[IDLE], spec: "bridge=br0,uplink=nic" },

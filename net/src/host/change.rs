@@ -116,7 +116,12 @@ impl Change {
 
     /// True for an undo that a later one of an earlier change, which failed, may take away again: made twice, it does no harm.
     pub(crate) fn is_to_be_repeated(&self) -> bool {
-        matches!(self, Self::GiveNeighbour(..))
+        match self {
+            // A link that goes down forgets these.
+            Self::GiveNeighbour(..) => true,
+            Self::GiveAddress(_, address) => address.local.is_ipv6(),
+            _ => false,
+        }
     }
 
     /// The line that a person would type for it.

@@ -117,7 +117,13 @@ pub(super) fn undo(lock: Option<&Lock>, mut record: Record) {
     let all = lines.len();
     order(&mut lines);
     let (mut places, mut patience) = (Places::default(), Patience::default());
-    lines.retain(|line| matches!(replay(&mut places, &mut patience, line), Replayed::Refused));
+    let mut one_failed = false;
+    lines.retain(|line| {
+        let replayed = replay(&mut places, &mut patience, line);
+        one_failed |= matches!(replayed, Replayed::Refused);
+        let again = one_failed && line.undo.is_to_be_repeated();
+        matches!(replayed, Replayed::Refused) || again && matches!(replayed, Replayed::Made)
+    });
     lines.reverse();
     match lock {
         Some(lock) => replace(lock, record, &lines, all),

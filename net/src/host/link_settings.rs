@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Why a link is set up.
+const UP: &str = "a link that is down drops every frame";
+
 impl Wiring {
     /// Notices where the host has a route over another link to what it is about to reach over `link`: the
     /// kernel takes the longest prefix, and of two the one with the lower metric.
@@ -47,9 +50,33 @@ impl Wiring {
             let back = undo(Change::RemoveAddress(id.clone(), address));
             self.make(Change::AddAddress(id.clone(), address), back, "the host's address towards the guest")?;
         }
-        if !link.up {
-            let back = undo(Change::Down(id.clone()));
-            self.make(Change::Up(id.clone()), back, "a link that is down drops every frame")?;
+        if !link.up && stays {
+            self.bring_up(id)?;
+        } else if !link.up {
+            self.make(Change::Up(id.clone()), None, UP)?;
+        }
+        Ok(())
+    }
+
+    /// Sets up a link that is down and stays after us: down again at the end, it has the addresses of IPv6 and the permanent
+    /// neighbours that it has now, which the kernel forgets when a link goes down.
+    pub(crate) fn bring_up(&mut self, id: &LinkId) -> Result<(), Error> {
+        let asked = |refusal| HostError::Ask { what: format!("the addresses of {id}"), refusal };
+        let addresses = self.netlink.addresses_of(id).map_err(asked)?;
+        for address in addresses.into_iter().filter(|address| address.local.is_ipv6()).rev() {
+            self.keep(Change::GiveAddress(id.clone(), address))?;
+        }
+        for neighbour in self.netlink.neighbours_of(id).map_err(asked)? {
+            self.keep(Change::GiveNeighbour(id.clone(), neighbour))?;
+        }
+        self.make(Change::Up(id.clone()), Some(Change::Down(id.clone())), UP)
+    }
+
+    /// Sets up a link of somebody's, where it is down: several wirevm may use it, and the last of them sets it down again.
+    pub(crate) fn share_up(&mut self, link: &Link) -> Result<(), Error> {
+        let up = format!("up-{}", link.id.index);
+        if !self.join(&up)? && !link.up {
+            self.share(&up, |wiring| wiring.bring_up(&link.id))?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::address::LinkAddress;
-pub(crate) use self::bridge::{Bridge, VlanMember};
+pub(crate) use self::bridge::{Bridge, Port, PortState, Stp, VlanMember};
 pub(crate) use self::macvlan::NewMacvlan;
 pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
@@ -57,6 +57,8 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// It is up, has a carrier, and the kernel sends by it (`IFF_RUNNING`).
     pub(crate) running: bool,
+    /// There is somebody at its other end, as far as its driver can tell (`IFF_LOWER_UP`).
+    pub(crate) carrier: bool,
     pub(crate) loopback: bool,
     /// Bytes.
     pub(crate) mtu: u32,
@@ -76,6 +78,8 @@ pub(crate) struct Link {
     pub(crate) lower: Option<u32>,
     /// What the bridge driver adds, for a link of kind `bridge`.
     pub(crate) bridge: Option<Bridge>,
+    /// What it adds for a port.
+    pub(crate) port: Option<Port>,
 }
 
 /// What the tun driver says of its link.
@@ -371,13 +375,6 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         }),
         _ => None,
     };
-    let bridge = match info.get_data() {
-        Ok(LinkinfoDataMsg::Bridge(data)) => Some(Bridge {
-            vlan_filtering: data.get_vlan_filtering().is_ok_and(|on| on != 0),
-            default_pvid: data.get_vlan_default_pvid().unwrap_or_default(),
-        }),
-        _ => None,
-    };
     Link {
         id: LinkId {
             index: header.ifi_index as u32,
@@ -385,6 +382,7 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         },
         up: header.ifi_flags & libc::IFF_UP as u32 != 0,
         running: header.ifi_flags & libc::IFF_RUNNING as u32 != 0,
+        carrier: header.ifi_flags & libc::IFF_LOWER_UP as u32 != 0,
         loopback: header.ifi_flags & libc::IFF_LOOPBACK as u32 != 0,
         mtu: attributes.get_mtu().unwrap_or_default(),
         mac: attributes.get_address().ok().and_then(|mac| mac.try_into().ok()),
@@ -394,6 +392,7 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         ethernet: header.ifi_type == libc::ARPHRD_ETHER,
         master: attributes.get_master().ok(),
         lower: attributes.get_link().ok().filter(|_| attributes.get_link_netnsid().is_err()),
-        bridge,
+        bridge: bridge::bridge(&info),
+        port: bridge::port(&info),
     }
 }

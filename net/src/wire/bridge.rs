@@ -4,6 +4,7 @@
 //! that stays, while the kernel's own choice is that of a port, which changes when the port leaves. All wirevm that are on it
 //! share it (the records `bridge:NAME` and `uplink:NAME:NIC`), and it goes with the last one. A bridge that was there stays.
 
+mod passing;
 pub(crate) mod uplink;
 
 use crate::error::{BridgeError, ChangeKind, HostError};
@@ -69,6 +70,9 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")?;
 
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
+    let nic = uplink.as_ref().map(|nic| &nic.id);
+    let told = passing::notices(&mut wiring, &bridge.id, &link.id, config.vlan, nic)?;
+    told.into_iter().for_each(|notice| wiring.notice(notice));
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, mtu, tap.offloads());
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
@@ -111,7 +115,10 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
             let kind = link.tun.map_or(link.kind, |tun| tun.mode.to_string());
             return Err(BridgeError::NotABridge { name: name.to_owned(), kind }.into());
         }
-        Some(_) => drop(wiring.join(&record)?),
+        Some(link) => {
+            wiring.join(&record)?;
+            wiring.share_up(&link)?;
+        }
         None => {
             let make = |wiring: &mut Wiring| make(wiring, config, uplink);
             if !wiring.share(&record, make)? {

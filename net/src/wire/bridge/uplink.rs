@@ -74,8 +74,7 @@ pub(super) fn move_to(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Resul
     let routes = wiring.netlink().routes_over(from).map_err(asked)?.routes;
     let neighbours = wiring.netlink().neighbours_of(from).map_err(asked)?;
     if !nic.up {
-        let undo = Some(Change::Down(from.clone()));
-        wiring.make(Change::Up(from.clone()), undo, "a link that is down drops every frame")?;
+        wiring.bring_up(from)?;
     }
 
     for address in &addresses {

@@ -196,13 +196,7 @@ fn make_link(
     };
     // First, so that it goes down last, without a link that it carries: else it forgets to be no longer promiscuous. Several
     // wirevm may be on a NIC that one of them set up.
-    let up = format!("up-{}", parent.id.index);
-    if !wiring.join(&up)? && !parent.up {
-        wiring.share(&up, |wiring| {
-            let (up, down) = (Change::Up(parent.id.clone()), Change::Down(parent.id.clone()));
-            wiring.make(up, Some(down), "its NIC carries nothing while it is down")
-        })?;
-    }
+    wiring.share_up(parent)?;
     let new = NewMacvlan {
         link: unused(wiring)?,
         parent: parent.id.clone(),
