@@ -283,6 +283,60 @@ fn a_queue_interrupts_by_the_vector_that_it_has_and_by_none() {
 }
 
 #[test]
+fn a_driver_without_msi_x_is_interrupted_by_its_pin_until_it_reads_why() {
+    guest!(code:
+        handler!(),
+        // The pin of slot 1 is on line 11: level-triggered, active low.
+        "mov esi, 0xfec00000",
+        "mov dword ptr [rsi], 0x26", "mov dword ptr [rsi + 0x10], 0xa040",
+        "mov dword ptr [rsi], 0x27", "mov dword ptr [rsi + 0x10], 0",
+        ecam!(), "cmp word ptr [rbx + 0x3c], 0x010b", "jne 97f",
+        "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
+        driver!(), "xor ecx, ecx", "xor r9d, r9d", "xor r10d, r10d", "sti",
+        offer!(), "2: pause", "cmp r10d, 1", "jne 2b",
+        // Once it has looked, there is an end.
+        "mov r8d, 300", "3: in al, 0x80", "dec r8d", "jnz 3b", "mov r11d, r9d",
+        "mov r8d, 300", "3: in al, 0x80", "dec r8d", "jnz 3b", "cmp r11d, r9d", "jne 97f",
+        puts!("read\\n"),
+        offer!(), "3: pause", "cmp r10d, 2", "jne 3b",
+        puts!("again\\n"), "jmp 97f",
+        idt!(),
+        // Twice it does not look, and is interrupted again. One that comes for nothing is no harm: lines are shared.
+        "5: inc r9d", "push rax", "cmp r9d, 3", "jb 6f",
+        "mov al, [rbx + 6]", "mov ah, [rdi + 0x400]", "test ah, ah", "jz 6f",
+        "cmp ah, 1", "jne 97f", "test al, 8", "jz 97f", "test byte ptr [rbx + 6], 8", "jnz 97f", "inc r10d",
+        "6: mov eax, 0xfee000b0", "mov dword ptr [rax], 0", "pop rax", "iretq",
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "read\nagain\n", "{}", vm.state());
+    assert!(!vm.messages().contains("interrupt pin"), "{}", vm.state());
+}
+
+#[test]
+fn the_old_interrupt_controllers_are_as_firmware_leaves_them_and_have_the_pins_too() {
+    guest!(code:
+        // Masked but for the cascade; level-triggered on the lines of pins.
+        "in al, 0x21", "cmp al, 0xfb", "jne 97f", "in al, 0xa1", "cmp al, 0xff", "jne 97f",
+        "mov edx, 0x4d0", "in al, dx", "cmp al, 0x20", "jne 97f", "inc edx", "in al, dx", "cmp al, 0x8c", "jne 97f",
+        puts!("as firmware does\\n"),
+        // Line 11 is vector 0x73.
+        "mov esp, 0x300000", "mov esi, 0x200730", "lea rax, [rip + 5f]",
+        "mov [rsi], ax", "mov word ptr [rsi + 2], 0x10", "mov word ptr [rsi + 4], 0x8e00",
+        "shr rax, 16", "mov [rsi + 6], ax", "mov qword ptr [rsi + 8], 0",
+        "lidt [rip + 4f]", "mov al, 0xf7", "out 0xa1, al",
+        ecam!(), "mov edi, 0xd0000000", "mov word ptr [rbx + 4], 6",
+        driver!(), "xor ecx, ecx", "sti",
+        offer!(), "2: hlt", "jmp 2b",
+        idt!(),
+        "5: mov al, [rdi + 0x400]", "cmp al, 1", "jne 97f", "mov al, 0x20", "out 0xa0, al", "out 0x20, al",
+        puts!("interrupted\\n"),
+        "cmp ecx, 2", "je 97f", "mov esp, 0x300000", "sti", offer!(), "jmp 2b",
+    );
+    let vm = run!(code());
+    assert_eq!(vm.console(), "as firmware does\ninterrupted\ninterrupted\n", "{}", vm.state());
+}
+
+#[test]
 fn a_message_to_the_apic_id_255_reaches_who_has_it_and_no_other() {
     guest!(code:
         handler!(),

@@ -23,7 +23,7 @@ use crate::Error;
 use crate::layout::{
     ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, ECAM_LEN, GED, GED_GSI, GED_POWER_BUTTON, IOAPIC, LAPIC,
     PCI_CONFIG, PCI_CONFIG_LEN, PCI_WINDOW, PCI_WINDOW_LEN, PVPANIC, RESET, RESET_VALUE, RTC, RTC_CENTURY,
-    RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio,
+    RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio, pci_line,
 };
 
 const OEM_ID: [u8; 6] = *b"WIREVM";
@@ -38,6 +38,9 @@ const STATUS_BUTTON_PRESSED: u8 = 0x80;
 
 /// The highest id that a Local APIC structure can hold; 255 is the broadcast.
 const XAPIC_ID_MAX: u32 = 254;
+
+/// The slots of the PCI bus; in slot 0 is the host bridge, which interrupts nobody.
+const PCI_SLOTS: usize = 32;
 
 /// What the tables describe beyond what [`crate::layout`] fixes.
 #[derive(Clone, Copy, Debug)]
@@ -268,8 +271,8 @@ fn virtio_mmio(index: usize, device: &VirtioMmio, sink: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
-/// The PCI bus, with one bus number and one window for memory. There are no interrupt pins, and so no `_PRT`. The ECAM is
-/// what a motherboard device claims (PCI Firmware 3.3 §4.1.2), else Linux leaves it alone.
+/// The PCI bus, with one bus number, one window for memory, and for each slot the line of its pin INTA# (§6.2.13). The ECAM is what
+/// a motherboard device claims (PCI Firmware 3.3 §4.1.2), else Linux leaves it alone.
 fn pci(sink: &mut Vec<u8>) {
     let window_end = (PCI_WINDOW + PCI_WINDOW_LEN - 1) as u32;
     let buses = AddressSpace::new_bus_number(0u16, 0);
@@ -281,6 +284,11 @@ fn pci(sink: &mut Vec<u8>) {
         window_end,
         None,
     );
+    let pins: Vec<_> = (1..PCI_SLOTS)
+        .map(|slot| ((slot << 16) as u32 | 0xffff, pci_line(slot)))
+        .map(|(function, line)| OwnedPackage(vec![function, 0, 0, line]))
+        .collect();
+    let pins = Package::new(pins.iter().map(|pin| pin as &dyn Aml).collect());
     Device::new(
         Path::new("PCI0"),
         vec![
@@ -289,6 +297,7 @@ fn pci(sink: &mut Vec<u8>) {
             &Name::new(Path::new("_BBN"), &ZERO),
             &Name::new(Path::new("_SEG"), &ZERO),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&buses, &ports, &window])),
+            &Name::new(Path::new("_PRT"), &pins),
         ],
     )
     .to_aml_bytes(sink);
@@ -302,6 +311,15 @@ fn pci(sink: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(sink);
+}
+
+/// A package of numbers.
+struct OwnedPackage(Vec<u32>);
+
+impl Aml for OwnedPackage {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        Package::new(self.0.iter().map(|number| number as &dyn Aml).collect()).to_aml_bytes(sink);
+    }
 }
 
 #[cfg(test)]

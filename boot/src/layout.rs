@@ -139,6 +139,15 @@ const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 
 /// The number of virtio-mmio devices that have a window and an interrupt line.
 pub const VIRTIO_MMIO_MAX: usize = VIRTIO_GSIS.len();
 
+/// The interrupt lines that the pins of PCI functions are on: level-triggered, active low, and shared. Below 16, so that the 8259s
+/// have them, too, and none that a PC has for something else.
+pub const PCI_LINES: [u32; 4] = [10, 11, 5, 15];
+
+/// The interrupt line of INTA# of the PCI function in `slot`.
+pub fn pci_line(slot: usize) -> u32 {
+    PCI_LINES[slot % PCI_LINES.len()]
+}
+
 /// Where one virtio-mmio device is: its registers and its interrupt line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioMmio {
@@ -225,6 +234,10 @@ mod tests {
         assert!(lines.windows(2).all(|pair| pair[0] < pair[1]), "{lines:?}");
         assert!(lines.iter().all(|line| (1..IOAPIC_PINS).contains(line)), "{lines:?}");
         assert_eq!(virtio_mmio(VIRTIO_MMIO_MAX), None);
+        // Those that a PIC knows as level-triggered, if it is told (of the first eight, 3 to 7; of the others, not 8 and 13).
+        assert!(PCI_LINES.iter().all(|line| matches!(line, 3..=7 | 9..=12 | 14 | 15)));
+        assert!(PCI_LINES.iter().all(|line| ![COM1_GSI, GED_GSI].contains(line)));
+        assert_eq!([1, 2, 3, 4, 5, 31].map(pci_line), [11, 5, 15, 10, 11, 15]);
     }
 
     #[test]

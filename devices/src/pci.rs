@@ -4,7 +4,7 @@
 //! that is not wholly in the window that ACPI announces, RAM and the other devices stay what they were.
 //!
 //! Configuration space is reached by ECAM (PCI Express Base 5.0 §7.2.2) and by the port mechanism (PCI Local Bus 3.0
-//! §3.2.2.3.2). Functions interrupt by MSI-X alone: there are no interrupt pins, and so nothing to route.
+//! §3.2.2.3.2). Functions interrupt by MSI-X; each also has the pin INTA#, for drivers without.
 
 pub mod config;
 pub mod msix;
@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use self::config::{BAR0, Configuration, Identity};
+use self::config::{BAR0, Configuration, INTERRUPT_LINE, Identity};
 pub use self::routes::EventRoutes;
 use crate::BusDevice;
 
@@ -60,12 +60,12 @@ impl RootComplex {
         Self { bridge, functions: Vec::new(), window, free, address: AtomicU32::new(0) }
     }
 
-    /// Puts a function into the next slot, and places its BAR as firmware does: sizes it by writing ones (§6.2.5.1), and gives
-    /// it the next address. The guest switches it on.
+    /// Puts a function into the next slot, and sets it up as firmware does: sizes its BAR by writing ones (§6.2.5.1), gives it the
+    /// next address, and notes the interrupt line that its pin is on. The guest switches it on.
     ///
     /// # Panics
     /// Where there is no slot or no address left: who builds the machine counts.
-    pub fn add(&mut self, function: Arc<dyn Function>) {
+    pub fn add(&mut self, function: Arc<dyn Function>, line: u8) {
         assert!(self.functions.len() < Self::FUNCTIONS, "no slot is left");
         let mut bar = u32::MAX.to_le_bytes();
         function.write_config(BAR0, &bar);
@@ -75,6 +75,7 @@ impl RootComplex {
         self.free = base + len;
         assert!(self.free <= self.window.end, "the window is full");
         function.write_config(BAR0, &(base as u32).to_le_bytes());
+        function.write_config(INTERRUPT_LINE, &[line]);
         self.functions.push(function);
     }
 

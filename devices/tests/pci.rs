@@ -38,6 +38,8 @@ struct Seen {
     changes: AtomicUsize,
     listening: Mutex<BTreeMap<u64, EventFd>>,
     refuse: AtomicBool,
+    /// The interrupt pin is.
+    driven: AtomicBool,
 }
 
 impl Seen {
@@ -75,6 +77,15 @@ impl EventRoutes for Recorder {
     fn close(&self, vector: u16, _: &EventFd) {
         self.0.changes.fetch_add(1, Ordering::Relaxed);
         self.0.open.lock().unwrap().remove(&vector).expect("it was open");
+    }
+
+    fn drive(&self, asserted: bool) -> io::Result<()> {
+        if self.0.refuse.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        let before = self.0.driven.swap(asserted, Ordering::Relaxed);
+        assert_ne!(before, asserted, "only changes are told");
+        Ok(())
     }
 
     fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()> {
@@ -154,8 +165,8 @@ impl Rig {
         let seen: Vec<_> = (0..devices).map(|_| Arc::<Seen>::default()).collect();
         for seen in &seen {
             let (device, routes) = (Dummy(seen.clone()), Recorder(seen.clone()));
-            let device = PciTransport::new(Box::new(device), memory.clone(), WINDOW, Box::new(routes));
-            root.add(Arc::new(device.unwrap()));
+            let device = PciTransport::new(Box::new(device), memory.clone(), WINDOW, Arc::new(routes));
+            root.add(Arc::new(device.unwrap()), 11);
         }
         let root = Arc::new(root);
         let amid = Arc::<Amid>::default();
@@ -272,7 +283,7 @@ fn the_bus_has_a_host_bridge_and_its_devices_and_nothing_else() {
     }
     assert_eq!(rig.config(1, 0x1000, 4), u32::MAX, "function 1");
     assert_eq!(rig.config(1, 8, 4), 0x0200_0001, "an Ethernet controller of revision 1");
-    assert_eq!((rig.config(1, 0x2c, 4), rig.config(1, 0x3c, 4)), (0x0040_1af4, 0), "no interrupt pin");
+    assert_eq!((rig.config(1, 0x2c, 4), rig.config(1, 0x3c, 4)), (0x0040_1af4, 0x010b), "INTA, and its line");
     assert_eq!((rig.config(1, 0x100, 4), rig.config(1, 0xffe, 2)), (0, 0), "no extended capabilities");
     assert_eq!(rig.config(1, 0xffe, 4), u32::MAX, "an access past the function");
 
@@ -307,7 +318,7 @@ fn bars_are_sized_and_placed_and_answer_once_enabled() {
     assert_eq!(
         rig.config(1, 4, 4),
         0x0010_0406,
-        "memory, bus master, no interrupt pin; a list of capabilities"
+        "memory, bus master, no interrupt by pin; a list of capabilities"
     );
     assert_eq!((rig.get(20, 1), rig.get(18, 2)), (0, 2));
     rig.set_config(1, 0x10, 4, u32::MAX);
@@ -629,6 +640,56 @@ fn without_msi_x_the_isr_status_tells() {
     interrupt.queue(1).unwrap();
     interrupt.config().unwrap();
     assert_eq!(rig.get(0x400, 1), 2);
+}
+
+#[test]
+fn without_msi_x_the_pin_is_driven_until_the_isr_status_is_read() {
+    let rig = Rig::started();
+    let interrupt = rig.seen[0].interrupt();
+    let driven = || {
+        let status = rig.config(1, 6, 2) & 8 != 0;
+        (rig.seen[0].driven.load(Ordering::Relaxed), status)
+    };
+    assert_eq!(driven(), (false, false));
+    for tell in
+        [|interrupt: &dyn Interrupt| interrupt.queue(1), |interrupt: &dyn Interrupt| interrupt.config()]
+    {
+        tell(&*interrupt).unwrap();
+        tell(&*interrupt).unwrap();
+        assert_eq!(driven(), (true, true));
+        assert_ne!(rig.get(0x400, 1), 0);
+        assert_eq!(driven(), (false, false));
+    }
+    // By configuration space, too, reading clears it; what is read without that is not the status.
+    interrupt.queue(1).unwrap();
+    rig.get(0x400, 4);
+    assert_eq!(driven(), (true, true));
+    // Forbidden, it is let go, and what is pending stays so.
+    rig.set_config(1, 4, 2, 0x402);
+    assert_eq!(driven(), (false, true));
+    interrupt.config().unwrap();
+    assert_eq!(driven(), (false, true));
+    rig.set_config(1, 4, 2, 2);
+    assert_eq!(driven(), (true, true));
+    // With vectors there is no pin.
+    rig.set_msix_control(0x8000);
+    assert_eq!(driven(), (false, false));
+    interrupt.queue(1).unwrap();
+    assert_eq!(driven(), (false, false));
+    rig.set_msix_control(0);
+    assert_eq!(driven(), (true, true), "what was pending before is so again");
+    rig.set(20, 1, 0);
+    assert_eq!(driven(), (false, false), "a reset forgets");
+    // Refused, it is tried again.
+    rig.seen[0].refuse.store(true, Ordering::Relaxed);
+    interrupt.queue(1).unwrap();
+    assert_eq!(driven(), (false, true));
+    rig.seen[0].refuse.store(false, Ordering::Relaxed);
+    interrupt.queue(1).unwrap();
+    assert_eq!(driven(), (true, true));
+    let seen = rig.seen[0].clone();
+    drop((rig, interrupt));
+    assert!(!seen.driven.load(Ordering::Relaxed), "who goes lets go");
 }
 
 #[test]

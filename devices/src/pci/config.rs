@@ -14,12 +14,17 @@ const MEMORY_SPACE: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
 const STATUS: usize = 0x06;
+/// In STATUS: the pin is driven, or would be but for INTERRUPT_DISABLE.
+const INTERRUPT_STATUS: u8 = 1 << 3;
 /// In STATUS.
 const CAPABILITIES_LIST: u16 = 1 << 4;
 /// Base address register 0: 32 bits, not prefetchable.
 pub const BAR0: usize = 0x10;
 const CAPABILITIES_POINTER: usize = 0x34;
-const INTERRUPT_LINE: usize = 0x3c;
+/// Which line of the interrupt controllers its pin is on: notes of the firmware's and the operating system's.
+pub const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
+const INTA: u8 = 1;
 const FIRST_CAPABILITY: usize = 0x40;
 
 /// Who a function is.
@@ -64,7 +69,11 @@ impl Configuration {
     pub fn add_bar(&mut self, len: u32) {
         self.allow(BAR0, &(!(len - 1)).to_le_bytes());
         self.allow(COMMAND, &(MEMORY_SPACE | BUS_MASTER | INTERRUPT_DISABLE).to_le_bytes());
-        // For who keeps notes there; there is no pin.
+    }
+
+    /// Gives it the interrupt pin INTA#.
+    pub fn add_pin(&mut self) {
+        self.set(INTERRUPT_PIN, &[INTA]);
         self.allow(INTERRUPT_LINE, &[0xff]);
     }
 
@@ -125,6 +134,17 @@ impl Configuration {
     /// Whether COMMAND lets the function reach into memory.
     pub fn bus_master(&self) -> bool {
         u16::from_le_bytes(self.get(COMMAND)) & BUS_MASTER != 0
+    }
+
+    /// Whether COMMAND has the function leave its pin alone.
+    pub fn pin_disabled(&self) -> bool {
+        u16::from_le_bytes(self.get(COMMAND)) & INTERRUPT_DISABLE != 0
+    }
+
+    /// Sets whether STATUS says that there is something to interrupt for.
+    pub fn set_interrupt_status(&mut self, pending: bool) {
+        let [status] = self.get(STATUS);
+        self.set(STATUS, &[if pending { status | INTERRUPT_STATUS } else { status & !INTERRUPT_STATUS }]);
     }
 
     /// Where BAR 0 of `len` bytes is decoded: nowhere while COMMAND says so, nor outside of `window`, whatever is there.

@@ -25,6 +25,13 @@ pub trait EventRoutes: Send + Sync {
     /// Undoes [`EventRoutes::open`]: from now on what is written to `event` stays there.
     fn close(&self, vector: u16, event: &EventFd);
 
+    /// Drives the function's interrupt pin, or lets it go (PCI Local Bus 3.0 §2.2.6): as long as a function drives a line, it
+    /// interrupts, whatever others on it do.
+    ///
+    /// # Errors
+    /// The interrupt controller's.
+    fn drive(&self, asserted: bool) -> io::Result<()>;
+
     /// From now on the guest's writes to `address`, of any value, are written to `kick`.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Interrupts and notifications that pass by user space: irqfds, the routes of messages, and ioeventfds.
+//! Interrupts and notifications that pass by user space: irqfds, the routes of messages, and ioeventfds. And the lines of pins, which
+//! do not: they are for drivers without MSI-X.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -30,6 +31,27 @@ pub(crate) fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
     vm.register_irqfd(&irq, gsi)
         .map_err(|e| Error::Kvm { what: "take an eventfd as an interrupt line", source: e.into() })?;
     Ok(irq)
+}
+
+/// Sets the two 8259s up as firmware leaves them: their interrupts away from the processor's exceptions, all masked (but for the cascade),
+/// and `level` the lines that are level-triggered (the registers at 0x4d0 and 0x4d1 of a PC).
+///
+/// # Errors
+/// KVM's.
+pub(crate) fn set_up_pics(vm: &VmFd, level: &[u32]) -> io::Result<()> {
+    for (chip_id, first, base, masked) in
+        [(KVM_IRQCHIP_PIC_MASTER, 0, 0x08, 0xfb), (KVM_IRQCHIP_PIC_SLAVE, PIC_LEN, 0x70, 0xff)]
+    {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip)?;
+        // SAFETY: KVM has filled in the state of the chip that was asked for, which is the union's field of that name.
+        let pic = unsafe { &mut chip.chip.pic };
+        let lines = level.iter().filter_map(|line| line.checked_sub(first).filter(|line| *line < PIC_LEN));
+        pic.elcr = lines.fold(0, |all, line| all | 1 << line);
+        (pic.irq_base, pic.imr) = (base, masked);
+        vm.set_irqchip(&chip)?;
+    }
+    Ok(())
 }
 
 /// Whether the guest has unmasked pin `pin` of its IOAPIC: some driver of its listens to that line.
@@ -102,11 +124,45 @@ fn table(messages: &BTreeMap<u32, Message>) -> Vec<kvm_irq_routing_entry> {
     ioapic.chain(pics).chain(messages).collect()
 }
 
+/// The lines that the pins of PCI functions share: one is asserted as long as any function drives it.
+pub(crate) struct Lines {
+    vm: Arc<VmFd>,
+    /// For each line, a bit for each function that drives it.
+    driven: Mutex<BTreeMap<u32, u32>>,
+}
+
+impl Lines {
+    pub(crate) fn new(vm: Arc<VmFd>) -> Arc<Self> {
+        Arc::new(Self { vm, driven: Mutex::default() })
+    }
+
+    fn drive(&self, pin: Pin, asserted: bool) -> io::Result<()> {
+        let mut driven = self.driven.lock().unwrap_or_else(PoisonError::into_inner);
+        let by = driven.entry(pin.line).or_default();
+        let bit = 1 << pin.slot;
+        let after = if asserted { *by | bit } else { *by & !bit };
+        if (after != 0) != (*by != 0) {
+            self.vm.set_irq_line(pin.line, after != 0)?;
+        }
+        *by = after;
+        Ok(())
+    }
+}
+
+/// The interrupt pin of the function in a slot, below 32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pin {
+    pub(crate) slot: usize,
+    pub(crate) line: u32,
+}
+
 /// The routes of one PCI function, whose vectors have GSIs of their own behind the pins of the IOAPIC.
 pub(crate) struct DeviceRoutes {
     pub(crate) routes: Arc<Routes>,
     /// The GSI of its vector 0.
     pub(crate) first: u32,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) pin: Pin,
 }
 
 impl EventRoutes for DeviceRoutes {
@@ -124,6 +180,10 @@ impl EventRoutes for DeviceRoutes {
         }
     }
 
+    fn drive(&self, asserted: bool) -> io::Result<()> {
+        self.lines.drive(self.pin, asserted)
+    }
+
     fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()> {
         // Any value of any width: the address says it all, and KVM need not decode the instruction.
         Ok(self.routes.vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)?)
@@ -138,6 +198,45 @@ impl EventRoutes for DeviceRoutes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_is_asserted_as_long_as_one_function_drives_it() {
+        let made = kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm());
+        let Ok(vm) = made else {
+            println!("skipped: a_line_is_asserted_as_long_as_one_function_drives_it: KVM is not to be had");
+            return;
+        };
+        vm.create_irq_chip().unwrap();
+        let vm = Arc::new(vm);
+        let lines = Lines::new(vm.clone());
+        let asserted = || {
+            let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+            // The IOAPIC remembers a line that is level-triggered only while it is asserted.
+            vm.get_irqchip(&mut chip).unwrap();
+            // SAFETY: KVM has filled in that chip's state.
+            unsafe { chip.chip.ioapic.irr }
+        };
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        vm.get_irqchip(&mut chip).unwrap();
+        for line in [5, 11] {
+            // SAFETY: as above. Masked, level-triggered.
+            unsafe { chip.chip.ioapic.redirtbl[line].bits = 1 << 16 | 1 << 15 };
+        }
+        vm.set_irqchip(&chip).unwrap();
+        let pin = |slot, line| Pin { slot, line };
+        for (pin, on, expected) in [
+            (pin(1, 11), true, 1 << 11),
+            (pin(5, 11), true, 1 << 11),
+            (pin(31, 5), true, 1 << 11 | 1 << 5),
+            (pin(1, 11), false, 1 << 11 | 1 << 5),
+            (pin(1, 11), false, 1 << 11 | 1 << 5),
+            (pin(5, 11), false, 1 << 5),
+            (pin(31, 5), false, 0),
+        ] {
+            lines.drive(pin, on).unwrap();
+            assert_eq!(asserted(), expected, "{pin:?} {on}");
+        }
+    }
 
     #[test]
     fn the_pins_keep_their_lines_beside_the_messages() {

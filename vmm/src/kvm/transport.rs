@@ -14,7 +14,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
 use crate::kvm::bus::Bus;
-use crate::kvm::irq::{DeviceRoutes, Routes, irqfd};
+use crate::kvm::irq::{DeviceRoutes, Lines, Pin, Routes, irqfd};
 use vmm::config::Transport;
 
 // Two crates that do not know each other describe the same registers.
@@ -40,6 +40,14 @@ pub(crate) fn places(transport: Transport, devices: usize) -> Vec<layout::Virtio
     }
 }
 
+/// The lines of the guest's interrupt controllers that are level-triggered.
+pub(crate) fn level_lines(transport: Transport) -> &'static [u32] {
+    match transport {
+        Transport::Pci => &layout::PCI_LINES,
+        Transport::Mmio => &[],
+    }
+}
+
 /// Attaches `devices`, which are not more than [`limit`], to the guest's buses, and `reset` amid the ports of PCI: what they notify reaches them without an exit, as do
 /// their interrupts the guest.
 ///
@@ -58,15 +66,17 @@ pub(crate) fn attach(
     let mut root = RootComplex::new(window.clone());
     match transport {
         Transport::Pci => {
-            let routes = Routes::new(vm.clone());
+            let (routes, lines) = (Routes::new(vm.clone()), Lines::new(vm.clone()));
             let mut first = layout::IOAPIC_PINS;
-            for device in devices {
+            for (slot, device) in (1..).zip(devices) {
                 let vectors = PciTransport::vectors(device.queue_max_sizes().len());
-                let routes = Box::new(DeviceRoutes { routes: routes.clone(), first });
+                let pin = Pin { slot, line: layout::pci_line(slot) };
+                let routes = DeviceRoutes { routes: routes.clone(), first, lines: lines.clone(), pin };
                 first += vectors as u32;
-                let device = PciTransport::new(Box::new(device), memory.clone(), window.clone(), routes)
-                    .map_err(eventfd)?;
-                root.add(Arc::new(device));
+                let device =
+                    PciTransport::new(Box::new(device), memory.clone(), window.clone(), Arc::new(routes))
+                        .map_err(eventfd)?;
+                root.add(Arc::new(device), pin.line as u8);
             }
         }
         Transport::Mmio => {

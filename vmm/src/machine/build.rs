@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::kvm::bus::Bus;
 use crate::kvm::cpuid::Processor;
 use crate::kvm::gate::Gate;
-use crate::kvm::irq::irqfd;
+use crate::kvm::irq::{self, irqfd};
 use crate::kvm::memory;
 use crate::kvm::transport;
 use crate::kvm::vcpu::{Shared, Vcpu};
@@ -165,6 +165,8 @@ impl Hardware {
         let ending = Arc::new(Ending::new().map_err(host("make an eventfd"))?);
         let stop_output = ending.event().try_clone().map_err(host("duplicate an eventfd"))?;
         let vm = Arc::new(new_vm(kvm, memory, timings)?);
+        irq::set_up_pics(&vm, transport::level_lines(config.transport))
+            .map_err(|source| Error::Kvm { what: "set up the interrupt controllers", source })?;
         timings.reached("VM made");
         let sink: EventSink = {
             let ending = ending.clone();

@@ -16,7 +16,7 @@ mod space;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
@@ -39,7 +39,7 @@ pub struct PciTransport {
     kicks: Vec<Arc<EventFd>>,
     setup: Mutex<Setup>,
     space: Mutex<Space>,
-    routes: Box<dyn EventRoutes>,
+    routes: Arc<dyn EventRoutes>,
     window: Range<u64>,
     /// Where the BAR is decoded, as `space` says it; [`NOWHERE`] where it is not.
     base: AtomicU64,
@@ -60,7 +60,7 @@ impl PciTransport {
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         window: Range<u64>,
-        routes: Box<dyn EventRoutes>,
+        routes: Arc<dyn EventRoutes>,
     ) -> io::Result<Self> {
         let queues = device.queue_max_sizes().len();
         assert!(queues <= QUEUES_MAX, "{queues} queues");
@@ -68,10 +68,7 @@ impl PciTransport {
         let space = Space::new(device.device_type(), queues, Arc::clone(&vectors));
         let setup = Setup::new(device, memory);
         let kicks = setup.kicks()?;
-        let [status, isr, generation] = [0; 3].map(AtomicU32::new);
-        let queue_vectors = (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect();
-        let config_vector = AtomicU16::new(NO_VECTOR);
-        let signals = Arc::new(Signals { vectors, status, isr, generation, config_vector, queue_vectors });
+        let signals = Arc::new(Signals::new(vectors, queues, Arc::clone(&routes)));
         let (setup, space, base) = (Mutex::new(setup), Mutex::new(space), AtomicU64::new(NOWHERE));
         Ok(Self { signals, kicks, setup, space, routes, window, base })
     }
@@ -236,7 +233,9 @@ impl Function for PciTransport {
             let place = space.data();
             space.config.set(place, &read);
         }
-        self.space().config.read(offset, data);
+        let mut space = self.space();
+        space.config.set_interrupt_status(self.signals.pending());
+        space.config.read(offset, data);
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
@@ -253,6 +252,7 @@ impl Function for PciTransport {
                 let control = u16::from_le_bytes(space.config.get(control));
                 space.table.set_control(control, &*self.routes);
             }
+            self.signals.set_pin(space.config.pin_disabled());
             (silenced, rerouted, space.accessed(offset, data.len()), space.config.get::<4>(space.data()))
         };
         // Behind the lock of the space: nobody holds both.
@@ -276,7 +276,7 @@ impl Function for PciTransport {
 impl BusDevice for PciTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match offset {
-            ISR if data.len() == 1 => data[0] = self.signals.isr.swap(0, Ordering::AcqRel) as u8,
+            ISR if data.len() == 1 => data[0] = self.signals.take_isr(),
             _ if is_address(offset, data.len()) => {
                 let (low, high) = data.split_at_mut(4);
                 self.read(offset, low);

@@ -117,7 +117,12 @@ const CALLS: &[Call] = &[
     // The machine.
     call(libc::SYS_ioctl, &[Vcpu], Values(1, VCPU_IOCTLS), "the guest, its interrupts and notifications"),
     call(libc::SYS_ioctl, &[Main], Values(1, MAIN_IOCTLS), "whether the guest hears the power button"),
-    call(libc::SYS_ioctl, &[Queue], Values(1, QUEUE_IOCTLS), "a tap's queue and offloads; vhost-net"),
+    call(
+        libc::SYS_ioctl,
+        &[Queue],
+        Values(1, QUEUE_IOCTLS),
+        "a tap's queue and offloads; vhost-net; interrupts",
+    ),
 ];
 
 /// `linux/kvm.h`.
@@ -129,6 +134,7 @@ const VCPU_IOCTLS: &[u64] = &[
     0x4020_ae76, // KVM_IRQFD, as the guest masks and moves vectors
     0x4040_ae79, // KVM_IOEVENTFD, as it moves a BAR
     0x4008_ae6a, // KVM_SET_GSI_ROUTING
+    0x4008_ae61, // KVM_IRQ_LINE, as the driver of a function without MSI-X reads why it was interrupted
     0xaead,      // KVM_KVMCLOCK_CTRL, after a pause
 ];
 
@@ -137,10 +143,12 @@ const MAIN_IOCTLS: &[u64] = &[
     0xc208_ae62, // KVM_GET_IRQCHIP
     0x4020_ae76, // KVM_IRQFD, as devices go at the end
     0x4040_ae79, // KVM_IOEVENTFD, the same
+    0x4008_ae61, // KVM_IRQ_LINE, the same
 ];
 
-/// `linux/if_tun.h` and `linux/vhost.h`.
+/// `linux/kvm.h`, `linux/if_tun.h` and `linux/vhost.h`.
 const QUEUE_IOCTLS: &[u64] = &[
+    0x4008_ae61, // KVM_IRQ_LINE, for a driver without MSI-X
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d9, // TUNSETQUEUE
     0x8004_54d2, // TUNGETIFF, whether a link is gone

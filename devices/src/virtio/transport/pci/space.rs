@@ -42,6 +42,7 @@ impl Space {
             subsystem: (0x1af4, 0x40),
         });
         config.add_bar(BAR_LEN as u32);
+        config.add_pin();
         let mut body = [0; 10];
         body[..2].copy_from_slice(&(vectors.count() - 1).to_le_bytes());
         body[2..6].copy_from_slice(&(TABLE as u32).to_le_bytes());
