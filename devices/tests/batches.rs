@@ -57,8 +57,12 @@ struct Bench {
 
 impl Bench {
     fn new(features: u64) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let (backend, peer) = SocketBackend::pair().unwrap();
+        Self::with(features, Box::new(backend), peer)
+    }
+
+    fn with(features: u64, backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         memory.write_slice(&frame(60, 1), GuestAddress(DATA)).unwrap();
         let ring = |base| MockRing::new(&memory, base, 256, features & F_EVENT_IDX != 0);
@@ -76,7 +80,7 @@ impl Bench {
             interrupt: Arc::new(Irq(irq.try_clone().unwrap())),
             rx: queue(0, &rx),
             tx: queue(1, &tx),
-            backend: Box::new(backend),
+            backend,
             space: ReceiveSpace::new(features, None),
             carrier: None,
             control: None,
@@ -120,6 +124,44 @@ fn a_batch_is_shown_by_one_store_and_one_interrupt() {
         assert_eq!((bench.rx.pending(), bench.interrupts()), (FRAMES, batches), "received");
         let calls = bench.counters.calls.load(Ordering::Relaxed);
         assert_eq!(calls, 2 * (u64::from(FRAMES) + batches), "one for each frame and each interrupt");
+    }
+}
+
+/// A wire that takes every frame, and always has one as large as there can be.
+struct Endless(SocketBackend);
+
+impl Backend for Endless {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+    fn send(&mut self, _: &Iov<'_>) -> io::Result<Sent> {
+        Ok(Sent::Gone)
+    }
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        Ok(space.len())
+    }
+    fn offloads(&self) -> Offloads {
+        self.0.offloads()
+    }
+    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
+        self.0.set_offloads(accepted)
+    }
+}
+
+#[test]
+fn a_burst_of_large_frames_is_a_mebibyte_in_each_direction() {
+    const LARGE: u32 = 12 + 65536;
+    let (backend, peer) = SocketBackend::pair().unwrap();
+    let mut bench = Bench::with(PLAIN, Box::new(Endless(backend)), peer);
+    for _ in 0..100 {
+        bench.tx.add(&[Buffer::readable(DATA, LARGE)]).unwrap();
+        bench.rx.add(&[Buffer::writable(DATA, LARGE)]).unwrap();
+    }
+    bench.tx.publish();
+    bench.rx.publish();
+    for turn in 1..=6 {
+        assert!(bench.pair.process() && bench.pair.has_work());
+        assert_eq!((bench.tx.pending(), bench.rx.pending()), (16 * turn, 16 * turn));
     }
 }
 

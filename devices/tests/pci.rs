@@ -40,6 +40,10 @@ struct Seen {
     refuse: AtomicBool,
     /// The interrupt pin is.
     driven: AtomicBool,
+    /// How often the device heard that its vectors may be others.
+    rerouted: AtomicUsize,
+    /// A pair tells its driver of something while it is being stopped.
+    late: AtomicBool,
 }
 
 impl Seen {
@@ -124,8 +128,15 @@ impl VirtioDevice for Dummy {
         *self.0.interrupt.lock().unwrap() = Some(activation.interrupt);
         Ok(())
     }
+    fn rerouted(&mut self) {
+        self.0.rerouted.fetch_add(1, Ordering::Relaxed);
+    }
     fn reset(&mut self) {
         self.0.resets.fetch_add(1, Ordering::Relaxed);
+        if self.0.late.load(Ordering::Relaxed) {
+            let interrupt = self.0.interrupt();
+            interrupt.queue(1).and_then(|()| interrupt.needs_reset()).unwrap();
+        }
     }
 }
 
@@ -447,6 +458,43 @@ fn the_address_of_a_queue_is_accessed_in_halves_or_whole() {
     rig.window.write(at(36), &[0; 8]);
     rig.window.write(at(24), &[0; 8]);
     assert_eq!((whole(32), whole(36), rig.get(24, 2)), (0x1_2345_6780, u64::MAX, 8));
+}
+
+#[test]
+fn what_comes_while_a_device_is_reset_is_forgotten() {
+    for msix in [0x8000, 0] {
+        let rig = Rig::started();
+        rig.seen[0].late.store(true, Ordering::Relaxed);
+        // Masked, a vector that is raised is pending.
+        rig.set_msix_control(msix);
+        rig.set(16, 2, 0);
+        rig.set(26, 2, 1);
+        rig.set(20, 1, 0);
+        rig.seen[0].late.store(false, Ordering::Relaxed);
+        assert_eq!(rig.get(20, 1), 0, "the status");
+        assert_eq!(rig.get(0x400, 1), 0, "the ISR status");
+        assert_eq!(rig.get(0x2000, 4), 0, "pending bits");
+        rig.set(22, 2, 1);
+        assert_eq!((rig.get(16, 2), rig.get(26, 2)), (NO_VECTOR, NO_VECTOR));
+    }
+}
+
+#[test]
+fn a_device_that_runs_hears_that_its_vectors_are_others() {
+    let rig = Rig::started();
+    let rerouted = || rig.seen[0].rerouted.swap(0, Ordering::Relaxed);
+    assert_eq!(rerouted(), 0);
+    rig.set(26, 2, 1);
+    assert_eq!(rerouted(), 1, "a queue's vector");
+    rig.set_msix_control(0x8000);
+    assert_eq!(rerouted(), 1, "MSI-X on");
+    // By a wider access too, of which the control is only a part.
+    rig.set_config(1, rig.msix(), 4, 0);
+    assert_eq!(rerouted(), 1, "MSI-X off");
+    rig.set(20, 1, 0);
+    rig.set(26, 2, 0);
+    rig.set_msix_control(0x8000);
+    assert_eq!(rerouted(), 0, "it does not run");
 }
 
 #[test]

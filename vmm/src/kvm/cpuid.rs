@@ -175,4 +175,12 @@ mod tests {
         assert_eq!(cpuid.as_slice().len(), 2, "no leaf past the highest that leaf 0 names");
         assert_eq!(Processor::new(&host, 1, false).address_limit(), 1 << 36);
     }
+
+    #[test]
+    fn a_count_that_has_no_room_leaves_the_apic_id_alone() {
+        let host = CpuId::from_entries(&[leaf(1, 0, 0, 0x0710_0800, 0, 0)]).unwrap();
+        // Leaf 1 has a byte for the number of logical processors, and their next power of two is 256.
+        let cpuid = Processor::new(&host, 200, true).vcpu(4);
+        assert_eq!(of(&cpuid, 1, 0).1, 0x04ff_0800);
+    }
 }

@@ -84,22 +84,32 @@ impl Routes {
     /// Has `gsi` send `message`.
     fn set(&self, gsi: u32, message: Message) -> io::Result<()> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = messages.insert(gsi, message);
-        if before == Some(message) {
-            return Ok(());
-        }
-        let set = KvmIrqRouting::from_entries(&table(&messages))
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))
-            .and_then(|routing| self.vm.set_gsi_routing(&routing).map_err(io::Error::from));
-        if set.is_err() {
-            // KVM keeps what it had.
-            match before {
-                Some(before) => messages.insert(gsi, before),
-                None => messages.remove(&gsi),
-            };
-        }
-        set
+        replace(&mut messages, gsi, message, |messages| {
+            let routing = KvmIrqRouting::from_entries(&table(messages))
+                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            Ok(self.vm.set_gsi_routing(&routing)?)
+        })
     }
+}
+
+/// Has `gsi` send `message`, where `set` takes that. KVM keeps what it had where it refuses, and so does this: the next message of
+/// another vector is no reason to refuse once more.
+fn replace(
+    messages: &mut BTreeMap<u32, Message>,
+    gsi: u32,
+    message: Message,
+    set: impl FnOnce(&BTreeMap<u32, Message>) -> io::Result<()>,
+) -> io::Result<()> {
+    let before = messages.insert(gsi, message);
+    if before == Some(message) {
+        return Ok(());
+    }
+    set(messages).inspect_err(|_| {
+        match before {
+            Some(before) => messages.insert(gsi, before),
+            None => messages.remove(&gsi),
+        };
+    })
 }
 
 fn table(messages: &BTreeMap<u32, Message>) -> Vec<kvm_irq_routing_entry> {
@@ -247,5 +257,23 @@ mod tests {
         let types = |range: std::ops::Range<usize>| table[range].iter().map(|entry| entry.type_);
         assert!(types(0..40).all(|kind| kind == KVM_IRQ_ROUTING_IRQCHIP));
         assert!(types(40..41).all(|kind| kind == KVM_IRQ_ROUTING_MSI));
+    }
+
+    #[test]
+    fn a_message_that_is_refused_leaves_what_was_there() {
+        let message = |data| Message { address: 0xfee0_0000, data };
+        let mut messages = BTreeMap::from([(24, message(1))]);
+        let before = messages.clone();
+        for gsi in [24, 25] {
+            let refused = replace(&mut messages, gsi, message(2), |new| {
+                assert_eq!(new[&gsi], message(2));
+                Err(io::ErrorKind::InvalidInput.into())
+            });
+            assert!(refused.is_err());
+            assert_eq!(messages, before, "GSI {gsi}");
+        }
+        replace(&mut messages, 24, message(1), |_| panic!("it is so already")).unwrap();
+        replace(&mut messages, 25, message(2), |_| Ok(())).unwrap();
+        assert_eq!(messages, BTreeMap::from([(24, message(1)), (25, message(2))]));
     }
 }

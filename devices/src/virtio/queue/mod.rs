@@ -268,7 +268,7 @@ impl VirtQueue {
         rings.used_ring.store(value.to_le(), offset, Ordering::Relaxed).map_err(GuestMemoryError::from)?;
         // The driver adds, then looks whether to kick; here it is the wish, then the look. With a full fence on both sides, one
         // of the two sees the other.
-        fence(Ordering::SeqCst);
+        full_fence();
         Ok(!self.has_more(rings)?)
     }
 
@@ -276,6 +276,13 @@ impl VirtQueue {
     pub fn undo_pop(&mut self) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
+}
+
+/// Between what the driver is told and what it has done: all that was stored is seen by the others before anything else is loaded.
+fn full_fence() {
+    #[cfg(test)]
+    tests::at_fence();
+    fence(Ordering::SeqCst);
 }
 
 /// Whether going from index `old` to `new` passes `event` (§2.7.7.2, §2.7.10.1). All three run over all 65536 values.

@@ -1,5 +1,8 @@
 //! The queue against the mock driver, and against one that lies.
 
+use std::cell::RefCell;
+use std::sync::mpsc::channel;
+
 use net::IovBuffer;
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -311,5 +314,63 @@ fn a_setup_that_makes_no_sense_is_refused() {
         QueueSetup { used_ring: END - used + 2, ..good },
     ] {
         assert!(matches!(try_setup(bad), Err(Error::Address(..))), "{bad:x?}");
+    }
+}
+
+type Hook = Box<dyn FnOnce()>;
+
+thread_local! {
+    /// What the other side does while this thread is at its next fence.
+    static AT_FENCE: RefCell<Option<Hook>> = const { RefCell::new(None) };
+}
+
+/// The device is between what it has told the driver and what it looks at.
+pub(super) fn at_fence() {
+    if let Some(hook) = AT_FENCE.take() {
+        hook();
+    }
+}
+
+// Whatever a driver does at the fence, it sees what the device has told, and the device sees what it has done.
+#[test]
+fn a_device_that_sleeps_and_a_driver_that_adds_do_not_miss_each_other() {
+    for features in [0, F_EVENT_IDX] {
+        let (memory, mut driver, mut queue) = ring(features);
+        let rings = queue.map(&memory).unwrap();
+        // The driver was told that the device looks by itself.
+        driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
+        driver.publish();
+        queue.next(&rings).unwrap().unwrap();
+        let (tell, told) = channel();
+        AT_FENCE.set(Some(Box::new(move || {
+            driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
+            tell.send(driver.publish()).unwrap();
+        })));
+        assert!(!queue.arm(&rings).unwrap(), "{features:#x}: the device sleeps on what was added");
+        assert_eq!(told.recv(), Ok(true), "{features:#x}: a kick is wanted by then, and the fence is there");
+    }
+}
+
+#[test]
+fn a_driver_that_sleeps_and_a_device_that_uses_do_not_miss_each_other() {
+    for features in [0, F_EVENT_IDX] {
+        let (memory, mut driver, mut queue) = ring(features);
+        let rings = queue.map(&memory).unwrap();
+        driver.want_interrupts(false);
+        driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
+        driver.publish();
+        let chain = queue.next(&rings).unwrap().unwrap();
+        queue.push_used(&rings, chain.head, 0);
+        let (tell, told) = channel();
+        AT_FENCE.set(Some(Box::new(move || {
+            driver.want_interrupts(true);
+            tell.send(driver.pending()).unwrap();
+        })));
+        assert!(queue.publish(&rings).unwrap(), "{features:#x}: the wish of just now is seen");
+        assert_eq!(
+            told.recv(),
+            Ok(1),
+            "{features:#x}: what was used is shown by then, and the fence is there"
+        );
     }
 }

@@ -1,13 +1,13 @@
 //! The used ring: what the device has used, when the driver sees it, and when it wants an interrupt for it.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
 use super::mapped::load;
-use super::{Error, Mapped, VirtQueue, need_event};
+use super::{Error, Mapped, VirtQueue, full_fence, need_event};
 
 impl VirtQueue {
     /// The used index that the driver was last shown, by whoever carries the frames.
@@ -65,7 +65,7 @@ impl VirtQueue {
         }
         // The driver sets its wish, then looks at the index once more; here it is the index, then the wish. With a full
         // fence on both sides, one of the two sees the other (§2.7.7.2).
-        fence(Ordering::SeqCst);
+        full_fence();
         let wanted = if self.queue.event_idx_enabled() {
             let used_event = 4 + 2 * usize::from(self.size());
             need_event(load(&rings.avail_ring, used_event, Ordering::Relaxed)?, new, old)

@@ -244,6 +244,8 @@ mod tests {
         resets: AtomicU32,
         refuse: AtomicBool,
         interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+        /// A pair tells its driver of something while it is being stopped.
+        late: AtomicBool,
     }
 
     struct Dummy(Arc<Seen>);
@@ -273,6 +275,10 @@ mod tests {
         }
         fn reset(&mut self) {
             self.0.resets.fetch_add(1, Ordering::Relaxed);
+            let interrupt = self.0.interrupt.lock().unwrap();
+            if let Some(interrupt) = interrupt.as_ref().filter(|_| self.0.late.load(Ordering::Relaxed)) {
+                interrupt.queue(0).and_then(|()| interrupt.needs_reset()).unwrap();
+            }
         }
     }
 
@@ -432,6 +438,29 @@ mod tests {
         transport.line.status.store(0, Ordering::Relaxed);
         interrupt.needs_reset().unwrap();
         assert!(irq.read().is_err() && mmio.needs_reset());
+    }
+
+    #[test]
+    fn a_reset_forgets_features_and_interrupts_those_that_come_meanwhile_too() {
+        let (transport, seen, ..) = transport();
+        let mmio = MockMmio::new(&transport);
+        seen.late.store(true, Ordering::Relaxed);
+        assert!(mmio.negotiate(F_VERSION_1 | F_EVENT_IDX));
+        mmio.start();
+        seen.interrupt.lock().unwrap().as_ref().unwrap().queue(0).unwrap();
+        assert_eq!(mmio.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
+        mmio.reset();
+        assert_eq!((mmio.read(VIRTIO_MMIO_INTERRUPT_STATUS), mmio.status()), (0, 0));
+
+        // A driver that accepts one word alone accepts nothing of the other.
+        for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+            mmio.write(VIRTIO_MMIO_STATUS, status);
+        }
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        mmio.write(VIRTIO_MMIO_DRIVER_FEATURES, (F_VERSION_1 >> 32) as u32);
+        mmio.write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        mmio.start();
+        assert_eq!(seen.activations.lock().unwrap()[1], (F_VERSION_1, vec![]));
     }
 
     #[test]

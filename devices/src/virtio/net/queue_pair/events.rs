@@ -82,3 +82,76 @@ impl QueuePair {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use net::SocketBackend;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::virtio::device::{ActiveQueue, Interrupt};
+    use crate::virtio::mock::MockRing;
+    use crate::virtio::net::queue_pair::ReceiveSpace;
+    use crate::virtio::queue::{F_VERSION_1, VirtQueue};
+
+    struct Nobody;
+
+    impl Interrupt for Nobody {
+        fn queue(&self, _: u16) -> io::Result<()> {
+            Ok(())
+        }
+        fn config(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn needs_reset(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn pair() -> QueuePair {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let queue = |index, base| {
+            let ring = MockRing::new(&memory, base, 8, false);
+            let ring = VirtQueue::new(ring.setup(), F_VERSION_1, &memory).unwrap();
+            ActiveQueue { index, ring, kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
+        };
+        QueuePair::new(PairParts {
+            name: "test".into(),
+            memory: memory.clone(),
+            interrupt: Arc::new(Nobody),
+            rx: queue(0, 0x1000),
+            tx: queue(1, 0x2000),
+            backend: Box::new(SocketBackend::pair().unwrap().0),
+            space: ReceiveSpace::new(F_VERSION_1, None),
+            carrier: None,
+            control: None,
+            enabled: true,
+            counters: Arc::default(),
+            broken: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn the_host_s_descriptor_wakes_who_waits_for_the_host() {
+        for (set, receive, transmit) in [
+            (EventSet::IN, Next::Work, Next::Host),
+            (EventSet::OUT, Next::Host, Next::Work),
+            // What is wrong, the next call says.
+            (EventSet::ERROR, Next::Work, Next::Work),
+            (EventSet::HANG_UP, Next::Work, Next::Work),
+        ] {
+            let mut pair = pair();
+            let event = Events::with_data(&pair.parts.backend.fd(), HOST, set);
+            (pair.receive, pair.transmit) = (Next::Host, Next::Host);
+            pair.note(event);
+            assert_eq!((pair.receive, pair.transmit), (receive, transmit), "{set:?}");
+            (pair.receive, pair.transmit) = (Next::Driver, Next::Driver);
+            pair.note(event);
+            assert_eq!((pair.receive, pair.transmit), (Next::Driver, Next::Driver), "{set:?}");
+        }
+    }
+}
