@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::kind_of;
-use crate::text::word;
 use crate::host::netlink::Refusal;
+use crate::text::word;
 
 /// What goes wrong with a bridge. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
