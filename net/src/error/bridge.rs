@@ -93,6 +93,15 @@ pub enum UplinkProblem {
         /// Its kind: `bridge`, `bond`...
         kind: String,
     },
+    /// It carries frames of one Ethernet address alone, its own.
+    OneAddress {
+        /// The name of the macvlan or ipvlan that it is, or is on.
+        on: String,
+        /// The kind of that: `macvlan`, `ipvlan`...
+        kind: String,
+        /// The link itself is it.
+        itself: bool,
+    },
     /// A macvlan or macvtap takes its frames.
     Shared {
         /// The name of that link.
@@ -115,6 +124,14 @@ impl fmt::Display for UplinkProblem {
             }
             Self::Bridge => f.write_str("it is a bridge itself"),
             Self::Port { of, kind } => write!(f, "it is a part of the {kind} {of} already"),
+            Self::OneAddress { on, kind, itself } => {
+                let which = if *itself {
+                    format!("it is {}", kind_of(kind))
+                } else {
+                    format!("it is on the {kind} {on}")
+                };
+                write!(f, "{which}, which carries no frames of a second address")
+            }
             Self::Shared { with } => write!(f, "{with} is on it and takes its frames"),
             Self::Route { route } => {
                 write!(
@@ -139,6 +156,12 @@ impl UplinkProblem {
                 format!("use that bridge: --net bridge={}", word(of))
             }
             Self::Port { of, .. } => format!("use all of it: uplink={}", word(of)),
+            Self::OneAddress { on, kind, itself: true } if kind.starts_with("macv") => {
+                format!("give the guest an address beside it: --net macvtap={}", word(on))
+            }
+            Self::OneAddress { .. } => {
+                "route instead: --net tap,nat reaches what the host reaches".to_owned()
+            }
             Self::Shared { with } => {
                 format!("use another NIC, or remove it: sudo ip link del dev {}", word(with))
             }

@@ -118,6 +118,13 @@ pub enum ParentProblem {
     NotEthernet,
     /// It is Wi-Fi: an access point takes frames from the one address that it knows.
     Wireless,
+    /// It carries frames of one Ethernet address alone.
+    OneAddress {
+        /// The name of the macvlan or ipvlan that it is, or is on.
+        on: String,
+        /// The kind of that: `macvlan`, `ipvlan`...
+        kind: String,
+    },
     /// It is a port of another link, which takes all frames from it.
     Port {
         /// The name of that link.
@@ -144,6 +151,9 @@ impl fmt::Display for ParentProblem {
             Self::Wireless => {
                 f.write_str("it is Wi-Fi, and an access point takes no frames from a second address")
             }
+            Self::OneAddress { on, kind } => {
+                write!(f, "the {kind} {on} carries no frames of a second address")
+            }
             Self::Port { of, kind } => {
                 write!(f, "it is a port of the {kind} {of}, which takes all its frames")
             }
@@ -159,6 +169,9 @@ impl ParentProblem {
             Self::NotEthernet => "use a wired NIC, a bond, a VLAN or a bridge".to_owned(),
             Self::Wireless => {
                 "route instead: --net tap,nat reaches what the host reaches, Wi-Fi included".to_owned()
+            }
+            Self::OneAddress { .. } => {
+                "route instead: --net tap,nat reaches what the host reaches".to_owned()
             }
             Self::Port { of, kind } if kind == "bridge" => {
                 format!("use the bridge: --net bridge={}", word(of))

@@ -138,6 +138,7 @@ fn kind_of(kind: &str) -> String {
         "" => "a network interface".to_owned(),
         "tap" => "a tap (layer 2)".to_owned(),
         "tun" => "a tun (layer 3)".to_owned(),
+        kind if kind.starts_with('i') => format!("an {kind}"),
         kind => format!("a {kind}"),
     }
 }

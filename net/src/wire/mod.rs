@@ -6,6 +6,7 @@ pub(crate) mod cable_spec;
 mod fd;
 pub(crate) mod macvtap;
 mod made;
+pub(crate) mod one_address;
 mod routed;
 pub(crate) mod tap;
 mod tun;

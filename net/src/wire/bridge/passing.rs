@@ -5,6 +5,7 @@ use crate::Error;
 use crate::error::HostError;
 use crate::host::netlink::{Bridge, Port, PortState, Stp};
 use crate::host::{Link, LinkId, Wiring};
+use crate::wire::one_address::carries_one_address;
 
 /// As many ports are told one by one.
 const TOLD: usize = 3;
@@ -20,6 +21,8 @@ enum Problem {
     Disabled,
     /// It takes frames from those addresses alone that somebody has told the bridge of (802.1X).
     Locked,
+    /// Only frames of its own address go by it.
+    OneAddress,
     /// The spanning tree protocol keeps it from making a loop.
     Blocking,
     /// It is not in the guest's VLAN.
@@ -44,6 +47,9 @@ impl Problem {
                 "it is locked to the addresses that the bridge was told of: sudo bridge link set dev {port} locked off, or \
                  authenticate who is there"
             ),
+            Self::OneAddress => format!(
+                "it carries frames of its own address only: without the bridge, --net macvtap={port} or --net tap,nat"
+            ),
             Self::Blocking => format!(
                 "the spanning tree protocol blocks it, for there is another way to the same network: bridge link show dev {port}"
             ),
@@ -55,7 +61,7 @@ impl Problem {
 }
 
 /// What is wrong with a port that somebody else made, as seen from a guest in `vlan`, if the bridge has VLANs.
-fn problem(link: &Link, port: Port, vlan: Option<(u16, &[u16])>) -> Option<Problem> {
+fn problem(link: &Link, port: Port, links: &[Link], vlan: Option<(u16, &[u16])>) -> Option<Problem> {
     if !link.up {
         return Some(Problem::Down);
     }
@@ -70,6 +76,9 @@ fn problem(link: &Link, port: Port, vlan: Option<(u16, &[u16])>) -> Option<Probl
     }
     if port.locked {
         return Some(Problem::Locked);
+    }
+    if carries_one_address(link, links).is_some() {
+        return Some(Problem::OneAddress);
     }
     vlan.filter(|(vlan, of_port)| !of_port.contains(vlan)).map(|(vlan, _)| Problem::OtherVlan(vlan))
 }
@@ -105,7 +114,9 @@ pub(super) fn notices(
     let others = links.iter().filter(|link| link.master == Some(bridge.index) && link.tun.is_none());
     let ports: Vec<_> = others
         .filter(|link| link.id.index != port.index)
-        .filter_map(|link| Some((link, problem(link, link.port?, vlan.map(|vlan| (vlan, of_port(link)))))))
+        .filter_map(|link| {
+            Some((link, problem(link, link.port?, &links, vlan.map(|vlan| (vlan, of_port(link))))))
+        })
         .collect();
     let is_uplink = |link: &Link| uplink.is_some_and(|uplink| uplink.index == link.id.index);
     let one_passes = ports.iter().any(|(_, problem)| problem.is_none());

@@ -29,6 +29,7 @@ use crate::Error;
 use crate::error::{BridgeError, HostError, UplinkProblem};
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
+use crate::wire::one_address::carries_one_address;
 
 /// Whether `nic` can be an uplink of the bridge `of`: what can be told before anything is changed.
 pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Error> {
@@ -51,6 +52,11 @@ pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Er
     {
         let (of, kind) = (master.id.name.clone(), master.kind.clone());
         return problem(UplinkProblem::Port { of, kind });
+    }
+    if let Some(on) = carries_one_address(link, &links) {
+        let itself = on.id == link.id;
+        let (on, kind) = (on.id.name.clone(), on.kind.clone());
+        return problem(UplinkProblem::OneAddress { on, kind, itself });
     }
     if let Some(on_it) =
         links.iter().find(|other| other.macvlan.is_some() && other.lower == Some(link.id.index))

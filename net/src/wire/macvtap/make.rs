@@ -9,6 +9,7 @@ use crate::host::sysfs::Sysfs;
 use crate::host::wire_link::Role;
 use crate::host::{Change, Host, Link, LinkId, NewMacvlan, Refusal, Wiring};
 use crate::wire::made::{self, Made, Parts};
+use crate::wire::one_address::carries_one_address;
 use crate::{Backend, Error, HostAddress, Mac, MacvtapConfig, MacvtapMode, NetConfig};
 
 /// Makes the macvtap that `config` asks for and attaches to it.
@@ -121,6 +122,12 @@ fn check_parent(
         return problem(ParentProblem::Wireless);
     }
     let links = wiring.netlink().links().map_err(asking("the host's links".to_owned()))?;
+    // The kernel has a macvtap on a macvlan be beside that, on its NIC.
+    if let Some(on) =
+        carries_one_address(parent, &links).filter(|on| on.id != parent.id || on.macvlan.is_none())
+    {
+        return problem(ParentProblem::OneAddress { on: on.id.name.clone(), kind: on.kind.clone() });
+    }
     let master = links.iter().find(|link| Some(link.id.index) == parent.master);
     // A port of a VRF is free for a macvtap; of these it is not.
     if let Some(master) =
