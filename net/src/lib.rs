@@ -28,7 +28,8 @@
 //!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap.
 //!   `nat.rs`: NAT. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop.
 //!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`: which
-//!   kinds of link this kernel makes. `port_guard.rs`: what a guest may not send into a bridge. `tun_settings.rs`: how a link of the tun driver is left.
+//!   kinds of link this kernel makes. `port_guard.rs`: what a guest may not send into a bridge. `mac_taken.rs`: that its
+//!   address is free. `tun_settings.rs`: how a link of the tun driver is left.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense. `error/`:
 //!   [`Error`], an enum for each kind of wire.
 //! - `sys.rs`: ioctls, `readv`, `writev`; `sys/packet.rs`: packet sockets.

@@ -130,7 +130,7 @@ impl Netns {
     pub fn everything(&self) -> String {
         const SCRIPT: &str = "
             of() { ip $1 -d link; ip $1 address; ip $1 neigh show nud permanent; ip $1 route show table all; ip $1 -6 route show table all; }
-            of; bridge vlan show; nft list ruleset
+            of; bridge vlan show; bridge fdb show | grep static | sort; nft list ruleset
             cd /proc/sys/net && grep -rs . ipv4/conf ipv4/ip_forward ipv6/conf | grep -Ev 'secret|tun./addr_gen' | sort
             ls -d /run/netns/* /run/wirevm/* 2>&- | grep -v /lock$
             for name in $(ls /run/netns 2>&-); do echo $name; of \"-n $name\"; done";

@@ -4,9 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{ROOT, not_permitted};
-use crate::HostAddress;
 use crate::host::netlink::Refusal;
 use crate::text::word;
+use crate::{HostAddress, Mac};
 
 /// What the host refuses, or does not have. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,14 @@ pub enum HostError {
         /// The other link.
         on: String,
     },
+    /// A link on the way of the guest's frames has its Ethernet address, or another guest there.
+    #[error("mac={mac}: {by} has this address")]
+    MacTaken {
+        /// The address.
+        mac: Mac,
+        /// The link, or whose address it is.
+        by: String,
+    },
     /// Another link of the host has the address, or a part of its subnet.
     #[error("host={address}: {on} has {theirs} already")]
     AddressTaken {
@@ -131,6 +139,7 @@ impl HostError {
             Self::Namespace { source, .. } if not_permitted(source) => {
                 "run it as root: network namespaces need CAP_SYS_ADMIN".to_owned()
             }
+            Self::MacTaken { .. } => "use another one, or drop mac= for a random one".to_owned(),
             Self::GuestTaken { on, .. } => {
                 format!("choose another one; ip address show dev {} tells why", word(on))
             }

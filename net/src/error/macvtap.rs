@@ -4,9 +4,9 @@ use std::fmt;
 use std::io;
 
 use super::{ROOT, list};
+use crate::HostAddress;
 use crate::host::holders::Holder;
 use crate::text::word;
-use crate::{HostAddress, Mac};
 
 /// What goes wrong with a macvtap. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +25,6 @@ pub enum MacvtapError {
         parent: String,
         /// Why not.
         problem: ParentProblem,
-    },
-    /// A link that shares the NIC has the address, or the NIC itself.
-    #[error("mac={mac}: {by} has this address")]
-    MacTaken {
-        /// The address.
-        mac: Mac,
-        /// The link.
-        by: String,
     },
     /// A key that goes with a new link is given for one that exists.
     #[error("{key}=: {name} is a macvtap that exists, with a {key} of its own")]
@@ -88,7 +80,6 @@ impl MacvtapError {
         Some(match self {
             Self::NoParent { .. } => "name a NIC of the host, or a macvtap that exists: ip link".to_owned(),
             Self::BadParent { problem, .. } => problem.remedy(),
-            Self::MacTaken { .. } => "use another one, or drop mac= for a random one".to_owned(),
             Self::Adopted { key, .. } => format!("drop {key}=, or name the NIC for a new one"),
             Self::WholeSubnet { theirs, .. } => format!(
                 "take the part of {theirs} that the guests' addresses are in, by a longer prefix: the host then reaches \

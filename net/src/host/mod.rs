@@ -18,6 +18,7 @@ pub(crate) mod free_subnet;
 pub(crate) mod holders;
 mod journal;
 mod link_settings;
+mod mac_taken;
 mod namespace;
 mod nat;
 pub(crate) mod netlink;

@@ -8,6 +8,7 @@ mod bridge;
 mod macvlan;
 mod neighbour;
 mod route;
+mod station;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -26,6 +27,7 @@ pub(crate) use self::bridge::{Bridge, Port, PortState, Stp, VlanMember};
 pub(crate) use self::macvlan::NewMacvlan;
 pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
+pub(crate) use self::station::Placed;
 use crate::text::word;
 use crate::{HostAddress, MacvtapMode, TunMode, printable};
 

@@ -9,6 +9,7 @@ pub(crate) mod uplink;
 
 use crate::error::{BridgeError, ChangeKind, HostError};
 use crate::host::firewall::bridged_notices;
+use crate::host::netlink::Placed;
 use crate::host::wire_link::Role;
 use crate::host::{Change, Host, Link, LinkId, Sysctl, VlanMember, Wiring};
 use crate::wire::made::{self, Made, Parts};
@@ -22,6 +23,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     let uplink = config.uplink.as_ref();
     let uplink =
         uplink.map(|nic| uplink::check(&mut wiring, nic.as_str(), config.name.as_str())).transpose()?;
+    check_mac(&mut wiring, mac, config, uplink.as_ref())?;
     bridged_notices(config.name.as_str()).into_iter().for_each(|notice| wiring.notice(notice));
     let bridge = join(&mut wiring, config, uplink.as_ref())?;
     if let Some(nic) = &uplink {
@@ -66,6 +68,14 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     if let Some(vlan) = config.vlan {
         put_into_vlan(&mut wiring, config, &bridge, &link.id, vlan)?;
     }
+    let (port, placed) = (&link.id, Placed { mac: mac.octets() });
+    wiring.make_by(
+        |netlink| netlink.place_station(port, &placed),
+        ChangeKind::Other,
+        placed.command(port),
+        None,
+        "the bridge knows where the guest is, before it speaks",
+    )?;
     guard(&mut wiring, &link.id, &bridge.id, all.guard);
     wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")?;
 
@@ -94,6 +104,21 @@ const AS_THE_UPLINK: [&str; 10] = [
     "net/ipv4/conf/LINK/arp_ignore",
     "net/ipv4/conf/LINK/arp_announce",
 ];
+
+/// Refuses a `mac` that is on the bridge already, or at the NIC that is to join it.
+fn check_mac(
+    wiring: &mut Wiring,
+    mac: Mac,
+    config: &BridgeConfig,
+    uplink: Option<&Link>,
+) -> Result<(), Error> {
+    let joining: Vec<_> = uplink.map(|nic| &nic.id).into_iter().collect();
+    match (wiring.find_link(config.name.as_str())?, uplink) {
+        (Some(bridge), _) => wiring.check_mac(mac, &bridge.id, &joining),
+        (None, Some(nic)) => wiring.check_mac(mac, &nic.id, &[]),
+        (None, None) => Ok(()),
+    }
+}
 
 /// The record of a bridge that wirevm made.
 fn record_of(bridge: &LinkName) -> String {

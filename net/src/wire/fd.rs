@@ -66,7 +66,14 @@ pub(crate) fn open(config: &FdConfig, all: &NetConfig, host: &Host) -> Result<Ma
         (None, false) => Mac::random().map_err(|source| HostError::RandomMac { source })?,
         // The link brings the frames to its own address, and no others.
         (Some(mac), true) => {
-            backend.set_mac(mac.octets()).map_err(backend.refusal("Ethernet address"))?;
+            let taken = [Some(libc::EADDRINUSE), Some(libc::EBUSY)];
+            match backend.set_mac(mac.octets()) {
+                Err(error) if taken.contains(&error.raw_os_error()) => {
+                    let by = "another link on its NIC".to_owned();
+                    return Err(HostError::MacTaken { mac, by }.into());
+                }
+                set => set.map_err(backend.refusal("Ethernet address"))?,
+            }
             mac
         }
         (None, true) => Mac::new(backend.mac).map_err(|_| backend.problem("Ethernet address"))?,
@@ -74,6 +81,12 @@ pub(crate) fn open(config: &FdConfig, all: &NetConfig, host: &Host) -> Result<Ma
     // There is nothing to change, and so nothing to undo.
     let mut wiring = Wiring::begin(host, all.netns.as_ref())?;
     wiring.release_lock();
+    if !backend.is_macvtap {
+        if mac.octets() == backend.mac {
+            return Err(HostError::MacTaken { mac, by: name }.into());
+        }
+        seen.as_ref().map_or(Ok(()), |tap| wiring.check_mac(mac, tap, &[]))?;
+    }
     if let Some(down) = down {
         wiring.notice(down);
     }

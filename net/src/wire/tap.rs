@@ -29,6 +29,7 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     let link = wiring.netlink().link(&name);
     let link = link.map_err(|refusal| HostError::Ask { what: format!("the link {name}"), refusal })?;
     let link = link.ok_or_else(|| HostError::LinkGone { name: name.clone() })?;
+    wiring.check_mac(mac, &link.id, &[])?;
     let guest_mtu = mtu.unwrap_or(u16::try_from(link.mtu).unwrap_or(*MTU.end()));
     // Somebody who made the tap has addressed it too, if he wanted to.
     let hosts = match &config.hosts[..] {

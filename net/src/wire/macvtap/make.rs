@@ -136,19 +136,45 @@ fn check_parent(
         let (of, kind) = (master.id.name.clone(), master.kind.clone());
         return problem(ParentProblem::Port { of, kind });
     }
-    let on_it = || links.iter().filter(|link| link.macvlan.is_some() && link.lower == Some(parent.id.index));
+    let nic = nic_of(parent);
+    let on_it = || links.iter().filter(|link| link.macvlan.is_some() && nic.is_some() && link.lower == nic);
     if let Some(other) = on_it().find(|link| link.macvlan == Some(MacvtapMode::Passthru)) {
         return problem(ParentProblem::Taken { by: other.id.name.clone() });
     }
     if let Some(other) = on_it().next().filter(|_| mode == MacvtapMode::Passthru) {
         return problem(ParentProblem::Shared { with: other.id.name.clone() });
     }
-    if let Some(mac) = mac.filter(|_| mode != MacvtapMode::Passthru)
-        && let Some(other) = on_it().chain([parent]).find(|link| link.mac == Some(mac.octets()))
-    {
-        return Err(MacvtapError::MacTaken { mac, by: other.id.name.clone() }.into());
+    if let Some(mac) = mac.filter(|_| mode != MacvtapMode::Passthru) {
+        check_mac(wiring, mac, parent, &links, None)?;
     }
     Ok(())
+}
+
+/// The index of the NIC that a macvtap on `parent` is on: the kernel has one on a macvlan be beside that. None where it is out of
+/// sight.
+fn nic_of(parent: &Link) -> Option<u32> {
+    if parent.macvlan.is_some() { parent.lower } else { Some(parent.id.index) }
+}
+
+/// Refuses `mac` where a link of `links` beside a macvtap on `parent` has it, other than `itself`, or the NIC, or what is on that
+/// where it is a bridge.
+fn check_mac(
+    wiring: &mut Wiring,
+    mac: Mac,
+    parent: &Link,
+    links: &[Link],
+    itself: Option<&LinkId>,
+) -> Result<(), Error> {
+    let nic = nic_of(parent);
+    let is_beside = |link: &&Link| link.macvlan.is_some() && nic.is_some() && link.lower == nic;
+    let beside = links.iter().filter(|link| Some(&link.id) != itself && is_beside(link));
+    if let Some(other) = beside.chain([parent]).find(|link| link.mac == Some(mac.octets())) {
+        return Err(HostError::MacTaken { mac, by: other.id.name.clone() }.into());
+    }
+    match links.iter().find(|link| Some(link.id.index) == nic) {
+        Some(nic) => wiring.check_mac(mac, &nic.id, &[]),
+        None => Ok(()),
+    }
 }
 
 /// The host's addresses on a link of its own. A subnet of the parent's may be cut up: the longer prefix wins, so a part of it,
@@ -250,6 +276,13 @@ fn adopt_link(
     }
     if !config.sources.is_empty() {
         return adopted("source");
+    }
+    let links = wiring.links()?;
+    let parent = links.iter().find(|parent| Some(parent.id.index) == link.lower);
+    if let (Some(mac), Some(parent)) = (mac, parent)
+        && link.macvlan != Some(MacvtapMode::Passthru)
+    {
+        check_mac(wiring, mac, parent, &links, Some(&link.id))?;
     }
     if let Some(before) = link.mac {
         let mac = mac.map_or(before, Mac::octets);
