@@ -123,14 +123,6 @@ fn what_somebody_else_made_since_is_not_touched() {
         let before = state();
         assert_eq!(cleaned(), [""; 0]);
         assert_eq!((state(), records()), (before, vec![]));
-
-        // The same number, under another name.
-        kill(holding("tap=tap0,mtu=1400"));
-        run("ip link set tap0 down");
-        run("ip link set tap0 name other");
-        let before = state();
-        assert_eq!(cleaned(), [""; 0]);
-        assert_eq!((state(), records()), (before, vec![]));
     });
 }
 

@@ -193,7 +193,7 @@ impl Change {
     }
 
     /// The links that it needs.
-    fn links(&self) -> Vec<&LinkId> {
+    pub(super) fn links(&self) -> Vec<&LinkId> {
         match self {
             Self::Mtu(link, _)
             | Self::AddAddress(link, _)
@@ -222,16 +222,49 @@ impl Change {
         }
     }
 
-    /// True where each link that it needs is the same as when it was written: the number is still of that name. Another
-    /// process may have made another link since, with the name or (after very many) with the number.
-    pub(crate) fn is_of_the_same_links(&self, netlink: &mut Netlink) -> Result<bool, Refusal> {
-        for link in self.links() {
-            let found = netlink.link_by_index(link.index)?;
-            if found.is_none_or(|found| found.id.name != link.name) {
-                return Ok(false);
-            }
+    /// The same, to be found under other names.
+    pub(super) fn links_mut(&mut self) -> Vec<&mut LinkId> {
+        match self {
+            Self::Mtu(link, _)
+            | Self::AddAddress(link, _)
+            | Self::RemoveAddress(link, _)
+            | Self::AddPeer(link, _)
+            | Self::RemovePeer(link, _)
+            | Self::Up(link)
+            | Self::Down(link)
+            | Self::Mac(link, _)
+            | Self::NoIpv6Address(link)
+            | Self::DeleteLink(link)
+            | Self::GiveAddress(link, _)
+            | Self::TakeAddress(link, _)
+            | Self::GiveRoute(link, _)
+            | Self::TakeRoute(link, _)
+            | Self::GiveNeighbour(link, _)
+            | Self::TakeNeighbour(link, _)
+            | Self::Leave(link)
+            | Self::FilterVlans(link)
+            | Self::AddVlan(link, ..)
+            | Self::RemoveVlan(link, _)
+            | Self::TunFlags(link, _)
+            | Self::TunHeader(link, ..) => vec![link],
+            Self::Join(port, bridge) => vec![port, bridge],
+            Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
-        Ok(true)
+    }
+
+    /// The names of links in what it needs by name.
+    pub(super) fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Sysctl(sysctl) => sysctl.links(),
+            _ => vec![],
+        }
+    }
+
+    /// Has it need `now` where it needed `then` by name.
+    pub(super) fn rename(&mut self, then: &str, now: &str) {
+        if let Self::Sysctl(sysctl) = self {
+            sysctl.rename(then, now);
+        }
     }
 
     /// True where the refusal says that there is nothing (more) to change: somebody else did it, or deleted the link, or we

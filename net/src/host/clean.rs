@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::path::PathBuf;
 
+use super::identity::{Found, Marker};
 use super::journal::{Line, Lock, Record, boot, warn};
 use super::wait::Patience;
 use super::{Change, Host, Namespace, NamespaceId, Netlink, Step, line_at};
@@ -16,8 +17,8 @@ const WHY: &str = "left by a wirevm that is gone";
 /// Takes back what wirevm processes have left that ended without doing it themselves, the last change first, and tells `host` each
 /// step. [`Wire::open`](crate::Wire::open) begins with it.
 ///
-/// What they made is known by their records, and each link by its number and name and namespace: what anybody else made
-/// since is not touched. A change that cannot be taken back is logged and stays recorded, for the next time, and so is one of
+/// What they made is known by their records, and each link by its namespace, its number, and what else tells it from others (see
+/// `identity.rs`), whatever name it has by now: what anybody else made since is not touched. A change that cannot be taken back is logged and stays recorded, for the next time, and so is one of
 /// which nobody here can tell whether it is there still.
 ///
 /// Returns the steps.
@@ -49,8 +50,15 @@ pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
     }
     order(&mut lines);
     let mut places = Places::default();
-    lines.retain(|line| !matches!(places.try_in(line, |_| ()), Ok(None)));
-    Ok(lines.iter().map(|line| Step { command: places.command(line), why: WHY }).collect())
+    let steps = lines.iter().filter_map(|line| {
+        let now = match places.try_in(line, |_, now| now.clone()) {
+            Ok(None) => return None,
+            Ok(Some(now)) => now,
+            Err(_) => line.undo.clone(),
+        };
+        Some(Step { command: places.command(line, &now), why: WHY })
+    });
+    Ok(steps.collect())
 }
 
 pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
@@ -72,8 +80,8 @@ pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
     let (mut places, mut patience) = (Places::default(), Patience::default());
     for (record, line) in lines {
         match replay(&mut places, &mut patience, &line) {
-            Replayed::Made => {
-                made(Step { command: places.command(&line), why: WHY });
+            Replayed::Made(now) => {
+                made(Step { command: places.command(&line, &now), why: WHY });
                 if !read[record].1.is_empty() && line.undo.is_to_be_repeated() {
                     read[record].1.insert(0, line);
                 }
@@ -122,7 +130,7 @@ pub(super) fn undo(lock: Option<&Lock>, mut record: Record) {
         let replayed = replay(&mut places, &mut patience, line);
         one_failed |= matches!(replayed, Replayed::Refused);
         let again = one_failed && line.undo.is_to_be_repeated();
-        matches!(replayed, Replayed::Refused) || again && matches!(replayed, Replayed::Made)
+        matches!(replayed, Replayed::Refused) || again && matches!(replayed, Replayed::Made(_))
     });
     lines.reverse();
     match lock {
@@ -138,27 +146,30 @@ fn order(lines: &mut [Line]) {
 }
 
 enum Replayed {
-    Made,
+    /// By the names that its links have now.
+    Made(Change),
     /// It was not there any more.
     Nothing,
     Refused,
 }
 
 fn replay(places: &mut Places, patience: &mut Patience, line: &Line) -> Replayed {
-    let tried = places.try_in(line, |netlink| patience.once_free(|| line.undo.make_as_undo(netlink)));
-    let command = places.command(line);
+    let tried =
+        places.try_in(line, |netlink, now| (patience.once_free(|| now.make_as_undo(netlink)), now.clone()));
     match tried {
-        Ok(Some(Ok(()))) => {
-            log::debug!("undone: {command}");
-            Replayed::Made
+        Ok(Some((Ok(()), now))) => {
+            log::debug!("undone: {}", places.command(line, &now));
+            Replayed::Made(now)
         }
         Ok(None) => Replayed::Nothing,
-        Ok(Some(Err(refusal))) if line.undo.is_done(&refusal) => Replayed::Nothing,
-        Ok(Some(Err(refusal))) => {
+        Ok(Some((Err(refusal), now))) if now.is_done(&refusal) => Replayed::Nothing,
+        Ok(Some((Err(refusal), now))) => {
+            let command = places.command(line, &now);
             log::warn!("cannot undo a change of the host ({command}): {refusal}");
             Replayed::Refused
         }
         Err(error) => {
+            let command = places.command(line, &line.undo);
             log::warn!("cannot tell whether a change is there still, to undo it ({command}): {error}");
             Replayed::Refused
         }
@@ -174,17 +185,19 @@ struct Place {
     /// Where it was found.
     path: PathBuf,
     netlink: Netlink,
+    marker: Marker,
 }
 
 impl Places {
-    /// Runs `call` where the line says; none where it is sure that nothing of it is left.
+    /// Runs `call` where the line says, with its undo for the links by the names that they have now; none where it is sure that
+    /// nothing of it is left.
     ///
     /// # Errors
     /// It cannot be told, or the namespace cannot be entered.
     fn try_in<T: Send>(
         &mut self,
         line: &Line,
-        call: impl FnOnce(&mut Netlink) -> T + Send,
+        call: impl FnOnce(&mut Netlink, &Change) -> T + Send,
     ) -> io::Result<Option<T>> {
         if line.boot != boot()? {
             return Ok(None);
@@ -193,22 +206,26 @@ impl Places {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
                 let found = Namespace::find(line.namespace)?;
-                let place = |(namespace, path)| Place { namespace, path, netlink: Netlink::new() };
+                let place = |(namespace, path)| {
+                    let (netlink, marker) = (Netlink::new(), Marker::default());
+                    Place { namespace, path, netlink, marker }
+                };
                 unknown.insert(found.map(place))
             }
         };
-        let Some(Place { namespace, netlink, .. }) = place else { return Ok(None) };
-        let tried = namespace.run(|| match line.undo.is_of_the_same_links(netlink) {
-            Ok(true) => Ok(Some(call(netlink))),
-            Ok(false) => Ok(None),
+        let Some(Place { namespace, netlink, marker, .. }) = place else { return Ok(None) };
+        let tried = namespace.run(|| match marker.find(netlink, &line.kept()) {
+            Ok(Found::Same(now)) => Ok(Some(call(netlink, &now))),
+            Ok(Found::Gone) => Ok(None),
+            Ok(Found::Unsure(why)) => Err(io::Error::other(why)),
             Err(refusal) => Err(io::Error::other(refusal)),
         });
         tried?
     }
 
-    /// The command of the line for where it is to be run.
-    fn command(&self, line: &Line) -> String {
-        let command = line.undo.command();
+    /// The command of the line's undo, as it is `now`, for where it is to be run.
+    fn command(&self, line: &Line, now: &Change) -> String {
+        let command = now.command();
         match self.0.get(&line.namespace) {
             // The names of namespaces are the same in each of them.
             _ if matches!(line.undo, Change::DeleteNamespace { .. }) => command,

@@ -1,8 +1,9 @@
 //! What is taken back later than all else, or earlier: after the last descriptor of a link is closed, which may be before or after the
 //! wiring goes.
 
+use super::identity::{Found, Kept, Marker};
 use super::journal::{Line, Record};
-use super::take_back::is_undone;
+use super::take_back::{find, is_undone};
 use super::wait::Patience;
 use super::{Change, Host, Namespace, Netlink, Wiring};
 use crate::Error;
@@ -14,7 +15,7 @@ pub(crate) struct DeferredUndo {
     namespace: Namespace,
     record: Option<Record>,
     host: Host,
-    undo: Vec<Change>,
+    undo: Vec<Kept>,
 }
 
 impl Wiring {
@@ -36,10 +37,12 @@ impl DeferredUndo {
     /// # Errors
     /// It cannot be recorded; then the change is not to be made.
     pub(crate) fn keep(&mut self, undo: Change) -> Result<(), Error> {
+        let asked = |refusal| HostError::Ask { what: "the link that is to be changed".to_owned(), refusal };
+        let kept = Marker::default().mark(&mut Netlink::new(), undo).map_err(asked)?;
         if let Some(record) = &mut self.record {
-            record.write(&Line::new(self.namespace.id(), undo.clone())?)?;
+            record.write(&Line::new(self.namespace.id(), kept.clone())?)?;
         }
-        self.undo.push(undo);
+        self.undo.push(kept);
         Ok(())
     }
 
@@ -54,12 +57,14 @@ impl Drop for DeferredUndo {
     fn drop(&mut self) {
         self.host.reserve().release();
         let undone = self.namespace.run(|| {
-            let (mut netlink, mut patience) = (Netlink::new(), Patience::default());
-            self.undo.iter().rev().all(|change| match change.is_of_the_same_links(&mut netlink) {
-                Ok(false) => true,
-                Ok(true) | Err(_) => {
-                    is_undone(change, patience.once_free(|| change.make_as_undo(&mut netlink)))
+            let (mut netlink, mut marker) = (Netlink::new(), Marker::default());
+            let mut patience = Patience::default();
+            self.undo.iter().rev().all(|kept| match find(&mut marker, &mut netlink, kept) {
+                Some(Found::Same(now)) => {
+                    is_undone(&now, patience.once_free(|| now.make_as_undo(&mut netlink)))
                 }
+                Some(Found::Gone) => true,
+                Some(Found::Unsure(_)) | None => false,
             })
         });
         match (undone, self.record.take()) {

@@ -77,13 +77,14 @@ impl Wiring {
 
     /// True where a switch that several guests may need is off, or on for guests only: not where somebody has switched on `whole`,
     /// the host's, since.
-    fn is_ours_to_switch(&self, key: &str, whole: &str) -> Result<bool, Error> {
+    fn is_ours_to_switch(&mut self, key: &str, whole: &str) -> Result<bool, Error> {
         Ok(!is(whole, "1")? && (is(key, "0")? || self.is_shared(key)?))
     }
 
     /// True where some of us take part in the switch.
-    fn is_shared(&self, key: &str) -> Result<bool, Error> {
-        Ok(self.shared(&record(key))?.contains(&String::new()))
+    fn is_shared(&mut self, key: &str) -> Result<bool, Error> {
+        let what = self.record(key)?;
+        Ok(self.shared(&what)?.contains(&String::new()))
     }
 
     /// Has the guest's traffic passed on between `link` and the links that lead elsewhere. `stays`: the link is there after
@@ -145,7 +146,7 @@ impl Wiring {
     /// Sets a switch of another link, which several guests may need. Where somebody has switched on `whole`, the host's,
     /// since, it stays: it is no longer ours alone.
     fn set_shared(&mut self, key: &str, whole: &str) -> Result<(), Error> {
-        let what = record(key);
+        let what = self.record(key)?;
         if !is(key, "0")? {
             // By somebody, or by another one of us that is still there.
             return self.join(&what).map(drop);
@@ -156,9 +157,19 @@ impl Wiring {
         if made { Ok(()) } else { self.make(set(key, "1"), None, ANSWERS) }
     }
 
+    /// The name of the record of a switch that several guests share: the link's own name may change while we have it.
+    fn record(&mut self, key: &str) -> Result<String, Error> {
+        let what = key.replace('/', "-");
+        let Some(name) = super::sysctl::link_of(key) else { return Ok(what) };
+        let link = self.netlink.link(name).map_err(asked)?;
+        Ok(link.map_or(what.clone(), |link| {
+            what.replacen(&format!("-conf-{name}-"), &format!("-conf-{}-", link.id.index), 1)
+        }))
+    }
+
     /// Has the host pass on IPv6 as a whole, where the kernel has no other way.
     fn set_whole_ipv6(&mut self, whole: &str, own: &str) -> Result<(), Error> {
-        let what = record(whole);
+        let what = self.record(whole)?;
         if !is(whole, "0")? {
             return self.join(&what).map(drop);
         }
@@ -195,11 +206,6 @@ impl Wiring {
         }
         Ok(links)
     }
-}
-
-/// The name of the record of a switch that several guests share.
-fn record(key: &str) -> String {
-    key.replace('/', "-")
 }
 
 fn set(key: &str, to: &str) -> Change {

@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, Opening};
+use super::identity::{Kept, Mark};
 use super::{Change, Host, NamespaceId, wait};
 use crate::error::HostError;
 use crate::{Error, printable, sys};
@@ -128,18 +129,27 @@ pub(crate) struct Line {
     /// Where.
     pub(crate) namespace: NamespaceId,
     pub(crate) undo: Change,
+    /// What tells the links that it is for from others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    marks: Vec<Mark>,
 }
 
 impl Line {
     /// # Errors
     /// The kernel does not say which boot this is, or the undo is none that a record may have.
-    pub(crate) fn new(namespace: NamespaceId, undo: Change) -> Result<Self, Error> {
+    pub(crate) fn new(namespace: NamespaceId, kept: Kept) -> Result<Self, Error> {
+        let Kept { undo, marks } = kept;
         if let Err(why) = undo.check() {
             return Err(HostError::Unrecordable { command: undo.command(), why }.into());
         }
         let boot = boot().map_err(|source| HostError::Runtime { path: BOOT_ID.into(), source })?;
         let at = sys::since_boot().as_nanos() as u64;
-        Ok(Self { at, boot: boot.to_owned(), namespace, undo })
+        Ok(Self { at, boot: boot.to_owned(), namespace, undo, marks })
+    }
+
+    /// What is to be undone.
+    pub(crate) fn kept(&self) -> Kept {
+        Kept { undo: self.undo.clone(), marks: self.marks.clone() }
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod firewall;
 mod forwarding;
 pub(crate) mod free_subnet;
 pub(crate) mod holders;
+mod identity;
 mod journal;
 mod link_settings;
 mod mac_taken;
@@ -48,6 +49,7 @@ pub(crate) use netlink::{
 pub(crate) use peer::Peer;
 pub(crate) use sysctl::Sysctl;
 
+use self::identity::{Kept, Marker};
 use self::journal::{Line, Record};
 use self::wire_link::{Role, WireLink};
 use crate::error::{ChangeKind, HostError};
@@ -75,6 +77,7 @@ impl fmt::Display for Step {
 #[must_use = "dropping it takes the host's wiring back at once"]
 pub(crate) struct Wiring {
     netlink: Netlink,
+    marker: Marker,
     namespace: Namespace,
     /// In the order of the changes.
     undo: Vec<Undo>,
@@ -100,7 +103,7 @@ pub(crate) struct Wiring {
 #[derive(Debug)]
 enum Undo {
     /// A change of our own, recorded after so many bytes of the record.
-    Change(Change, u64),
+    Change(Kept, u64),
     /// Our part in what several share: the last one undoes it.
     Shared(Record),
 }
@@ -129,6 +132,7 @@ impl Wiring {
         let namespace = Namespace::here().map_err(|source| HostError::Namespace { name: None, source })?;
         Ok(Self {
             netlink: Netlink::new(),
+            marker: Marker::default(),
             namespace,
             undo: Vec::new(),
             record: None,
@@ -145,6 +149,7 @@ impl Wiring {
     /// Says that the host is as it shall be: others may change it.
     pub(crate) fn release_lock(&mut self) {
         self.lock = None;
+        self.marker.close();
     }
 
     /// `id` of this namespace as a link of a wire.
@@ -273,9 +278,11 @@ impl Wiring {
                 none.insert(self.lock.insert(lock).new_journal()?)
             }
         };
+        let asked = |refusal| HostError::Ask { what: "the links that are to be changed".to_owned(), refusal };
+        let kept = self.marker.mark(&mut self.netlink, undo).map_err(asked)?;
         let start = record.len();
-        record.write(&Line::new(self.namespace.id(), undo.clone())?)?;
-        Ok(Undo::Change(undo, start))
+        record.write(&Line::new(self.namespace.id(), kept.clone())?)?;
+        Ok(Undo::Change(kept, start))
     }
 
     /// Keeps the undo of what a change to come will do besides.

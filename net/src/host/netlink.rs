@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::address::LinkAddress;
 pub(crate) use self::bridge::{Bridge, Port, PortState, Stp, VlanMember};
-pub(crate) use self::macvlan::NewMacvlan;
+pub(crate) use self::macvlan::{NewMacvlan, is_of_ours};
 pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
 pub(crate) use self::station::Placed;
@@ -66,6 +66,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// Its Ethernet address, where it has one.
     pub(crate) mac: Option<[u8; 6]>,
+    /// The one that its hardware has, or that it was made with.
+    pub(crate) permanent: Option<[u8; 6]>,
     /// The kind as `ip -d link` says it (`tun`, `bridge`, `veth`...); empty for hardware.
     pub(crate) kind: String,
     /// What the tun driver adds, for a link of kind `tun`.
@@ -388,6 +390,7 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         loopback: header.ifi_flags & libc::IFF_LOOPBACK as u32 != 0,
         mtu: attributes.get_mtu().unwrap_or_default(),
         mac: attributes.get_address().ok().and_then(|mac| mac.try_into().ok()),
+        permanent: attributes.get_perm_address().ok().and_then(|mac| mac.try_into().ok()),
         kind: info.get_kind().map(lossy).unwrap_or_default(),
         tun,
         macvlan: macvlan::mode(attributes),
@@ -396,5 +399,13 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         lower: attributes.get_link().ok().filter(|_| attributes.get_link_netnsid().is_err()),
         bridge: bridge::bridge(&info),
         port: bridge::port(&info),
+    }
+}
+
+#[cfg(test)]
+impl Link {
+    /// One of which nothing is known.
+    pub(crate) fn bare(id: LinkId) -> Self {
+        Self { id, ..link(&Ifinfomsg::default(), &IterableLinkAttrs::default()) }
     }
 }

@@ -27,6 +27,13 @@ const IN_RECORDS: [&str; 5] = [
     "net/ipv6/conf/LINK/accept_ra",
 ];
 
+/// The name of the link whose setting a key is.
+pub(super) fn link_of(key: &str) -> Option<&str> {
+    let (_, rest) = key.split_once("/conf/")?;
+    let (link, _) = rest.split_once('/')?;
+    Some(link).filter(|link| !["all", "default"].contains(link))
+}
+
 /// Whether such a key may be in a record.
 fn check_key(key: &str) -> Result<(), String> {
     let is_such = |pattern: &&str| {
@@ -62,6 +69,22 @@ impl Sysctl {
         match self.value.parse::<u8>() {
             Ok(_) => Ok(()),
             Err(_) => Err(format!("{:?} is no value of {}", self.value, self.key)),
+        }
+    }
+
+    /// The names of the links whose settings these are.
+    pub(super) fn links(&self) -> Vec<&str> {
+        let keys = self.only_where.iter().map(|(key, _)| key).chain([&self.key]);
+        let mut names: Vec<_> = keys.filter_map(|key| link_of(key)).collect();
+        names.dedup();
+        names
+    }
+
+    /// Has the settings of the link `then` be those of `now`.
+    pub(super) fn rename(&mut self, then: &str, now: &str) {
+        let keys = self.only_where.iter_mut().map(|(key, _)| key).chain([&mut self.key]);
+        for key in keys.filter(|key| link_of(key) == Some(then)) {
+            *key = key.replacen(&format!("/conf/{then}/"), &format!("/conf/{now}/"), 1);
         }
     }
 
@@ -124,6 +147,14 @@ mod tests {
             assert!(Sysctl::new(key, "0").check().is_err(), "{key}");
             assert!(good.clone().only_where(key, "0").check().is_err(), "{key}");
         }
+        let mut renamed = good.clone().only_where("net/ipv4/conf/eth0.5/forwarding", "1");
+        renamed = renamed.only_where("net/ipv4/conf/all/forwarding", "0");
+        assert_eq!(renamed.links(), ["eth0.5"]);
+        renamed.rename("eth0", "x");
+        assert_eq!(renamed.links(), ["eth0.5"], "another one");
+        renamed.rename("eth0.5", "conf");
+        assert_eq!((renamed.key.as_str(), renamed.links()), ("net/ipv4/conf/conf/forwarding", vec!["conf"]));
+        assert_eq!(renamed.only_where[1].0, "net/ipv4/conf/all/forwarding");
         for value in ["", "a command", "0\n1", "|/bin/sh"] {
             assert!(Sysctl::new(&good.key, value).check().is_err(), "{value:?}");
         }

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dev, Mode, OFlags, makedev, openat, statat};
+use rustix::fs::{AtFlags, CWD, Dev, Mode, OFlags, fstat, makedev, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -26,9 +26,28 @@ impl Sysfs {
     /// # Errors
     /// There is no sysfs at all.
     pub(crate) fn open() -> io::Result<Self> {
-        let own = mount("sysfs", MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV);
-        let root = own.or_else(|_| Self::at(Path::new("/sys")));
-        root.map(|root| Self { root })
+        Self::own().or_else(|_| Self::at(Path::new("/sys")).map(|root| Self { root }))
+    }
+
+    /// One of our own, which shows the thread's network namespace for sure.
+    ///
+    /// # Errors
+    /// It may not be mounted.
+    pub(crate) fn own() -> io::Result<Self> {
+        let root = mount("sysfs", MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+        Ok(Self { root })
+    }
+
+    /// The number of the link's directory, which no other has until the next boot, and which stays when it gets another name;
+    /// none where sysfs does not show this link.
+    pub(crate) fn node(&self, link: &LinkId) -> Option<u64> {
+        let directory =
+            openat(&self.root, directory(link), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        // Asked of what was opened, for the name may be another link's by now.
+        let file = openat(&directory, "ifindex", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut index = String::new();
+        File::from(file).read_to_string(&mut index).ok()?;
+        (index.trim() == link.index.to_string()).then(|| fstat(&directory).ok().map(|found| found.st_ino))?
     }
 
     fn at(root: &Path) -> io::Result<OwnedFd> {

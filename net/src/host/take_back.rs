@@ -1,17 +1,23 @@
 //! The end of a wiring: what was changed is changed back, and what cannot be is kept on record.
 
+use super::identity::Found;
 use super::*;
 
 impl Wiring {
     /// Undoes what is left to undo, and returns what cannot be undone, in the order of the changes.
-    pub(super) fn take_back(&mut self) -> Vec<Change> {
+    pub(super) fn take_back(&mut self) -> Vec<Kept> {
         let mut failed = Vec::new();
         while let Some(undo) = self.undo.pop() {
             match undo {
-                Undo::Change(change, start) => {
-                    let taken_back = is_undone(&change, change.make_as_undo(&mut self.netlink));
-                    if !taken_back || !failed.is_empty() && change.is_to_be_repeated() {
-                        failed.insert(0, change);
+                Undo::Change(kept, start) => {
+                    let taken_back = match find(&mut self.marker, &mut self.netlink, &kept) {
+                        Some(Found::Same(now)) => is_undone(&now, now.make_as_undo(&mut self.netlink)),
+                        // Somebody deleted the link: what we wanted to take back is gone.
+                        Some(Found::Gone) => true,
+                        Some(Found::Unsure(_)) | None => false,
+                    };
+                    if !taken_back || !failed.is_empty() && kept.undo.is_to_be_repeated() {
+                        failed.insert(0, kept);
                     } else if let Some(record) = &mut self.record
                         && failed.is_empty()
                     {
@@ -24,6 +30,18 @@ impl Wiring {
         }
         failed
     }
+}
+
+/// Looks for the links of an undo, and says where it cannot be told which they are.
+pub(super) fn find(marker: &mut Marker, netlink: &mut Netlink, kept: &Kept) -> Option<Found> {
+    let found = marker.find(netlink, kept);
+    let told = match &found {
+        Ok(Found::Unsure(why)) => why.clone(),
+        Err(refusal) => refusal.to_string(),
+        Ok(_) => return found.ok(),
+    };
+    log::warn!("cannot tell whether a change is there still, to undo it ({}): {told}", kept.undo.command());
+    found.ok()
 }
 
 /// Says what became of an undo; false where it is refused.
@@ -72,7 +90,7 @@ impl Drop for Wiring {
             // For `clean` by somebody who can.
             Ok(failed) => {
                 record.cut(0);
-                let mut lines = failed.into_iter().map(|undo| Line::new(self.namespace.id(), undo));
+                let mut lines = failed.into_iter().map(|kept| Line::new(self.namespace.id(), kept));
                 if let Err(error) = lines.try_for_each(|line| record.write(&line?)) {
                     log::warn!("{error}");
                 }

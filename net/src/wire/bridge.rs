@@ -2,7 +2,7 @@
 //!
 //! A bridge that is not there is made: without spanning tree, so that a port forwards at once, and with an Ethernet address
 //! that stays, while the kernel's own choice is that of a port, which changes when the port leaves. All wirevm that are on it
-//! share it (the records `bridge:NAME` and `uplink:NAME:NIC`), and it goes with the last one. A bridge that was there stays.
+//! share it (the records `bridge:NUMBER` and `uplink:NUMBER:NUMBER`, for names change), and it goes with the last one. A bridge that was there stays.
 
 mod passing;
 pub(crate) mod uplink;
@@ -14,7 +14,7 @@ use crate::host::wire_link::Role;
 use crate::host::{Change, Host, Link, LinkId, Sysctl, VlanMember, Wiring};
 use crate::wire::made::{self, Made, Parts};
 use crate::wire::tuntap;
-use crate::{Backend, BridgeConfig, Error, LinkName, MTU, Mac, NetConfig, Tap, TunMode};
+use crate::{Backend, BridgeConfig, Error, MTU, Mac, NetConfig, Tap, TunMode};
 
 /// Makes a tap for the NIC `mac` and joins it to the bridge.
 pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host) -> Result<Made, Error> {
@@ -27,12 +27,12 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     bridged_notices(config.name.as_str()).into_iter().for_each(|notice| wiring.notice(notice));
     let bridge = join(&mut wiring, config, uplink.as_ref())?;
     if let Some(nic) = &uplink {
-        join_uplink(&mut wiring, config, nic, &bridge.id)?;
+        join_uplink(&mut wiring, nic, &bridge.id)?;
     }
     // As it is now: the uplink may have changed its MTU.
     let bridge = wiring.link(&bridge.id.name)?;
     let has_ports = wiring.links()?.iter().any(|link| link.master == Some(bridge.id.index));
-    if let Some(own) = bridge.mac.filter(|_| !has_ports && !wiring.has_shared(&record_of(&config.name))) {
+    if let Some(own) = bridge.mac.filter(|_| !has_ports && !wiring.has_shared(&record_of(&bridge.id))) {
         // The kernel forgets the address of one whose last port leaves, unless somebody has set it.
         let keep = Change::Mac(bridge.id.clone(), own);
         wiring.make(keep, None, "it keeps its own, also when its last port leaves")?;
@@ -66,7 +66,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     let why = "what comes in here goes out at the other ports";
     wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why)?;
     if let Some(vlan) = config.vlan {
-        put_into_vlan(&mut wiring, config, &bridge, &link.id, vlan)?;
+        put_into_vlan(&mut wiring, &bridge, &link.id, vlan)?;
     }
     let (port, placed) = (&link.id, Placed { mac: mac.octets() });
     wiring.make_by(
@@ -121,19 +121,24 @@ fn check_mac(
 }
 
 /// The record of a bridge that wirevm made.
-fn record_of(bridge: &LinkName) -> String {
-    format!("bridge:{bridge}")
+fn record_of(bridge: &LinkId) -> String {
+    format!("bridge:{}", bridge.index)
 }
 
 /// The record of a NIC that wirevm joined to a bridge.
-fn uplink_record_of(bridge: &LinkName, nic: &str) -> String {
-    format!("uplink:{bridge}:{nic}")
+fn uplink_record_of(bridge: &LinkId, nic: &LinkId) -> String {
+    format!("uplink:{}:{}", bridge.index, nic.index)
+}
+
+/// The numbers of the NICs that wirevm joined to a bridge.
+fn uplinks_of(wiring: &Wiring, bridge: &LinkId) -> Result<Vec<u32>, Error> {
+    let numbers = wiring.shared(&format!("uplink:{}:", bridge.index))?;
+    Ok(numbers.iter().filter_map(|number| number.parse().ok()).collect())
 }
 
 /// The bridge, made where it is absent; what other wirevm have made of it is ours too from now on.
 fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Result<Link, Error> {
     let name = config.name.as_str();
-    let record = record_of(&config.name);
     match wiring.find_link(name)? {
         Some(link) if link.bridge.is_none() => {
             // The tun driver has two kinds of link under one name.
@@ -141,26 +146,25 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
             return Err(BridgeError::NotABridge { name: name.to_owned(), kind }.into());
         }
         Some(link) => {
-            wiring.join(&record)?;
+            wiring.join(&record_of(&link.id))?;
             wiring.share_up(&link)?;
         }
         None => {
-            let make = |wiring: &mut Wiring| make(wiring, config, uplink);
-            if !wiring.share(&record, make)? {
-                // Somebody deleted the one that another wirevm made: this one is ours alone.
-                make(wiring)?;
-            }
+            let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };
+            let unused = wiring.netlink().unused_link().map_err(asked)?;
+            let id = LinkId { name: name.to_owned(), ..unused };
+            wiring.share(&record_of(&id), |wiring: &mut Wiring| make(wiring, config, &id, uplink))?;
         }
     }
     let link = wiring.link(name)?;
-    for nic in wiring.shared(&uplink_record_of(&config.name, ""))? {
-        wiring.join(&uplink_record_of(&config.name, &nic))?;
+    for index in uplinks_of(wiring, &link.id)? {
+        wiring.join(&uplink_record_of(&link.id, &LinkId { index, name: String::new() }))?;
     }
     if let Some(vlan) = config.vlan
         && link.bridge.is_none_or(|bridge| !bridge.vlan_filtering)
     {
         // Every port is in the default VLAN, so that nothing changes for the others.
-        if !wiring.has_shared(&record) {
+        if !wiring.has_shared(&record_of(&link.id)) {
             return Err(BridgeError::NoVlans { vlan, bridge: name.to_owned() }.into());
         }
         let why = "each port in its VLAN";
@@ -170,11 +174,11 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
 }
 
 /// Takes part in the uplink, which moves where no wirevm has moved it; one that was a port already stays as it is.
-fn join_uplink(wiring: &mut Wiring, config: &BridgeConfig, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
+fn join_uplink(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
     if nic.master.is_some() {
         return Ok(());
     }
-    let record = uplink_record_of(&config.name, &nic.id.name);
+    let record = uplink_record_of(bridge, &nic.id);
     let moving = |wiring: &mut Wiring| uplink::move_to(wiring, nic, bridge);
     if !wiring.share(&record, moving)? {
         // Somebody took it out of the bridge that another wirevm joined it to: this time it is ours alone.
@@ -183,10 +187,8 @@ fn join_uplink(wiring: &mut Wiring, config: &BridgeConfig, nic: &Link, bridge: &
     Ok(())
 }
 
-fn make(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Result<(), Error> {
+fn make(wiring: &mut Wiring, config: &BridgeConfig, id: &LinkId, uplink: Option<&Link>) -> Result<(), Error> {
     let name = config.name.as_str();
-    let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };
-    let id = LinkId { name: name.to_owned(), ..wiring.netlink().unused_link().map_err(asked)? };
     // The host's address stays what its neighbours know.
     let mac = match uplink.and_then(|nic| nic.mac).and_then(|mac| Mac::new(mac).ok()) {
         Some(mac) => mac,
@@ -198,9 +200,8 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
         format!("ip link add name {name} address {mac} type bridge stp_state 0 forward_delay 0{word}");
     let undo = Some(Change::DeleteLink(id.clone()));
     let why = "the switch that its ports share; it goes with the last wirevm on it";
-    let made = id.clone();
     let kind = if filter { ChangeKind::BridgeVlans } else { ChangeKind::Bridge };
-    wiring.make_by(|netlink| netlink.add_bridge(&made, mac.octets(), filter), kind, command, undo, why)?;
+    wiring.make_by(|netlink| netlink.add_bridge(id, mac.octets(), filter), kind, command, undo, why)?;
     match uplink {
         Some(nic) => {
             for key in AS_THE_UPLINK {
@@ -224,17 +225,11 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
             }
         }
     }
-    wiring.make(Change::Up(id), None, "a link that is down drops every frame")
+    wiring.make(Change::Up(id.clone()), None, "a link that is down drops every frame")
 }
 
 /// Has what comes from `port` without a tag be in `vlan`, and nothing else go out there.
-fn put_into_vlan(
-    wiring: &mut Wiring,
-    config: &BridgeConfig,
-    bridge: &Link,
-    port: &LinkId,
-    vlan: u16,
-) -> Result<(), Error> {
+fn put_into_vlan(wiring: &mut Wiring, bridge: &Link, port: &LinkId, vlan: u16) -> Result<(), Error> {
     let default = bridge.bridge.map_or(0, |bridge| bridge.default_pvid);
     if vlan == default {
         return Ok(());
@@ -246,10 +241,11 @@ fn put_into_vlan(
         wiring.make(Change::RemoveVlan(port.clone(), default), None, why)?;
     }
     // Of an uplink that was a port before us, somebody else has said its VLANs.
-    for nic in wiring.shared(&uplink_record_of(&config.name, ""))? {
-        let nic = wiring.link(&nic)?.id;
+    for index in uplinks_of(wiring, &bridge.id)? {
+        let asked = |refusal| HostError::Ask { what: "the bridge's uplink".to_owned(), refusal };
+        let Some(nic) = wiring.netlink().link_by_index(index).map_err(asked)? else { continue };
         let why = "the VLAN goes out with its tag";
-        wiring.make(Change::AddVlan(nic, vlan, VlanMember::Tagged), None, why)?;
+        wiring.make(Change::AddVlan(nic.id, vlan, VlanMember::Tagged), None, why)?;
     }
     Ok(())
 }

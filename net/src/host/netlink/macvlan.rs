@@ -23,6 +23,11 @@ const MACADDR_SET: u32 = 3;
 /// From here on are the indices of links that we make; those that the kernel chooses are far below.
 const INDICES: u32 = 1 << 20;
 
+/// True for a number of [`Netlink::unused_link`]: nobody else chooses such, and it is not chosen twice.
+pub(crate) fn is_of_ours(index: u32) -> bool {
+    (INDICES..INDICES + (1 << 20)).contains(&index)
+}
+
 /// A macvlan to be made, or a macvtap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewMacvlan {
