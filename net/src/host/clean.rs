@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::identity::{Found, Marker};
+use super::in_use::InUse;
 use super::journal::{Line, Lock, Record, boot, warn};
 use super::wait::Patience;
 use super::{Change, Host, Namespace, NamespaceId, Netlink, Step, line_at};
@@ -64,20 +65,23 @@ pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
 pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
     let (records, unreadable) = lock.left().unwrap_or_else(|error| (Vec::new(), vec![error]));
     unreadable.iter().for_each(warn);
-    let mut lines: Vec<(usize, Line)> = Vec::new();
-    let mut read = Vec::new();
+    let mut readable = Vec::new();
     for mut record in records {
         match record.lines() {
-            Ok(found) => {
-                let all = found.len();
-                lines.extend(found.into_iter().map(|line| (read.len(), line)));
-                read.push((record, Vec::new(), all));
-            }
+            Ok(found) => readable.push((record, found)),
             Err(error) => warn(&error),
         }
     }
-    lines.sort_by_key(|(_, line)| std::cmp::Reverse(line.at));
     let (mut places, mut patience) = (Places::default(), Patience::default());
+    let in_use = InUse::of(&readable, &mut places);
+    let mut lines: Vec<(usize, Line)> = Vec::new();
+    let mut read = Vec::new();
+    for (record, found) in readable.into_iter().filter(|(record, _)| !in_use.has(record)) {
+        let all = found.len();
+        lines.extend(found.into_iter().map(|line| (read.len(), line)));
+        read.push((record, Vec::new(), all));
+    }
+    lines.sort_by_key(|(_, line)| std::cmp::Reverse(line.at));
     for (record, line) in lines {
         match replay(&mut places, &mut patience, &line) {
             Replayed::Made(now) => {
@@ -178,7 +182,7 @@ fn replay(places: &mut Places, patience: &mut Patience, line: &Line) -> Replayed
 
 /// The namespaces of the lines; none where it is gone.
 #[derive(Default)]
-struct Places(HashMap<NamespaceId, Option<Place>>);
+pub(super) struct Places(HashMap<NamespaceId, Option<Place>>);
 
 struct Place {
     namespace: Namespace,
@@ -194,7 +198,7 @@ impl Places {
     ///
     /// # Errors
     /// It cannot be told, or the namespace cannot be entered.
-    fn try_in<T: Send>(
+    pub(super) fn try_in<T: Send>(
         &mut self,
         line: &Line,
         call: impl FnOnce(&mut Netlink, &Change) -> T + Send,

@@ -9,6 +9,7 @@
 //! - **A file counts only if it is this user's, and nobody else can write to it**, whoever has put it there.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -83,6 +84,21 @@ impl Directory {
     /// # Errors
     /// It is not for this user alone, or others can exchange it.
     pub fn at(path: &Path) -> io::Result<Self> {
+        let (within, name) = Self::way_to(path)?;
+        Self::make_in(within.as_fd(), Path::new(name), path.to_owned(), OTHERS_WRITE)
+    }
+
+    /// The one at `path`, which is there.
+    ///
+    /// # Errors
+    /// It is not, or not for this user alone, or others can exchange it.
+    pub(crate) fn existing(path: &Path) -> io::Result<Self> {
+        let (within, name) = Self::way_to(path)?;
+        Self::open_in(within.as_fd(), Path::new(name), path.to_owned(), OTHERS_WRITE)
+    }
+
+    /// The directory that the one at `path` is in, where nobody else can exchange it, and its name there.
+    fn way_to(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
         let name = path.file_name().ok_or_else(|| io::Error::other("it has no name of its own"))?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         // Links on the way are followed here, and nowhere else.
@@ -96,7 +112,13 @@ impl Directory {
             so_far.push(step);
             trust.check_way(&fstat(&at)?, &so_far)?;
         }
-        Self::make_in(at.as_fd(), Path::new(name), path.to_owned(), OTHERS_WRITE)
+        Ok((at, name))
+    }
+
+    /// What no other directory has, whatever it is called: device and inode.
+    pub(crate) fn id(&self) -> io::Result<(u64, u64)> {
+        let found = fstat(&self.fd)?;
+        Ok((found.st_dev, found.st_ino))
     }
 
     fn make_in(within: BorrowedFd<'_>, name: &Path, path: PathBuf, not: u32) -> io::Result<Self> {

@@ -10,17 +10,25 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, Opening};
 use super::identity::{Kept, Mark};
+use super::siblings::{self, Beacon};
 use super::{Change, Host, NamespaceId, wait};
 use crate::error::HostError;
 use crate::{Error, printable, sys};
+
+/// How long a wirevm with another runtime directory may be at a record.
+const SOON: Duration = Duration::from_secs(2);
 
 /// The one lock under which the host is changed.
 #[derive(Debug)]
@@ -75,14 +83,36 @@ impl Lock {
         Ok(record)
     }
 
-    /// The names after `prefix` of what is shared in the namespace.
+    /// The record of `what` that another runtime directory has, of which wirevm in the thread's namespace tell, held by us too.
+    pub(crate) fn join_elsewhere(&self, namespace: NamespaceId, what: &str) -> Option<Record> {
+        siblings::directories(&self.directory).into_iter().find_map(|directory| {
+            let record = Record::open(&Arc::new(directory), shared_name(namespace, what));
+            record.inspect_err(|error| log::debug!("{error}")).ok()?.filter(Record::share_soon)
+        })
+    }
+
+    /// The directory, as others in the thread's namespace are told of it for as long as this is held.
+    ///
+    /// # Errors
+    /// They cannot be told.
+    pub(super) fn beacon(&self) -> io::Result<Beacon> {
+        Beacon::new(&self.directory)
+    }
+
+    /// The names after `prefix` of what is shared in the namespace, here and where wirevm in the thread's namespace have records.
     ///
     /// # Errors
     /// The records cannot be listed.
     pub(crate) fn shared(&self, namespace: NamespaceId, prefix: &str) -> Result<Vec<String>, Error> {
         let prefix = format!("shared-{namespace}-{prefix}");
-        let names = self.names()?.into_iter();
-        Ok(names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect())
+        let others = siblings::directories(&self.directory);
+        let others = others.iter().flat_map(|directory| directory.names().unwrap_or_default());
+        let names = self.names()?.into_iter().chain(others);
+        let mut names: Vec<_> =
+            names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
@@ -218,10 +248,44 @@ impl Record {
 
     /// True where it is that of the shared `what`.
     pub(crate) fn is_of(&self, what: &str) -> bool {
-        self.name
-            .strip_prefix("shared-")
-            .and_then(|name| name.split_once('-'))
-            .is_some_and(|(_, own)| own == what)
+        self.what() == Some(what)
+    }
+
+    /// What it is the record of, where several share it.
+    fn what(&self) -> Option<&str> {
+        self.name.strip_prefix("shared-").and_then(|name| name.split_once('-')).map(|(_, what)| what)
+    }
+
+    /// The number of the bridge that it is about, with its uplink's where it is about that.
+    pub(super) fn bridge(&self) -> Option<(u32, Option<u32>)> {
+        let mut parts = self.what()?.split(':');
+        let uplink = match parts.next()? {
+            "bridge" => false,
+            "uplink" => true,
+            _ => return None,
+        };
+        let bridge = parts.next()?.parse().ok()?;
+        let nic = parts.next().and_then(|nic| nic.parse().ok());
+        (uplink == nic.is_some()).then_some((bridge, nic))
+    }
+
+    /// The numbers of the uplinks that the same directory has records of, for the bridge that this one is about.
+    pub(super) fn uplinks(&self) -> Vec<u32> {
+        let prefix = self.name.replacen("-bridge:", "-uplink:", 1) + ":";
+        let names = self.directory.names().unwrap_or_default();
+        names.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse().ok()).collect()
+    }
+
+    /// As [`share`](Self::share) where another process may be about to undo it: then it is not there any more.
+    fn share_soon(&self) -> bool {
+        let end = Instant::now() + SOON;
+        while let Err(error) = flock(&self.file, FlockOperation::NonBlockingLockShared) {
+            if error != Errno::WOULDBLOCK || Instant::now() > end {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.file.metadata().is_ok_and(|found| found.nlink() > 0)
     }
 
     /// From now on others may hold it with us.

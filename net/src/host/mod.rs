@@ -17,6 +17,7 @@ mod forwarding;
 pub(crate) mod free_subnet;
 pub(crate) mod holders;
 mod identity;
+mod in_use;
 mod journal;
 mod link_settings;
 mod mac_taken;
@@ -28,6 +29,7 @@ mod peer;
 mod port_guard;
 pub(crate) mod probe;
 pub(crate) mod settings;
+mod siblings;
 mod sysctl;
 pub(crate) mod sysfs;
 mod take_back;
@@ -51,6 +53,7 @@ pub(crate) use sysctl::Sysctl;
 
 use self::identity::{Kept, Marker};
 use self::journal::{Line, Record};
+use self::siblings::Beacon;
 use self::wire_link::{Role, WireLink};
 use crate::error::{ChangeKind, HostError};
 use crate::{Error, HostAddress, NetnsName};
@@ -78,6 +81,10 @@ impl fmt::Display for Step {
 pub(crate) struct Wiring {
     netlink: Netlink,
     marker: Marker,
+    /// The numbers of the guests' ends that are ports of a bridge for us.
+    own_ports: Vec<u32>,
+    /// Where our records are, for other wirevm in the namespace.
+    _beacon: Option<Beacon>,
     namespace: Namespace,
     /// In the order of the changes.
     undo: Vec<Undo>,
@@ -130,9 +137,15 @@ impl Wiring {
         }
         host.reserve().hold().map_err(|source| HostError::Reserve { source })?;
         let namespace = Namespace::here().map_err(|source| HostError::Namespace { name: None, source })?;
+        let beacon = lock.as_ref().and_then(|lock| {
+            let told = lock.beacon();
+            told.inspect_err(|error| log::debug!("others do not see where our records are: {error}")).ok()
+        });
         Ok(Self {
             netlink: Netlink::new(),
             marker: Marker::default(),
+            own_ports: Vec::new(),
+            _beacon: beacon,
             namespace,
             undo: Vec::new(),
             record: None,
@@ -150,6 +163,11 @@ impl Wiring {
     pub(crate) fn release_lock(&mut self) {
         self.lock = None;
         self.marker.close();
+    }
+
+    /// Says that a port of a bridge is the guest's end of this wire.
+    pub(crate) fn has_port(&mut self, port: &LinkId) {
+        self.own_ports.push(port.index);
     }
 
     /// `id` of this namespace as a link of a wire.
@@ -337,7 +355,8 @@ impl Wiring {
             self.lock = Some(Lock::take(&self.host)?);
         }
         let lock = self.lock.as_ref().expect("just taken");
-        let joined = lock.join(self.namespace.id(), what)?;
+        let id = self.namespace.id();
+        let joined = lock.join(id, what)?.or_else(|| lock.join_elsewhere(id, what));
         let found = joined.is_some();
         self.undo.extend(joined.map(Undo::Shared));
         Ok(found)

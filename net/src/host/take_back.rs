@@ -7,6 +7,7 @@ impl Wiring {
     /// Undoes what is left to undo, and returns what cannot be undone, in the order of the changes.
     pub(super) fn take_back(&mut self) -> Vec<Kept> {
         let mut failed = Vec::new();
+        let in_use = self.bridges_in_use();
         while let Some(undo) = self.undo.pop() {
             match undo {
                 Undo::Change(kept, start) => {
@@ -24,6 +25,8 @@ impl Wiring {
                         record.cut(start);
                     }
                 }
+                // On record, for whoever comes when they are free.
+                Undo::Shared(record) if in_use.has(&record) => {}
                 Undo::Shared(record) if record.take_over() => clean::undo(self.lock.as_ref(), record),
                 Undo::Shared(_) => {}
             }

@@ -45,6 +45,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     let command = tuntap::line(TunMode::Tap, &name, queues);
     wiring.tell(command, "the guest's end of the wire; it goes when we go");
     let link = wiring.link(&name)?;
+    wiring.has_port(&link.id);
 
     // A port with a smaller MTU would make that of the whole bridge smaller, and one that is the first says what it is.
     let wanted = if has_ports { bridge.mtu } else { mtu.map_or(bridge.mtu, u32::from) };

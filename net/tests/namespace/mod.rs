@@ -319,7 +319,15 @@ pub(crate) fn killed_at(spec: &str, step: usize) -> bool {
 /// Opens `spec` in a process of its own and returns when it is open. The process holds it until its standard input is
 /// closed, or it is killed.
 pub(crate) fn holding(spec: &str) -> Child {
-    let mut child = start_child(spec, 0);
+    once_open(start_child(spec, 0), spec)
+}
+
+/// The same of a process whose records are in `directory`.
+pub(crate) fn holding_with_records_in(directory: &std::path::Path, spec: &str) -> Child {
+    once_open(child_command(spec, 0).env("WIREVM_RUNTIME_DIR", directory).spawn().expect("start again"), spec)
+}
+
+fn once_open(mut child: Child, spec: &str) -> Child {
     let mut lines = io::BufReader::new(child.stdout.as_mut().expect("piped")).lines();
     let ready = lines.any(|line| line.is_ok_and(|line| line.ends_with("open")));
     assert!(ready, "{spec}: it did not open");
@@ -340,13 +348,17 @@ pub(crate) fn kill(mut child: Child) {
 }
 
 fn start_child(spec: &str, step: usize) -> Child {
-    Command::new(std::env::current_exe().expect("the path of this program"))
+    child_command(spec, step).spawn().expect("start this program again")
+}
+
+fn child_command(spec: &str, step: usize) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
+    command
         .args(["--exact", "child", "--nocapture"])
         .env(CHILD, format!("{step} {spec}"))
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start this program again")
+        .stdout(Stdio::piped());
+    command
 }
 
 /// Tells a process that it is the child of a test.
