@@ -123,6 +123,33 @@ fn a_pipe_that_nobody_writes_to_does_not_keep_the_run_from_ending() {
 }
 
 #[test]
+fn what_a_command_line_takes_away_is_said_in_one_line() {
+    let said = |cmdline: &str, more: &[&str]| {
+        let (console, messages) = run(hello(), &[&["--cmdline", cmdline], more].concat(), 0);
+        assert_eq!(console, "hello\n");
+        assert!(messages.lines().count() <= 1, "{messages}");
+        messages
+    };
+    assert!(said("console=ttyS0 noapic pci=off", &[]).contains("noapic, so it gets no ACPI"));
+    assert_eq!(said("acpi=off pci=nomsi -- noapic", &[]), "");
+}
+
+#[test]
+fn a_nic_on_a_bus_that_the_guest_does_not_look_for_is_said() {
+    let netns = harness::need!(harness::netns::Netns::new());
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    for (transport, said) in [("pci", true), ("mmio", false)] {
+        let kernel = kernel.to_str().unwrap();
+        let args =
+            ["run", "--kernel", kernel, "--cmdline", "pci=off", "--net", "tap", "--transport", transport];
+        let mut vm = Vm::start_in(&netns, &args);
+        vm.ends_with(0, SOON);
+        assert_eq!(vm.messages().contains("--transport mmio"), said, "{}", vm.state());
+    }
+}
+
+#[test]
 fn a_32_bit_kernel_is_entered_by_its_pvh_note() {
     // ebx is the start info, whose magic is first.
     guest!(code:
@@ -587,5 +614,26 @@ mod stock {
         vm.type_in("\x01p");
         vm.ends_with(0, COMMAND);
         assert!(vm.console().contains("Power down"), "{}", vm.state());
+    }
+
+    #[test]
+    fn a_kernel_that_reads_the_mp_table_has_all_without_acpi() {
+        // Debian's read neither that nor virtio_mmio.device=.
+        let kernel = need!(stock::slim());
+        for (words, transport, cpus) in [
+            ("acpi=off", "pci", "2"),
+            ("acpi=off", "mmio", "2"),
+            ("noapic reboot=k panic=1 pci=off nomodules", "mmio", "1"),
+        ] {
+            let netns = need!(Netns::new());
+            let net = ["--net", "tap,host=172.31.0.1/24", "--transport", transport, "--cpus", cpus];
+            let mut vm = kernel.boot(&netns, &format!("wirevm.dhcp {words}"), &net);
+            assert_eq!(vm.sh("nproc", COMMAND).trim(), cpus, "{words}, {transport}\n{}", vm.state());
+            let address = vm.sh("ip -4 -o addr show dev eth0", COMMAND);
+            assert!(address.contains("172.31.0.2/24"), "{words}, {transport}: {address}\n{}", vm.state());
+            vm.sh("ping -c 3 -i 0.2 -W 10 172.31.0.1", COMMAND);
+            vm.type_in("reboot -f\n");
+            vm.ends_with(0, COMMAND);
+        }
     }
 }

@@ -570,4 +570,36 @@ mod stock {
             vm.ends_with(0, COMMAND);
         }
     }
+
+    #[test]
+    fn a_guest_without_msi_x_or_acpi_or_the_ioapic_has_its_lease() {
+        let kernel = need!(stock::newest());
+        for (words, line) in [
+            ("pci=nomsi", "IO-APIC"),
+            ("acpi=off", "XT-PIC"),
+            ("acpi=off pci=nomsi", "XT-PIC"),
+            ("noapic", "XT-PIC"),
+            ("noapic pci=nomsi", "XT-PIC"),
+        ] {
+            let netns = need!(Netns::new());
+            let mut vm =
+                kernel.boot(&netns, &format!("wirevm.dhcp {words}"), &["--net", "tap,host=172.31.0.1/24"]);
+            let address = vm.sh("ip -4 -o addr show dev eth0", COMMAND);
+            assert!(address.contains("172.31.0.2/24"), "{words}: {address}\n{}", vm.state());
+            vm.sh("ping -c 3 -i 0.2 -W 10 172.31.0.1", COMMAND);
+            let lines = vm.sh("grep -E 'ttyS0|virtio0' /proc/interrupts", COMMAND);
+            assert!(lines.contains(line), "{words}: {lines}");
+            if words.contains("nomsi") {
+                assert!(lines.lines().any(|l| l.contains("virtio0") && l.contains(line)), "{words}: {lines}");
+            }
+            // The clock of a PC, where kvmclock tells no time of day.
+            let rtc = vm.sh("cat /sys/class/rtc/rtc0/since_epoch", COMMAND);
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+            let rtc: u64 = rtc.trim().parse().unwrap_or_else(|_| panic!("{rtc:?}"));
+            assert!(now.abs_diff(rtc) < 3600, "{rtc} at {now}");
+            // Without ACPI there is no power off.
+            vm.type_in("reboot -f\n");
+            vm.ends_with(0, COMMAND);
+        }
+    }
 }

@@ -40,7 +40,7 @@ const STATUS_BUTTON_PRESSED: u8 = 0x80;
 const XAPIC_ID_MAX: u32 = 254;
 
 /// The slots of the PCI bus; in slot 0 is the host bridge, which interrupts nobody.
-const PCI_SLOTS: usize = 32;
+pub(crate) const PCI_SLOTS: usize = 32;
 
 /// What the tables describe beyond what [`crate::layout`] fixes.
 #[derive(Clone, Copy, Debug)]

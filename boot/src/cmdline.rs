@@ -19,11 +19,23 @@ pub(crate) fn without_acpi(text: &str) -> bool {
         == Some("acpi=off")
 }
 
+/// Whether `text` has the kernel leave the IOAPIC alone, and so take its interrupts by the 8259s.
+pub(crate) fn without_io_apic(text: &str) -> bool {
+    words(text).any(|word| word == "noapic")
+}
+
+/// Whether `text` has the kernel look for no PCI bus.
+pub(crate) fn without_pci(text: &str) -> bool {
+    words(text)
+        .filter_map(|word| word.strip_prefix("pci="))
+        .any(|options| options.split(',').any(|o| o == "off"))
+}
+
 /// `text` with the virtio-mmio devices before it, for a kernel that learns of them by neither ACPI nor `text`
 /// (`virtio_mmio.device=SIZE@BASE:IRQ`, Linux `drivers/virtio/virtio_mmio.c`).
 pub(crate) fn with_devices(text: &str, devices: &[VirtioMmio]) -> String {
     let told = words(text).any(|word| word.starts_with("virtio_mmio.device="));
-    let devices = if without_acpi(text) && !told { devices } else { &[] };
+    let devices = if (without_acpi(text) || without_io_apic(text)) && !told { devices } else { &[] };
     let word = |device: &VirtioMmio| {
         let VirtioMmio { base, size, gsi } = device;
         format!("virtio_mmio.device={size}@{base:#x}:{gsi} ")
@@ -71,7 +83,7 @@ mod tests {
     fn a_kernel_without_acpi_is_told_of_its_devices() {
         let devices: Vec<_> = (0..2).filter_map(virtio_mmio).collect();
         let told = "virtio_mmio.device=4096@0xc0000000:5 virtio_mmio.device=4096@0xc0001000:6 ";
-        for text in ["acpi=off", "quiet acpi=off -- acpi=on", "acpi=force\tacpi=off acpi=noirq"] {
+        for text in ["acpi=off", "quiet acpi=off -- acpi=on", "acpi=force\tacpi=off acpi=noirq", "noapic"] {
             assert_eq!(with_devices(text, &devices), format!("{told}{text}"));
             assert_eq!(with_devices(text, &[]), text);
         }
@@ -81,10 +93,24 @@ mod tests {
             "acpi=offline",
             "xacpi=off",
             "acpi=off acpi=on",
-            "-- acpi=off",
+            "-- acpi=off noapic",
+            "noapictimer nolapic",
             "acpi=off virtio_mmio.device=4K@0xc0000000:5",
         ] {
             assert_eq!(with_devices(text, &devices), text);
+        }
+    }
+
+    #[test]
+    fn pci_is_off_by_its_own_word() {
+        for (text, off) in [
+            ("quiet pci=off", true),
+            ("pci=nomsi,off", true),
+            ("pci=nomsi", false),
+            ("pci=offline xpci=off", false),
+            ("-- pci=off", false),
+        ] {
+            assert_eq!(without_pci(text), off, "{text}");
         }
     }
 

@@ -3,8 +3,8 @@
 //! ```text
 //! 0x0000_0000 .. 0x000a_0000   low RAM: GDT, start info, zero page, page tables, command line
 //! 0x000a_0000 .. 0x000e_0000   where a PC has its VGA memory and option ROMs: announced as nothing
-//! 0x000e_0000 .. 0x000f_f000   ACPI tables, the RSDP first
-//! 0x000f_f000 .. 0x0010_0000   firmware: the entry by which real-mode code restarts a PC
+//! 0x000e_0000 .. 0x000f_8000   ACPI tables, the RSDP first
+//! 0x000f_8000 .. 0x0010_0000   firmware: the MP table, and the entry by which real-mode code restarts a PC
 //! 0x0010_0000 .. end of RAM    the kernel and, at the top, the initrd; ends at the hole at the latest
 //! 0xc000_0000 .. 0x1_0000_0000 the hole: device registers, never RAM
 //!    0xc000_0000               virtio-mmio windows, a page each
@@ -51,11 +51,16 @@ pub const CMDLINE_LEN: u64 = 0x1_0000;
 /// for it (ACPI 6.5 §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
 /// The room for the ACPI tables, in bytes.
-pub const ACPI_LEN: u64 = 0x1_f000;
-/// What little firmware there is, in the last page below 1 MiB.
-pub const FIRMWARE: u64 = 0xf_f000;
+pub const ACPI_LEN: u64 = 0x1_8000;
+/// What little firmware there is, in the last pages below 1 MiB.
+pub const FIRMWARE: u64 = 0xf_8000;
 /// The size of the firmware, in bytes.
-pub const FIRMWARE_LEN: u64 = 0x1000;
+pub const FIRMWARE_LEN: u64 = 0x8000;
+/// The floating pointer of the MP table with the table behind it, where a kernel without ACPI searches for it (MultiProcessor
+/// Specification 1.4 §4).
+pub const MP_TABLE: u64 = FIRMWARE;
+/// The room for both, in bytes.
+pub const MP_TABLE_LEN: u64 = 0x4000;
 /// Where real-mode code jumps to restart a PC (`ffff:0000`).
 pub const RESTART: u64 = 0xf_fff0;
 
@@ -134,8 +139,9 @@ pub const SLEEP_S5: u8 = SLEEP_TYPE_S5 << 2 | 1 << 5;
 /// SLP_TYPx of S5, as `\_S5` announces it.
 pub(crate) const SLEEP_TYPE_S5: u8 = 5;
 
-/// The interrupt lines for virtio-mmio devices, one each, none shared.
-const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+/// The interrupt lines for virtio-mmio devices, one each, none shared. First those that the 8259s have too and nothing else has; last the
+/// clock's, which a kernel without ACPI takes for its own.
+const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 13, 8];
 /// The number of virtio-mmio devices that have a window and an interrupt line.
 pub const VIRTIO_MMIO_MAX: usize = VIRTIO_GSIS.len();
 
@@ -195,7 +201,8 @@ mod tests {
             ("command line", CMDLINE, CMDLINE_LEN),
             ("end of low RAM", LOW_RAM_END, 0),
             ("acpi", ACPI, ACPI_LEN),
-            ("firmware", FIRMWARE, RESTART - FIRMWARE),
+            ("mp table", MP_TABLE, MP_TABLE_LEN),
+            ("firmware", MP_TABLE + MP_TABLE_LEN, RESTART - MP_TABLE - MP_TABLE_LEN),
             ("restart", RESTART, 0x10),
             ("himem", HIMEM, MIN_MEMORY - HIMEM),
             ("start of the hole", HOLE_START, 0),

@@ -13,7 +13,7 @@
 //! - `file.rs`: opens the user's files and reads them straight into guest memory; pipes and gzip by a buffer.
 //! - `kernel.rs`: which kind of kernel it is; `kernel/bzimage.rs`, `kernel/elf.rs`: its checks and its place.
 //! - `initrd.rs`: the initrd's place. `cmdline.rs`: the command line.
-//! - `acpi.rs`: the ACPI tables.
+//! - `acpi.rs`: the ACPI tables. `mp.rs`: what kernels without ACPI have instead.
 //! - `params.rs`: the zero page or the PVH start info, with the memory map.
 //! - `firmware.rs`: the way back to real mode, for kernels that restart by it.
 //! - `cpu.rs`: GDT, page tables and registers at entry.
@@ -32,6 +32,7 @@ mod firmware;
 mod initrd;
 mod kernel;
 pub mod layout;
+mod mp;
 mod params;
 #[cfg(test)]
 mod testing;
@@ -92,7 +93,7 @@ pub struct Images {
 /// How to boot it.
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
-    /// The command line, without a NUL. Where it has ACPI off, virtio-mmio devices are added to it.
+    /// The command line, without a NUL. Where the kernel is without ACPI by it, virtio-mmio devices are added to it.
     pub cmdline: &'a str,
     /// What the ACPI tables describe.
     pub acpi: AcpiConfig<'a>,
@@ -105,6 +106,17 @@ pub enum Protocol {
     Linux64,
     /// Xen's PVH: 32-bit protected mode without paging, EBX is the start info.
     Pvh,
+}
+
+/// Whether a guest with this command line gets no ACPI tables: with `noapic`. They are of a machine without 8259s to program, by which
+/// alone such a kernel takes its interrupts; without them it is a PC of old.
+pub fn leaves_acpi_out(cmdline: &str) -> bool {
+    cmdline::without_io_apic(cmdline)
+}
+
+/// Whether a guest with this command line looks for no PCI bus (`pci=off`).
+pub fn looks_for_no_pci(cmdline: &str) -> bool {
+    cmdline::without_pci(cmdline)
 }
 
 /// Loads kernel, initrd, command line, ACPI tables and boot parameters into `memory`, which is fresh and
@@ -120,7 +132,8 @@ pub fn load(memory: &GuestMemoryMmap, images: Images, config: &Config<'_>) -> Re
     let initrd = images.initrd.map(|initrd| initrd::load(memory, initrd, &kernel)).transpose()?;
     let cmdline = cmdline::with_devices(config.cmdline, config.acpi.virtio_mmio);
     cmdline::write(memory, &cmdline, kernel.cmdline_max)?;
-    let rsdp = acpi::write(memory, &config.acpi)?;
+    let rsdp = if leaves_acpi_out(config.cmdline) { 0 } else { acpi::write(memory, &config.acpi)? };
+    mp::write(memory, &config.acpi)?;
     match kernel.protocol {
         Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp, config.acpi.pci)?,
         Protocol::Pvh => params::write_start_info(memory, initrd, rsdp, config.acpi.pci)?,
@@ -167,6 +180,21 @@ mod tests {
         load(&memory, images(kernel.path(), None), &config).unwrap();
         let told = b"virtio_mmio.device=4096@0xc0000000:5 acpi=off\0";
         assert_eq!(bytes(&memory, CMDLINE, told.len()), told);
+    }
+
+    #[test]
+    fn a_kernel_that_takes_its_interrupts_by_the_pics_gets_no_acpi() {
+        let (bzimage, pvh) = (Scratch::new(&kernel::bzimage_image()), Scratch::new(&kernel::pvh_image()));
+        for (kernel, rsdp) in [(&bzimage, ZERO_PAGE + 0x70), (&pvh, START_INFO + 32)] {
+            for (cmdline, left_out) in [("noapic", true), ("acpi=off", false), ("-- noapic", false)] {
+                let memory = memory(64);
+                let config = Config { cmdline, ..config(&[]) };
+                load(&memory, images(kernel.path(), None), &config).unwrap();
+                assert_eq!((word(&memory, rsdp) == 0, leaves_acpi_out(cmdline)), (left_out, left_out));
+                assert_eq!(bytes(&memory, layout::ACPI, 8) == b"RSD PTR ", !left_out, "nor does it find any");
+                assert_eq!(bytes(&memory, layout::MP_TABLE, 4), b"_MP_");
+            }
+        }
     }
 
     #[test]

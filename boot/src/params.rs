@@ -182,7 +182,7 @@ mod tests {
         .into_iter()
         .flat_map(|(mib, ram)| [false, true].map(|pci| (mib, ram.clone(), pci)))
         {
-            let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x1_f000, 3), (0xf_f000, 0x1000, 2)];
+            let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x1_8000, 3), (0xf_8000, 0x8000, 2)];
             expected.extend(ram.into_iter().map(|(start, len)| (start, len, 1)));
             if pci {
                 let above = expected.iter().position(|range| range.0 > ECAM).unwrap_or(expected.len());

@@ -90,6 +90,17 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     timings.reached("machine confined");
     // Before the host is changed: who writes to a pipe takes the time that it likes.
     let images = files.read_pipes(config.memory.bytes)?;
+    if boot::leaves_acpi_out(&config.cmdline) {
+        log::warn!(
+            "the guest's command line has noapic, so it gets no ACPI, and no power button: it is ended at once"
+        );
+    }
+    if config.transport == Transport::Pci && !config.net.is_empty() && boot::looks_for_no_pci(&config.cmdline)
+    {
+        log::warn!(
+            "the guest's command line has pci=off, and its NICs are on the PCI bus (--transport mmio has none)"
+        );
+    }
     tell(channel, &FromMachine::Accepted)?;
 
     let places = transport::places(config.transport, config.net.len());
