@@ -51,13 +51,20 @@ pub(crate) fn detach() -> io::Result<Detached> {
         Forked::Child => {
             drop(read);
             setsid()?;
-            dup2_stdin(OpenOptions::new().read(true).write(true).open("/dev/null")?)?;
             Ok(Detached::Keeper(Ready(write)))
         }
     }
 }
 
 impl Ready {
+    /// Lets go of standard input, of which the machine has what it wants by now.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(crate) fn leave_stdin(&self) -> io::Result<()> {
+        Ok(dup2_stdin(OpenOptions::new().read(true).write(true).open("/dev/null")?)?)
+    }
+
     /// Says that the machine `name` runs. What wirevm says from now on goes to its log, beside what the guest says.
     ///
     /// # Errors

@@ -152,6 +152,9 @@ fn start(
         Forked::Child => unreachable!("the machine's life has no end that returns"),
     };
     wait_until_accepted(&channel, signals, &mut child)?;
+    if let Some(ready) = &ready {
+        ready.leave_stdin().map_err(host("go on without the terminal"))?;
+    }
 
     // What is not to be had leaves the host's network alone.
     let place = Place::take(config.name.as_deref(), child.id()).map_err(Error::Name)?;
