@@ -247,12 +247,12 @@ fn a_dead_machine_s_name_is_free() {
 fn a_detached_machine_can_have_its_kernel_by_standard_input() {
     let world = World::new(echo());
     let mut command = world.command(&["run", "--kernel", "/dev/stdin", "--detach", "--name", "web"]);
-    command.stdin(std::fs::File::open(&world.kernel).unwrap());
+    command.stdin(fs::File::open(&world.kernel).unwrap());
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // What it was given it does not hold.
     let pid = world.json(&["show", "web", "--json"])["pid"].as_u64().unwrap();
-    let stdin = std::fs::read_link(format!("/proc/{pid}/fd/0")).unwrap();
+    let stdin = fs::read_link(format!("/proc/{pid}/fd/0")).unwrap();
     assert_eq!(stdin, std::path::Path::new("/dev/null"));
     world.ok(&["stop", "web", "--force"]);
 }

@@ -31,6 +31,9 @@ pub trait Function: BusDevice {
 
     /// The guest-physical addresses at which its BAR 0 answers now.
     fn decodes(&self) -> Option<Range<u64>>;
+
+    /// Another function has left the addresses where it answered: events that were refused there may be listened to now.
+    fn listen_again(&self) {}
 }
 
 /// The host bridge, which operating systems leave alone: vendor and device are those of QEMU's generic one.
@@ -96,7 +99,11 @@ impl RootComplex {
         let Some((number, register)) = split(offset, data.len()) else { return };
         // Nothing of the bridge can be written.
         if let Some(function) = number.checked_sub(1).and_then(|index| self.functions.get(index)) {
+            let before = function.decodes();
             function.write_config(register, data);
+            if before.is_some() && before != function.decodes() {
+                self.functions.iter().for_each(|function| function.listen_again());
+            }
         }
     }
 

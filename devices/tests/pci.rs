@@ -1,7 +1,7 @@
 //! The PCI bus and the virtio transport on it, without KVM: a driver that finds everything by the specification's own path.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -65,7 +65,8 @@ impl Seen {
     }
 }
 
-struct Recorder(Arc<Seen>);
+/// With the addresses at which any device of the bus is listened to: there is one listener at each, as KVM has it.
+struct Recorder(Arc<Seen>, Arc<Mutex<BTreeSet<u64>>>);
 
 impl EventRoutes for Recorder {
     fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()> {
@@ -97,12 +98,16 @@ impl EventRoutes for Recorder {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         assert!(WINDOW.contains(&address), "{address:#x}");
+        if !self.1.lock().unwrap().insert(address) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         self.0.listening.lock().unwrap().insert(address, kick.try_clone().unwrap());
         Ok(())
     }
 
     fn unlisten(&self, address: u64, _: &EventFd) {
-        self.0.listening.lock().unwrap().remove(&address);
+        self.0.listening.lock().unwrap().remove(&address).expect("it was listened to");
+        self.1.lock().unwrap().remove(&address);
     }
 }
 
@@ -174,8 +179,9 @@ impl Rig {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let mut root = RootComplex::new(WINDOW);
         let seen: Vec<_> = (0..devices).map(|_| Arc::<Seen>::default()).collect();
+        let taken = Arc::default();
         for seen in &seen {
-            let (device, routes) = (Dummy(seen.clone()), Recorder(seen.clone()));
+            let (device, routes) = (Dummy(seen.clone()), Recorder(seen.clone(), Arc::clone(&taken)));
             let device = PciTransport::new(Box::new(device), memory.clone(), WINDOW, Arc::new(routes));
             root.add(Arc::new(device.unwrap()), 11);
         }
@@ -379,6 +385,28 @@ fn of_two_bars_on_one_place_the_first_answers() {
     rig.set_config(1, 0x10, 4, 0xd900_0000);
     assert_eq!(get(&rig.window, 0x800_0014, 1), 0, "the second, which nobody has touched");
     assert_eq!(rig.get(20, 1), 1);
+}
+
+#[test]
+fn bars_that_were_on_one_place_are_listened_to_again_once_they_are_apart() {
+    let rig = Rig::new(3);
+    let at = |base: u64| [base + 0x3000, base + 0x3004].to_vec();
+    let listening = || rig.seen.iter().map(|seen| seen.listening()).collect::<Vec<_>>();
+    (1..=3).for_each(|slot| rig.set_config(slot, 4, 2, 2));
+    let [first, second, third] = [1, 2, 3].map(|slot| rig.bar(slot));
+    assert_eq!(listening(), [at(first), at(second), at(third)]);
+    // All on the place of the first.
+    rig.set_config(2, 0x10, 4, first as u32);
+    rig.set_config(3, 0x10, 4, first as u32);
+    assert_eq!(listening(), [at(first), vec![], vec![]]);
+    // The first leaves, by its BAR; then who has its place now, by its command register.
+    rig.set_config(1, 0x10, 4, second as u32);
+    assert_eq!(listening(), [at(second), at(first), vec![]]);
+    rig.set_config(2, 4, 2, 0);
+    assert_eq!(listening(), [at(second), vec![], at(first)]);
+    rig.set_config(2, 0x10, 4, third as u32);
+    rig.set_config(2, 4, 2, 2);
+    assert_eq!(listening(), [at(second), at(third), at(first)]);
 }
 
 #[test]

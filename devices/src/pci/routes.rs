@@ -38,6 +38,6 @@ pub trait EventRoutes: Send + Sync {
     /// There are no resources for it, or something else listens there.
     fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()>;
 
-    /// Undoes [`EventRoutes::listen`], also one that failed.
+    /// Undoes [`EventRoutes::listen`].
     fn unlisten(&self, address: u64, kick: &EventFd);
 }

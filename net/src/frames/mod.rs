@@ -77,6 +77,13 @@ pub trait Backend: Send {
         Ok(())
     }
 
+    /// Loses what waits here for the guest: it is in a form that a driver before took, and perhaps not the next one.
+    ///
+    /// The default reads it from [`fd`](Self::fd).
+    fn drain(&mut self) {
+        queue::drain(self.fd());
+    }
+
     /// The descriptor that vhost-net can carry frames on in our place, if this kind has one.
     fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
         None

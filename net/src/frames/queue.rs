@@ -61,9 +61,20 @@ pub(crate) fn set_enabled(fd: BorrowedFd<'_>, is: &mut bool, enabled: bool) -> i
     }
     *is = enabled;
     if !enabled {
-        // The tun driver has forgotten what waited; macvtap would bring it when the queue is attached again. A read of the
-        // header alone takes the frame.
-        while rustix::io::read(fd, &mut [0; HEADER_LEN]).is_ok() {}
+        // The tun driver has forgotten what waited; macvtap would bring it when the queue is attached again.
+        drain(fd);
     }
     Ok(())
+}
+
+/// More frames than wait anywhere: who sends without end holds nobody up.
+const WAITING_MAX: usize = 1 << 16;
+
+/// Loses the frames that wait at `fd`. A read of the header alone takes the frame.
+pub(crate) fn drain(fd: BorrowedFd<'_>) {
+    for _ in 0..WAITING_MAX {
+        if rustix::io::read(fd, &mut [0; HEADER_LEN]).is_err() {
+            return;
+        }
+    }
 }

@@ -183,6 +183,20 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_can_be_lost() {
+        let (mut backend, peer) = SocketBackend::pair().unwrap();
+        (0..5).for_each(|frame| peer.send(&[frame; 100]).unwrap());
+        backend.drain();
+        let error = recv(&mut backend, &mut [0; 2], &mut [0; 200]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        peer.send(b"next").unwrap();
+        assert_eq!(recv(&mut backend, &mut [0; 2], &mut [0; 8]).unwrap(), 4);
+        // Of one whose peer is gone there is no end of nothing.
+        drop(peer);
+        backend.drain();
+    }
+
+    #[test]
     fn a_frame_larger_than_the_space_is_lost_with_an_error() {
         let (mut backend, peer) = SocketBackend::pair().unwrap();
         peer.send(b"abcde").unwrap();

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use boot::layout;
 use devices::pci::EventRoutes;
@@ -74,11 +74,25 @@ pub(crate) fn is_unmasked(vm: &VmFd, pin: u32) -> io::Result<bool> {
 pub(crate) struct Routes {
     vm: Arc<VmFd>,
     messages: Mutex<BTreeMap<u32, Message>>,
+    /// Whether it was said that KVM does not listen to some notifications.
+    unheard: Once,
+}
+
+/// Says once that KVM does not listen to a queue's notifications, unless the guest has brought that about: two BARs on one place. (A
+/// VM has room for any number of them. Of other devices on a bus it has 1000 at most: `NR_IOBUS_DEVS` of `linux/kvm_host.h`.)
+pub(crate) fn tell_unheard(error: kvm_ioctls::Error, said: &Once) {
+    if error.errno() != libc::EEXIST {
+        said.call_once(|| {
+            log::warn!(
+                "KVM does not listen to the notifications of some queues, which cost an exit each: {error}"
+            );
+        });
+    }
 }
 
 impl Routes {
     pub(crate) fn new(vm: Arc<VmFd>) -> Arc<Self> {
-        Arc::new(Self { vm, messages: Mutex::default() })
+        Arc::new(Self { vm, messages: Mutex::default(), unheard: Once::new() })
     }
 
     /// Has `gsi` send `message`.
@@ -196,12 +210,20 @@ impl EventRoutes for DeviceRoutes {
 
     fn listen(&self, address: u64, kick: &EventFd) -> io::Result<()> {
         // Any value of any width: the address says it all, and KVM need not decode the instruction.
-        Ok(self.routes.vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)?)
+        let listens = self.routes.vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch);
+        listens.map_err(|error| {
+            tell_unheard(error, &self.routes.unheard);
+            error.into()
+        })
     }
 
     fn unlisten(&self, address: u64, kick: &EventFd) {
-        // Where it did not listen, there is nothing to undo.
-        let _ = self.routes.vm.unregister_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch);
+        // The address is left to whoever has it now, whatever KVM says.
+        if let Err(error) =
+            self.routes.vm.unregister_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)
+        {
+            log::debug!("KVM does not stop listening at {address:#x}: {error}");
+        }
     }
 }
 
@@ -275,5 +297,26 @@ mod tests {
         replace(&mut messages, 24, message(1), |_| panic!("it is so already")).unwrap();
         replace(&mut messages, 25, message(2), |_| Ok(())).unwrap();
         assert_eq!(messages, BTreeMap::from([(24, message(1)), (25, message(2))]));
+    }
+
+    #[test]
+    fn kvm_listens_to_more_notifications_than_there_are_and_once_at_each_place() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            return println!("skipped: kvm_listens_to_more_notifications_than_there_are: there is no KVM");
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let (routes, lines) = (Routes::new(vm.clone()), Lines::new(vm));
+        let (first, pin) = (layout::IOAPIC_PINS, Pin { slot: 1, line: layout::pci_line(1) });
+        let device = DeviceRoutes { routes: Arc::clone(&routes), first, lines, pin };
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let at = |queue: u64| layout::PCI_WINDOW + 4 * queue;
+        // 31 NICs of 64 pairs and a control queue.
+        (0..31 * 129).for_each(|queue| device.listen(at(queue), &kick).unwrap());
+        assert_eq!(device.listen(at(0), &kick).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert!(!routes.unheard.is_completed(), "the guest may bring that about as often as it likes");
+        device.unlisten(at(0), &kick);
+        device.listen(at(0), &kick).unwrap();
+        tell_unheard(kvm_ioctls::Error::new(libc::ENOSPC), &routes.unheard);
+        assert!(routes.unheard.is_completed());
     }
 }

@@ -1,6 +1,6 @@
 //! Where the guest finds its virtio devices: on the PCI bus, or in MMIO windows that ACPI lists.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use boot::layout;
 use devices::pci::{Ecam, Ports, RootComplex, Window};
@@ -14,7 +14,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
 use crate::kvm::bus::Bus;
-use crate::kvm::irq::{DeviceRoutes, Lines, Pin, Routes, irqfd};
+use crate::kvm::irq::{DeviceRoutes, Lines, Pin, Routes, irqfd, tell_unheard};
 use vmm::config::Transport;
 
 // Two crates that do not know each other describe the same registers.
@@ -80,8 +80,9 @@ pub(crate) fn attach(
             }
         }
         Transport::Mmio => {
+            let unheard = Once::new();
             for (device, place) in devices.zip(places(transport, limit(transport))) {
-                mmio.insert(place.base, place.size, mmio_transport(vm, memory, device, place)?);
+                mmio.insert(place.base, place.size, mmio_transport(vm, memory, device, place, &unheard)?);
             }
         }
     }
@@ -100,15 +101,15 @@ fn mmio_transport(
     memory: &GuestMemoryMmap,
     device: VirtioNet,
     place: layout::VirtioMmio,
+    unheard: &Once,
 ) -> Result<Arc<MmioTransport>, Error> {
     let irq = irqfd(vm, place.gsi)?;
     let transport = MmioTransport::new(Box::new(device), memory.clone(), irq).map_err(eventfd)?;
     for (queue, kick) in transport.kicks().iter().enumerate() {
         let address = IoEventAddress::Mmio(place.base + mmio::QUEUE_NOTIFY);
-        vm.register_ioevent(kick, &address, queue as u32).map_err(|e| Error::Kvm {
-            what: "take an eventfd for a device's notifications",
-            source: e.into(),
-        })?;
+        if let Err(error) = vm.register_ioevent(kick, &address, queue as u32) {
+            tell_unheard(error, unheard);
+        }
     }
     Ok(Arc::new(transport))
 }

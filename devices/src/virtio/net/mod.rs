@@ -127,6 +127,7 @@ impl VirtioNet {
                 state: State::Idle(HostEnd { backend, carrier }),
                 paused: false,
                 poll: Duration::ZERO,
+                had_driver: false,
             };
             threads.push(spawn(life, config.affinity.get(number).copied())?);
         }

@@ -57,6 +57,8 @@ pub(super) struct PairLife {
     pub(super) paused: bool,
     /// For how long its thread polls before it sleeps, as its driver's start said.
     pub(super) poll: Duration,
+    /// A driver has started it before.
+    pub(super) had_driver: bool,
 }
 
 /// Which of the states above, with what the pair has in it.
@@ -114,7 +116,7 @@ impl PairLife {
             }
         };
         match self.make_pair(end, start) {
-            Ok(pair) => self.state = State::Paused(pair),
+            Ok(pair) => (self.state, self.had_driver) = (State::Paused(pair), true),
             Err((end, error)) => {
                 self.state = State::Idle(end);
                 return Err(error);
@@ -178,10 +180,14 @@ impl PairLife {
         if let Err(error) = end.backend.set_offloads(guest_offloads(accepted)) {
             return Err((end, Error::Offloads(self.number, error)));
         }
-        let HostEnd { backend, carrier } = end;
+        let HostEnd { mut backend, carrier } = end;
         let carrier = match carrier {
             None => None,
             Some(carrier) => {
+                // We would look whether the driver can read what waited for the one before; the kernel does not.
+                if self.had_driver {
+                    backend.drain();
+                }
                 let (memory, interrupt, queues) = (&memory, &interrupt, [&rx, &tx]);
                 match carrier.start(&Load { memory, accepted, interrupt, queues, poll }) {
                     Ok(carrier) => Some(carrier),

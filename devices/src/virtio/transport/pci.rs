@@ -118,21 +118,30 @@ impl PciTransport {
     }
 
     /// Has notifications come from where the BAR now is.
-    fn place(&self, space: &Space) {
+    fn place(&self, space: &mut Space) {
         let new = space.config.decodes(BAR_LEN, &self.window);
         let old = self.base.swap(new.unwrap_or(NOWHERE), Ordering::AcqRel);
         if new == (old != NOWHERE).then_some(old) {
             return;
         }
         for (index, kick) in self.kicks.iter().enumerate() {
-            let at = |base: u64| base + NOTIFY + NOTIFY_MULTIPLIER * index as u64;
-            if old != NOWHERE {
-                self.routes.unlisten(at(old), kick);
+            if std::mem::take(&mut space.heard[index]) {
+                self.routes.unlisten(notified_at(old, index), kick);
             }
-            if let Some(new) = new
-                && let Err(error) = self.routes.listen(at(new), kick)
-            {
-                log::debug!("notifications at {:#x} come by exits: {error}", at(new));
+        }
+        self.listen(space);
+    }
+
+    /// Has all notifications come without an exit that do not yet: another function's BAR may be on the same place for a while.
+    fn listen(&self, space: &mut Space) {
+        let base = self.base.load(Ordering::Acquire);
+        for (index, kick) in self.kicks.iter().enumerate().filter(|_| base != NOWHERE) {
+            if !space.heard[index] {
+                let at = notified_at(base, index);
+                match self.routes.listen(at, kick) {
+                    Ok(()) => space.heard[index] = true,
+                    Err(error) => log::debug!("notifications at {at:#x} come by exits: {error}"),
+                }
             }
         }
     }
@@ -200,6 +209,11 @@ impl PciTransport {
             }
         }
     }
+}
+
+/// Where a queue of a device whose BAR is at `base` is notified.
+fn notified_at(base: u64, queue: usize) -> u64 {
+    base + NOTIFY + NOTIFY_MULTIPLIER * queue as u64
 }
 
 /// Whether an access is to a queue's address as a whole. A driver is to access it in halves (§4.1.3.1), and some do not.
@@ -270,6 +284,10 @@ impl Function for PciTransport {
     fn decodes(&self) -> Option<Range<u64>> {
         let base = self.base.load(Ordering::Acquire);
         (base != NOWHERE).then(|| base..base + BAR_LEN)
+    }
+
+    fn listen_again(&self) {
+        self.listen(&mut self.space());
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Space {
     pub(super) msix: usize,
     /// The offset of the capability for access to the BAR by configuration space.
     access: usize,
+    /// Whether each queue's notifications come without an exit.
+    pub(super) heard: Vec<bool>,
 }
 
 impl Space {
@@ -58,7 +60,7 @@ impl Space {
         writable[CFG_BAR - 2] = 0xff;
         writable[CFG_OFFSET - 2..].fill(0xff);
         let access = add(&mut config, CFG_PCI, 0, 0, Some(0), &writable);
-        Self { config, table: Table::new(vectors), msix, access }
+        Self { config, table: Table::new(vectors), msix, access, heard: vec![false; queues] }
     }
 
     /// Where the data of the capability for access is (`pci_cfg_data`).
