@@ -4,6 +4,7 @@
 mod by_hand;
 mod stock;
 mod table;
+mod uplink;
 mod waits;
 
 use std::fs::File;

@@ -4,7 +4,7 @@
 use harness::{TempDir, skip};
 
 use super::table::{Wire, each_wire, vlans};
-use super::{Guests, by_hand, doctor_cleans, running};
+use super::{Guests, by_hand, doctor_cleans, running, uplink};
 
 #[test]
 fn a_vlan_with_an_uplink_goes_too_and_is_told() {
@@ -21,6 +21,13 @@ fn a_vlan_with_an_uplink_goes_too_and_is_told() {
         }
     });
     if let Err(why) = tried {
+        skip!("{why}");
+    }
+}
+
+#[test]
+fn an_uplink_that_cannot_be_one_is_refused_with_what_works() {
+    if let Err(why) = uplink::each_is_refused(&uplink::OF_RARE_KINDS) {
         skip!("{why}");
     }
 }

@@ -166,6 +166,10 @@ pub enum ChangeKind {
     BridgeVlans,
     /// The name of a network namespace.
     NamespaceName,
+    /// A port that joins a bridge.
+    Join,
+    /// A route over another link.
+    Route,
     /// A link's new address.
     Address,
     /// A value under `/proc/sys`.
@@ -189,6 +193,20 @@ impl ChangeKind {
             (Self::NamespaceName, libc::EROFS) => {
                 "have /run writable, where namespaces have their names, or name one that exists: ip netns list".to_owned()
             }
+            (Self::Join, libc::EBUSY) => {
+                "something takes its frames that is not seen from here, such as a macvlan in another network namespace, as Docker's \
+                 macvlan networks make (docker network ls; ip -all netns exec ip link): remove it, or use another NIC, or macvtap= on it"
+                    .to_owned()
+            }
+            (Self::Join, libc::EINVAL | libc::EOPNOTSUPP | libc::ELOOP) => {
+                "no bridge takes a link of that kind: use a wired NIC, a bond or a VLAN; or route: --net tap,nat".to_owned()
+            }
+            (Self::Join, libc::EXFULL) => "the bridge has as many ports as there can be (1023): use another one".to_owned(),
+            (Self::Route, libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL) => {
+                "the bridge cannot have this route of the uplink: take it away while the guest runs (ip route del), or have it in \
+                 the host's configuration on a bridge of your own"
+                    .to_owned()
+            }
             (Self::Address, libc::EACCES) => {
                 "the link has no IPv6: sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0, or drop that host=".to_owned()
             }
@@ -211,6 +229,11 @@ mod tests {
             (libc::EOPNOTSUPP, ChangeKind::BridgeVlans, "CONFIG_BRIDGE_VLAN_FILTERING"),
             (libc::EOPNOTSUPP, ChangeKind::Bridge, "modprobe bridge"),
             (libc::EACCES, ChangeKind::Address, "disable_ipv6=0"),
+            (libc::EBUSY, ChangeKind::Join, "macvlan in another network namespace"),
+            (libc::EINVAL, ChangeKind::Join, "tap,nat"),
+            (libc::EOPNOTSUPP, ChangeKind::Join, "tap,nat"),
+            (libc::EXFULL, ChangeKind::Join, "another one"),
+            (libc::EHOSTUNREACH, ChangeKind::Route, "ip route del"),
             (libc::EMFILE, ChangeKind::Other, "ulimit"),
             (libc::EPERM, ChangeKind::Other, "sudo ip x"),
         ] {

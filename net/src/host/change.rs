@@ -109,6 +109,8 @@ impl Change {
             Self::AddMacvlan(_) => ChangeKind::Macvlan,
             Self::FilterVlans(_) | Self::AddVlan(..) | Self::RemoveVlan(..) => ChangeKind::BridgeVlans,
             Self::AddAddress(..) | Self::AddPeer(..) | Self::GiveAddress(..) => ChangeKind::Address,
+            Self::Join(..) => ChangeKind::Join,
+            Self::GiveRoute(..) => ChangeKind::Route,
             Self::Sysctl(_) => ChangeKind::Sysctl,
             _ => ChangeKind::Other,
         }

@@ -5,6 +5,7 @@
 
 mod address;
 mod bridge;
+mod hops;
 mod macvlan;
 mod neighbour;
 mod route;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::address::LinkAddress;
 pub(crate) use self::bridge::{Bridge, Port, PortState, Stp, VlanMember};
+pub(crate) use self::hops::{BoundRoute, RouteLink};
 pub(crate) use self::macvlan::{NewMacvlan, is_of_ours};
 pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
@@ -84,6 +86,8 @@ pub(crate) struct Link {
     pub(crate) bridge: Option<Bridge>,
     /// What it adds for a port.
     pub(crate) port: Option<Port>,
+    /// The VLAN whose frames it takes from the link that it is on, for one of kind `vlan`.
+    pub(crate) vlan: Option<u16>,
 }
 
 /// What the tun driver says of its link.
@@ -118,15 +122,6 @@ pub(crate) struct Route {
     pub(crate) prefix: u8,
     /// By which link, where it is one.
     pub(crate) link: Option<u32>,
-}
-
-/// A link that a route leads over, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RouteLink {
-    pub(crate) link: u32,
-    pub(crate) ipv6: bool,
-    /// To a router, or to everywhere; else to what is on the link itself.
-    pub(crate) to_router: bool,
 }
 
 /// The kernel's refusal of a request: its error, and its own words where it gives any (`NLMSGERR_ATTR_MSG`).
@@ -307,44 +302,6 @@ impl Netlink {
         request.encode().push_local(address.address()).push_address(other);
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
-
-    /// The links that the namespace's routes lead over, of every table; those to multicast and of a link's own scope are
-    /// left out.
-    pub(crate) fn route_links(&mut self) -> Result<Vec<RouteLink>, Refusal> {
-        let mut route_links = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let header = Rtmsg { rtm_family: family as u8, ..Rtmsg::default() };
-            let request = rt_route::Request::new().op_getroute_dump(&header);
-            let mut replies = self.socket()?.request(&request)?;
-            while let Some((header, route)) = replies.recv().transpose()? {
-                let link_scope = matches!(route.get_dst(), Ok(IpAddr::V6(to)) if to.is_unicast_link_local());
-                if header.rtm_type != libc::RTN_UNICAST || link_scope {
-                    continue;
-                }
-                let ipv6 = family == libc::AF_INET6;
-                // Two halves of all addresses are everywhere too: so do VPNs.
-                let everywhere = header.rtm_dst_len <= 1;
-                let to_router = everywhere || route.get_gateway().is_ok() || route.get_via().is_ok();
-                let several = route.get_multipath().map(next_hops).unwrap_or_default();
-                let one = route.get_oif().ok().map(|link| (link, to_router));
-                let hops = one.into_iter().chain(several.into_iter().map(|link| (link, true)));
-                route_links.extend(hops.map(|(link, to_router)| RouteLink { link, ipv6, to_router }));
-            }
-        }
-        Ok(route_links)
-    }
-}
-
-/// The links of `RTA_MULTIPATH`: each hop begins with its length, two bytes, and its link's index, at the fifth
-/// (`struct rtnexthop`, rtnetlink(7)).
-fn next_hops(mut hops: &[u8]) -> Vec<u32> {
-    let mut links = Vec::new();
-    while let [a, b, _, _, c, d, e, f, ..] = *hops {
-        links.push(u32::from_ne_bytes([c, d, e, f]));
-        let len = usize::from(u16::from_ne_bytes([a, b])).next_multiple_of(4).max(8);
-        hops = hops.get(len..).unwrap_or_default();
-    }
-    links
 }
 
 fn ifaddrmsg(link: &LinkId, address: HostAddress) -> Ifaddrmsg {
@@ -379,6 +336,10 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         }),
         _ => None,
     };
+    let vlan = match info.get_data() {
+        Ok(LinkinfoDataMsg::Vlan(data)) => data.get_id().ok(),
+        _ => None,
+    };
     Link {
         id: LinkId {
             index: header.ifi_index as u32,
@@ -399,6 +360,7 @@ fn link(header: &Ifinfomsg, attributes: &IterableLinkAttrs<'_>) -> Link {
         lower: attributes.get_link().ok().filter(|_| attributes.get_link_netnsid().is_err()),
         bridge: bridge::bridge(&info),
         port: bridge::port(&info),
+        vlan,
     }
 }
 

@@ -26,6 +26,9 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     check_mac(&mut wiring, mac, config, uplink.as_ref())?;
     bridged_notices(config.name.as_str()).into_iter().for_each(|notice| wiring.notice(notice));
     let bridge = join(&mut wiring, config, uplink.as_ref())?;
+    if let Some(vlan) = config.vlan {
+        check_vlan(&mut wiring, vlan, &bridge.id, uplink.as_ref())?;
+    }
     if let Some(nic) = &uplink {
         join_uplink(&mut wiring, nic, &bridge.id)?;
     }
@@ -121,6 +124,20 @@ fn check_mac(
     }
 }
 
+/// Refuses a VLAN that a link of the host takes from a port before the bridge sees it.
+fn check_vlan(wiring: &mut Wiring, vlan: u16, bridge: &LinkId, uplink: Option<&Link>) -> Result<(), Error> {
+    let links = wiring.links()?;
+    let is_port = |index: u32| {
+        let port = links.iter().find(|link| link.id.index == index);
+        port.is_some_and(|port| port.master == Some(bridge.index))
+            || uplink.is_some_and(|nic| nic.id.index == index)
+    };
+    match links.iter().find(|link| link.vlan == Some(vlan) && link.lower.is_some_and(is_port)) {
+        Some(by) => Err(BridgeError::VlanTaken { vlan, by: by.id.name.clone() }.into()),
+        None => Ok(()),
+    }
+}
+
 /// The record of a bridge that wirevm made.
 fn record_of(bridge: &LinkId) -> String {
     format!("bridge:{}", bridge.index)
@@ -144,7 +161,8 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
         Some(link) if link.bridge.is_none() => {
             // The tun driver has two kinds of link under one name.
             let kind = link.tun.map_or(link.kind, |tun| tun.mode.to_string());
-            return Err(BridgeError::NotABridge { name: name.to_owned(), kind }.into());
+            let can_join = uplink::check(wiring, name, "br0").is_ok();
+            return Err(BridgeError::NotABridge { name: name.to_owned(), kind, can_join }.into());
         }
         Some(link) => {
             wiring.join(&record_of(&link.id))?;

@@ -7,6 +7,7 @@ use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{find_attr, push_header};
 use serde::{Deserialize, Serialize};
 
+use super::hops::{BoundRoute, next_hops};
 use super::{LinkId, Netlink, Refusal};
 use crate::sys;
 
@@ -14,18 +15,18 @@ use crate::sys;
 const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
 const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
+pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
-const RTA_MULTIPATH: u16 = 9;
+pub(super) const RTA_MULTIPATH: u16 = 9;
 const RTA_CACHEINFO: u16 = 12;
 const RTA_TABLE: u16 = 15;
-const RTA_VIA: u16 = 18;
+pub(super) const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
 const RTA_PAD: u16 = 21;
 const RTA_EXPIRES: u16 = 23;
-const RTA_NH_ID: u16 = 30;
+pub(super) const RTA_NH_ID: u16 = 30;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 /// Offset of `rta_expires` in `struct rta_cacheinfo`, in ticks of a hundredth of a second (`USER_HZ`).
@@ -49,7 +50,7 @@ pub(crate) struct LinkRoute {
     scope: u8,
     kind: u8,
     flags: u32,
-    attributes: Vec<(u16, Vec<u8>)>,
+    pub(super) attributes: Vec<(u16, Vec<u8>)>,
     /// When it goes, in seconds since the boot.
     ends: Option<u64>,
 }
@@ -59,8 +60,8 @@ pub(crate) struct LinkRoute {
 pub(crate) struct LinkRoutes {
     /// Those that lead over this link alone: first those that reach the gateways of the others.
     pub(crate) routes: Vec<LinkRoute>,
-    /// Words for those that lead over several links, or by a nexthop object, which cannot be moved.
-    pub(crate) others: Vec<String>,
+    /// Those that lead over several links, or by a nexthop object, which cannot be moved.
+    pub(crate) others: Vec<BoundRoute>,
 }
 
 impl LinkRoute {
@@ -168,7 +169,7 @@ impl LinkRoute {
     }
 }
 
-fn ip(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(value).map(|octets| Ipv4Addr::from(octets).into());
     v4.or_else(|_| <[u8; 16]>::try_from(value).map(|octets| Ipv6Addr::from(octets).into())).ok()
 }
@@ -178,7 +179,7 @@ impl Netlink {
     pub(crate) fn routes_over(&mut self, link: &LinkId) -> Result<LinkRoutes, Refusal> {
         let request = rt_route::Request::new().op_getroute_dump(&Rtmsg::default());
         let mut replies = self.socket()?.request(&request)?;
-        let mut found = LinkRoutes::default();
+        let (mut found, mut bound) = (LinkRoutes::default(), Vec::new());
         while let Some((header, attributes)) = replies.recv().transpose()? {
             let attributes = split(attributes.get_buf());
             let value =
@@ -197,11 +198,11 @@ impl Netlink {
                 continue;
             }
             let hops = value(RTA_MULTIPATH).map(next_hops).unwrap_or_default();
-            let several = hops.contains(&link.index);
+            let several = hops.iter().any(|hop| hop.link == link.index);
             if !several && number(RTA_OIF) != Some(link.index) {
                 continue;
             }
-            let by_object = value(RTA_NH_ID).is_some();
+            let object = number(RTA_NH_ID);
             let ticks =
                 value(RTA_CACHEINFO).and_then(|info| info.get(RTA_EXPIRES_OFFSET..RTA_EXPIRES_OFFSET + 4));
             let ticks = ticks.map(|ticks| u32::from_ne_bytes(ticks.try_into().expect("four bytes")));
@@ -220,13 +221,16 @@ impl Netlink {
                 ends: left.map(|ticks| sys::since_boot().as_secs() + u64::from(ticks.div_ceil(USER_HZ))),
                 attributes: attributes.iter().filter(|(kind, _)| kept(*kind)).cloned().collect(),
             };
-            if several || by_object {
-                found.others.push(route.words(link));
+            if several || object.is_some() {
+                bound.push((route, hops, object));
             } else {
                 found.routes.push(route);
             }
         }
         found.routes.sort_by_key(LinkRoute::has_gateway);
+        for (route, hops, object) in bound {
+            found.others.push(self.bound_route(route, &hops, object, link)?);
+        }
         Ok(found)
     }
 
@@ -270,7 +274,7 @@ impl Netlink {
 }
 
 /// The attributes of a message, each with its kind; nested ones are not looked into.
-fn split(mut buffer: &[u8]) -> Vec<(u16, Vec<u8>)> {
+pub(super) fn split(mut buffer: &[u8]) -> Vec<(u16, Vec<u8>)> {
     let mut attributes = Vec::new();
     while let [l0, l1, k0, k1, ..] = *buffer {
         let len = usize::from(u16::from_ne_bytes([l0, l1]));
@@ -281,17 +285,6 @@ fn split(mut buffer: &[u8]) -> Vec<(u16, Vec<u8>)> {
         buffer = buffer.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     attributes
-}
-
-/// The links of several next hops, each `struct rtnexthop` and its attributes.
-fn next_hops(mut buffer: &[u8]) -> Vec<u32> {
-    let mut links = Vec::new();
-    while let [l0, l1, _, _, i0, i1, i2, i3, ..] = *buffer {
-        links.push(u32::from_ne_bytes([i0, i1, i2, i3]));
-        let len = usize::from(u16::from_ne_bytes([l0, l1])).max(8);
-        buffer = buffer.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    links
 }
 
 #[cfg(test)]
@@ -342,15 +335,12 @@ mod tests {
         let odd = LinkRoute { attributes: vec![(RTA_METRICS, vec![1, 2, 3])], ..default_route() };
         odd.push(&link(), &mut buffer);
         assert_eq!(split(&buffer), [(RTA_METRICS, vec![1, 2, 3]), (RTA_OIF, vec![3, 0, 0, 0])]);
-        let hops = [8, 0, 0, 0, 2, 0, 0, 0, 16, 0, 0, 0, 3, 0, 0, 0, 8, 0, 5, 0, 10, 0, 0, 1];
-        assert_eq!(next_hops(&hops), [2, 3]);
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             split(&bytes);
-            next_hops(&bytes);
         }
     }
 }

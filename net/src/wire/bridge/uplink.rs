@@ -27,9 +27,16 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::error::{BridgeError, HostError, UplinkProblem};
+use crate::host::netlink::BoundRoute;
 use crate::host::sysfs::Sysfs;
 use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
 use crate::wire::one_address::carries_one_address;
+
+/// Kinds of link that no bridge takes (`IFF_NO_RX_HANDLER`), for all that they have an Ethernet address.
+const NO_PORTS: [&str; 1] = ["vrf"];
+
+/// Kinds of link that take the frames of the one that they are on, as a bridge would (`netdev_rx_handler_register`).
+const TAKING_FRAMES: [&str; 5] = ["macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"];
 
 /// Whether `nic` can be an uplink of the bridge `of`: what can be told before anything is changed.
 pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Error> {
@@ -58,16 +65,21 @@ pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Er
         let (on, kind) = (on.id.name.clone(), on.kind.clone());
         return problem(UplinkProblem::OneAddress { on, kind, itself });
     }
-    if let Some(on_it) =
-        links.iter().find(|other| other.macvlan.is_some() && other.lower == Some(link.id.index))
-    {
-        return problem(UplinkProblem::Shared { with: on_it.id.name.clone() });
+    if NO_PORTS.contains(&link.kind.as_str()) {
+        return problem(UplinkProblem::Kind { kind: link.kind.clone() });
+    }
+    let takes_frames = |other: &&Link| TAKING_FRAMES.contains(&other.kind.as_str());
+    if let Some(on_it) = links.iter().filter(takes_frames).find(|other| other.lower == Some(link.id.index)) {
+        let (with, kind) = (on_it.id.name.clone(), on_it.kind.clone());
+        return problem(UplinkProblem::Shared { with, kind });
     }
     let routes = wiring.netlink().routes_over(&link.id);
     let mut routes =
         routes.map_err(|refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal })?;
     match routes.others.pop() {
-        Some(route) if link.master.is_none() => problem(UplinkProblem::Route { route }),
+        Some(BoundRoute { words, over_link_alone }) if link.master.is_none() => {
+            problem(UplinkProblem::Route { route: words, over_link_alone })
+        }
         _ => Ok(link.clone()),
     }
 }
