@@ -1,10 +1,13 @@
 //! One change of the host: made by netlink or through `/proc/sys`, said as a command line, and kept in a record.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
+use super::belongings::Moved;
 use super::{
     LinkAddress, LinkId, LinkNeighbour, LinkRoute, NamespaceId, Netlink, NewMacvlan, Peer, Refusal, Sysctl,
-    VlanMember, namespace, tun_settings,
+    VlanMember, announce, namespace, tun_settings,
 };
 use crate::error::ChangeKind;
 use crate::{HostAddress, NetnsName};
@@ -34,9 +37,16 @@ pub(crate) enum Change {
     /// A route as another link had it.
     GiveRoute(LinkId, LinkRoute),
     TakeRoute(LinkId, LinkRoute),
+    /// The link knows the router of a default route that another link has learned, until it learns it itself.
+    LearnRoute(LinkId, LinkRoute),
+    UnlearnRoute(LinkId, LinkRoute),
     /// A neighbour as another link had it.
     GiveNeighbour(LinkId, LinkNeighbour),
     TakeNeighbour(LinkId, LinkNeighbour),
+    /// The neighbours on the link hear that these addresses are there, and the routers that they are asked for.
+    Announce(LinkId, Vec<IpAddr>),
+    /// A move that was made whole: the undos of its steps are made anew of what is on the link that it went to.
+    Moved(Box<Moved>),
     /// The link leaves its bridge.
     Leave(LinkId),
     /// The first link joins the second, a bridge.
@@ -74,8 +84,12 @@ impl Change {
             Self::TakeAddress(link, address) => netlink.take_address(link, address),
             Self::GiveRoute(link, route) => netlink.give_route(link, route),
             Self::TakeRoute(link, route) => netlink.take_route(link, route),
+            Self::LearnRoute(link, route) => netlink.learn_route(link, route),
+            Self::UnlearnRoute(link, route) => netlink.unlearn_route(link, route),
             Self::GiveNeighbour(link, neighbour) => netlink.give_neighbour(link, neighbour),
             Self::TakeNeighbour(link, neighbour) => netlink.take_neighbour(link, neighbour),
+            Self::Announce(link, addresses) => announce::announce(netlink, link, addresses),
+            Self::Moved(_) => Ok(()),
             Self::Leave(port) => netlink.set_master(port, None),
             Self::Join(port, bridge) => netlink.set_master(port, Some(bridge)),
             Self::FilterVlans(bridge) => netlink.filter_vlans(bridge),
@@ -145,7 +159,7 @@ impl Change {
                 format!("ip link set dev {link} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
             }
             Self::GiveAddress(link, address) => {
-                let nodad = if address.local.is_ipv6() { " nodad" } else { "" };
+                let nodad = if address.is_at_once() { " nodad" } else { "" };
                 format!("ip address add {} dev {link}{nodad}", address.words())
             }
             Self::TakeAddress(link, address) => format!("ip address del {} dev {link}", address.name()),
@@ -155,12 +169,18 @@ impl Change {
             Self::TakeRoute(link, route) => {
                 format!("ip{} route del {}", route.family_word(), route.words(link))
             }
+            Self::LearnRoute(link, route) => {
+                format!("ip -6 route append {}", route.stand_in().words(link))
+            }
+            Self::UnlearnRoute(link, route) => format!("ip -6 route del {}", route.words(link)),
             Self::GiveNeighbour(link, neighbour) => {
                 format!("ip neighbour replace {} dev {link}", neighbour.words())
             }
             Self::TakeNeighbour(link, neighbour) => {
-                format!("ip neighbour del {} dev {link}", neighbour.address)
+                format!("ip neighbour del {} dev {link}", neighbour.name())
             }
+            Self::Announce(link, addresses) => announce::words(link, addresses),
+            Self::Moved(moved) => format!("# what {} has goes back to {}", moved.to, moved.from),
             Self::Leave(port) => format!("ip link set dev {port} nomaster"),
             Self::Join(port, bridge) => format!("ip link set dev {port} master {bridge}"),
             Self::FilterVlans(bridge) => format!("ip link set dev {bridge} type bridge vlan_filtering 1"),
@@ -211,6 +231,9 @@ impl Change {
             | Self::TakeAddress(link, _)
             | Self::GiveRoute(link, _)
             | Self::TakeRoute(link, _)
+            | Self::LearnRoute(link, _)
+            | Self::UnlearnRoute(link, _)
+            | Self::Announce(link, _)
             | Self::GiveNeighbour(link, _)
             | Self::TakeNeighbour(link, _)
             | Self::Leave(link)
@@ -220,6 +243,7 @@ impl Change {
             | Self::TunFlags(link, _)
             | Self::TunHeader(link, ..) => vec![link],
             Self::Join(port, bridge) => vec![port, bridge],
+            Self::Moved(moved) => vec![&moved.from, &moved.to],
             Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
     }
@@ -241,6 +265,9 @@ impl Change {
             | Self::TakeAddress(link, _)
             | Self::GiveRoute(link, _)
             | Self::TakeRoute(link, _)
+            | Self::LearnRoute(link, _)
+            | Self::UnlearnRoute(link, _)
+            | Self::Announce(link, _)
             | Self::GiveNeighbour(link, _)
             | Self::TakeNeighbour(link, _)
             | Self::Leave(link)
@@ -250,6 +277,7 @@ impl Change {
             | Self::TunFlags(link, _)
             | Self::TunHeader(link, ..) => vec![link],
             Self::Join(port, bridge) => vec![port, bridge],
+            Self::Moved(moved) => vec![&mut moved.from, &mut moved.to],
             Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
         }
     }
@@ -274,7 +302,9 @@ impl Change {
     pub(crate) fn is_done(&self, refusal: &Refusal) -> bool {
         matches!(
             (self, refusal.errno()),
+            // What is not heard is found out later.
             (_, Some(libc::ENODEV))
+                | (Self::Announce(..) | Self::LearnRoute(..), _)
                 | (
                     Self::Sysctl(_) | Self::DeleteNamespace { .. } | Self::TakeNeighbour(..),
                     Some(libc::ENOENT)
@@ -283,7 +313,7 @@ impl Change {
                     Self::RemoveAddress(..) | Self::RemovePeer(..) | Self::TakeAddress(..),
                     Some(libc::EADDRNOTAVAIL)
                 )
-                | (Self::TakeRoute(..), Some(libc::ESRCH))
+                | (Self::TakeRoute(..) | Self::UnlearnRoute(..), Some(libc::ESRCH))
                 | (Self::AddAddress(..) | Self::AddPeer(..) | Self::GiveRoute(..), Some(libc::EEXIST))
         )
     }
@@ -334,7 +364,7 @@ mod tests {
         let bridge = LinkId { index: 8, name: "br0".to_owned() };
         let neighbour = |address: &str, router| {
             let (address, mac) = (address.parse().unwrap(), [2, 0, 0, 0, 0, 9]);
-            LinkNeighbour { address, mac, router }
+            LinkNeighbour { address, mac, router, proxy: false }
         };
         let id = NamespaceId { dev: 4, inode: 4026531840, cookie: Some(1), seen: Some(2) };
         let delete_namespace = Change::DeleteNamespace { name: "vpn".to_owned(), id };
@@ -358,6 +388,14 @@ mod tests {
             (
                 Change::TakeNeighbour(link(), neighbour("10.0.0.9", false)),
                 "ip neighbour del 10.0.0.9 dev tap0",
+            ),
+            (
+                Change::Announce(link(), vec!["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()]),
+                "# on tap0: gratuitous ARP and neighbour advertisements for 10.0.0.9, fd00::9, a router solicitation",
+            ),
+            (
+                Change::GiveNeighbour(link(), LinkNeighbour { proxy: true, ..neighbour("10.0.0.9", false) }),
+                "ip neighbour replace proxy 10.0.0.9 dev tap0",
             ),
             (Change::Leave(link()), "ip link set dev tap0 nomaster"),
             (Change::Join(link(), bridge), "ip link set dev tap0 master br0"),

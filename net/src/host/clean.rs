@@ -41,16 +41,16 @@ pub fn clean(host: &Host) -> Result<Vec<Step>, Error> {
 /// There is no place for records, or one cannot be read: nobody knows what it would undo.
 pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
     let lock = Lock::take(host)?;
-    let mut lines = Vec::new();
+    let (mut lines, mut places) = (Vec::new(), Places::default());
     let (records, unreadable) = lock.left()?;
     if let Some(error) = unreadable.into_iter().next() {
         return Err(error);
     }
     for mut record in records {
-        lines.extend(record.lines()?);
+        let found = record.lines()?;
+        lines.extend(renewed(&mut places, &found).unwrap_or(found));
     }
     order(&mut lines);
-    let mut places = Places::default();
     let steps = lines.iter().filter_map(|line| {
         let now = match places.try_in(line, |_, now| now.clone()) {
             Ok(None) => return None,
@@ -77,6 +77,7 @@ pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
     let mut lines: Vec<(usize, Line)> = Vec::new();
     let mut read = Vec::new();
     for (record, found) in readable.into_iter().filter(|(record, _)| !in_use.has(record)) {
+        let (record, found) = renew(Some(lock), &mut places, record, found);
         let all = found.len();
         lines.extend(found.into_iter().map(|line| (read.len(), line)));
         read.push((record, Vec::new(), all));
@@ -116,19 +117,66 @@ fn keep(lock: &Lock, lines: &[Line]) -> Result<(), Error> {
     if lines.is_empty() {
         return Ok(());
     }
+    write(lock, lines).map(drop)
+}
+
+fn write(lock: &Lock, lines: &[Line]) -> Result<Record, Error> {
     let mut journal = lock.new_journal()?;
-    lines.iter().try_for_each(|line| journal.write(line))
+    lines.iter().try_for_each(|line| journal.write(line))?;
+    Ok(journal)
+}
+
+/// The lines of a record as they are to be undone, and the record that has them: what moved to another link may have changed
+/// there. It is written down before anything is undone, for afterwards nobody can see it any more.
+fn renew(lock: Option<&Lock>, places: &mut Places, record: Record, lines: Vec<Line>) -> (Record, Vec<Line>) {
+    let Some(renewed) = renewed(places, &lines) else { return (record, lines) };
+    match lock.map(|lock| write(lock, &renewed)) {
+        Some(Ok(journal)) => {
+            record.remove();
+            (journal, renewed)
+        }
+        Some(Err(error)) => {
+            warn(&error);
+            (record, renewed)
+        }
+        None => (record, renewed),
+    }
+}
+
+/// The lines with the undos of each move that was made whole as the links are now; none where there is no such move, or one of its
+/// links is gone: then what the lines say is all that is known.
+fn renewed(places: &mut Places, lines: &[Line]) -> Option<Vec<Line>> {
+    let mark = lines.iter().find(|line| matches!(line.undo, Change::Moved(_)))?;
+    let undos = places.try_in(mark, |netlink, now| match now {
+        Change::Moved(moved) => Some((moved.clone(), moved.undos(netlink))),
+        _ => None,
+    });
+    let (moved, undos) = match undos {
+        Ok(Some(Some((moved, Ok(undos))))) => (moved, undos),
+        Ok(Some(Some((moved, Err(refusal))))) => {
+            log::warn!("cannot ask for what moved to {}: {refusal}", moved.to);
+            return None;
+        }
+        Ok(_) | Err(_) => return None,
+    };
+    let start = lines.iter().find(|line| moved.has(&line.undo)).map_or(mark.at, |line| line.at);
+    let undos = (start..).zip(undos).map(|(at, undo)| mark.of_the_same_links(at, undo));
+    let rest = lines.iter().filter(|line| !moved.has(&line.undo)).cloned();
+    let mut renewed: Vec<_> = rest.chain(undos).collect();
+    renewed.sort_by_key(|line| line.at);
+    Some(renewed)
 }
 
 /// Undoes the lines of a record that is ours alone, and deletes it. Without the lock nothing can be kept of it but all.
 pub(super) fn undo(lock: Option<&Lock>, mut record: Record) {
-    let mut lines = match record.lines() {
+    let lines = match record.lines() {
         Ok(lines) => lines,
         Err(error) => return warn(&error),
     };
+    let (mut places, mut patience) = (Places::default(), Patience::default());
+    let (record, mut lines) = renew(lock, &mut places, record, lines);
     let all = lines.len();
     order(&mut lines);
-    let (mut places, mut patience) = (Places::default(), Patience::default());
     let mut one_failed = false;
     lines.retain(|line| {
         let replayed = replay(&mut places, &mut patience, line);

@@ -150,7 +150,7 @@ fn shared_name(namespace: NamespaceId, what: &str) -> String {
 }
 
 /// The undo of one change, as a line of a record.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Line {
     /// When, in nanoseconds since the boot: across records, the last one is undone first.
     pub(crate) at: u64,
@@ -175,6 +175,11 @@ impl Line {
         let boot = boot().map_err(|source| HostError::Runtime { path: BOOT_ID.into(), source })?;
         let at = sys::since_boot().as_nanos() as u64;
         Ok(Self { at, boot: boot.to_owned(), namespace, undo, marks })
+    }
+
+    /// The undo of another change of the same links.
+    pub(super) fn of_the_same_links(&self, at: u64, undo: Change) -> Self {
+        Self { at, undo, ..self.clone() }
     }
 
     /// What is to be undone.

@@ -5,6 +5,8 @@
 //! whatever of it fails. A link that goes away with its backend takes all with it, and needs no undo; every other undo is
 //! in a record before its change is made (`journal.rs`), so that [`clean`] can do it when we cannot.
 
+pub(crate) mod announce;
+pub(crate) mod belongings;
 mod change;
 mod clean;
 mod context;

@@ -6,6 +6,7 @@
 mod address;
 mod bridge;
 mod hops;
+mod learned;
 mod macvlan;
 mod neighbour;
 mod route;

@@ -60,6 +60,12 @@ impl Sysfs {
         self.is_same(link) && (has("phy80211") || has("wireless"))
     }
 
+    /// True where somebody has set the link's Ethernet address (`NET_ADDR_SET`, `linux/netdevice.h`).
+    pub(crate) fn has_set_address(&self, link: &LinkId) -> bool {
+        let how = self.read(&directory(link).join("addr_assign_type"));
+        self.is_same(link) && how.is_ok_and(|how| how.trim() == "3")
+    }
+
     /// The number of the character device of a macvtap.
     ///
     /// # Errors
@@ -127,6 +133,11 @@ mod tests {
         for other in [link(6, "tap"), link(3, "wlan0"), link(9, "none")] {
             assert_eq!(sysfs.macvtap_device(&other).unwrap_err().kind(), io::ErrorKind::NotFound);
         }
+        for (how, set) in [("1\n", false), ("3\n", true)] {
+            fs::write(root.join("class/net/tap/addr_assign_type"), how).unwrap();
+            assert_eq!(sysfs.has_set_address(&link(5, "tap")), set);
+        }
+        assert!(!sysfs.has_set_address(&link(6, "tap")) && !sysfs.has_set_address(&link(3, "wlan0")));
         fs::write(root.join("class/net/tap/macvtap/tap5/dev"), "nonsense").unwrap();
         assert_eq!(sysfs.macvtap_device(&link(5, "tap")).unwrap_err().kind(), io::ErrorKind::InvalidData);
         fs::remove_dir_all(root).unwrap();

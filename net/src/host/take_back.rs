@@ -4,8 +4,31 @@ use super::identity::Found;
 use super::*;
 
 impl Wiring {
+    /// Makes the undos of each move that is ours alone anew of what is on the links now.
+    fn renew(&mut self) {
+        let marks = self.undo.iter().filter_map(|undo| match undo {
+            Undo::Change(kept, start) if matches!(kept.undo, Change::Moved(_)) => {
+                Some((kept.clone(), *start))
+            }
+            _ => None,
+        });
+        for (kept, start) in marks.collect::<Vec<_>>() {
+            let found = self.marker.find(&mut self.netlink, &kept);
+            let Ok(Found::Same(Change::Moved(moved))) = found else { continue };
+            let Ok(undos) = moved.undos(&mut self.netlink) else { continue };
+            let is_part = |undo: &Undo| matches!(undo, Undo::Change(kept, _) if moved.has(&kept.undo));
+            let at = self.undo.iter().position(is_part).unwrap_or_default();
+            self.undo.retain(|undo| !is_part(undo));
+            let marks = kept.marks;
+            let undos =
+                undos.into_iter().map(|undo| Undo::Change(Kept { undo, marks: marks.clone() }, start));
+            drop(self.undo.splice(at..at, undos));
+        }
+    }
+
     /// Undoes what is left to undo, and returns what cannot be undone, in the order of the changes.
     pub(super) fn take_back(&mut self) -> Vec<Kept> {
+        self.renew();
         let mut failed = Vec::new();
         let in_use = self.bridges_in_use();
         while let Some(undo) = self.undo.pop() {

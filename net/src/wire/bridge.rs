@@ -5,13 +5,15 @@
 //! share it (the records `bridge:NUMBER` and `uplink:NUMBER:NUMBER`, for names change), and it goes with the last one. A bridge that was there stays.
 
 mod passing;
+mod settings;
 pub(crate) mod uplink;
 
 use crate::error::{BridgeError, ChangeKind, HostError};
 use crate::host::firewall::bridged_notices;
 use crate::host::netlink::Placed;
+use crate::host::sysfs::Sysfs;
 use crate::host::wire_link::Role;
-use crate::host::{Change, Host, Link, LinkId, Sysctl, VlanMember, Wiring};
+use crate::host::{Change, Host, Link, LinkId, VlanMember, Wiring};
 use crate::wire::made::{self, Made, Parts};
 use crate::wire::tuntap;
 use crate::{Backend, BridgeConfig, Error, MTU, Mac, NetConfig, Tap, TunMode};
@@ -26,6 +28,9 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     check_mac(&mut wiring, mac, config, uplink.as_ref())?;
     bridged_notices(config.name.as_str()).into_iter().for_each(|notice| wiring.notice(notice));
     let bridge = join(&mut wiring, config, uplink.as_ref())?;
+    if !wiring.has_shared(&record_of(&bridge.id)) {
+        keep_mac(&mut wiring, &bridge)?;
+    }
     if let Some(vlan) = config.vlan {
         check_vlan(&mut wiring, vlan, &bridge.id, uplink.as_ref())?;
     }
@@ -35,11 +40,6 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     // As it is now: the uplink may have changed its MTU.
     let bridge = wiring.link(&bridge.id.name)?;
     let has_ports = wiring.links()?.iter().any(|link| link.master == Some(bridge.id.index));
-    if let Some(own) = bridge.mac.filter(|_| !has_ports && !wiring.has_shared(&record_of(&bridge.id))) {
-        // The kernel forgets the address of one whose last port leaves, unless somebody has set it.
-        let keep = Change::Mac(bridge.id.clone(), own);
-        wiring.make(keep, None, "it keeps its own, also when its last port leaves")?;
-    }
 
     let (tap, others) = Tap::open_queues(None, queues, &wiring)?;
     // Here, so that a failure drops the wiring before the tap.
@@ -95,19 +95,22 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     Ok(Made { ends: made::ends(tap, others), parts, wiring })
 }
 
-/// What a bridge of ours takes over from its uplink: how the host takes part in the network that it is on.
-const AS_THE_UPLINK: [&str; 10] = [
-    "net/ipv6/conf/LINK/disable_ipv6",
-    "net/ipv6/conf/LINK/addr_gen_mode",
-    "net/ipv6/conf/LINK/accept_ra",
-    "net/ipv6/conf/LINK/autoconf",
-    "net/ipv6/conf/LINK/use_tempaddr",
-    "net/ipv6/conf/LINK/forwarding",
-    "net/ipv4/conf/LINK/forwarding",
-    "net/ipv4/conf/LINK/rp_filter",
-    "net/ipv4/conf/LINK/arp_ignore",
-    "net/ipv4/conf/LINK/arp_announce",
-];
+/// Has a bridge of somebody else's that has no port keep its Ethernet address: when its last port leaves, the kernel has it be
+/// 00:00:00:00:00:00 unless somebody has set it (`br_stp_recalculate_bridge_id`). That it was set stays: nothing takes it back.
+fn keep_mac(wiring: &mut Wiring, bridge: &Link) -> Result<(), Error> {
+    let Some(own) = bridge.mac.filter(|mac| *mac != [0; 6]) else { return Ok(()) };
+    let has_ports = wiring.links()?.iter().any(|link| link.master == Some(bridge.id.index));
+    if has_ports || Sysfs::open().is_ok_and(|sysfs| sysfs.has_set_address(&bridge.id)) {
+        return Ok(());
+    }
+    let keep = Change::Mac(bridge.id.clone(), own);
+    wiring.make(keep, None, "it keeps its own, also when its last port leaves")?;
+    wiring.notice(format!(
+        "{bridge} has no port, and its Ethernet address is set to what it is, for good: the kernel would clear it with the last port",
+        bridge = bridge.id
+    ));
+    Ok(())
+}
 
 /// Refuses a `mac` that is on the bridge already, or at the NIC that is to join it.
 fn check_mac(
@@ -198,7 +201,14 @@ fn join_uplink(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), E
         return Ok(());
     }
     let record = uplink_record_of(bridge, &nic.id);
-    let moving = |wiring: &mut Wiring| uplink::move_to(wiring, nic, bridge);
+    let is_ours = wiring.has_shared(&record_of(bridge));
+    let moving = |wiring: &mut Wiring| {
+        uplink::move_to(wiring, nic, bridge)?;
+        if is_ours {
+            settings::take_over_mtu(wiring, nic, bridge);
+        }
+        Ok(())
+    };
     if !wiring.share(&record, moving)? {
         // Somebody took it out of the bridge that another wirevm joined it to: this time it is ours alone.
         moving(wiring)?;
@@ -222,13 +232,7 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, id: &LinkId, uplink: Option<
     let kind = if filter { ChangeKind::BridgeVlans } else { ChangeKind::Bridge };
     wiring.make_by(|netlink| netlink.add_bridge(id, mac.octets(), filter), kind, command, undo, why)?;
     match uplink {
-        Some(nic) => {
-            for key in AS_THE_UPLINK {
-                let of = |link: &str| key.replace("LINK", link);
-                let Ok(value) = Sysctl::read(&of(&nic.id.name)) else { continue };
-                wiring.set_value(of(name), &value, "as the uplink, whose place it takes")?;
-            }
-        }
+        Some(nic) => settings::take_over(wiring, &nic.id, &id),
         None => {
             for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
                 let key = format!("net/ipv6/conf/{name}/{key}");

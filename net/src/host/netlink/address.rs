@@ -11,6 +11,11 @@ use crate::sys;
 /// Lifetimes that do not end (`INFINITY_LIFE_TIME`).
 const FOR_EVER: u32 = u32::MAX;
 
+/// From a router's advertisement (`linux/if_addr.h`).
+const IFAPROT_KERNEL_RA: u8 = 2;
+/// The link's own.
+const IFAPROT_KERNEL_LL: u8 = 3;
+
 /// What a person gives an address; the other flags are the kernel's own state.
 const GIVEN: u32 = libc::IFA_F_NODAD
     | libc::IFA_F_HOMEADDRESS
@@ -38,6 +43,9 @@ pub(crate) struct LinkAddress {
     pub(crate) origin: Option<u8>,
     /// When it stops to be preferred, and to be valid, in seconds since the boot.
     pub(crate) ends: Option<(u64, u64)>,
+    /// Nobody knows yet whether another host has it (RFC 4862 §5.4): who gets it must ask.
+    #[serde(default)]
+    pub(crate) tentative: bool,
 }
 
 impl LinkAddress {
@@ -87,6 +95,42 @@ impl LinkAddress {
         self.ends.is_some_and(|(_, valid)| valid != u64::MAX)
     }
 
+    /// True where it is `address`, and the host may speak from it.
+    pub(crate) fn is_usable_as(&self, address: IpAddr) -> bool {
+        self.local == address && !self.tentative
+    }
+
+    /// True where whoever gets it need not ask whether another host has it.
+    pub(crate) fn is_at_once(&self) -> bool {
+        self.local.is_ipv6() && !self.tentative
+    }
+
+    pub(crate) fn is_link_local(&self) -> bool {
+        matches!(self.local, IpAddr::V6(local) if local.is_unicast_link_local())
+    }
+
+    /// True where `address` is in its subnet.
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        let same = |a: u128, b: u128, bits: u8| (a ^ b).checked_shr(bits.saturating_sub(self.prefix).into());
+        let rest = match (self.peer, address) {
+            (IpAddr::V4(subnet), IpAddr::V4(address)) => {
+                same(u32::from(subnet).into(), u32::from(address).into(), 32)
+            }
+            (IpAddr::V6(subnet), IpAddr::V6(address)) => same(subnet.into(), address.into(), 128),
+            _ => return false,
+        };
+        rest.unwrap_or(0) == 0
+    }
+
+    /// True where the kernel made it of a router's prefix (RFC 4862 §5.5). Before Linux 5.18 it does not say so; the flag of those
+    /// from which temporary ones are made does, which few others have.
+    pub(crate) fn is_autoconfigured(&self) -> bool {
+        match self.origin {
+            Some(origin) => origin == IFAPROT_KERNEL_RA,
+            None => self.flags & libc::IFA_F_MANAGETEMPADDR != 0,
+        }
+    }
+
     /// The subnet of an IPv6 address and its prefix.
     fn subnet_v6(&self) -> Option<(Ipv6Addr, u8)> {
         let IpAddr::V6(peer) = self.peer else { return None };
@@ -105,6 +149,13 @@ impl LinkAddress {
     }
 }
 
+/// True for a link-local address that the kernel makes by itself, on a link of the Ethernet address `mac`. Before Linux 5.18 it does
+/// not say so; then it is the one that is made of that (RFC 4291, appendix A).
+fn is_kernels(local: Ipv6Addr, origin: Option<u8>, mac: Option<[u8; 6]>) -> bool {
+    let made_of = |[a, b, c, d, e, f]: [u8; 6]| [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    origin == Some(IFAPROT_KERNEL_LL) || mac.is_some_and(|mac| local.octets()[8..] == made_of(mac))
+}
+
 /// What is left of lifetimes, in seconds.
 fn left((preferred, valid): (u64, u64)) -> (u32, u32) {
     let now = sys::since_boot().as_secs();
@@ -115,8 +166,10 @@ fn left((preferred, valid): (u64, u64)) -> (u32, u32) {
 
 impl Netlink {
     /// The addresses of a link in the order in which they were given: the first of a subnet is the one that the host speaks
-    /// from. Without those that the kernel makes by itself, link-local and temporary ones.
+    /// from. Without those that the kernel makes by itself, link-local and temporary ones, and without those that another host has,
+    /// which stay unused where they are.
     pub(crate) fn addresses_of(&mut self, link: &LinkId) -> Result<Vec<LinkAddress>, Refusal> {
+        let mac = self.link_by_index(link.index)?.and_then(|link| link.mac);
         let request = rt_addr::Request::new().op_getaddr_dump(&Ifaddrmsg::default());
         let mut replies = self.socket()?.request(&request)?;
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -126,11 +179,13 @@ impl Netlink {
             };
             let local = attributes.get_local().unwrap_or(peer);
             let flags = attributes.get_flags().unwrap_or(header.ifa_flags.into());
+            let origin = attributes.get_proto().ok().filter(|&proto| proto != 0);
             let made_by_kernel = match local {
                 IpAddr::V4(_) => false,
-                IpAddr::V6(local) => local.is_unicast_link_local() || flags & libc::IFA_F_TEMPORARY != 0,
+                IpAddr::V6(local) if local.is_unicast_link_local() => is_kernels(local, origin, mac),
+                IpAddr::V6(_) => flags & libc::IFA_F_TEMPORARY != 0,
             };
-            if made_by_kernel {
+            if made_by_kernel || flags & libc::IFA_F_DADFAILED != 0 {
                 continue;
             }
             let now = sys::since_boot().as_secs();
@@ -149,8 +204,9 @@ impl Netlink {
                 broadcast: attributes.get_broadcast().ok(),
                 label: attributes.get_label().ok().map(lossy),
                 metric: attributes.get_rt_priority().ok().filter(|&metric| metric != 0),
-                origin: attributes.get_proto().ok().filter(|&proto| proto != 0),
+                origin,
                 ends: ends.map(|life| (end(life.ifa_prefered), end(life.ifa_valid))),
+                tentative: flags & libc::IFA_F_TENTATIVE != 0,
             });
         }
         // The kernel lists the newest one of IPv6 first (`ipv6_link_dev_addr`).
@@ -158,9 +214,9 @@ impl Netlink {
         Ok([v4, v6].concat())
     }
 
-    /// Gives a link an address, at once: of IPv6 without asking whether somebody has it, for the host had it until now.
+    /// Gives a link an address, at once: of IPv6 without asking whether somebody has it, where the host had it until now.
     pub(crate) fn give_address(&mut self, link: &LinkId, address: &LinkAddress) -> Result<(), Refusal> {
-        let at_once = if address.local.is_ipv6() { libc::IFA_F_NODAD } else { 0 };
+        let at_once = if address.is_at_once() { libc::IFA_F_NODAD } else { 0 };
         let request = rt_addr::Request::new().set_create().set_excl();
         self.put_address(request, link, address, address.flags | at_once)?;
         if address.flags | at_once == address.flags {
@@ -242,6 +298,7 @@ mod tests {
             metric: None,
             origin: None,
             ends: None,
+            tentative: false,
         };
         assert_eq!(plain.words(), "10.0.0.5/24 broadcast 10.0.0.255 label eth1");
         let [nic, bridge] =

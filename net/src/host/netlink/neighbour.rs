@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{LinkId, Netlink, Refusal};
 
+/// `linux/neighbour.h`.
+const NTF_PROXY: u8 = 8;
+
 /// A permanent neighbour: the kernel neither asks for it nor forgets it, but with the link's last address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LinkNeighbour {
@@ -14,11 +17,17 @@ pub(crate) struct LinkNeighbour {
     pub(crate) mac: [u8; 6],
     /// It is a router, which matters for IPv6.
     pub(crate) router: bool,
+    /// The host answers for it on the link, and knows no Ethernet address of it.
+    #[serde(default)]
+    pub(crate) proxy: bool,
 }
 
 impl LinkNeighbour {
     /// In the words of ip-neighbour(8), without the link.
     pub(crate) fn words(&self) -> String {
+        if self.proxy {
+            return self.name();
+        }
         let [a, b, c, d, e, f] = self.mac;
         let router = if self.router { " router" } else { "" };
         format!(
@@ -27,20 +36,50 @@ impl LinkNeighbour {
         )
     }
 
+    /// Which one, in the words of ip-neighbour(8).
+    pub(crate) fn name(&self) -> String {
+        format!("{}{}", if self.proxy { "proxy " } else { "" }, self.address)
+    }
+
+    pub(crate) fn is_of_the_same_address(&self, other: &Self) -> bool {
+        (self.address, self.proxy) == (other.address, other.proxy)
+    }
+
     fn header(&self, link: &LinkId) -> Ndmsg {
         Ndmsg {
             ndm_family: if self.address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8,
             ndm_ifindex: link.index as i32,
             ndm_state: libc::NUD_PERMANENT,
-            ndm_flags: if self.router { libc::NTF_ROUTER } else { 0 },
+            ndm_flags: if self.router { libc::NTF_ROUTER } else { 0 }
+                | if self.proxy { NTF_PROXY } else { 0 },
             ..Ndmsg::default()
         }
     }
 }
 
 impl Netlink {
-    /// The permanent neighbours of a link.
+    /// The permanent neighbours of a link, and those that the host answers for there.
     pub(crate) fn neighbours_of(&mut self, link: &LinkId) -> Result<Vec<LinkNeighbour>, Refusal> {
+        let mut neighbours = self.permanent_neighbours(link)?;
+        neighbours.extend(self.proxies(link)?);
+        Ok(neighbours)
+    }
+
+    fn proxies(&mut self, link: &LinkId) -> Result<Vec<LinkNeighbour>, Refusal> {
+        let header = Ndmsg { ndm_flags: NTF_PROXY, ..Ndmsg::default() };
+        let request = rt_neigh::Request::new().op_getneigh_dump(&header);
+        let mut replies = self.socket()?.request(&request)?;
+        let mut proxies = Vec::new();
+        while let Some((header, attributes)) = replies.recv().transpose()? {
+            if let (Ok(address), true) = (attributes.get_dst(), header.ndm_ifindex == link.index as i32) {
+                let router = header.ndm_flags & libc::NTF_ROUTER != 0;
+                proxies.push(LinkNeighbour { address, mac: [0; 6], router, proxy: true });
+            }
+        }
+        Ok(proxies)
+    }
+
+    fn permanent_neighbours(&mut self, link: &LinkId) -> Result<Vec<LinkNeighbour>, Refusal> {
         let request = rt_neigh::Request::new().op_getneigh_dump(&Ndmsg::default());
         let mut replies = self.socket()?.request(&request)?;
         let mut neighbours = Vec::new();
@@ -49,7 +88,7 @@ impl Netlink {
             let is_ours = header.ndm_ifindex == link.index as i32 && header.ndm_state == libc::NUD_PERMANENT;
             if let (Ok(mac), true) = (mac.try_into(), is_ours) {
                 let router = header.ndm_flags & libc::NTF_ROUTER != 0;
-                neighbours.push(LinkNeighbour { address, mac, router });
+                neighbours.push(LinkNeighbour { address, mac, router, proxy: false });
             }
         }
         Ok(neighbours)
@@ -59,7 +98,8 @@ impl Netlink {
     pub(crate) fn give_neighbour(&mut self, link: &LinkId, neighbour: &LinkNeighbour) -> Result<(), Refusal> {
         let request = rt_neigh::Request::new().set_create().set_replace();
         let mut request = request.op_newneigh_do(&neighbour.header(link));
-        drop(request.encode().push_dst(neighbour.address).push_lladdr(&neighbour.mac));
+        let attributes = request.encode().push_dst(neighbour.address);
+        drop(if neighbour.proxy { attributes } else { attributes.push_lladdr(&neighbour.mac) });
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 

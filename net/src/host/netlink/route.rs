@@ -8,7 +8,8 @@ use netlink_bindings::utils::{find_attr, push_header};
 use serde::{Deserialize, Serialize};
 
 use super::hops::{BoundRoute, next_hops};
-use super::{LinkId, Netlink, Refusal};
+use super::learned::Learned;
+use super::{LinkAddress, LinkId, Netlink, Refusal};
 use crate::sys;
 
 // `linux/rtnetlink.h`.
@@ -32,6 +33,8 @@ const RTAX_ADVMSS: u16 = 8;
 /// Offset of `rta_expires` in `struct rta_cacheinfo`, in ticks of a hundredth of a second (`USER_HZ`).
 const RTA_EXPIRES_OFFSET: usize = 8;
 const USER_HZ: u32 = 100;
+/// From a router's advertisement.
+const RTPROT_RA: u8 = 9;
 /// Of `rtm_flags`, what a person gives; the others are the kernel's own state.
 const RTNH_F_GIVEN: u32 = RTNH_F_ONLINK | 2;
 const RTNH_F_ONLINK: u32 = 4;
@@ -60,17 +63,89 @@ pub(crate) struct LinkRoute {
 pub(crate) struct LinkRoutes {
     /// Those that lead over this link alone: first those that reach the gateways of the others.
     pub(crate) routes: Vec<LinkRoute>,
+    /// Those of them that the kernel has learned from a router by itself are here instead.
+    pub(crate) learned: Vec<LinkRoute>,
     /// Those that lead over several links, or by a nexthop object, which cannot be moved.
     pub(crate) others: Vec<BoundRoute>,
 }
 
+/// Which route of IPv6 by a router, over one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RouteId {
+    pub(super) to: Ipv6Addr,
+    pub(super) to_len: u8,
+    pub(super) gateway: Ipv6Addr,
+    pub(super) metric: u32,
+}
+
 impl LinkRoute {
+    /// Which it is, where it is one of IPv6 by a router.
+    pub(super) fn id(&self) -> Option<RouteId> {
+        let v6 = |kind| match self.attribute(kind).and_then(ip)? {
+            IpAddr::V6(address) => Some(address),
+            IpAddr::V4(_) => None,
+        };
+        let to = if self.dst_len == 0 { Ipv6Addr::UNSPECIFIED } else { v6(RTA_DST)? };
+        let metric = self.attribute(RTA_PRIORITY)?.try_into().map(u32::from_ne_bytes).ok()?;
+        Some(RouteId { to, to_len: self.dst_len, gateway: v6(RTA_GATEWAY)?, metric })
+    }
+
+    /// What stands in for it, which the kernel learned, on another link: not with its metric, which the kernel's own will have.
+    pub(crate) fn stand_in(&self) -> Self {
+        let mut route = self.clone();
+        if self.protocol == RTPROT_RA {
+            route.protocol = libc::RTPROT_BOOT;
+            let after = |metric: [u8; 4]| u32::from_ne_bytes(metric).saturating_add(1).to_ne_bytes();
+            let metric = route.attributes.iter_mut().find(|(kind, _)| *kind == RTA_PRIORITY);
+            if let Some((_, value)) = metric
+                && let Ok(metric) = value[..].try_into()
+            {
+                *value = after(metric).to_vec();
+            }
+        }
+        route.attributes.retain(|(kind, _)| *kind != RTA_METRICS);
+        route
+    }
+
+    /// True where both are by the same router to the same place.
+    pub(crate) fn is_by_the_same_router(&self, other: &Self) -> bool {
+        let place = |route: &Self| route.id().map(|id| RouteId { metric: 0, ..id });
+        place(self) == place(other)
+    }
+
+    /// True where the kernel makes it by itself for the address.
+    pub(crate) fn comes_with(&self, address: &LinkAddress) -> bool {
+        let to = self.attribute(RTA_DST).and_then(ip);
+        self.protocol == libc::RTPROT_KERNEL
+            && self.dst_len == address.prefix
+            && to.is_some_and(|to| address.contains(to))
+            && address.flags & libc::IFA_F_NOPREFIXROUTE == 0
+    }
+
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        self.attribute(RTA_GATEWAY).and_then(ip)
+    }
+
+    /// The address that the host speaks from.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.attribute(RTA_PREFSRC).and_then(ip)
+    }
+
+    /// How much the router wants to be taken, in the two bits of RFC 4191 §2.1.
+    pub(super) fn preference(&self) -> u8 {
+        self.attribute(RTA_PREF).and_then(|value| value.first().copied()).unwrap_or(0) & 3
+    }
+
     fn attribute(&self, kind: u16) -> Option<&[u8]> {
         self.attributes.iter().find(|(found, _)| *found == kind).map(|(_, value)| &value[..])
     }
 
     pub(crate) fn is_ipv4(&self) -> bool {
         i32::from(self.family) == libc::AF_INET
+    }
+
+    pub(crate) fn is_default(&self) -> bool {
+        self.dst_len == 0
     }
 
     /// The word after `ip` for its family.
@@ -135,7 +210,7 @@ impl LinkRoute {
     }
 
     /// What is left of it, in seconds; one that is over cannot be given, and has its last.
-    fn left(&self) -> Option<u32> {
+    pub(super) fn left(&self) -> Option<u32> {
         let left = self.ends?.saturating_sub(sys::since_boot().as_secs());
         Some(u32::try_from(left).unwrap_or(u32::MAX).max(1))
     }
@@ -175,11 +250,12 @@ pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
 }
 
 impl Netlink {
-    /// The routes over a link, in the order to give them in. Without the table `local`, which the kernel keeps by itself.
+    /// The routes over a link, in the order to give them in. Without those of the table `local` that the kernel keeps by itself.
     pub(crate) fn routes_over(&mut self, link: &LinkId) -> Result<LinkRoutes, Refusal> {
         let request = rt_route::Request::new().op_getroute_dump(&Rtmsg::default());
         let mut replies = self.socket()?.request(&request)?;
         let (mut found, mut bound) = (LinkRoutes::default(), Vec::new());
+        let by_kernel = Learned::over(link);
         while let Some((header, attributes)) = replies.recv().transpose()? {
             let attributes = split(attributes.get_buf());
             let value =
@@ -188,7 +264,9 @@ impl Netlink {
                 |kind| value(kind).and_then(|value| Some(u32::from_ne_bytes(value.try_into().ok()?)));
             let is_ip = [libc::AF_INET, libc::AF_INET6].contains(&header.rtm_family.into());
             let table = number(RTA_TABLE).unwrap_or(header.rtm_table.into());
-            if !is_ip || table == u32::from(libc::RT_TABLE_LOCAL) || header.rtm_flags & RTM_F_CLONED != 0 {
+            let by_kernel_alone =
+                table == u32::from(libc::RT_TABLE_LOCAL) && header.rtm_protocol == libc::RTPROT_KERNEL;
+            if !is_ip || by_kernel_alone || header.rtm_flags & RTM_F_CLONED != 0 {
                 continue;
             }
             // It comes with the link-local address, and stays with it.
@@ -223,6 +301,8 @@ impl Netlink {
             };
             if several || object.is_some() {
                 bound.push((route, hops, object));
+            } else if route.id().is_some_and(|id| by_kernel.has(&id)) {
+                found.learned.push(route);
             } else {
                 found.routes.push(route);
             }

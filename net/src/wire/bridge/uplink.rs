@@ -11,7 +11,9 @@
 //!    port may, to every neighbour that the host knows. We wait until the bridge runs: until the kernel's own thread has seen
 //!    its new carrier, the bridge loses what is sent by it, and the first question for a neighbour costs a second.
 //! 4. The NIC loses its routes and addresses, last one first, so that the bridge's take their places one by one. IPv6 has its
-//!    new routes only now, for two to the same place at once would share the traffic.
+//!    new routes only now, for two to the same place at once would share the traffic. What the kernel has learned from a router
+//!    it must learn on the bridge: another route stands in until then.
+//! 5. The neighbours hear under which Ethernet address the host is now, and the routers are asked to speak.
 //!
 //! Between 3 and the end of 4 the host may miss an answer: for as many requests of netlink as there are addresses and routes,
 //! each some tens of microseconds. Then it asks for its neighbours anew, on the bridge. A bridge that we make has the NIC's
@@ -27,9 +29,11 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::error::{BridgeError, HostError, UplinkProblem};
+use crate::host::announce::hears_routers;
+use crate::host::belongings::{Belongings, MoveStep, Moved};
 use crate::host::netlink::BoundRoute;
 use crate::host::sysfs::Sysfs;
-use crate::host::{Change, Link, LinkAddress, LinkId, LinkRoute, Wiring};
+use crate::host::{Change, Link, LinkAddress, LinkId, Wiring};
 use crate::wire::one_address::carries_one_address;
 
 /// Kinds of link that no bridge takes (`IFF_NO_RX_HANDLER`), for all that they have an Ethernet address.
@@ -88,45 +92,67 @@ pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Er
 pub(super) fn move_to(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
     let (from, to) = (&nic.id, bridge);
     let asked = |refusal| HostError::Ask { what: format!("the addresses and routes of {from}"), refusal };
-    let addresses = wiring.netlink().addresses_of(from).map_err(asked)?;
-    let routes = wiring.netlink().routes_over(from).map_err(asked)?.routes;
-    let neighbours = wiring.netlink().neighbours_of(from).map_err(asked)?;
+    let mut all = Belongings::of(wiring.netlink(), from).map_err(asked)?;
+    let before = Belongings::of(wiring.netlink(), to).map_err(asked)?;
     if !nic.up {
         wiring.bring_up(from)?;
     }
-
-    for address in &addresses {
-        let theirs = address.for_link(from, to);
-        let undo = Some(Change::TakeAddress(to.clone(), theirs.clone()));
-        let why = "the host is on the bridge from now on";
-        wiring.make(Change::GiveAddress(to.clone(), theirs), undo, why)?;
-    }
-    for neighbour in neighbours {
-        let undo = Some(Change::TakeNeighbour(to.clone(), neighbour.clone()));
-        let give = Change::GiveNeighbour(to.clone(), neighbour.clone());
-        wiring.make(give, undo, "whom the host knew there it knows here")?;
-        // The kernel forgets it with the port's last address of IPv4.
-        wiring.keep(Change::GiveNeighbour(from.clone(), neighbour))?;
-    }
+    all.arrival(from, to).into_iter().try_for_each(|step| make(wiring, step))?;
     // Some routes come with the addresses.
     let there = wiring.netlink().routes_over(to).map_err(asked)?.routes;
-    let moved: Vec<_> =
-        routes.into_iter().filter(|route| !there.iter().any(|other| other.is(route))).collect();
-    for (change, undo, why) in rest(from, to, &addresses, &moved) {
-        let joined = matches!(change, Change::Join(..));
-        wiring.make(change, Some(undo), why)?;
-        if joined && nic.running {
+    all.routes.retain(|route| !there.iter().any(|other| other.is(route)));
+    for step in all.departure(from, to) {
+        let joins = matches!(step.change, Some(Change::Join(..)));
+        make(wiring, step)?;
+        if joins && nic.running {
             wait_until_running(wiring, to)?;
         }
     }
-    let ending = addresses.iter().find(|address| address.has_end());
-    if let Some(address) = ending {
+    let moved = Moved { from: from.clone(), to: to.clone(), before, moved: all.clone() };
+    wiring.keep(Change::Moved(Box::new(moved)))?;
+    announce(wiring, to, &all.addresses);
+    notices(wiring, from, to, &all);
+    Ok(())
+}
+
+fn make(wiring: &mut Wiring, step: MoveStep) -> Result<(), Error> {
+    match step.change {
+        Some(change) => wiring.make(change, Some(step.undo), step.why),
+        None => wiring.keep(step.undo),
+    }
+}
+
+/// Tells the neighbours where the host is now, and has the routers speak on the bridge. Without that it takes longer.
+fn announce(wiring: &mut Wiring, bridge: &LinkId, addresses: &[LinkAddress]) {
+    let addresses = addresses.iter().map(|address| address.local).collect();
+    let told = wiring.make(
+        Change::Announce(bridge.clone(), addresses),
+        None,
+        "the neighbours hear of it, and the routers are asked",
+    );
+    if let Err(error) = told {
+        wiring.notice(format!(
+            "the neighbours find out for themselves that the host is on {bridge}: {}",
+            error.with_cause()
+        ));
+    }
+}
+
+fn notices(wiring: &mut Wiring, from: &LinkId, to: &LinkId, all: &Belongings) {
+    // The kernel hears of its own anew.
+    let ends = |address: &&LinkAddress| address.has_end() && !address.is_autoconfigured();
+    if let Some(address) = all.addresses.iter().find(ends) {
         wiring.notice(format!(
             "{} has a lifetime, and moved from {from} to {to}: who renews it (a DHCP client) must do so on {to}",
             address.local
         ));
     }
-    Ok(())
+    if !all.learned.is_empty() && !hears_routers(to) {
+        wiring.notice(format!(
+            "{from} hears the routers of IPv6, and {to} does not: what they said ends in a while \
+             (to have it hear them: sudo sysctl -w net.ipv6.conf.{to}.accept_ra=2)"
+        ));
+    }
 }
 
 /// Waits until the kernel sends by `link`, which has just got a carrier; not for ever.
@@ -136,41 +162,4 @@ fn wait_until_running(wiring: &mut Wiring, link: &LinkId) -> Result<(), Error> {
         thread::sleep(Duration::from_micros(200));
     }
     Ok(())
-}
-
-/// The steps after the bridge has the addresses: each change, its undo, and why.
-fn rest(
-    from: &LinkId,
-    to: &LinkId,
-    addresses: &[LinkAddress],
-    routes: &[LinkRoute],
-) -> Vec<(Change, Change, &'static str)> {
-    let of = |ipv4| routes.iter().filter(move |route| route.is_ipv4() == ipv4);
-    let give = |ipv4| {
-        of(ipv4).map(|route| {
-            let (give, take) = (Change::GiveRoute, Change::TakeRoute);
-            (
-                give(to.clone(), route.clone()),
-                take(to.clone(), route.clone()),
-                "the host's ways go by the bridge",
-            )
-        })
-    };
-    let take = |ipv4| {
-        let routes = of(ipv4).rev().map(|route| {
-            let (give, take) = (Change::GiveRoute, Change::TakeRoute);
-            (take(from.clone(), route.clone()), give(from.clone(), route.clone()), "and no more by the port")
-        });
-        let addresses = addresses.iter().filter(move |address| address.local.is_ipv4() == ipv4).rev();
-        routes.chain(addresses.map(|address| {
-            let (give, take) = (Change::GiveAddress, Change::TakeAddress);
-            (
-                take(from.clone(), address.clone()),
-                give(from.clone(), address.clone()),
-                "the port has no address",
-            )
-        }))
-    };
-    let join = (Change::Join(from.clone(), to.clone()), Change::Leave(from.clone()), "the bridge's way out");
-    give(true).chain([join]).chain(take(true)).chain(give(false)).chain(take(false)).collect()
 }
