@@ -391,6 +391,26 @@ mod tests {
     }
 
     #[test]
+    fn the_dsdt_has_the_line_of_each_slots_pin_and_the_clock() {
+        let dsdt = |pci| tables_with(1, 0, pci)[3].clone();
+        let lines = |dsdt: &[u8]| -> Vec<(u8, u8)> {
+            // A package (ACPI 6.5 §20.2) of four: the double word of slot and any function, two zeros, and the byte of the line.
+            let pin = |at: &[u8]| match *at {
+                [0x12, _, 4, 0x0c, 0xff, 0xff, slot, 0, 0, 0, 0x0a, line] => Some((slot, line)),
+                _ => None,
+            };
+            dsdt.windows(12).filter_map(pin).collect()
+        };
+        let expected: Vec<_> = (1..32).map(|slot| (slot as u8, pci_line(slot) as u8)).collect();
+        assert_eq!((lines(&dsdt(true)), lines(&dsdt(false))), (expected, vec![]));
+        let clock = EISAName::new("PNP0B00");
+        let mut id = Vec::new();
+        clock.to_aml_bytes(&mut id);
+        assert_eq!(id, [0x0c, 0x41, 0xd0, 0x0b, 0x00]);
+        assert!(dsdt(false).windows(5).any(|at| at == id));
+    }
+
+    #[test]
     fn mcfg_has_the_ecam_of_one_bus() {
         let mcfg = &tables_with(1, 0, true)[4];
         assert_eq!(mcfg[44..], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);

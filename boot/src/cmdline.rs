@@ -19,9 +19,14 @@ pub(crate) fn without_acpi(text: &str) -> bool {
         == Some("acpi=off")
 }
 
-/// Whether `text` has the kernel leave the IOAPIC alone, and so take its interrupts by the 8259s.
-pub(crate) fn without_io_apic(text: &str) -> bool {
-    words(text).any(|word| word == "noapic")
+/// The word of `text`, if there is one, that has the kernel leave the IOAPIC alone, and so take its interrupts by the 8259s.
+pub(crate) fn without_io_apic(text: &str) -> Option<&str> {
+    let pci = |word: &str| {
+        word.strip_prefix("pci=").is_some_and(|options| options.split(',').any(|o| o == "noacpi"))
+    };
+    // Linux: without SMP it takes no IOAPIC either.
+    let others = ["noapic", "nolapic", "disableapic", "acpi=noirq", "nosmp", "maxcpus=0"];
+    words(text).find(|word| others.contains(word) || pci(word))
 }
 
 /// Whether `text` has the kernel look for no PCI bus.
@@ -35,7 +40,8 @@ pub(crate) fn without_pci(text: &str) -> bool {
 /// (`virtio_mmio.device=SIZE@BASE:IRQ`, Linux `drivers/virtio/virtio_mmio.c`).
 pub(crate) fn with_devices(text: &str, devices: &[VirtioMmio]) -> String {
     let told = words(text).any(|word| word.starts_with("virtio_mmio.device="));
-    let devices = if (without_acpi(text) || without_io_apic(text)) && !told { devices } else { &[] };
+    let devices =
+        if (without_acpi(text) || without_io_apic(text).is_some()) && !told { devices } else { &[] };
     let word = |device: &VirtioMmio| {
         let VirtioMmio { base, size, gsi } = device;
         format!("virtio_mmio.device={size}@{base:#x}:{gsi} ")
@@ -94,11 +100,21 @@ mod tests {
             "xacpi=off",
             "acpi=off acpi=on",
             "-- acpi=off noapic",
-            "noapictimer nolapic",
+            "noapictimer nolapic_timer maxcpus=01 pci=noacpid",
             "acpi=off virtio_mmio.device=4K@0xc0000000:5",
         ] {
             assert_eq!(with_devices(text, &devices), text);
         }
+    }
+
+    #[test]
+    fn the_word_is_found_that_leaves_the_io_apic_alone() {
+        for word in
+            ["noapic", "nolapic", "disableapic", "acpi=noirq", "nosmp", "maxcpus=0", "pci=nomsi,noacpi"]
+        {
+            assert_eq!(without_io_apic(&format!("quiet {word} -- noapic")), Some(word));
+        }
+        assert_eq!(without_io_apic("acpi=off maxcpus=1 pci=nomsi -- noapic"), None);
     }
 
     #[test]

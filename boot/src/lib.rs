@@ -108,9 +108,9 @@ pub enum Protocol {
     Pvh,
 }
 
-/// Whether a guest with this command line gets no ACPI tables: with `noapic`. They are of a machine without 8259s to program, by which
-/// alone such a kernel takes its interrupts; without them it is a PC of old.
-pub fn leaves_acpi_out(cmdline: &str) -> bool {
+/// The word of this command line, if there is one, for which a guest gets no ACPI tables, such as `noapic`. They are of a machine without
+/// 8259s to program, by which alone such a kernel takes its interrupts; without them it is a PC of old.
+pub fn leaves_acpi_out(cmdline: &str) -> Option<&str> {
     cmdline::without_io_apic(cmdline)
 }
 
@@ -132,7 +132,7 @@ pub fn load(memory: &GuestMemoryMmap, images: Images, config: &Config<'_>) -> Re
     let initrd = images.initrd.map(|initrd| initrd::load(memory, initrd, &kernel)).transpose()?;
     let cmdline = cmdline::with_devices(config.cmdline, config.acpi.virtio_mmio);
     cmdline::write(memory, &cmdline, kernel.cmdline_max)?;
-    let rsdp = if leaves_acpi_out(config.cmdline) { 0 } else { acpi::write(memory, &config.acpi)? };
+    let rsdp = if leaves_acpi_out(config.cmdline).is_some() { 0 } else { acpi::write(memory, &config.acpi)? };
     mp::write(memory, &config.acpi)?;
     match kernel.protocol {
         Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp, config.acpi.pci)?,
@@ -190,7 +190,10 @@ mod tests {
                 let memory = memory(64);
                 let config = Config { cmdline, ..config(&[]) };
                 load(&memory, images(kernel.path(), None), &config).unwrap();
-                assert_eq!((word(&memory, rsdp) == 0, leaves_acpi_out(cmdline)), (left_out, left_out));
+                assert_eq!(
+                    (word(&memory, rsdp) == 0, leaves_acpi_out(cmdline).is_some()),
+                    (left_out, left_out)
+                );
                 assert_eq!(bytes(&memory, layout::ACPI, 8) == b"RSD PTR ", !left_out, "nor does it find any");
                 assert_eq!(bytes(&memory, layout::MP_TABLE, 4), b"_MP_");
             }

@@ -90,9 +90,9 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     timings.reached("machine confined");
     // Before the host is changed: who writes to a pipe takes the time that it likes.
     let images = files.read_pipes(config.memory.bytes)?;
-    if boot::leaves_acpi_out(&config.cmdline) {
+    if let Some(word) = boot::leaves_acpi_out(&config.cmdline) {
         log::warn!(
-            "the guest's command line has noapic, so it gets no ACPI, and no power button: it is ended at once"
+            "the guest's command line has {word}, so it gets no ACPI tables, and has no power button: wirevm stop ends it at once"
         );
     }
     if config.transport == Transport::Pci && !config.net.is_empty() && boot::looks_for_no_pci(&config.cmdline)
@@ -261,7 +261,7 @@ const CAPABILITIES: [(u32, u32, &str); 2] = [
     (
         KVM_CAP_PMU_CAPABILITY,
         KVM_PMU_CAP_DISABLE,
-        "KVM keeps performance counters ready that the guest is not told of",
+        "KVM does not switch its performance counters off, of which the guest is not told",
     ),
     (KVM_CAP_X2APIC_API, X2APIC_IDS, "a message to APIC ID 255 reaches every vCPU"),
 ];
