@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use harness::netns::Netns;
-use harness::{TempDir, Vm, as_nobody, guest, handmade, need, puts, wirevm_path};
+use harness::{TempDir, Vm, as_nobody, guest, handmade, need, puts, skip, wirevm_path};
 use serde_json::Value;
 
 /// What every host is told of, in this order.
@@ -114,6 +114,40 @@ fn what_it_cleans_is_in_the_json() {
         assert_eq!(object["cleaned"], Value::from(cleaned), "{text}");
         assert!(object["findings"].as_array().is_some_and(|findings| !findings.is_empty()));
     }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_not_good() {
+    let host = need!(Netns::with_own_run());
+    host.sh("mkdir -m 700 /run/wirevm; echo nonsense >/run/wirevm/journal-1-1; echo x >/run/wirevm/journal-2-2; chmod 600 /run/wirevm/*; chown 65534 /run/wirevm/journal-2-2");
+    let found = Findings::of(&host, "");
+    let states: Vec<_> = found.0.iter().filter(|finding| finding["what"] == "left-overs").collect();
+    assert_eq!(states.len(), 2, "{states:?}");
+    for (name, why) in [("journal-1-1", "expected"), ("journal-2-2", "user 65534")] {
+        let is_it = |finding: &&&Value| {
+            finding["state"].as_str().is_some_and(|state| state.contains(name) && state.contains(why))
+        };
+        assert_eq!(
+            states.iter().find(is_it).map(|finding| &finding["good"]),
+            Some(&Value::from(false)),
+            "{states:?}"
+        );
+    }
+}
+
+#[test]
+fn what_makes_starts_slower_is_told_with_what_it_costs() {
+    let host = need!(Netns::with_own_run());
+    let script =
+        "mount -t tmpfs tmpfs /sys/module/kvm/parameters && echo Y >/sys/module/kvm/parameters/nx_huge_pages
+        mount -t tmpfs tmpfs /sys/devices/system/cpu/vulnerabilities
+        echo Not affected >/sys/devices/system/cpu/vulnerabilities/itlb_multihit";
+    if !std::fs::exists("/sys/module/kvm/parameters").unwrap_or_default() {
+        skip!("there is no module kvm");
+    }
+    let found = Findings::of(&host, script);
+    let (good, state, remedy) = found.get("kvm.nx_huge_pages");
+    assert!(good && state.starts_with("is on:") && remedy.contains("=never"), "{state} {remedy}");
 }
 
 #[test]

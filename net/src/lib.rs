@@ -78,7 +78,7 @@ pub use host::probe::link_kinds;
 pub use host::settings::findings;
 pub use host::tun_settings::TunMode;
 pub use host::wire_link::{Role, WireLink};
-pub use host::{Host, Step, clean, left_over};
+pub use host::{Host, LeftOver, Step, clean, left_over};
 pub use subnet::{HostAddress, HostV4, HostV6};
 pub use sys::take_turns;
 pub use text::{printable, printable_lines};

@@ -88,6 +88,45 @@ fn a_chain_that_drops_is_named_with_the_command_that_lets_the_guest_through() {
             assert!(found[0].remedy.as_ref().unwrap().contains(command), "{found:?}");
             nft(&format!("delete table {table}"));
         }
+        // A chain that all are sent to drops.
+        nft("add table inet mine");
+        nft("add chain inet mine end");
+        nft("add rule inet mine end tcp dport 22 accept");
+        nft("add rule inet mine end counter drop");
+        nft("add chain inet mine more");
+        nft("add rule inet mine more jump end");
+        nft(&format!("add chain inet mine pass {forward} accept; }}"));
+        nft("add rule inet mine pass ct state established accept");
+        for word in ["jump", "goto"] {
+            nft(&format!("add rule inet mine pass {word} more"));
+            assert!(notices().len() == 1 && bad().len() == 1, "{word}: {:?}", notices());
+            nft("flush chain inet mine pass");
+        }
+        // Not where it is sent on a condition only, or nothing comes so far.
+        nft("add rule inet mine pass ct state invalid jump more");
+        assert!(notices().is_empty() && bad().is_empty());
+        nft("add rule inet mine pass accept");
+        nft("add rule inet mine pass drop");
+        assert!(notices().is_empty() && bad().is_empty());
+        nft("delete table inet mine");
+        // One that lets the guest's subnet pass is not blamed, whatever its policy.
+        nft("add table inet mine");
+        nft(&format!("add chain inet mine pass {forward} drop; }}"));
+        for (rule, passes) in [
+            ("ip saddr 172.31.0.0/24 accept", true),
+            ("ip daddr 172.16.0.0/12 counter accept", true),
+            ("ip saddr 172.31.0.1 accept", false),
+            ("ip saddr 172.31.0.0/24 drop", false),
+            ("ip saddr != 172.31.0.0/24 accept", false),
+            ("ip saddr 192.0.2.0/24 accept", false),
+        ] {
+            nft(&format!("add rule inet mine pass {rule}"));
+            assert_eq!(notices().is_empty(), passes, "{rule}: {:?}", notices());
+            nft("flush chain inet mine pass");
+        }
+        nft("add rule inet mine pass ip saddr 10.0.0.0/8 accept");
+        assert!(bad().is_empty() && notices().len() == 1);
+        nft("delete table inet mine");
         // Chains that drop nothing, or elsewhere.
         nft("add table inet mine");
         nft(&format!("add chain inet mine pass {forward} accept; }}"));

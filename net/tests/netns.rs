@@ -70,7 +70,7 @@ fn a_namespace_that_was_there_stays() {
 
         kill(holding("tap=tap0,host=172.31.0.1/24,netns=vpn"));
         // Typed here, the lines would be for the links of the same name here.
-        let left = net::left_over(&net::Host::new()).unwrap().into_iter().map(|step| step.command);
+        let left = net::left_over(&net::Host::new()).unwrap().steps.into_iter().map(|step| step.command);
         let cleaned = net::clean(&net::Host::new()).unwrap();
         let cleaned: Vec<_> = cleaned.into_iter().map(|step| step.command).collect();
         assert_eq!((inside(), records()), (before, vec![]), "cleaned in there, from here");

@@ -118,6 +118,37 @@ fn ways(link: &str) -> String {
 }
 
 #[test]
+fn what_a_route_is_told_with_makes_the_same_route() {
+    const METRICS: &str = "mtu lock 1400 window 1000 rtt 10ms rttvar 5ms ssthresh lock 9 cwnd lock 7 advmss lock 1300 \
+        reordering lock 4 hoplimit lock 8 initcwnd lock 20 rto_min 200ms initrwnd lock 9 quickack 1 features ecn \
+        congctl lock reno realm 3/4";
+    in_namespace("what_a_route_is_told_with_makes_the_same_route", || {
+        run("ip link add eth1 type veth peer name far");
+        run("ip link set far up");
+        run("ip link set eth1 up");
+        run("ip address add 10.9.0.2/24 dev eth1");
+        until_up("eth1");
+        run(&format!("ip route add 10.77.0.0/16 via 10.9.0.1 dev eth1 {METRICS}"));
+        let route = || run("ip route show 10.77.0.0/16").replace("dev br0", "dev eth1");
+        let before = route();
+        let (opened, told) = open_told("bridge=br0,uplink=eth1");
+        assert_eq!(
+            route().split_whitespace().collect::<Vec<_>>(),
+            before.split_whitespace().collect::<Vec<_>>()
+        );
+        let line = told.iter().find(|line| line.contains("append 10.77.0.0/16")).expect("it moves");
+        run("ip route del 10.77.0.0/16");
+        run(line);
+        assert_eq!(
+            route().split_whitespace().collect::<Vec<_>>(),
+            before.split_whitespace().collect::<Vec<_>>()
+        );
+        drop(opened);
+        assert_eq!(route(), before);
+    });
+}
+
+#[test]
 fn addresses_and_routes_move_and_come_back() {
     in_namespace("addresses_and_routes_move_and_come_back", || {
         a_host();

@@ -35,20 +35,35 @@ pub fn clean(host: &Host) -> Result<Vec<Step>, Error> {
     Ok(steps)
 }
 
-/// What [`clean`] would do.
+/// What wirevm processes have left that ended without taking it back themselves.
+#[derive(Debug)]
+pub struct LeftOver {
+    /// What [`clean`] would do.
+    pub steps: Vec<Step>,
+    /// Records that cannot be read: nobody knows what they would undo.
+    pub unreadable: Vec<Error>,
+}
+
+impl LeftOver {
+    /// True where there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.unreadable.is_empty()
+    }
+}
+
+/// What is left over.
 ///
 /// # Errors
-/// There is no place for records, or one cannot be read: nobody knows what it would undo.
-pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
+/// There is no place for records.
+pub fn left_over(host: &Host) -> Result<LeftOver, Error> {
     let lock = Lock::take(host)?;
     let (mut lines, mut places) = (Vec::new(), Places::default());
-    let (records, unreadable) = lock.left()?;
-    if let Some(error) = unreadable.into_iter().next() {
-        return Err(error);
-    }
+    let (records, mut unreadable) = lock.left()?;
     for mut record in records {
-        let found = record.lines()?;
-        lines.extend(renewed(&mut places, &found).unwrap_or(found));
+        match record.lines() {
+            Ok(found) => lines.extend(renewed(&mut places, &found).unwrap_or(found)),
+            Err(error) => unreadable.push(error),
+        }
     }
     order(&mut lines);
     let steps = lines.iter().filter_map(|line| {
@@ -59,7 +74,7 @@ pub fn left_over(host: &Host) -> Result<Vec<Step>, Error> {
         };
         Some(Step { command: places.command(line, &now), why: WHY })
     });
-    Ok(steps.collect())
+    Ok(LeftOver { steps: steps.collect(), unreadable })
 }
 
 pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {

@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::io;
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::Refusal;
 use super::nft::{ForwardChain, Nft};
-use crate::{printable, sys};
+use crate::{HostAddress, printable, sys};
 
 /// A chain that drops packets on their way between links.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,15 +24,16 @@ pub(super) struct Barrier {
     pub(super) command: String,
 }
 
-/// What the rules of others will do with the packets between `link` and other links: a sentence for each that drops them.
-pub(crate) fn routed_notices(link: &str) -> Vec<String> {
+/// What the rules of others will do with the packets between `link`, where the guest is in the subnets of `hosts`, and other links:
+/// a sentence for each that drops them.
+pub(crate) fn routed_notices(link: &str, hosts: &[HostAddress]) -> Vec<String> {
     let told = |barrier: Barrier| {
         let Barrier { place, command, .. } = barrier;
         format!(
             "{place}, drops what it does not know, and so what the guest sends and gets; let it through: {command}"
         )
     };
-    match barriers(Passing::Routed(link)) {
+    match barriers(Passing::Routed(link, Guests::In(hosts))) {
         Ok(barriers) => barriers.into_iter().map(told).collect(),
         Err(refusal) => vec![format!("cannot look whether a firewall stops the guest: {refusal}")],
     }
@@ -67,15 +70,48 @@ pub(super) fn bridged_barriers(bridge: &str) -> Vec<Barrier> {
 #[derive(Clone, Copy)]
 pub(super) enum Passing<'a> {
     /// Between this link and others.
-    Routed(&'a str),
+    Routed(&'a str, Guests<'a>),
     /// Between the ports of this bridge.
     Bridged(&'a str),
+}
+
+/// Where the guests are whose packets are routed.
+#[derive(Clone, Copy)]
+pub(super) enum Guests<'a> {
+    /// In the subnets of these addresses of the host's.
+    In(&'a [HostAddress]),
+    /// In those that wirevm takes where it is told of none: all of them private.
+    OfOurs,
 }
 
 impl Passing<'_> {
     fn link(&self) -> &str {
         match self {
-            Self::Routed(link) | Self::Bridged(link) => link,
+            Self::Routed(link, _) | Self::Bridged(link) => link,
+        }
+    }
+
+    /// True where all guests pass by their addresses, of the family `ip`, `ip6` or `inet`, if packets from or to these subnets do.
+    fn pass_by(&self, family: &str, accepted: &[(IpAddr, u8)]) -> bool {
+        match self {
+            Self::Routed(_, Guests::In(hosts)) => {
+                let is_of = |host: &&HostAddress| match family {
+                    "ip" => host.v4().is_some(),
+                    "ip6" => host.v6().is_some(),
+                    _ => true,
+                };
+                let mut hosts = hosts.iter().filter(is_of).peekable();
+                let has = |host: &HostAddress| {
+                    accepted.iter().any(|&(to, len)| len <= host.prefix() && host.overlaps(to, len))
+                };
+                hosts.peek().is_some() && hosts.all(has)
+            }
+            Self::Routed(_, Guests::OfOurs) => accepted.iter().any(|(to, _)| match to {
+                IpAddr::V4(to) => to.is_private(),
+                IpAddr::V6(to) => to.is_unique_local(),
+            }),
+            // Whoever is on the LAN may be meant.
+            Self::Bridged(_) => false,
         }
     }
 }
@@ -84,14 +120,14 @@ impl Passing<'_> {
 pub(super) fn barriers(passing: Passing<'_>) -> Result<Vec<Barrier>, Refusal> {
     let mut found = Vec::new();
     for chain in Nft::new().forward_chains(passing.link())? {
-        if chain.drops && !chain.knows_link {
+        if chain.drops && !chain.knows_link && !passing.pass_by(chain.family, &chain.accepts) {
             let (table, name) = (printable(&chain.table), printable(&chain.name));
             let place = format!("the nftables table {} {table}, in its chain {name}", chain.family);
             found.push(Barrier { family: chain.family, place, command: command(&chain, passing) });
         }
     }
     for (family, program) in [("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy")] {
-        if legacy_drops(family == "ip6", passing.link()) {
+        if legacy_drops(family, passing) {
             let place = format!("{program}'s table filter, in its chain FORWARD");
             found.push(Barrier { family, place, command: iptables(program, "FORWARD", passing) });
         }
@@ -118,7 +154,7 @@ fn command(chain: &ForwardChain, passing: Passing<'_>) -> String {
                 |rule: String| format!("sudo nft 'insert rule {family} {table} {name} {rule} accept'");
             let one = |way| insert(format!("{way} \"{link}\""));
             match passing {
-                Passing::Routed(_) => {
+                Passing::Routed(..) => {
                     let answers = insert(format!("oifname \"{link}\" ct state established,related"));
                     let forwarded = insert(format!("oifname \"{link}\" ct status dnat"));
                     format!("{}; {answers}; {forwarded}", one("iifname"))
@@ -139,7 +175,7 @@ fn iptables(program: &str, chain: &str, passing: Passing<'_>) -> String {
     let link = passing.link();
     let insert = format!("sudo {program} -I {chain}");
     match passing {
-        Passing::Routed(_) => format!(
+        Passing::Routed(..) => format!(
             "{insert} -i {link} -j ACCEPT; {insert} -o {link} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
         ),
         Passing::Bridged(_) => format!("{insert} -i {link} -o {link} -j ACCEPT"),
@@ -148,19 +184,22 @@ fn iptables(program: &str, chain: &str, passing: Passing<'_>) -> String {
 
 /// True where a table of the old iptables is loaded and drops what it does not know, and knows nothing of the link. A table
 /// that is not loaded is not asked for: that would load it.
-fn legacy_drops(ipv6: bool, link: &str) -> bool {
+fn legacy_drops(family: &str, passing: Passing<'_>) -> bool {
+    let ipv6 = family == "ip6";
     let names = if ipv6 { "ip6_tables_names" } else { "ip_tables_names" };
     // Of the thread's network namespace, which may be another one than the process's.
     let loaded = fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
     if !loaded.lines().any(|name| name == "filter") {
         return false;
     }
-    let family = if ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    let asked = socket(family, SocketType::DGRAM, None).map_err(io::Error::from);
+    let protocol = if ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let asked = socket(protocol, SocketType::DGRAM, None).map_err(io::Error::from);
     match asked.and_then(|socket| sys::iptables_filter(socket.as_fd(), ipv6)) {
         Ok((info, entries)) => {
             let table = Legacy { info: &info, entries: &entries, ipv6 };
-            table.forward_drops().unwrap_or(false) && !table.speaks_of(link)
+            table.forward_drops().unwrap_or(false)
+                && !table.speaks_of(passing.link())
+                && !passing.pass_by(family, &table.accepts())
         }
         Err(error) => {
             log::debug!("cannot ask for the old iptables' table filter: {error}");
@@ -197,20 +236,53 @@ impl Legacy<'_> {
     fn speaks_of(&self, link: &str) -> bool {
         // The addresses and their masks are first, then the two names and their masks.
         let names = if self.ipv6 { 64 } else { 16 };
-        let mut entry = 0;
-        loop {
-            for at in [entry + names, entry + names + 16] {
+        self.starts().any(|entry| {
+            [entry + names, entry + names + 16].into_iter().any(|at| {
                 let name = self.entries.get(at..at + 16).unwrap_or_default();
                 let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
-                if name == link.as_bytes() && !name.is_empty() {
-                    return true;
-                }
+                name == link.as_bytes() && !name.is_empty()
+            })
+        })
+    }
+
+    /// From or to which subnets an entry lets pass.
+    fn accepts(&self) -> Vec<(IpAddr, u8)> {
+        // -NF_ACCEPT - 1, after the length of the target and its name, which is empty for a verdict.
+        const ACCEPT: i32 = -2;
+        const TARGET: usize = 32;
+        let len = if self.ipv6 { 16 } else { 4 };
+        let mut found = Vec::new();
+        for entry in self.starts() {
+            let target = self.short(entry, self.target_offset()).map(|at| entry + usize::from(at));
+            let Some(target) = target else { continue };
+            let is_verdict = self.entries.get(target + 2) == Some(&0);
+            if !is_verdict || number(self.entries, target + TARGET).map(|code| code as i32) != Some(ACCEPT) {
+                continue;
             }
-            match self.short(entry, self.target_offset() + 2) {
-                Some(len) if len != 0 => entry += usize::from(len),
-                _ => return false,
+            // Source and destination, and then the masks of both.
+            for at in [entry, entry + len] {
+                let (Some(address), Some(mask)) =
+                    (self.entries.get(at..at + len), self.entries.get(at + 2 * len..at + 3 * len))
+                else {
+                    continue;
+                };
+                let bits: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
+                let address = match len {
+                    4 => <[u8; 4]>::try_from(address).ok().map(|octets| Ipv4Addr::from(octets).into()),
+                    _ => <[u8; 16]>::try_from(address).ok().map(|octets| Ipv6Addr::from(octets).into()),
+                };
+                found.extend(address.filter(|_| bits > 0).map(|address| (address, bits as u8)));
             }
         }
+        found
+    }
+
+    /// Where each entry begins.
+    fn starts(&self) -> impl Iterator<Item = usize> {
+        iter::successors(Some(0), |&entry| {
+            let len = self.short(entry, self.target_offset() + 2).filter(|&len| len != 0)?;
+            Some(entry + usize::from(len))
+        })
     }
 
     /// Where an entry says where its target is; where the next entry is follows.

@@ -8,6 +8,7 @@
 //! pass on for guests only; and **a link that leads to other guests is not switched on**, or they would reach what nobody let
 //! them reach.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -196,9 +197,15 @@ impl Wiring {
     /// The links that the guest's traffic leaves by: those that lead to a router, and those of a network of their own,
     /// hardware for example; not a bridge or a tap with guests behind it and no router.
     fn outward(&mut self, route_links: &[RouteLink], own: &Link, ipv6: bool) -> Result<Vec<LinkId>, Error> {
+        // A host may have as many routes as the internet.
+        let all = self.links()?;
+        let mut seen = HashSet::new();
         let mut links: Vec<LinkId> = Vec::new();
         for route in route_links.iter().filter(|route| route.ipv6 == ipv6 && route.link != own.id.index) {
-            let Some(link) = self.netlink.link_by_index(route.link).map_err(asked)? else { continue };
+            if !seen.insert((route.link, route.to_router)) {
+                continue;
+            }
+            let Some(link) = all.iter().find(|link| link.id.index == route.link).cloned() else { continue };
             let inward = ["tun", "bridge", "dummy"].contains(&link.kind.as_str());
             if (route.to_router || !inward) && !link.loopback && !links.contains(&link.id) {
                 links.push(link.id);

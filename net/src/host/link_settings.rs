@@ -1,5 +1,7 @@
 //! How a link is set: its MTU, its addresses, that it is up.
 
+use std::collections::HashSet;
+
 use super::*;
 
 /// Why a link is set up.
@@ -10,11 +12,16 @@ impl Wiring {
     /// kernel takes the longest prefix, and of two the one with the lower metric.
     pub(crate) fn warn_of_other_routes(&mut self, link: &LinkId, hosts: &[HostAddress]) -> Result<(), Error> {
         let asked = |refusal| HostError::Ask { what: "the host's routes".to_owned(), refusal };
+        let mut told = HashSet::new();
         for route in self.netlink.routes().map_err(asked)? {
             let Some(other) = route.link.filter(|&other| other != link.index) else { continue };
             let wins =
                 |host: &&HostAddress| route.prefix >= host.prefix() && host.overlaps(route.to, route.prefix);
             let Some(host) = hosts.iter().find(wins) else { continue };
+            // The first over each link says it.
+            if !told.insert(other) {
+                continue;
+            }
             let name = self.netlink.link_by_index(other).map_err(asked)?.map(|link| link.id.name);
             self.notice(format!(
                 "host={host}: the host routes {}/{} over {} too, where what is for the guest may go",

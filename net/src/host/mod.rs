@@ -42,7 +42,7 @@ pub(crate) mod wire_link;
 use std::fmt;
 
 pub(crate) use change::Change;
-pub use clean::{clean, left_over};
+pub use clean::{LeftOver, clean, left_over};
 pub use context::Host;
 pub(crate) use deferred_undo::DeferredUndo;
 pub(crate) use journal::Lock;

@@ -64,7 +64,7 @@ impl Wiring {
         self.nat = Some(Nat::new(self, &plan)?);
         let way_out = self.set_forwarding(link, stays, traffic)?;
 
-        firewall::routed_notices(name).into_iter().for_each(|notice| self.notice(notice));
+        firewall::routed_notices(name, hosts).into_iter().for_each(|notice| self.notice(notice));
         if !way_out {
             self.notice(
                 "no link of the host leads anywhere else yet, so the guest reaches the host only: start again when one does, or \

@@ -8,6 +8,7 @@ mod bridge;
 mod hops;
 mod learned;
 mod macvlan;
+mod metrics;
 mod neighbour;
 mod route;
 mod station;

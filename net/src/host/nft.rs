@@ -8,6 +8,7 @@ mod expression;
 pub(crate) mod frame;
 pub(crate) mod ingress;
 mod socket;
+mod what;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

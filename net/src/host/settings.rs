@@ -1,7 +1,7 @@
 //! What the host's settings and others' rules mean for wirevm, all together.
 
 use super::finding::Finding;
-use super::firewall::{BRIDGED, Barrier, Passing, barriers, bridged_barriers};
+use super::firewall::{BRIDGED, Barrier, Guests, Passing, barriers, bridged_barriers};
 use super::forwarding;
 use super::nat::Nat;
 
@@ -24,7 +24,7 @@ pub fn findings() -> Vec<Finding> {
     findings.extend(forwarding::findings());
     // Docker's and other firewalls' rules, as they are for a link that they do not know.
     let link = "wirevm0";
-    match barriers(Passing::Routed(link)) {
+    match barriers(Passing::Routed(link, Guests::OfOurs)) {
         Ok(barriers) if barriers.is_empty() => {
             findings.push(finding("firewall", true, "lets routed packets pass", None));
         }

@@ -1,5 +1,6 @@
 //! What the host has and allows, beside KVM and what `net` tries out itself.
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::{fs, iter};
@@ -94,22 +95,31 @@ pub(super) fn left_over() -> Vec<Finding> {
     let finding = |good, state: String, remedy| Finding { what: "left-overs".into(), good, state, remedy };
     let command = |text: &str| Some(text.to_owned());
     match net::left_over(&net::Host::new()) {
-        Ok(steps) if steps.is_empty() && rustix::process::geteuid().is_root() => {
+        Ok(left) if left.is_empty() && rustix::process::geteuid().is_root() => {
             vec![finding(true, "none".into(), None)]
         }
         // Records are for their user's eyes alone.
-        Ok(steps) if steps.is_empty() => {
+        Ok(left) if left.is_empty() => {
             let state = "none of this user's; those of root and others cannot be seen";
             vec![finding(true, state.into(), command("sudo wirevm doctor"))]
         }
-        Ok(steps) => steps
-            .iter()
-            .map(|step| {
+        Ok(left) => {
+            let steps = left.steps.iter().map(|step| {
                 let state = format!("a dead wirevm's; undone by: {}", step.command);
                 finding(false, state, command("wirevm doctor --clean"))
-            })
-            .collect(),
-        Err(error) => vec![finding(true, format!("cannot be looked for: {error}"), None)],
+            });
+            // Nobody knows what is left then.
+            let unreadable = left.unreadable.iter().map(|error| {
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                let remedy = "look into it; another version of wirevm may have written it, whose doctor --clean takes it";
+                finding(false, format!("{error}{cause}"), command(remedy))
+            });
+            steps.chain(unreadable).collect()
+        }
+        Err(error) => {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            vec![finding(false, format!("cannot be looked for: {error}{cause}"), error.remedy())]
+        }
     }
 }
 

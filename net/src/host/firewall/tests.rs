@@ -15,6 +15,13 @@ fn table(ipv6: bool, forward: i32) -> (Vec<u8>, Vec<u8>) {
         let len = entry.len() as u16;
         entry[targets + 2..targets + 4].copy_from_slice(&len.to_ne_bytes());
         entry[length + 32..length + 36].copy_from_slice(&verdict.to_ne_bytes());
+        if link == "tap7" {
+            // To 172.31.0.0/16, or to fd00::/16.
+            let (at, address) = if ipv6 { (16, [0xfd, 0]) } else { (4, [172, 31]) };
+            entry[at..at + 2].copy_from_slice(&address);
+            let mask = at + if ipv6 { 32 } else { 8 };
+            entry[mask..mask + 2].copy_from_slice(&[0xff, 0xff]);
+        }
         entries.extend(entry);
         start as u32
     };
@@ -36,6 +43,8 @@ fn the_policy_of_the_old_iptables_is_read() {
             let (info, entries) = table(ipv6, verdict);
             let table = Legacy { info: &info, entries: &entries, ipv6 };
             assert_eq!(table.forward_drops(), Some(drops), "{ipv6} {verdict}");
+            let subnet = if ipv6 { "fd00::" } else { "172.31.0.0" };
+            assert_eq!(table.accepts(), [(subnet.parse().unwrap(), 16)]);
             assert!(table.speaks_of("tap7"));
             assert!(!table.speaks_of("tap") && !table.speaks_of("tap70") && !table.speaks_of(""));
         }
@@ -48,5 +57,6 @@ proptest! {
         let table = Legacy { info: &info, entries: &entries, ipv6 };
         let _ = table.forward_drops();
         table.speaks_of("tap0");
+        table.accepts();
     }
 }

@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_bindings::rt_route::{self, Rtmsg};
 use netlink_bindings::traits::Pusher;
-use netlink_bindings::utils::{find_attr, push_header};
+use netlink_bindings::utils::push_header;
 use serde::{Deserialize, Serialize};
 
 use super::hops::{BoundRoute, next_hops};
 use super::learned::Learned;
-use super::{LinkAddress, LinkId, Netlink, Refusal};
+use super::{LinkAddress, LinkId, Netlink, Refusal, metrics};
 use crate::sys;
 
 // `linux/rtnetlink.h`.
@@ -21,6 +21,7 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 pub(super) const RTA_MULTIPATH: u16 = 9;
+const RTA_FLOW: u16 = 11;
 const RTA_CACHEINFO: u16 = 12;
 const RTA_TABLE: u16 = 15;
 pub(super) const RTA_VIA: u16 = 18;
@@ -28,8 +29,6 @@ const RTA_PREF: u16 = 20;
 const RTA_PAD: u16 = 21;
 const RTA_EXPIRES: u16 = 23;
 pub(super) const RTA_NH_ID: u16 = 30;
-const RTAX_MTU: u16 = 2;
-const RTAX_ADVMSS: u16 = 8;
 /// Offset of `rta_expires` in `struct rta_cacheinfo`, in ticks of a hundredth of a second (`USER_HZ`).
 const RTA_EXPIRES_OFFSET: usize = 8;
 const USER_HZ: u32 = 100;
@@ -191,12 +190,12 @@ impl LinkRoute {
         say("scope", Some(self.scope).filter(|_| self.is_ipv4()).map(|scope| scope.to_string()));
         say("src", address(RTA_PREFSRC).map(|from| from.to_string()));
         say("metric", number(RTA_PRIORITY).map(|metric| metric.to_string()));
-        let metrics = self.attribute(RTA_METRICS).unwrap_or_default();
-        let metric = |kind| {
-            find_attr(metrics, kind).and_then(|value| Some(u32::from_ne_bytes(value.try_into().ok()?)))
-        };
-        say("mtu", metric(RTAX_MTU).map(|mtu| mtu.to_string()));
-        say("advmss", metric(RTAX_ADVMSS).map(|mss| mss.to_string()));
+        for (word, value) in metrics::words(self.attribute(RTA_METRICS).unwrap_or_default()) {
+            say(word, Some(value));
+        }
+        // Of where packets come from, and of where they go.
+        let realm = number(RTA_FLOW).map(|flow| (flow >> 16, flow & 0xffff));
+        say("realm", realm.map(|(from, to)| if from == 0 { to.to_string() } else { format!("{from}/{to}") }));
         say("expires", self.left().map(|left| left.to_string()));
         // RFC 4191 §2.1.
         let preference = self.attribute(RTA_PREF).and_then(|value| match value {
@@ -407,6 +406,11 @@ mod tests {
             route.words(&link()),
             "10.0.0.0/8 via 10.0.0.1 dev br0 proto 3 scope 0 src 10.0.0.5 metric 100 mtu 1400 expires 1 onlink"
         );
+        for (flow, realm) in [(7_u32, " realm 7"), (3 << 16 | 4, " realm 3/4")] {
+            let mut route = default_route();
+            route.attributes.push((RTA_FLOW, flow.to_ne_bytes().to_vec()));
+            assert!(route.words(&link()).ends_with(realm), "{}", route.words(&link()));
+        }
     }
 
     #[test]

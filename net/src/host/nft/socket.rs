@@ -1,15 +1,16 @@
 //! nftables in the kernel: tables of ours, and what the chains of others do.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
+use std::net::IpAddr;
 
-use netlink_bindings::nftables::{
-    self, Chained, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, TableFlags, VerdictCode,
-};
+use netlink_bindings::nftables::{self, Chained, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, TableFlags};
 use netlink_bindings::traits::NetlinkChained;
 use netlink_socket2::NetlinkSocket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 
+use super::what::{self, Fate, Way};
 use super::{Hook, Table};
 use crate::host::Refusal;
 
@@ -28,8 +29,11 @@ pub(crate) struct ForwardChain {
     pub(crate) family: &'static str,
     pub(crate) table: String,
     pub(crate) name: String,
-    /// What no rule of it decides is dropped: by its policy, or by its last rule, which matches everything.
+    /// What no rule decides that asks for something is dropped: by its policy, or by a rule for all, of it or of a chain that it
+    /// sends all to.
     pub(crate) drops: bool,
+    /// From or to which subnets a rule lets pass: address and length of the prefix.
+    pub(crate) accepts: Vec<(IpAddr, u8)>,
     /// The other chains of its table.
     pub(crate) others: Vec<String>,
     /// A rule of its table speaks of the link.
@@ -90,7 +94,8 @@ impl Nft {
             if chain.get_hook().and_then(|hook| hook.get_num()).is_ok_and(|hook| hook == Hook::Forward as u32)
             {
                 let drops = chain.get_policy().is_ok_and(|policy| policy == libc::NF_DROP as u32);
-                forward.push(ForwardChain { family, table, name, drops, others: vec![], knows_link: false });
+                let (others, accepts) = (Vec::new(), Vec::new());
+                forward.push(ForwardChain { family, table, name, drops, accepts, others, knows_link: false });
             }
         }
         for chain in &mut forward {
@@ -109,17 +114,20 @@ impl Nft {
         let mut request = nftables::Request::new().op_getrule_dump(&header(family.unwrap_or_default()));
         request.encode().push_table_bytes(chain.table.as_bytes());
         let mut replies = self.socket.request(&request)?;
-        let mut last_drops = false;
+        let mut chains: HashMap<String, Vec<Way>> = HashMap::new();
         while let Some((_, rule)) = replies.recv().transpose()? {
             let expressions: Vec<_> = rule.get_expressions().into_iter().flatten().flatten().collect();
             let expressions: Vec<IterableExprAttrs<'_>> =
                 expressions.into_iter().map(|nftables::ExprListAttrs::Elem(one)| one).collect();
             chain.knows_link |= speaks_of(&expressions, link);
-            if text(rule.get_chain().ok()) == chain.name {
-                last_drops = drops_all(&expressions);
-            }
+            chain.accepts.extend(what::accepted(&expressions));
+            chains.entry(text(rule.get_chain().ok())).or_default().extend(what::of_all(&expressions));
         }
-        chain.drops |= last_drops;
+        chain.drops = match what::fate(&chains, &chain.name) {
+            Fate::Drop => true,
+            Fate::Accept => false,
+            Fate::Open => chain.drops,
+        };
         Ok(())
     }
 
@@ -206,26 +214,10 @@ fn speaks_of(expressions: &[IterableExprAttrs<'_>], link: &str) -> bool {
     })
 }
 
-/// True where a rule drops or rejects every packet: nothing but counting and noting goes before.
-fn drops_all(expressions: &[IterableExprAttrs<'_>]) -> bool {
-    let Some((last, before)) = expressions.split_last() else { return false };
-    let name = |one: &IterableExprAttrs<'_>| text(one.get_name().ok());
-    let drops = match last.get_data() {
-        Ok(ExprOps::Immediate(immediate)) => {
-            let verdict = immediate.get_data().and_then(|data| data.get_verdict());
-            verdict.and_then(|verdict| verdict.get_code()).is_ok_and(|code| code == VerdictCode::Drop as u32)
-        }
-        // The targets of iptables, inside a table of its.
-        Ok(ExprOps::Target(target)) => ["DROP", "REJECT"].contains(&text(target.get_name().ok()).as_str()),
-        _ => name(last) == "reject",
-    };
-    drops && before.iter().all(|one| ["counter", "log"].contains(&name(one).as_str()))
-}
-
 pub(super) fn header(family: u8) -> Nfgenmsg {
     Nfgenmsg { nfgen_family: family, ..Nfgenmsg::default() }
 }
 
-fn text(text: Option<&CStr>) -> String {
+pub(super) fn text(text: Option<&CStr>) -> String {
     text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
 }
