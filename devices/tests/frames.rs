@@ -13,7 +13,7 @@ use devices::BusDevice;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mock::{Buffer, MockMmio, MockRing};
 use devices::virtio::net::VirtioNet;
-use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_RESET, F_VERSION_1};
 use net::{Backend, HEADER_LEN, Iov, Offloads, Sent, SocketBackend};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -409,6 +409,7 @@ fn only_what_the_backend_can_is_offered() {
     let control = F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR;
     let always =
         F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF | control;
+    let always = always | F_IN_ORDER | F_RING_RESET | F_SPEED_DUPLEX;
     let large = F_GUEST_TSO4 | F_GUEST_TSO6 | F_HOST_TSO4 | F_HOST_TSO6;
     let uso = F_HOST_USO | F_GUEST_USO4 | F_GUEST_USO6;
     let checksums = F_CSUM | F_GUEST_CSUM | F_CTRL_GUEST_OFFLOADS;
@@ -427,10 +428,11 @@ fn only_what_the_backend_can_is_offered() {
 #[test]
 fn the_configuration_is_the_nics() {
     let rig = Rig::new();
-    let mut config = [0xff; 16];
+    let mut config = [0xff; 20];
     rig.device.read(0x100, &mut config);
     assert_eq!(config[..6], MAC);
-    assert_eq!(config[6..], [1, 0, 1, 0, 0x28, 0x23, 0xff, 0xff, 0xff, 0xff], "up, one pair, 9000, no more");
+    assert_eq!(config[6..12], [1, 0, 1, 0, 0x28, 0x23], "up, one pair, 9000");
+    assert_eq!(config[12..], [0x10, 0x27, 0, 0, 1, 0xff, 0xff, 0xff], "10 Gbit/s, full duplex, no more");
     rig.device.write(0x100, &[9]);
     let mut mtu = [0; 2];
     rig.device.read(0x10a, &mut mtu);

@@ -11,8 +11,8 @@ use devices::BusDevice;
 use devices::pci::msix::Message;
 use devices::pci::{Ecam, EventRoutes, Ports, RootComplex, Window};
 use devices::virtio::pci::{BAR_LEN, PciTransport};
-use devices::virtio::queue::F_VERSION_1;
-use devices::virtio::{Activation, Interrupt, VirtioDevice};
+use devices::virtio::queue::{F_RING_RESET, F_VERSION_1};
+use devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use proptest::prelude::*;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -40,6 +40,8 @@ struct Seen {
     refuse: AtomicBool,
     /// The interrupt pin is.
     driven: AtomicBool,
+    /// Queues that were reset, and those that were set up anew.
+    queues: Mutex<(Vec<u16>, Vec<u16>)>,
     /// How often the device heard that its vectors may be others.
     rerouted: AtomicUsize,
     /// A pair tells its driver of something while it is being stopped.
@@ -118,7 +120,7 @@ impl VirtioDevice for Dummy {
         1
     }
     fn features(&self) -> u64 {
-        F_VERSION_1 | 1
+        F_VERSION_1 | F_RING_RESET | 1
     }
     fn queue_max_sizes(&self) -> &[u16] {
         &[8, 16]
@@ -131,6 +133,13 @@ impl VirtioDevice for Dummy {
         let queues = activation.queues.into_iter().map(|queue| (queue.index, queue.kick)).collect();
         self.0.starts.lock().unwrap().push(queues);
         *self.0.interrupt.lock().unwrap() = Some(activation.interrupt);
+        Ok(())
+    }
+    fn reset_queue(&mut self, index: u16) {
+        self.0.queues.lock().unwrap().0.push(index);
+    }
+    fn enable_queue(&mut self, queue: ActiveQueue) -> io::Result<()> {
+        self.0.queues.lock().unwrap().1.push(queue.index);
         Ok(())
     }
     fn rerouted(&mut self) {
@@ -200,12 +209,17 @@ impl Rig {
 
     /// The same with its driver up: queue 1 is enabled, and no vector is set.
     fn started() -> Self {
+        Self::started_with(F_VERSION_1)
+    }
+
+    /// The same with a driver that accepts these features, of the upper word.
+    fn started_with(features: u64) -> Self {
         let rig = Self::enabled();
         for status in [0, 1, 3] {
             rig.set(20, 1, status);
         }
         rig.set(8, 4, 1);
-        rig.set(12, 4, 1);
+        rig.set(12, 4, (features >> 32) as u32);
         rig.set(20, 1, 0xb);
         rig.set(22, 2, 1);
         for (offset, address) in [(32, 0x1000), (40, 0x2000), (48, 0x3000)] {
@@ -523,6 +537,46 @@ fn a_device_that_runs_hears_that_its_vectors_are_others() {
     rig.set(26, 2, 0);
     rig.set_msix_control(0x8000);
     assert_eq!(rerouted(), 0, "it does not run");
+}
+
+#[test]
+fn a_queue_is_reset_and_set_up_anew_while_the_device_runs() {
+    let rig = Rig::started();
+    rig.set(58, 2, 1);
+    assert_eq!(rig.get(28, 2), 1, "it was not negotiated");
+    let rig = Rig::started_with(F_VERSION_1 | F_RING_RESET);
+    let seen = || std::mem::take(&mut *rig.seen[0].queues.lock().unwrap());
+    rig.set(26, 2, 1);
+    rig.set(58, 2, 0);
+    rig.set(58, 4, 1);
+    assert_eq!((rig.get(28, 2), seen()), (1, (vec![], vec![])));
+    for _ in 0..2 {
+        rig.set(58, 2, 1);
+        assert_eq!((rig.get(58, 2), rig.get(28, 2), rig.get(26, 2)), (0, 0, NO_VECTOR));
+        assert_eq!((rig.get(24, 2), rig.get(32, 4)), (16, 0), "as after a reset of the device");
+        rig.set(58, 2, 1);
+        assert_eq!(seen(), (vec![1], vec![]), "once");
+        rig.set(24, 2, 8);
+        rig.set(26, 2, 0);
+        for (offset, address) in [(32, 0x4000), (40, 0x5000), (48, 0x6000)] {
+            rig.set(offset, 4, address);
+        }
+        rig.set(28, 2, 1);
+        assert_eq!((rig.get(28, 2), rig.get(24, 2), rig.get(26, 2), rig.get(32, 4)), (1, 8, 0, 0x4000));
+        rig.set(32, 4, 0x7000);
+        rig.set(28, 2, 1);
+        assert_eq!((rig.get(32, 4), seen()), (0x4000, (vec![], vec![1])), "ready, it stays where it is");
+    }
+    assert_eq!(rig.get(20, 1), 0xf);
+    // A queue that was not enabled at the start cannot be now, and one that makes no sense stops the device.
+    rig.set(22, 2, 0);
+    rig.set(32, 4, 0x1000);
+    rig.set(28, 2, 1);
+    assert_eq!(rig.get(28, 2), 0);
+    rig.set(22, 2, 1);
+    rig.set(58, 2, 1);
+    rig.set(28, 2, 1);
+    assert_eq!(rig.get(20, 1), 0x4f);
 }
 
 #[test]

@@ -31,6 +31,18 @@ pub trait VirtioDevice: Send {
     /// What [`Interrupt::event`] answers may have changed, while the device is active.
     fn rerouted(&mut self) {}
 
+    /// The driver resets queue `index`, of a device that is active and offers `VIRTIO_F_RING_RESET` (virtio 1.3 §2.6.1). Returns once
+    /// nothing touches that queue's rings and buffers any more; the device goes on with the others.
+    fn reset_queue(&mut self, _index: u16) {}
+
+    /// The driver has set a queue up anew that it had reset: the device goes on with it.
+    ///
+    /// # Errors
+    /// It cannot: the driver is asked for a reset of the device.
+    fn enable_queue(&mut self, _queue: ActiveQueue) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Stops all work and forgets what was negotiated (virtio 1.2 §2.1); the device can be activated again. Returns once
     /// nothing touches guest memory any more.
     fn reset(&mut self);

@@ -40,6 +40,11 @@ pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
 pub const F_GUEST_USO4: u64 = 1 << 54;
 pub const F_GUEST_USO6: u64 = 1 << 55;
 pub const F_HOST_USO: u64 = 1 << 56;
+pub const F_SPEED_DUPLEX: u64 = 1 << 63;
+/// Registers of virtio 1.3 §4.2.2.
+pub const QUEUE_SEL: u32 = 0x030;
+pub const QUEUE_READY: u32 = 0x044;
+pub const QUEUE_RESET: u32 = 0x0c0;
 
 /// No large receive: a buffer of 1.5 KiB is enough for a frame.
 pub const PLAIN: u64 = F_VERSION_1 | F_MAC;
@@ -168,6 +173,29 @@ impl Rig {
         assert!(features & F_CTRL_VQ == 0 || mmio.set_queue(CONTROL, self.control.setup()));
         mmio.start();
         assert!(!mmio.needs_reset(), "the device cannot start");
+    }
+
+    /// Resets the queue `index`, which is not ready then.
+    pub fn reset_queue(&self, index: u32) {
+        let mmio = self.mmio();
+        mmio.write(QUEUE_SEL, index);
+        mmio.write(QUEUE_RESET, 1);
+        assert_eq!((mmio.read(QUEUE_READY), mmio.read(QUEUE_RESET)), (0, 0), "queue {index} is reset");
+    }
+
+    /// Sets the queue `index` up anew, with a ring of `size` that is empty.
+    pub fn renew_queue(&mut self, index: u32, size: u16) {
+        let (ring, base) = match index {
+            RX => (&mut self.rx, RX_RING),
+            TX => (&mut self.tx, TX_RING),
+            _ => (&mut self.control, CONTROL_RING),
+        };
+        *ring = MockRing::new(&self.memory, base, size, self.features & F_EVENT_IDX != 0);
+        let setup = *ring.setup();
+        if index == RX {
+            self.places = places();
+        }
+        assert!(self.mmio().set_queue(index, &setup), "queue {index} is ready");
     }
 
     /// Posts up to `count` receive chains of one buffer each, 4 KiB or less, and kicks.

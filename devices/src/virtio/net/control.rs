@@ -122,6 +122,11 @@ impl Control {
         Self { others, refused, ..self }
     }
 
+    /// The driver has set its queue up anew.
+    pub(super) fn set_queue(&mut self, queue: ActiveQueue) {
+        self.queue = queue;
+    }
+
     /// What the driver kicks.
     pub(super) fn queue(&self) -> &ActiveQueue {
         &self.queue

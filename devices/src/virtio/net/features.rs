@@ -7,7 +7,7 @@
 use net::Offloads;
 use virtio_bindings::virtio_net::*;
 
-use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use crate::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_RESET, F_VERSION_1};
 
 /// The bits that say what the driver takes in the frames it receives, and that it may switch while it runs (§5.1.6.5.6).
 const GUEST: [u32; 5] = [
@@ -37,13 +37,13 @@ pub(super) fn common(all: impl Iterator<Item = Offloads>) -> Offloads {
 /// do `can`, and whose largest packet may be known (`mtu`). A bit is offered together with those
 /// that it needs (§5.1.3.1), so large packets come with checksums or not at all.
 pub(super) fn offer(mtu: bool, can: Offloads, pairs: usize) -> u64 {
-    let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
+    let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_IN_ORDER | F_RING_RESET;
     let mut offer = |condition: bool, bits: &[u32]| {
         if condition {
             features |= mask(bits);
         }
     };
-    offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF]);
+    offer(true, &[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_SPEED_DUPLEX]);
     offer(true, &CONTROL);
     offer(pairs > 1, &[VIRTIO_NET_F_MQ]);
     offer(mtu, &[VIRTIO_NET_F_MTU]);

@@ -34,12 +34,27 @@ pub enum Message {
     Stop(Reply<()>),
     /// A command of the driver's, from the control queue.
     Command(PairCommand, Reply<io::Result<()>>),
+    /// The driver resets a queue: touches neither its rings nor its buffers until it is enabled.
+    ResetQueue(PairQueue, Reply<()>),
+    /// Goes on with a queue that was reset, and is set up anew.
+    EnableQueue(PairQueue, Box<ActiveQueue>, Reply<()>),
     /// The vectors of the queues may be others now.
     Reroute(Reply<io::Result<()>>),
     /// Touches neither rings nor backend from now on, until it is to resume.
     Pause(Reply<io::Result<PairState>>),
     /// Goes on where it is.
     Resume(Reply<io::Result<()>>),
+}
+
+/// A queue, of those that a pair has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairQueue {
+    /// Host to guest.
+    Receive,
+    /// Guest to host.
+    Transmit,
+    /// The NIC's control queue, of the pair that it rides with.
+    Control,
 }
 
 /// All that a pair has for as long as one driver runs.

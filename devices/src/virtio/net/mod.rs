@@ -24,7 +24,7 @@ use self::control::{Control, SharedMac};
 use self::error::Error;
 use self::features::offer;
 pub use self::handle::Handle;
-use self::mailbox::{Message, Start, ask_all};
+use self::mailbox::{Message, PairQueue, Start, ask_all};
 use self::pair_life::{PairLife, State};
 use self::pair_thread::spawn;
 pub use self::queue_pair::Counters;
@@ -45,6 +45,11 @@ pub const TYPE_NET: u32 = 1;
 /// keeps the host going while the driver refills; its descriptor table is one page; and more would only let a slow guest
 /// queue more latency.
 pub const QUEUE_SIZE: u16 = 256;
+
+/// The speed of the link in units of Mbit/s, as the tap at its other end says of itself to the host. Nothing slows frames down to it.
+const SPEED: u32 = 10_000;
+/// `duplex` of the configuration (§5.1.4).
+const FULL_DUPLEX: u8 = 1;
 
 /// What a NIC is to its guest.
 #[derive(Clone, Debug)]
@@ -81,6 +86,8 @@ pub struct VirtioNet {
     poll: Duration,
     /// A driver has started the pairs, or some of them.
     active: bool,
+    /// The number of the control queue, as this driver has it.
+    control_index: u16,
     carried: bool,
     /// Whether it was said that the host refused something.
     refused: Arc<LogOnce>,
@@ -142,6 +149,7 @@ impl VirtioNet {
             counters: counters.into(),
             poll: Duration::ZERO,
             active: false,
+            control_index: 0,
             carried,
             refused,
             _threads: threads,
@@ -179,6 +187,7 @@ impl VirtioNet {
         let has = |bit: u32| accepted & 1 << bit != 0;
         // A driver without VIRTIO_NET_F_MQ has one pair, and the control queue right behind it (§5.1.2).
         let pairs = if has(VIRTIO_NET_F_MQ) && has(VIRTIO_NET_F_CTRL_VQ) { self.pairs.len() } else { 1 };
+        self.control_index = 2 * pairs as u16;
         let control = by_index[2 * pairs].take().filter(|_| has(VIRTIO_NET_F_CTRL_VQ));
         // Pairs past the first stay unused if the driver wants fewer.
         let wanted = |number: &usize| by_index[2 * number].is_some() || by_index[2 * number + 1].is_some();
@@ -211,6 +220,16 @@ impl VirtioNet {
             .collect();
         answered(started.into_iter().map(Answer::wait).collect())
     }
+
+    /// The pair that has queue `index`, and which of its queues that is.
+    fn pair_of(&self, index: u16) -> Option<(&Address<Message>, PairQueue)> {
+        let (number, queue) = match index {
+            index if index == self.control_index => (0, PairQueue::Control),
+            index if index % 2 == 0 => (index / 2, PairQueue::Receive),
+            index => (index / 2, PairQueue::Transmit),
+        };
+        Some((self.pairs.get(usize::from(number))?, queue))
+    }
 }
 
 /// The first error, where there is one; a thread that does not answer has panicked.
@@ -232,13 +251,15 @@ impl VirtioDevice for VirtioNet {
         &self.queue_sizes
     }
 
-    /// `virtio_net_config` (§5.1.4) up to `mtu`; all of it is read-only with `VIRTIO_F_VERSION_1`.
+    /// `virtio_net_config` (§5.1.4) up to `duplex`; all of it is read-only with `VIRTIO_F_VERSION_1`.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0; 12];
+        let mut config = [0; 17];
         config[..6].copy_from_slice(&self.mac.octets());
         config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
         config[8..10].copy_from_slice(&(self.pairs.len() as u16).to_le_bytes());
-        config[10..].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
+        config[10..12].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
+        config[12..16].copy_from_slice(&SPEED.to_le_bytes());
+        config[16] = FULL_DUPLEX;
         let from = config.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
         for (to, byte) in data.iter_mut().zip(&config[from..]) {
             *to = *byte;
@@ -264,6 +285,22 @@ impl VirtioDevice for VirtioNet {
                 let (level, name) = (self.refused.level(), &self.config.name);
                 log::log!(level, "{name}: interrupts come by other vectors: {error}");
             }
+        }
+    }
+
+    fn reset_queue(&mut self, index: u16) {
+        if let Some((pair, queue)) = self.pair_of(index) {
+            // One that has ended touches nothing.
+            let _ = pair.ask(|reply| Message::ResetQueue(queue, reply)).wait();
+        }
+    }
+
+    fn enable_queue(&mut self, active: ActiveQueue) -> io::Result<()> {
+        match self.pair_of(active.index) {
+            Some((pair, queue)) => {
+                Ok(pair.ask(|reply| Message::EnableQueue(queue, Box::new(active), reply)).wait()?)
+            }
+            None => Ok(()),
         }
     }
 

@@ -86,6 +86,19 @@ impl PairLife {
                 // It moves nothing until its next start, which says all of this anew.
                 State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
             }),
+            Message::ResetQueue(queue, reply) => {
+                if let State::Running(pair) | State::Paused(pair) = &mut self.state {
+                    pair.reset_queue(queue);
+                }
+                reply.send(());
+            }
+            Message::EnableQueue(queue, active, reply) => {
+                // One that has ended goes on after a reset of the device alone.
+                if let State::Running(pair) | State::Paused(pair) = &mut self.state {
+                    pair.enable_queue(queue, *active);
+                }
+                reply.send(());
+            }
             Message::Reroute(reply) => reply.send(match &mut self.state {
                 State::Running(pair) | State::Paused(pair) => pair.reroute(),
                 State::Idle(_) | State::Ended(_) | State::Between => Ok(()),

@@ -27,7 +27,7 @@ mod used;
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{
@@ -45,6 +45,11 @@ pub const F_VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 pub const F_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// `VIRTIO_F_INDIRECT_DESC`: a descriptor may stand for a table of descriptors (§2.7.5.3).
 pub const F_INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// `VIRTIO_F_IN_ORDER`: the device uses chains in the order in which the driver made them available (§2.7.9).
+pub const F_IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
+/// `VIRTIO_F_RING_RESET`: the driver can reset one queue, and set it up anew, while the device runs (§2.6.1).
+pub const F_RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
 /// Bytes of one descriptor (§2.7.5).
 const DESCRIPTOR_LEN: usize = 16;

@@ -26,6 +26,8 @@ const VERSION: u32 = 2;
 /// Ours to choose (§4.2.2); Linux only shows it.
 const VENDOR: u32 = u32::from_le_bytes(*b"wire");
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+/// `QueueReset` (virtio 1.3 §4.2.2).
+const QUEUE_RESET: u32 = 0x0c0;
 
 /// A virtio device on the MMIO bus.
 pub struct MmioTransport {
@@ -156,9 +158,13 @@ impl MmioTransport {
                 let interrupt = Arc::clone(line) as Arc<dyn Interrupt>;
                 setup.advance(&line.status, value, &interrupt, &self.kicks);
             }
+            QUEUE_RESET if value == 1 => drop(setup.reset_queue(status)),
             _ => {
-                if let Some(field) = queue_field(offset) {
-                    setup.set_queue(status, field, value);
+                if let Some(field) = queue_field(offset)
+                    && setup.set_queue(status, field, value)
+                {
+                    let interrupt = Arc::clone(line) as Arc<dyn Interrupt>;
+                    setup.enable_queue(&interrupt, &self.kicks);
                 }
             }
         }

@@ -169,6 +169,8 @@ impl PciTransport {
                 let queue = setup().queue_sel;
                 if (queue as usize) < self.kicks.len() { queue } else { 0 }
             }
+            // No data goes with a notification; and a queue is reset by the time that anybody reads whether it is.
+            (56 | 58, 2) => 0,
             _ => setup().queue_field(queue_field(offset, len)?),
         })
     }
@@ -188,6 +190,14 @@ impl PciTransport {
             (12, 4) => setup.set_driver_features(status, value),
             (16, 2) => signals.set(&signals.config_vector, value as u16),
             (20, 1) if value == 0 => self.reset_locked(setup),
+            (58, 2) if value == 1 => {
+                // Its vector is forgotten with it, once nothing is told by it any more.
+                if setup.reset_queue(status)
+                    && let Some(vector) = signals.queue_vectors.get(setup.queue_sel as usize)
+                {
+                    vector.store(NO_VECTOR, Ordering::Release);
+                }
+            }
             (20, 1) => {
                 let interrupt = Arc::clone(signals) as Arc<dyn Interrupt>;
                 setup.advance(&signals.status, value, &interrupt, &self.kicks);
@@ -200,11 +210,13 @@ impl PciTransport {
                 }
             }
             _ => {
-                // A queue is disabled by a reset alone: VIRTIO_F_RING_RESET is not offered.
+                // A queue is disabled by a reset of it alone.
                 if let Some(field) = queue_field(offset, data.len())
                     && (field != QueueField::Ready || value == 1)
+                    && setup.set_queue(status, field, value)
                 {
-                    setup.set_queue(status, field, value);
+                    let interrupt = Arc::clone(signals) as Arc<dyn Interrupt>;
+                    setup.enable_queue(&interrupt, &self.kicks);
                 }
             }
         }

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::log_once::LogOnce;
 use crate::virtio::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::virtio::queue::{F_VERSION_1, QueueSetup, VirtQueue};
+use crate::virtio::queue::{F_RING_RESET, F_VERSION_1, QueueSetup, VirtQueue};
 
 /// A device, and what its driver has said of it so far.
 pub(super) struct Setup {
@@ -32,6 +32,8 @@ pub(super) struct Setup {
 struct Queue {
     setup: QueueSetup,
     ready: bool,
+    /// The driver has reset it since the device runs.
+    was_reset: bool,
 }
 
 /// A field of a queue's place (§4.1.4.3, §4.2.2): what a write to it sets.
@@ -128,11 +130,13 @@ impl Setup {
         self.device.queue_max_sizes().get(self.queue_sel as usize).copied().unwrap_or(0)
     }
 
-    /// Places the selected queue, between the features and the start. Its place can change while it is not ready (§4.2.2.2).
-    pub(super) fn set_queue(&mut self, status: u32, field: QueueField, value: u32) {
+    /// Places the selected queue, between the features and the start, or after it was reset. Its place can change while it is not
+    /// ready (§4.2.2.2). True: it is ready again, and the device is to [go on](Self::enable_queue) with it.
+    pub(super) fn set_queue(&mut self, status: u32, field: QueueField, value: u32) -> bool {
         let placing = status & FEATURES_OK != 0 && status & (DRIVER_OK | FAILED) == 0;
         let max = self.queue_max_size();
-        let Some(queue) = self.queues.get_mut(self.queue_sel as usize).filter(|_| placing) else { return };
+        let queue = self.queues.get_mut(self.queue_sel as usize);
+        let Some(queue) = queue.filter(|queue| placing || queue.was_reset) else { return false };
         let QueueSetup { size, desc_table, avail_ring, used_ring } = &mut queue.setup;
         match field {
             QueueField::Ready if value & 1 == 0 => queue.ready = false,
@@ -144,11 +148,48 @@ impl Setup {
             QueueField::Available(half) => half.set(avail_ring, value),
             QueueField::Used(half) => half.set(used_ring, value),
         }
+        // It is as any other from now on.
+        queue.ready && std::mem::take(&mut queue.was_reset)
+    }
+
+    /// The driver resets the selected queue (§2.6.1): nothing touches it when this returns. True: there was something to reset.
+    pub(super) fn reset_queue(&mut self, status: u32) -> bool {
+        let can = self.driver_features & F_RING_RESET != 0;
+        let runs = status & DRIVER_OK != 0 && status & (FAILED | NEEDS_RESET) == 0;
+        let index = self.queue_sel as usize;
+        let resets = can && runs && self.queue().is_some_and(|queue| queue.ready);
+        if resets {
+            self.device.reset_queue(index as u16);
+            let setup = QueueSetup { size: self.queue_max_size(), ..QueueSetup::default() };
+            self.queues[index] = Queue { setup, ready: false, was_reset: true };
+        }
+        resets
+    }
+
+    /// Has the device go on with the selected queue, which is ready again.
+    pub(super) fn enable_queue(&mut self, interrupt: &Arc<dyn Interrupt>, kicks: &[Arc<EventFd>]) {
+        let index = self.queue_sel as usize;
+        let queue = self.active_queue(index, &kicks[index]);
+        if let Err(error) = queue.and_then(|queue| self.device.enable_queue(queue)) {
+            let device = self.device.device_type();
+            log::log!(
+                self.refused.level(),
+                "virtio device {device}: cannot go on with queue {index}: {error}"
+            );
+            let _ = interrupt.needs_reset();
+        }
+    }
+
+    /// A queue, where it makes sense as the driver set it up.
+    fn active_queue(&self, index: usize, kick: &Arc<EventFd>) -> io::Result<ActiveQueue> {
+        let ring = VirtQueue::new(&self.queues[index].setup, self.driver_features, &self.memory)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        Ok(ActiveQueue { index: index as u16, ring, kick: Arc::clone(kick) })
     }
 
     /// A field of the selected queue; zero where there is none.
     pub(super) fn queue_field(&self, field: QueueField) -> u32 {
-        let Some(Queue { setup, ready }) = self.queue() else { return 0 };
+        let Some(Queue { setup, ready, .. }) = self.queue() else { return 0 };
         match field {
             QueueField::Size => setup.size.into(),
             QueueField::Ready => (*ready).into(),
@@ -188,10 +229,8 @@ impl Setup {
 
     fn activate(&mut self, interrupt: &Arc<dyn Interrupt>, kicks: &[Arc<EventFd>]) -> io::Result<()> {
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready) {
-            let ring = VirtQueue::new(&queue.setup, self.driver_features, &self.memory)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-            queues.push(ActiveQueue { index: index as u16, ring, kick: Arc::clone(&kicks[index]) });
+        for (index, kick) in kicks.iter().enumerate().filter(|(index, _)| self.queues[*index].ready) {
+            queues.push(self.active_queue(index, kick)?);
         }
         self.device.activate(Activation {
             memory: self.memory.clone(),
@@ -212,7 +251,11 @@ pub(super) fn needs_reset(status: &AtomicU32) -> bool {
 /// The queues after a reset: as large as they can be, and nowhere.
 fn fresh(device: &dyn VirtioDevice) -> Vec<Queue> {
     let setup = |&size| QueueSetup { size, ..QueueSetup::default() };
-    device.queue_max_sizes().iter().map(|size| Queue { setup: setup(size), ready: false }).collect()
+    device
+        .queue_max_sizes()
+        .iter()
+        .map(|size| Queue { setup: setup(size), ready: false, was_reset: false })
+        .collect()
 }
 
 fn word(features: u64, select: u32) -> u32 {

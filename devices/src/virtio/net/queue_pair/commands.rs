@@ -4,7 +4,9 @@
 use std::io;
 
 use super::{Next, PairParts, QueuePair};
+use crate::virtio::device::ActiveQueue;
 use crate::virtio::net::control::PairCommand;
+use crate::virtio::net::mailbox::PairQueue;
 use crate::virtio::net::state::ActivePair;
 use crate::virtio::queue::Error;
 
@@ -13,7 +15,7 @@ impl QueuePair {
     #[cold]
     pub(super) fn command(&mut self) -> Result<(), Error> {
         let PairParts { memory, interrupt, backend, control, .. } = &mut self.parts;
-        self.commanded = match control {
+        self.commanded = match control.as_mut().filter(|_| !self.control_reset) {
             Some(control) => control.process(memory, &**interrupt, &mut **backend)?,
             None => false,
         };
@@ -83,6 +85,40 @@ impl QueuePair {
         Ok(())
     }
 
+    /// Touches neither the rings of `queue` nor its buffers, until it is enabled.
+    #[cold]
+    pub(in crate::virtio::net) fn reset_queue(&mut self, queue: PairQueue) {
+        match queue {
+            PairQueue::Receive => {
+                self.receive = Next::Reset;
+                self.shortage.forget();
+            }
+            PairQueue::Transmit => (self.transmit, self.owed) = (Next::Reset, None),
+            PairQueue::Control => self.control_reset = true,
+        }
+    }
+
+    /// Goes on with `queue`, which was reset. The driver kicks it by the same eventfd.
+    #[cold]
+    pub(in crate::virtio::net) fn enable_queue(&mut self, queue: PairQueue, active: ActiveQueue) {
+        match queue {
+            PairQueue::Receive => {
+                self.parts.rx = active;
+                self.receive = if self.parts.enabled { Next::Work } else { Next::Control };
+            }
+            PairQueue::Transmit => {
+                self.parts.tx = active;
+                self.transmit = Next::Work;
+            }
+            PairQueue::Control => {
+                if let Some(control) = &mut self.parts.control {
+                    control.set_queue(active);
+                    (self.control_reset, self.commanded) = (false, true);
+                }
+            }
+        }
+    }
+
     /// Where the pair is, once it is paused.
     pub(in crate::virtio::net) fn state(&self) -> ActivePair {
         let PairParts { rx, tx, control, enabled, .. } = &self.parts;
@@ -112,6 +148,7 @@ impl QueuePair {
                 *receive = match (enable, *receive) {
                     // The host brings frames here or not; who carries them is the same.
                     (_, Next::Kernel) => Next::Kernel,
+                    (_, Next::Reset) => Next::Reset,
                     (false, _) => Next::Control,
                     (true, Next::Control) => Next::Work,
                     (true, next) => next,

@@ -84,6 +84,8 @@ enum Next {
     Control,
     /// The kernel carries the frames.
     Kernel,
+    /// The driver has reset the ring, which it sets up anew, or not.
+    Reset,
 }
 
 /// All that makes a pair.
@@ -127,6 +129,8 @@ pub struct QueuePair {
     receive: Next,
     /// The control queue may have commands.
     commanded: bool,
+    /// The driver has reset the control queue.
+    control_reset: bool,
     /// The guest may have asked the backend something, past us.
     asked: bool,
     /// After how long it is to be looked at although nothing was asked.
@@ -161,6 +165,7 @@ impl QueuePair {
             transmit,
             receive,
             commanded: true,
+            control_reset: false,
             iov: IovBuffer::new(),
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
@@ -206,10 +211,10 @@ impl QueuePair {
     pub fn wake(&mut self) {
         self.commanded = true;
         self.asked = self.parts.carrier.is_some();
-        if self.transmit != Next::Kernel {
+        if !matches!(self.transmit, Next::Kernel | Next::Reset) {
             self.transmit = Next::Work;
         }
-        if !matches!(self.receive, Next::Control | Next::Kernel) {
+        if !matches!(self.receive, Next::Control | Next::Kernel | Next::Reset) {
             self.receive = Next::Work;
         }
     }

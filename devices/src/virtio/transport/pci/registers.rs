@@ -6,7 +6,7 @@ pub const BAR_LEN: u64 = 0x4000;
 pub const QUEUES_MAX: usize = 255;
 
 pub(super) const COMMON: u64 = 0;
-pub(super) const COMMON_LEN: u64 = 56;
+pub(super) const COMMON_LEN: u64 = 60;
 pub(super) const ISR: u64 = 0x400;
 pub(super) const DEVICE: u64 = 0x800;
 pub(super) const TABLE: u64 = 0x1000;
