@@ -80,7 +80,7 @@ pub use host::tun_settings::TunMode;
 pub use host::wire_link::{Role, WireLink};
 pub use host::{Host, LeftOver, Step, clean, left_over};
 pub use subnet::{HostAddress, HostV4, HostV6};
-pub use sys::take_turns;
+pub use sys::wait_exactly;
 pub use text::{printable, printable_lines};
 pub use wire::cable::{Ask, Cable, Plugged};
 pub use wire::cable_spec::CableSpec;

@@ -31,22 +31,14 @@ fn checked(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
-/// Has the calling thread take its turn when it is woken, instead of interrupting what runs on its processor (`SCHED_BATCH`,
-/// sched(7)). A thread that moves frames is woken for each few of them, and where processors are scarce, whom it would interrupt is
-/// the guest that is to read them. On a processor that has nothing else to do, nothing changes. Another policy that the thread was
-/// given (a real-time one) stays.
+/// Has the waits of the calling thread end when they should: usually the kernel lets the short ones last 50 microseconds longer, to
+/// end several at once (`PR_SET_TIMERSLACK`, prctl(2)).
 ///
 /// # Errors
 /// `EPERM` where a filter of system calls forbids it.
-pub fn take_turns() -> io::Result<()> {
-    // SAFETY: zero is the calling thread, and the parameters are ours for the time of the call.
-    unsafe {
-        if libc::sched_getscheduler(0) != libc::SCHED_OTHER {
-            return Ok(());
-        }
-        let parameters = libc::sched_param { sched_priority: 0 };
-        checked(libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) as isize).map(drop)
-    }
+pub fn wait_exactly() -> io::Result<()> {
+    // SAFETY: it takes a number, of nanoseconds.
+    checked(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong, 0, 0, 0) } as isize).map(drop)
 }
 
 /// Makes the system call `readv` or `writev`. The C library's functions of the name are points where a thread can be cancelled,
@@ -311,26 +303,4 @@ pub(crate) fn iptables_filter(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<(Vec
     entries[32..36].copy_from_slice(&size);
     get(GET_ENTRIES, &mut entries)?;
     Ok((info, entries.split_off(40)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_under_a_policy_of_its_own_keeps_it() {
-        let after = |policy| {
-            let of_a_thread = move || {
-                let parameters = libc::sched_param { sched_priority: 0 };
-                // SAFETY: zero is the calling thread, and the parameters live as long as the call.
-                assert_eq!(unsafe { libc::sched_setscheduler(0, policy, &parameters) }, 0);
-                take_turns().unwrap();
-                // SAFETY: it takes no memory.
-                unsafe { libc::sched_getscheduler(0) }
-            };
-            std::thread::spawn(of_a_thread).join().unwrap()
-        };
-        assert_eq!(after(libc::SCHED_OTHER), libc::SCHED_BATCH);
-        assert_eq!(after(libc::SCHED_IDLE), libc::SCHED_IDLE);
-    }
 }

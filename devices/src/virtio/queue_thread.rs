@@ -3,7 +3,7 @@
 //! **Invariant: it is spawned with the device and ends with it.** Drivers come and go meanwhile, by messages in its
 //! [`Mailbox`]. So no vCPU ever makes a thread, and no queue's thread inherits a vCPU's CPUs, policy or control group.
 //!
-//! At its birth it takes its name, its CPU and its policy. What it waits with (an epoll descriptor, eventfds) its spawner makes
+//! At its birth it takes its name and its CPU; its scheduling policy is that of the process. What it waits with (an epoll descriptor, eventfds) its spawner makes
 //! before it, for where that fails there is no thread yet.
 
 use std::io;
@@ -39,8 +39,8 @@ impl<M: Send + 'static> QueueThread<M> {
             if let Some((cpu, Err(error))) = cpu.map(|cpu| (cpu, run_on(cpu))) {
                 log::warn!("{born} cannot run on CPU {cpu}, and runs on any: {error}");
             }
-            if let Err(error) = net::take_turns() {
-                log::debug!("{born} keeps its scheduling policy: {error}");
+            if let Err(error) = net::wait_exactly() {
+                log::debug!("{born} may wait for longer than it wants: {error}");
             }
             live();
         };

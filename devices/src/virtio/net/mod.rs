@@ -7,6 +7,7 @@ mod error;
 mod features;
 mod handle;
 mod mailbox;
+mod moderation;
 mod pair_life;
 mod pair_thread;
 pub mod queue_pair;

@@ -1,11 +1,13 @@
 //! The thread of a queue pair: when it works, when it polls, and when it sleeps.
 
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 
 use super::mailbox::Message;
+use super::moderation::Moderation;
 use super::pair_life::{PairLife, State, unwatch};
 use super::queue_pair::events::{EDGE, FREE};
 use crate::virtio::mailbox::Mailbox;
@@ -57,10 +59,12 @@ pub(super) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<
     })
 }
 
-/// The thread's life: while the pair runs, frames until there are none, then it polls for a while, then it sleeps until something
-/// happens.
+/// The thread's life: while the pair runs, frames until there are none, then it polls for a while (`poll=`) or closes its eyes
+/// ([`Moderation`]), then it sleeps until something happens.
 fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
     let mut timer = PollTimer { until: None };
+    let mut moderation = Moderation::new();
+    let mut began = Instant::now();
     loop {
         let worker = subscriber(&mut manager, id);
         if worker.over {
@@ -69,8 +73,16 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
         let timeout = match &mut worker.life.state {
             State::Running(pair) => {
                 let worked = pair.process();
+                let mut looks_again = false;
                 if !pair.has_work() && !timer.polls_on(worker.life.poll, worked) {
-                    pair.arm();
+                    match moderation.closes_eyes(began.elapsed(), pair.moved()) {
+                        // No message, no interrupt that is owed, and no other direction waits for longer than that.
+                        Some(time) => {
+                            thread::sleep(time);
+                            looks_again = true;
+                        }
+                        None => pair.arm(),
+                    }
                 }
                 if pair.has_ended() {
                     let gone = worker.life.leave();
@@ -79,11 +91,21 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                 }
                 pair.count_wait();
                 // With work left, events are only collected: neither direction starves the other or a message.
-                if pair.has_work() || timer.polls() { 0 } else { pair.waits().map_or(-1, millis) }
+                if looks_again || pair.has_work() || timer.polls() {
+                    0
+                } else {
+                    pair.waits().map_or(-1, millis)
+                }
             }
             _ => -1,
         };
-        match manager.run_with_timeout(timeout) {
+        let asleep = Instant::now();
+        let happened = manager.run_with_timeout(timeout);
+        began = Instant::now();
+        if timeout != 0 {
+            moderation.woken(began - asleep);
+        }
+        match happened {
             Ok(0) if timeout > 0 => {
                 if let State::Running(pair) = &mut subscriber(&mut manager, id).life.state {
                     pair.waited();

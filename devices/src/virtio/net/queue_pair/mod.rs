@@ -47,6 +47,7 @@ pub use self::receive_space::ReceiveSpace;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use net::{Backend, IovBuffer};
@@ -189,6 +190,12 @@ impl QueuePair {
     /// True once the driver broke its ring: nothing happens any more.
     pub fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// How many frames have gone through, both ways.
+    pub(super) fn moved(&self) -> u64 {
+        let Counters { rx_frames, tx_frames, .. } = &*self.parts.counters;
+        rx_frames.load(Ordering::Relaxed).wrapping_add(tx_frames.load(Ordering::Relaxed))
     }
 
     /// How long a thread without work may sleep at most, if not for ever.
