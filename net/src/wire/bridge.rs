@@ -232,7 +232,7 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, id: &LinkId, uplink: Option<
     let kind = if filter { ChangeKind::BridgeVlans } else { ChangeKind::Bridge };
     wiring.make_by(|netlink| netlink.add_bridge(id, mac.octets(), filter), kind, command, undo, why)?;
     match uplink {
-        Some(nic) => settings::take_over(wiring, &nic.id, &id),
+        Some(nic) => settings::take_over(wiring, &nic.id, id),
         None => {
             for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
                 let key = format!("net/ipv6/conf/{name}/{key}");
