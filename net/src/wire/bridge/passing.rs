@@ -36,7 +36,7 @@ impl Problem {
     }
 
     /// Of `port`: what is so, and what helps.
-    fn words(self, port: &str) -> String {
+    fn words(self, port: &LinkId) -> String {
         match self {
             Self::Down => format!("it is down: sudo ip link set dev {port} up"),
             Self::NoCarrier => "it has no carrier: plug its cable in, or set its other end up".to_owned(),
@@ -127,7 +127,7 @@ pub(super) fn notices(
         format!(
             "nothing passes between the guest and {}, a port of {bridge}: {}",
             link.id,
-            problem.words(&link.id.name)
+            problem.words(&link.id)
         )
     }));
     if told.len() > TOLD {
