@@ -66,6 +66,8 @@ pub struct NetConfig {
     /// True if what the guest sends under addresses that are not its own may be dropped, on a tap, a bridge or a tun; true on the
     /// others, which do not guard.
     pub guard: bool,
+    /// True if the spec says `guard=on`: then a host that cannot guard its bridge is refused, and is not just told of.
+    pub must_guard: bool,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
@@ -194,9 +196,10 @@ impl FromStr for NetConfig {
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
         let trust = keys.take("trust", on_or_off)?.unwrap_or(true);
-        let guard = keys.take("guard", on_or_off)?.unwrap_or(true);
+        let asked = keys.take("guard", on_or_off)?;
+        let (guard, must_guard) = (asked.unwrap_or(true), asked == Some(true));
         let netns = keys.take("netns", str::parse)?;
-        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, guard, netns };
+        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, guard, must_guard, netns };
         this.check_mtu()?;
         this.check_affinity().map(|()| this)
     }
@@ -236,6 +239,8 @@ impl fmt::Display for NetConfig {
         }
         if !self.guard {
             f.write_str(",guard=off")?;
+        } else if self.must_guard {
+            f.write_str(",guard=on")?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

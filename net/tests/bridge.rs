@@ -37,7 +37,8 @@ fn a_bridge_is_made_and_goes_with_the_last() {
             "ip link set dev wirevm0 address fe:00:00:00:00:01",
             "sysctl -w net.ipv6.conf.wirevm0.disable_ipv6=1",
             "ip link set dev wirevm0 master br0",
-            "bridge fdb replace 02:00:00:00:00:01 dev wirevm0 master static",
+            "bridge link set dev wirevm0 learning off guard on",
+            "bridge fdb replace 02:00:00:00:00:01 dev wirevm0 master static sticky",
             "ip link set dev wirevm0 up",
         ];
         let without_ipv6: Vec<_> = expected.iter().filter(|line| !line.contains("ipv6")).collect();

@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 21] = [
+static KEYS: [Key; 22] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -235,6 +235,16 @@ static KEYS: [Key; 21] = [
         ..KEY
     },
     Key {
+        name: "isolated",
+        value: "on|off",
+        kinds: &[Bridge],
+        default: Some("off"),
+        help: "on: guests of the bridge that have this do not reach each other, but everything else",
+        example: "on",
+        section: Some("what-a-guest-may-send-into-a-bridge"),
+        ..KEY
+    },
+    Key {
         name: "mode",
         value: "bridge|vepa|private|passthru|source",
         kinds: &[Macvtap],
@@ -266,9 +276,10 @@ static KEYS: [Key; 21] = [
         name: "guard",
         value: "on|off",
         kinds: &[Tap, Bridge, Tun],
-        default: Some("on"),
+        default: Some("on, where the kernel can"),
         help: "whether the wire may drop what does not come from the guest's own addresses; off: for a guest that routes for others",
         example: "off",
+        section: Some("what-a-guest-may-send-into-a-bridge"),
         ..KEY
     },
     Key {

@@ -180,7 +180,11 @@ fn a_guest_is_guarded_unless_its_spec_says_otherwise() {
     for wire in ["tap", "tap,nat", "bridge=br0", "tun"] {
         let guard = |text: &str| parse(&format!("{wire}{text}")).unwrap().guard;
         assert_eq!(["", ",guard=on", ",guard=off"].map(guard), [true, true, false], "{wire}");
-        assert_eq!(parse(&format!("{wire},guard=off")).unwrap().to_string(), format!("{wire},guard=off"));
+        let must = |text: &str| parse(&format!("{wire}{text}")).unwrap().must_guard;
+        assert_eq!(["", ",guard=on", ",guard=off"].map(must), [false, true, false], "{wire}");
+        for said in ["", ",guard=on", ",guard=off"].map(|text| format!("{wire}{text}")) {
+            assert_eq!(parse(&said).unwrap().to_string(), said);
+        }
     }
     for wire in ["macvtap=eth0", "fd=5"] {
         assert!(parse(wire).unwrap().guard);
@@ -384,6 +388,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "vhost=(on|off|auto|x)",
         1 => "trust=(on|off)",
         1 => "guard=(on|off)",
+        1 => "isolated=(on|off)",
         1 => "netns=[a-z.]{1,3}",
         1 => "[a-z]{0,4}(=[0-9a-f:./onf]{0,18})?",
     ];
@@ -445,9 +450,10 @@ fn wires() -> impl Strategy<Value = WireConfig> {
             WireConfig::Tun(TunConfig { name, hosts, guests, dhcp, dns })
         },
     );
-    let bridge = (links(), option::of(links()), option::of(1..=4094u16)).prop_map(|(name, uplink, vlan)| {
+    let bridge = (links(), option::of(links()), option::of(1..=4094u16), any::<bool>());
+    let bridge = bridge.prop_map(|(name, uplink, vlan, isolated)| {
         let uplink = uplink.filter(|uplink| *uplink != name);
-        WireConfig::Bridge(BridgeConfig { name, uplink, vlan })
+        WireConfig::Bridge(BridgeConfig { name, uplink, vlan, isolated })
     });
     let modes = ["private", "vepa", "bridge", "passthru"].map(|mode| mode.parse().unwrap());
     let macvtap = (links(), proptest::sample::select(modes.to_vec()), hosts(), option::of(macs())).prop_map(
@@ -468,11 +474,12 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
     let poll = (0..=10_000u64).prop_map(Duration::from_micros);
     let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
-    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>(), any::<bool>());
+    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>(), any::<[bool; 2]>());
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
-        |(wire, mac, mtu, (queues, bound, poll, vhost, trust, guard), netns)| {
+        |(wire, mac, mtu, (queues, bound, poll, vhost, trust, [guard, must_guard]), netns)| {
             let trust = trust || wire.kind().key("trust").is_none();
-            let guard = guard || wire.kind().key("guard").is_none();
+            let guards = wire.kind().key("guard").is_some();
+            let (guard, must_guard) = (guard || !guards, guard && must_guard && guards);
             let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
@@ -489,6 +496,7 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 vhost,
                 trust,
                 guard,
+                must_guard,
                 netns,
             };
             match config.check_mtu() {

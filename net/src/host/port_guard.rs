@@ -1,40 +1,107 @@
-//! What a guest may not send into a bridge, whoever made the bridge: rules at the ingress of its port, in a table of their own that
+//! What a guest may send into a bridge, whoever made the bridge: rules at the ingress of its port, in a table of their own that
 //! goes with this process. They hold for all that is behind the port: the host, which is on the bridge with its own addresses
 //! where it has an uplink and lives by the router advertisements of the LAN, the other guests, and the LAN.
+//!
+//! The guest's addresses of IP are its own affair, for the LAN gives them. It may have any but those that the host has on the
+//! bridge, and its routers there, when the guest starts.
 
-use super::nft::frame::{FrameMatch, Icmpv6};
+use std::net::IpAddr;
+
+use super::nft::frame::{FrameMatch, Icmp, Icmpv6, Tag};
 use super::nft::ingress::IngressTable;
 use super::nft::{Match, Nft, Rule, Verdict};
-use super::{LinkId, Sysctl, Wiring};
-use crate::Error;
-use crate::error::BridgeError;
+use super::{LinkId, Refusal, Sysctl, Wiring};
+use crate::error::{BridgeError, HostError};
+use crate::{Error, Mac};
 
-/// The table for the guest at `port`.
-fn table(port: &str) -> IngressTable {
-    let rule = |one, why| Rule { matches: vec![Match::Frame(one)], verdict: Verdict::Drop, why };
-    let rules = vec![
-        rule(
-            FrameMatch::Icmpv6(Icmpv6::RouterAdvertisement),
-            "the guest shall not make itself the router of others",
-        ),
-        rule(FrameMatch::Icmpv6(Icmpv6::Redirect), "nor send them to other routers"),
-    ];
+/// As many addresses of the host and its routers are kept from the guest, so that a table is never too large for one request.
+const KEPT: usize = 64;
+
+/// Groups that are not among the reserved ones: a spanning tree for each VLAN, and discovery, as switches of Cisco have them.
+const CISCO_GROUPS: [[u8; 6]; 2] = [[1, 0, 0x0c, 0xcc, 0xcc, 0xcc], [1, 0, 0x0c, 0xcc, 0xcc, 0xcd]];
+
+/// The ports at which clients of DHCP wait (RFC 2131 §4.1, RFC 8415 §7.2): only a server, or a relay, sends there.
+const DHCP_CLIENTS: [u16; 2] = [68, 546];
+
+/// The table for the guest `mac` at `port`, to which the addresses `kept` do not belong; `tags`: the bridge decides on tags.
+fn table(port: &str, mac: Mac, tags: bool, kept: &[IpAddr]) -> IngressTable {
+    use FrameMatch::{
+        Advertises, ArpFrom, ArpMacOtherThan, From, SourceOtherThan, Tagged, TaggedInside, To,
+        ToReservedGroup, UdpTo,
+    };
+    let mac = mac.octets();
+    let mut rules = Vec::new();
+    let mut drop = |one, why| {
+        rules.push(Rule { matches: vec![Match::Frame(one)], verdict: Verdict::Drop, why });
+    };
+    drop(SourceOtherThan(mac), "the guest sends under its own address");
+    drop(ToReservedGroup, "it is no bridge or switch, with a spanning tree or links to bundle");
+    for group in CISCO_GROUPS {
+        drop(To(group), "nor one with messages of its maker's own");
+    }
+    for tag in [Tag::Customer, Tag::Service] {
+        // The kernel takes the first tag off before it asks.
+        let one = if tags { TaggedInside(tag) } else { Tagged(tag) };
+        drop(one, "it is in the VLAN that its port is in");
+    }
+    drop(
+        FrameMatch::Icmpv6(Icmpv6::RouterAdvertisement),
+        "the guest shall not make itself the router of others",
+    );
+    drop(FrameMatch::Icmpv6(Icmpv6::Redirect), "nor send them to other routers");
+    drop(FrameMatch::Icmp(Icmp::Redirect), "nor over IPv4");
+    for port in DHCP_CLIENTS {
+        drop(UdpTo(port), "nor give them addresses");
+    }
+    drop(ArpMacOtherThan(mac), "it says of no other station where an address is");
+    for &address in kept {
+        let why = "what the host or its router has is not the guest's";
+        match address {
+            IpAddr::V4(v4) => drop(ArpFrom(v4), why),
+            IpAddr::V6(v6) => drop(Advertises(v6), why),
+        }
+        drop(From(address), why);
+    }
     IngressTable { name: format!("wirevm-{port}"), link: port.to_owned(), rules }
 }
 
 impl Wiring {
-    /// Guards `bridge` and all on it from what the guest at `port` sends, before the port is up.
+    /// Guards `bridge` and all on it from what the guest `mac` at `port` sends, before the port is up; `tags`: it may send tags,
+    /// on which the bridge decides.
     ///
     /// # Errors
     /// The kernel refuses the rules.
-    pub(crate) fn guard_port(&mut self, port: &LinkId) -> Result<(), Error> {
-        let table = table(&port.name);
+    pub(crate) fn guard_port(
+        &mut self,
+        port: &LinkId,
+        bridge: &LinkId,
+        mac: Mac,
+        tags: bool,
+    ) -> Result<(), Error> {
+        let kept = self.addresses_to_keep(bridge)?;
+        let table = table(&port.name, mac, tags, &kept);
         let mut nft = Nft::new();
         let made = nft.make_ingress(&table);
         made.map_err(|refusal| BridgeError::Guard { port: port.name.clone(), refusal })?;
         table.steps().into_iter().for_each(|step| self.tell(step.command, step.why));
         self.port_guard = Some(nft);
         Ok(())
+    }
+
+    /// The host's addresses on `bridge`, and those of its routers there.
+    fn addresses_to_keep(&mut self, bridge: &LinkId) -> Result<Vec<IpAddr>, Error> {
+        let asked = |refusal: Refusal| HostError::Ask {
+            what: format!("the host's addresses and routes on {bridge}"),
+            refusal,
+        };
+        let own = self.netlink.addresses().map_err(asked)?;
+        let routes = self.netlink.routes_over(bridge).map_err(asked)?.routes;
+        let own = own.iter().filter(|own| own.link == bridge.index).map(|own| own.address);
+        let mut all: Vec<_> = routes.iter().filter_map(|route| route.gateway()).chain(own).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.truncate(KEPT);
+        Ok(all)
     }
 
     /// Notices where the host takes router advertisements from `link`, on which nothing keeps the guest's away.
@@ -65,14 +132,39 @@ mod tests {
 
     #[test]
     fn a_table_is_lines_for_the_shell() {
-        let lines: Vec<_> = table("wirevm0").steps().into_iter().map(|step| step.command).collect();
+        let lines = |tags| {
+            let kept = ["10.0.0.1", "fe80::1"].map(|address| address.parse().unwrap());
+            let table = table("wirevm0", "02:00:00:00:00:01".parse().unwrap(), tags, &kept);
+            table.steps().into_iter().map(|step| step.command).collect::<Vec<_>>()
+        };
+        let without = lines(false);
         assert_eq!(
-            lines[..3],
+            without[..3],
             [
                 "nft add table netdev wirevm-wirevm0",
                 "nft 'add chain netdev wirevm-wirevm0 guard { type filter hook ingress device \"wirevm0\" priority -300; }'",
-                "nft 'add rule netdev wirevm-wirevm0 guard icmpv6 type nd-router-advert counter drop'",
+                "nft 'add rule netdev wirevm-wirevm0 guard ether saddr != 02:00:00:00:00:01 counter drop'",
             ]
         );
+        for rule in [
+            "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00",
+            "ether daddr 01:00:0c:cc:cc:cd",
+            "ether type 8021q",
+            "ether type 8021ad",
+            "icmpv6 type nd-router-advert",
+            "icmp type redirect",
+            "udp dport 68",
+            "udp dport 546",
+            "arp saddr ether != 02:00:00:00:00:01",
+            "arp saddr ip 10.0.0.1",
+            "ip saddr 10.0.0.1",
+            "icmpv6 type nd-neighbor-advert @th,64,128 0xfe800000000000000000000000000001",
+            "ip6 saddr fe80::1",
+        ] {
+            let line = format!("nft 'add rule netdev wirevm-wirevm0 guard {rule} counter drop'");
+            assert!(without.contains(&line), "{rule}: {without:#?}");
+        }
+        let with = lines(true).join("\n");
+        assert!(with.contains("meta protocol 8021q counter") && !with.contains("ether type"), "{with}");
     }
 }

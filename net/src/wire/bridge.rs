@@ -13,7 +13,7 @@ use crate::host::firewall::bridged_notices;
 use crate::host::netlink::Placed;
 use crate::host::sysfs::Sysfs;
 use crate::host::wire_link::Role;
-use crate::host::{Change, Host, Link, LinkId, VlanMember, Wiring};
+use crate::host::{Change, Host, Link, LinkId, Netlink, VlanMember, Wiring};
 use crate::wire::made::{self, Made, Parts};
 use crate::wire::tuntap;
 use crate::{Backend, BridgeConfig, Error, MTU, Mac, NetConfig, Tap, TunMode};
@@ -72,7 +72,16 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     if let Some(vlan) = config.vlan {
         put_into_vlan(&mut wiring, &bridge, &link.id, vlan)?;
     }
-    let (port, placed) = (&link.id, Placed { mac: mac.octets() });
+    let (port, placed) = (&link.id, Placed { mac: mac.octets(), sticky: all.guard });
+    if all.guard || config.isolated {
+        let (learning, isolated) = (" learning off guard on", " isolated on");
+        let (learning, isolated) =
+            (if all.guard { learning } else { "" }, if config.isolated { isolated } else { "" });
+        let command = format!("bridge link set dev {port}{learning}{isolated}");
+        let set = |netlink: &mut Netlink| netlink.set_port(port, all.guard, config.isolated);
+        let why = "whose frames come here is told, not learned; isolated ports do not reach each other";
+        wiring.make_by(set, ChangeKind::Other, command, None, why)?;
+    }
     wiring.make_by(
         |netlink| netlink.place_station(port, &placed),
         ChangeKind::Other,
@@ -80,12 +89,12 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
         None,
         "the bridge knows where the guest is, before it speaks",
     )?;
-    guard(&mut wiring, &link.id, &bridge.id, all.guard);
+    guard(&mut wiring, &link.id, &bridge.id, config, mac, all)?;
     wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")?;
 
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
     let nic = uplink.as_ref().map(|nic| &nic.id);
-    let told = passing::notices(&mut wiring, &bridge.id, &link.id, config.vlan, nic)?;
+    let told = passing::notices(&mut wiring, &bridge.id, &link.id, config, nic)?;
     told.into_iter().for_each(|notice| wiring.notice(notice));
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, mtu, tap.offloads());
@@ -273,15 +282,31 @@ fn put_into_vlan(wiring: &mut Wiring, bridge: &Link, port: &LinkId, vlan: u16) -
     Ok(())
 }
 
-/// Guards the bridge from what the guest at `port` sends, if `wanted` and where the kernel can; says what can happen where not.
-fn guard(wiring: &mut Wiring, port: &LinkId, bridge: &LinkId, wanted: bool) {
-    let made = if wanted { wiring.guard_port(port) } else { Ok(()) };
-    if let Err(error) = &made {
-        wiring.notice(format!("{}: it may send whatever guard=on forbids", error.with_cause()));
+/// Guards the bridge from what the guest `mac` at `port` sends, if it is asked for and the kernel can; says what can happen where not.
+///
+/// # Errors
+/// It must guard, and the kernel cannot.
+fn guard(
+    wiring: &mut Wiring,
+    port: &LinkId,
+    bridge: &LinkId,
+    config: &BridgeConfig,
+    mac: Mac,
+    all: &NetConfig,
+) -> Result<(), Error> {
+    let tags = config.vlan.is_some();
+    let made = if all.guard { wiring.guard_port(port, bridge, mac, tags) } else { Ok(()) };
+    match &made {
+        Err(_) if all.must_guard => return made,
+        Err(error) => {
+            wiring.notice(format!("{}: it may send whatever guard=on forbids", error.with_cause()));
+        }
+        Ok(()) => {}
     }
-    if !wanted || made.is_err() {
+    if !all.guard || made.is_err() {
         wiring.warn_of_routers(bridge);
     }
+    Ok(())
 }
 
 /// The MTU for the guest: what was wanted, or as much as all on the way carry.

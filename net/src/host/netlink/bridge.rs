@@ -135,6 +135,20 @@ impl Netlink {
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
+    /// Has a port learn no stations and end at the first frame of the spanning tree protocol (`guarded`), or pass nothing to and
+    /// from other such ports (`isolated`); what is false is left.
+    pub(crate) fn set_port(&mut self, port: &LinkId, guarded: bool, isolated: bool) -> Result<(), Refusal> {
+        let header = Ifinfomsg { ifi_index: port.index as i32, ..Ifinfomsg::default() };
+        let mut request = rt_link::Request::new().op_newlink_do(&header);
+        let info = request.encode().nested_linkinfo();
+        let mut data = info.nested_slave_data_bridge();
+        if guarded {
+            data = data.push_learning(0).push_guard(1);
+        }
+        drop(if isolated { data.push_isolated(1) } else { data });
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
+    }
+
     /// The VLANs of every port of every bridge, by the port's index; a bridge itself is among them.
     pub(crate) fn port_vlans(&mut self) -> Result<HashMap<u32, Vec<u16>>, Refusal> {
         let header = Ifinfomsg { ifi_family: libc::AF_BRIDGE as u8, ..Ifinfomsg::default() };

@@ -121,6 +121,7 @@ impl LinkRoute {
             && address.flags & libc::IFA_F_NOPREFIXROUTE == 0
     }
 
+    /// The router that it leads to, where it is one of its own family.
     pub(crate) fn gateway(&self) -> Option<IpAddr> {
         self.attribute(RTA_GATEWAY).and_then(ip)
     }

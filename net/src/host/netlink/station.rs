@@ -17,15 +17,23 @@ pub(crate) struct Station {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Placed {
     pub(crate) mac: [u8; 6],
+    /// It stays there, whoever sends under its address elsewhere.
+    pub(crate) sticky: bool,
 }
 
 impl Placed {
     /// In the words of bridge(8), after the link's name.
     pub(crate) fn command(&self, port: &LinkId) -> String {
         let [a, b, c, d, e, f] = self.mac;
-        format!("bridge fdb replace {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev {port} master static")
+        let sticky = if self.sticky { " sticky" } else { "" };
+        format!(
+            "bridge fdb replace {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev {port} master static{sticky}"
+        )
     }
 }
+
+/// `linux/neighbour.h`.
+const NTF_STICKY: u8 = 1 << 6;
 
 impl Netlink {
     /// The stations that the bridge of that index knows; its ports' and its own addresses are left out.
@@ -53,7 +61,7 @@ impl Netlink {
             ndm_ifindex: port.index as i32,
             ndm_state: libc::NUD_NOARP,
             // The bridge above the port is meant.
-            ndm_flags: libc::NTF_MASTER,
+            ndm_flags: libc::NTF_MASTER | if placed.sticky { NTF_STICKY } else { 0 },
             ..Ndmsg::default()
         };
         let request = rt_neigh::Request::new().set_create().set_replace();

@@ -150,7 +150,7 @@ fn mask_of_byte(prefix: usize, index: usize) -> u8 {
     !(0xff_u16 >> bits) as u8
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

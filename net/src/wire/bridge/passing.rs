@@ -1,11 +1,11 @@
 //! What keeps a bridge from passing the guest's frames though all was made as it was asked for: a sentence for each, with what
 //! helps. A bridge that somebody made, and its ports, are set by him, and are left as they are.
 
-use crate::Error;
 use crate::error::HostError;
 use crate::host::netlink::{Bridge, Port, PortState, Stp};
 use crate::host::{Link, LinkId, Wiring};
 use crate::wire::one_address::carries_one_address;
+use crate::{BridgeConfig, Error};
 
 /// As many ports are told one by one.
 const TOLD: usize = 3;
@@ -23,6 +23,8 @@ enum Problem {
     Locked,
     /// Only frames of its own address go by it.
     OneAddress,
+    /// It is isolated, and so is the guest's.
+    Isolated,
     /// The spanning tree protocol keeps it from making a loop.
     Blocking,
     /// It is not in the guest's VLAN.
@@ -49,6 +51,9 @@ impl Problem {
             ),
             Self::OneAddress => format!(
                 "it carries frames of its own address only: without the bridge, --net macvtap={port} or --net tap,nat"
+            ),
+            Self::Isolated => format!(
+                "both are isolated (isolated=on): sudo bridge link set dev {port} isolated off, or isolated=off"
             ),
             Self::Blocking => format!(
                 "the spanning tree protocol blocks it, for there is another way to the same network: bridge link show dev {port}"
@@ -77,19 +82,21 @@ fn problem(link: &Link, port: Port, links: &[Link], vlan: Option<(u16, &[u16])>)
     if port.locked {
         return Some(Problem::Locked);
     }
+    if port.isolated {
+        return Some(Problem::Isolated);
+    }
     if carries_one_address(link, links).is_some() {
         return Some(Problem::OneAddress);
     }
     vlan.filter(|(vlan, of_port)| !of_port.contains(vlan)).map(|(vlan, _)| Problem::OtherVlan(vlan))
 }
 
-/// What a guest at `port` of `bridge` should know, once all is up: in `vlan`, or the bridge's own where none is asked for. `uplink`:
-/// the port that was asked for.
+/// What a guest at `port` of `bridge` should know, once all is up, as `config` has it. `uplink`: the port that was asked for.
 pub(super) fn notices(
     wiring: &mut Wiring,
     bridge: &LinkId,
     port: &LinkId,
-    vlan: Option<u16>,
+    config: &BridgeConfig,
     uplink: Option<&LinkId>,
 ) -> Result<Vec<String>, Error> {
     let links = wiring.links()?;
@@ -98,7 +105,7 @@ pub(super) fn notices(
         return Ok(Vec::new());
     };
     let mut notices: Vec<_> = spanning_tree(bridge, of_bridge).into_iter().collect();
-    let vlan = of_bridge.vlan_filtering.then_some(vlan.unwrap_or(of_bridge.default_pvid));
+    let vlan = of_bridge.vlan_filtering.then_some(config.vlan.unwrap_or(of_bridge.default_pvid));
     if vlan == Some(0) {
         notices.push(format!(
             "{bridge} filters VLANs and has none for new ports (vlan_default_pvid 0), so the guest reaches nobody: say in which \
@@ -115,7 +122,11 @@ pub(super) fn notices(
     let ports: Vec<_> = others
         .filter(|link| link.id.index != port.index)
         .filter_map(|link| {
-            Some((link, problem(link, link.port?, &links, vlan.map(|vlan| (vlan, of_port(link))))))
+            let has = link.port?;
+            // It matters between two such ports.
+            let isolated = has.isolated && config.isolated;
+            let found = Port { isolated, ..has };
+            Some((link, problem(link, found, &links, vlan.map(|vlan| (vlan, of_port(link))))))
         })
         .collect();
     let is_uplink = |link: &Link| uplink.is_some_and(|uplink| uplink.index == link.id.index);
