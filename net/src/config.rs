@@ -63,8 +63,8 @@ pub struct NetConfig {
     /// frame unasked. False: the guest keeps its own MAC, and what its driver asks is followed only in the frames to this MAC
     /// and to groups; another MAC and promiscuous mode are refused.
     pub trust: bool,
-    /// True if what the guest sends under addresses that are not its own may be dropped, on a tap, a bridge or a tun; true on the
-    /// others, which do not guard.
+    /// True if what the guest sends under addresses that are not its own is dropped, on a tap, a bridge or a tun that knows them;
+    /// true on the others, which do not guard.
     pub guard: bool,
     /// True if the spec says `guard=on`: then a host that cannot guard its bridge is refused, and is not just told of.
     pub must_guard: bool,

@@ -26,7 +26,7 @@
 //!   `deferred_undo.rs`: what is taken back later. `directory.rs`: where records are. `journal.rs`, `clean.rs`: the records that outlive us, and undoing those of the dead.
 //!   `fd_reserve.rs`: descriptors for that. `wait.rs`: one at a time. `namespace.rs`: network namespaces. `netlink.rs` and
 //!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap. `identity.rs`: which link an undo is for. `in_use.rs`: bridges that others use. `siblings.rs`: other runtime directories.
-//!   `nat.rs`: NAT. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop.
+//!   `nat.rs`: NAT. `guard.rs`: that a guest sends under its own addresses. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop.
 //!   `belongings.rs`: what moves from an uplink to its bridge. `announce.rs`: how the neighbours hear of it.
 //!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`: which
 //!   kinds of link this kernel makes. `port_guard.rs`: what a guest may not send into a bridge. `mac_taken.rs`: that its

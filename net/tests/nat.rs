@@ -7,6 +7,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
 use namespace::machine::{Guest, Machine, SHORT, talk, talk_udp};
+use namespace::world::{guest, guest_of_both, world};
 use namespace::{
     as_user, child as be_child, holding, in_namespace, kill, killed_at, leave, own_run_directory,
     own_tun_device, records, run, state,
@@ -18,43 +19,13 @@ fn child() {
     be_child();
 }
 
-/// The world: 192.0.2.2 on the host's LAN, 203.0.113.7 behind it, and no way back to the guest's subnet.
-fn world() -> Machine {
-    let world = Machine::new();
-    // No address is tentative for a second, so that states can be compared.
-    let at_once = "sysctl -qw net.ipv6.conf.default.accept_dad=0";
-    run(at_once);
-    world.commands(&[at_once]);
-    world.plug("eth0", "eth0");
-    run("ip link set lo up");
-    run("ip address add 192.0.2.1/24 dev eth0");
-    run("ip address add 2001:db8::1/64 dev eth0 nodad");
-    run("ip route add default via 192.0.2.2");
-    run("ip -6 route add default via 2001:db8::2");
-    world.commands(&[
-        "ip link set lo up",
-        "ip address add 192.0.2.2/24 dev eth0",
-        "ip address add 203.0.113.7/32 dev lo",
-        "ip address add 2001:db8::2/64 dev eth0 nodad",
-        "ip address add 2001:db8:7::7/128 dev lo nodad",
-    ]);
-    world
-}
-
 /// Opens, and returns the lines told.
 fn open(spec: &str) -> (Opened, Vec<String>) {
-    namespace::wire::open_told(spec)
+    namespace::wire::open_all_told(spec)
 }
 
 fn refused(spec: &str) -> Error {
     net::open(&spec.parse().unwrap(), &net::Host::new()).expect_err(spec)
-}
-
-/// A guest at 172.31.0.2 with the host as its router.
-fn guest(opened: &mut Opened) -> Guest {
-    let guest = Guest::on(opened);
-    guest.commands(&["ip address add 172.31.0.2/24 dev eth0", "ip route add default via 172.31.0.1"]);
-    guest
 }
 
 /// A guest at fd00::2 with the host as its router.
@@ -117,13 +88,6 @@ fn internal(world: &Machine) -> Machine {
         world.commands(&[&format!("ip -6 route add {to} via 2001:db8::1")]);
     }
     internal
-}
-
-/// A guest with both families.
-fn guest_of_both(opened: &mut Opened) -> Guest {
-    let guest = guest(opened);
-    guest.commands(&["ip address add fd00::2/64 dev eth0 nodad", "ip -6 route add default via fd00::1"]);
-    guest
 }
 
 const WORLD: [&str; 2] = ["192.0.2.2:80", "[2001:db8::2]:80"];
@@ -375,7 +339,9 @@ fn the_lines_give_the_same_table_by_hand() {
         let _world = world();
         let spec = "tap,host=172.31.0.1/28,host=fd00::1/60,nat,forward=8080:80,forward=udp:5353:53";
         let (opened, lines) = open(spec);
-        let ours = run("nft -s list table inet wirevm-wirevm0");
+        let tables =
+            || ["inet", "netdev"].map(|family| run(&format!("nft -s list table {family} wirevm-wirevm0")));
+        let ours = tables();
         drop(opened);
         let by_hand = Machine::new().run(move || {
             run("ip link add wirevm0 type bridge");
@@ -384,12 +350,14 @@ fn the_lines_give_the_same_table_by_hand() {
                 let done = Command::new("sh").args(["-ec", line]).output().unwrap();
                 assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
             }
-            run("nft -s list table inet wirevm-wirevm0")
+            tables()
         });
-        // Ours has an owner, with whom it goes; the one by hand stays.
-        let (first, rest) = ours.split_once("\n\n").unwrap();
-        assert!(first.contains("flags owner"), "{first}");
-        assert_eq!(rest, by_hand.split_once('\n').unwrap().1);
+        for (ours, by_hand) in ours.into_iter().zip(by_hand) {
+            // Ours has an owner, with whom it goes; the one by hand stays.
+            let (first, rest) = ours.split_once("\n\n").unwrap();
+            assert!(first.contains("flags owner"), "{first}");
+            assert_eq!(rest, by_hand.split_once('\n').unwrap().1);
+        }
     });
 }
 
@@ -621,5 +589,44 @@ fn in_another_namespace_all_of_it_is_there() {
         assert_eq!(server.visitor(), "192.0.2.1");
         assert!(rules.contains("dnat ip to 172.31.0.2:80"), "{rules}");
         assert_eq!((left.as_str(), forwarding.trim()), ("", "0"));
+    });
+}
+
+#[test]
+fn what_is_of_no_connection_does_not_leave() {
+    in_namespace("what_is_of_no_connection_does_not_leave", || {
+        let world = world();
+        let (mut opened, _) = open("tap,host=172.31.0.1/24,nat");
+        let guest = guest(&mut opened);
+        // An answer to an echo that nobody asked for, which conntrack takes for nothing.
+        world.commands(&[
+            "nft add table inet count",
+            "nft add chain inet count in { type filter hook prerouting priority -300; }",
+            "nft add rule inet count in icmp type echo-reply counter",
+        ]);
+        guest.run(|| {
+            let socket = rustix::net::socket(
+                rustix::net::AddressFamily::INET,
+                rustix::net::SocketType::RAW,
+                Some(rustix::net::ipproto::ICMP),
+            )
+            .unwrap();
+            let to: std::net::SocketAddr = "192.0.2.2:0".parse().unwrap();
+            rustix::net::sendto(
+                &socket,
+                &[0, 0, 0xff, 0xff, 0, 0, 0, 0],
+                rustix::net::SendFlags::empty(),
+                &to,
+            )
+            .unwrap();
+        });
+        // What is sent afterwards is there.
+        let server = world.serve_udp("192.0.2.2:53");
+        guest.talk_udp("192.0.2.2:53").unwrap();
+        server.visitor();
+        let seen = world.run(|| run("nft list table inet count"));
+        assert!(seen.contains("packets 0 "), "{seen}");
+        let rules = run("nft list table inet wirevm-wirevm0");
+        assert!(rules.lines().any(|line| line.contains("ct state invalid counter packets 1 ")), "{rules}");
     });
 }

@@ -31,7 +31,7 @@ fn a_persistent_tap_of_a_killed_one_is_as_before() {
         run("ip link set tap0 up");
         run("ip link set tap0 down");
         let before = state();
-        let spec = "tap=tap0,host=172.31.0.1/24,mtu=1400";
+        let spec = "tap=tap0,host=172.31.0.1/24,mtu=1400,guard=off";
         let undone = [
             "ip link set dev tap0 down",
             "ip address del 172.31.0.1/24 dev tap0",

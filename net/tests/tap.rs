@@ -197,7 +197,7 @@ fn an_undo_that_fails_is_told_and_the_rest_goes_on() {
         run("ip link set tap0 up");
         run("ip link set tap0 down");
         let before = state();
-        let Opened { backends, wire, .. } = open("tap=tap0,host=172.31.0.1/24,mtu=1400").unwrap();
+        let Opened { backends, wire, .. } = open("tap=tap0,host=172.31.0.1/24,mtu=1400,guard=off").unwrap();
         warnings();
         as_user(65534, || drop(wire));
         let told = warnings();

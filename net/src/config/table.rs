@@ -277,9 +277,9 @@ static KEYS: [Key; 22] = [
         value: "on|off",
         kinds: &[Tap, Bridge, Tun],
         default: Some("on, where the kernel can"),
-        help: "whether the wire may drop what does not come from the guest's own addresses; off: for a guest that routes for others",
+        help: "hold the guest to its own addresses; off: for a guest that routes or bridges for others",
         example: "off",
-        section: Some("what-a-guest-may-send-into-a-bridge"),
+        section: Some("what-a-guest-may-send"),
         ..KEY
     },
     Key {

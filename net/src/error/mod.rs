@@ -57,7 +57,7 @@ pub enum Error {
 }
 
 /// How a person gets the rights for most of it.
-const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
+pub(crate) const ROOT: &str = "run it as root, or with CAP_NET_ADMIN";
 
 impl Error {
     pub(crate) fn value(key: &str, value: String, why: &'static str) -> Self {

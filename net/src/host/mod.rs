@@ -17,6 +17,7 @@ pub(crate) mod finding;
 pub(crate) mod firewall;
 mod forwarding;
 pub(crate) mod free_subnet;
+pub(crate) mod guard;
 pub(crate) mod holders;
 mod identity;
 mod in_use;
@@ -104,6 +105,8 @@ pub(crate) struct Wiring {
     nat: Option<nat::Nat>,
     /// The rules for what the guest sends into a bridge; they go with its socket.
     port_guard: Option<nft::Nft>,
+    /// The same.
+    guard: Vec<nft::OwnTable>,
     /// What was changed elsewhere, and is taken back after all this: the namespace itself.
     outer: Option<Box<Wiring>>,
 }
@@ -157,6 +160,7 @@ impl Wiring {
             notices: Vec::new(),
             nat: None,
             port_guard: None,
+            guard: Vec::new(),
             outer: None,
         })
     }

@@ -15,10 +15,10 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
 use self::table::Plan;
 use super::forwarding::{Switched, Traffic};
-use super::nft::{Nft, Table};
-use super::{Link, LinkId, Refusal, Wiring, firewall};
-use crate::error::{HostError, NatError};
-use crate::{Error, Forward, HostAddress, Mac, Protocol, sys};
+use super::nft::OwnTable;
+use super::{Link, LinkId, Refusal, Wiring, firewall, guard};
+use crate::error::NatError;
+use crate::{Error, Forward, HostAddress, Mac, Protocol, TapConfig, sys};
 
 /// The addresses at which the host's ports reach the guest: one family's, IPv4 where there is it, for of the other it is not
 /// sure. In a /64 the guest makes itself an IPv6 address, by its MAC as a rule (RFC 4291 appendix A).
@@ -40,16 +40,18 @@ fn by_mac(network: Ipv6Addr, mac: Mac) -> Ipv6Addr {
 
 impl Wiring {
     /// NAT for the guest behind `link`, in the subnets of `hosts`, the host's addresses there (none for those that it has), and
-    /// the host's ports that lead to it. `stays`: the link is there after its backend.
+    /// the host's ports that lead to it. `stays`: the link is there after its backend. `guarded`: no packet of other sources comes
+    /// in by it; else those are masked too.
     pub(crate) fn set_nat(
         &mut self,
         link: &Link,
         stays: bool,
         hosts: &[HostAddress],
         mac: Mac,
-        forwards: &[Forward],
+        config: &TapConfig,
+        guarded: bool,
     ) -> Result<(), Error> {
-        let name = &link.id.name;
+        let (name, forwards) = (&link.id.name, &config.forwards[..]);
         let hosts = if hosts.is_empty() { &self.addresses_of(link)?[..] } else { hosts };
         if hosts.is_empty() {
             return Err(NatError::NothingToMasquerade { link: name.clone() }.into());
@@ -59,7 +61,16 @@ impl Wiring {
         let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && !forwards.is_empty() };
         let switched = self.links_to_switch(link, traffic)?;
         let guests = guests(hosts, mac);
-        let plan = Plan { link: &link.id, hosts, guests: &guests, forwards, switched: &switched };
+        let connections = guarded.then(guard::most_connections);
+        let plan = Plan {
+            link: &link.id,
+            hosts,
+            guests: &guests,
+            forwards,
+            switched: &switched,
+            guarded,
+            connections,
+        };
         // The rules are first: nothing leaves unmasked, and nobody else is passed on.
         self.nat = Some(Nat::new(self, &plan)?);
         let way_out = self.set_forwarding(link, stays, traffic)?;
@@ -74,20 +85,11 @@ impl Wiring {
         }
         Ok(())
     }
-
-    /// The addresses that somebody gave the host on the link.
-    fn addresses_of(&mut self, link: &Link) -> Result<Vec<HostAddress>, Error> {
-        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
-        let all = self.netlink.addresses().map_err(asked)?;
-        let of_link = all.into_iter().filter(|address| address.link == link.id.index);
-        Ok(of_link.filter_map(|address| HostAddress::new(address.address, address.prefix).ok()).collect())
-    }
 }
 
 /// A table in force, and the host's ports that it takes. Dropped, both go; they go with the process too.
 pub(crate) struct Nat {
-    nft: Nft,
-    table: String,
+    _rules: OwnTable,
     /// Bound, so that no program of the host begins to wait at a port that leads to the guest, nor another wirevm takes it.
     _ports: Vec<OwnedFd>,
 }
@@ -97,23 +99,26 @@ impl Nat {
     ///
     /// # Errors
     /// A port of the host is in use, or the kernel refuses the table.
-    fn new(wiring: &Wiring, plan: &Plan<'_>) -> Result<Self, Error> {
+    fn new(wiring: &mut Wiring, plan: &Plan<'_>) -> Result<Self, Error> {
         let mut ports = Vec::new();
         for (forward, guest) in plan.forwarded() {
             let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
             ports.push(port.map_err(|source| NatError::PortTaken { forward: *forward, source })?);
         }
         let table = plan.table();
-        let this = Self::make(&table, ports)?;
-        table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
-        Ok(this)
-    }
-
-    fn make(table: &Table, ports: Vec<OwnedFd>) -> Result<Self, Error> {
-        let mut nft = Nft::new();
-        let made = nft.make(table);
-        made.map_err(|refusal| NatError::Nft { table: table.name.clone(), refusal })?;
-        Ok(Self { nft, table: table.name.clone(), _ports: ports })
+        let rules = match OwnTable::make_told(&table, wiring) {
+            // What else there is may be had without the count.
+            Err(refusal) if plan.connections.is_some() && refusal.errno() == Some(libc::ENOENT) => {
+                let made = OwnTable::make_told(&Plan { connections: None, ..*plan }.table(), wiring);
+                if made.is_ok() {
+                    wiring.notice(guard::unbounded(plan.link, &refusal));
+                }
+                made
+            }
+            made => made,
+        };
+        let rules = rules.map_err(|refusal| NatError::Nft { table: table.name, refusal })?;
+        Ok(Self { _rules: rules, _ports: ports })
     }
 
     /// Tries whether the kernel takes all that a table may have, in a network namespace of its own for the moment.
@@ -128,28 +133,25 @@ impl Nat {
         // Only their numbers count, and nobody has these.
         let [link, nic] = ["wirevm0", "eth0"].map(|name| LinkId { index: u32::MAX, name: name.to_owned() });
         let switched = [Switched { link: nic, ipv6: false }];
-        let plan =
-            Plan { link: &link, hosts: &hosts, guests: &guests, forwards: &[forward], switched: &switched };
+        let plan = Plan {
+            link: &link,
+            hosts: &hosts,
+            guests: &guests,
+            forwards: &[forward],
+            switched: &switched,
+            guarded: true,
+            connections: None,
+        };
         let table = plan.table();
         let there = || {
             let refused =
                 |source| NatError::Nft { table: table.name.clone(), refusal: Refusal::from(source) };
             sys::unshare_network().map_err(refused)?;
-            Self::make(&table, Vec::new()).map(drop)
+            let made = OwnTable::make(&table);
+            made.map(drop).map_err(|refusal| NatError::Nft { table: table.name.clone(), refusal }.into())
         };
         thread::scope(|scope| scope.spawn(there).join())
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-impl Drop for Nat {
-    fn drop(&mut self) {
-        let command = Table::removal(&self.table);
-        match self.nft.remove(&self.table) {
-            Ok(()) => log::debug!("undone: {command}"),
-            Err(refusal) if refusal.errno() == Some(libc::ENOENT) => {}
-            Err(refusal) => log::warn!("cannot undo a change of the host ({command}): {refusal}"),
-        }
     }
 }
 

@@ -2,26 +2,67 @@
 //! batch, and said as the `nft` lines that give the same table. Chains and rules of others are only read.
 //!
 //! **Only this module and `netlink.rs` know the netlink crates**: `expression.rs` and `frame.rs` encode what a rule says, `socket.rs`
-//! asks the kernel. `ingress.rs`: the tables that see a link's frames first.
+//! asks the kernel. `words.rs` says each as nft(8) takes it; `owned.rs` has a table go with us. `ingress.rs`: the tables that see a
+//! bridge's frames first.
 
 mod expression;
 pub(crate) mod frame;
 pub(crate) mod ingress;
+mod owned;
 mod socket;
 mod what;
+mod words;
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::{LinkId, Step};
+use super::LinkId;
 
+pub(crate) use owned::OwnTable;
 pub(crate) use socket::{ForwardChain, Nft};
 
-/// A table of the family `inet`, which sees IPv4 and IPv6.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
+    pub(crate) family: Family,
     pub(crate) name: String,
+    pub(crate) sets: Vec<Set>,
     pub(crate) chains: Vec<Chain>,
+}
+
+/// What the chains of a table see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Packets of IPv4 and IPv6.
+    Inet,
+    /// Every frame that comes in by one link.
+    Netdev,
+}
+
+/// What rules put there, so many at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    pub(crate) of: Elements,
+    pub(crate) size: u32,
+    /// What for, in a few words.
+    pub(crate) why: &'static str,
+}
+
+/// What a set is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elements {
+    /// Addresses ([`Match::Remember`]), each for so many minutes.
+    Addresses { ipv6: bool, minutes: u32 },
+    /// Lists of connections ([`Match::NewBeyond`]).
+    Connections,
+}
+
+/// Which of a packet's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+    /// The sender's IPv4 address in an ARP packet (RFC 826).
+    ArpSender,
 }
 
 /// A base chain of policy accept, and its rules.
@@ -30,6 +71,8 @@ pub(crate) struct Chain {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) hook: Hook,
+    /// The link whose frames it sees, in a table of the family `netdev`.
+    pub(crate) device: Option<LinkId>,
     /// Among the chains of a hook the lowest is first.
     pub(crate) priority: i32,
     /// What for, in a few words.
@@ -46,14 +89,19 @@ pub(crate) enum Kind {
     Nat,
 }
 
-/// Where on a packet's way a chain is (`linux/netfilter.h`, `enum nf_inet_hooks`).
+/// Where on a packet's way a chain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
-    Prerouting = 0,
-    Forward = 2,
-    Output = 3,
-    Postrouting = 4,
+    /// Of one link, before all others.
+    Ingress,
+    Prerouting,
+    Forward,
+    Output,
+    Postrouting,
 }
+
+/// Over how many lists connections are spread: a byte's values.
+pub(crate) const LISTS: u32 = 256;
 
 /// What becomes of a packet that all of `matches` match.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,12 +123,18 @@ pub(crate) enum Match {
     OutOtherLink(LinkId),
     /// It is of IPv6 if true, else of IPv4.
     Ipv6(bool),
+    /// It is of ARP.
+    Arp,
     /// Its source is in the subnet of this address and prefix length.
     Source(IpAddr, u8),
     /// Its destination is in the subnet of this address and prefix length.
     Destination(IpAddr, u8),
-    /// Its destination is another address than this one, of the same family.
-    OtherDestination(IpAddr),
+    /// It is ARP, and the sender's address in the subnet of this address and prefix length.
+    ArpSender(Ipv4Addr, u8),
+    /// This end of it is another address than this one, of the same family.
+    Other(End, IpAddr),
+    /// This address of it, of IPv6 if true, is in the set of this name, or put there: not where the set is full.
+    Remember(End, bool, &'static str),
     /// Its source is an address of this host.
     SourceIsLocal,
     /// Its destination is an address of this host.
@@ -89,6 +143,9 @@ pub(crate) enum Match {
     DestinationTranslated,
     /// It is of a connection that has passed before, or is about one: an ICMP error, a helper's data connection.
     Known,
+    /// It is the first packet of a connection, and there are more than so many on the list of the set of this name where it belongs
+    /// by chance: one of [`LISTS`]. The kernel walks a list for each that comes, so that one for all would take long.
+    NewBeyond(&'static str, u32),
     /// It is of no connection, and not the first packet of one; so it is not translated either.
     Invalid,
     /// It is of this protocol, to this port.
@@ -108,104 +165,4 @@ pub(crate) enum Verdict {
     Masquerade,
     /// The connection goes there instead.
     DestinationNat(SocketAddr),
-}
-
-impl Table {
-    /// The lines that give the same table.
-    pub(crate) fn steps(&self) -> Vec<Step> {
-        let table = &self.name;
-        let why = "rules of our own, apart from all others; they go when we go";
-        let mut steps = vec![Step { command: format!("nft add table inet {table}"), why }];
-        for Chain { name, kind, hook, priority, why, rules } in &self.chains {
-            let chain = format!("{table} {name} {{ type {kind} hook {hook} priority {priority}; }}");
-            steps.push(Step { command: format!("nft 'add chain inet {chain}'"), why });
-            steps.extend(rules.iter().map(|rule| Step {
-                command: format!("nft 'add rule inet {table} {name} {rule}'"),
-                why: rule.why,
-            }));
-        }
-        steps
-    }
-
-    /// The line that removes a table with all in it.
-    pub(crate) fn removal(name: &str) -> String {
-        format!("nft delete table inet {name}")
-    }
-
-    fn rules(&self) -> impl Iterator<Item = (&Chain, &Rule)> {
-        self.chains.iter().flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)))
-    }
-}
-
-impl Kind {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Filter => "filter",
-            Self::Nat => "nat",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-impl fmt::Display for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Prerouting => "prerouting",
-            Self::Forward => "forward",
-            Self::Output => "output",
-            Self::Postrouting => "postrouting",
-        })
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for one in &self.matches {
-            write!(f, "{one} ")?;
-        }
-        self.verdict.fmt(f)
-    }
-}
-
-impl fmt::Display for Match {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InLink(link) => write!(f, "iif \"{link}\""),
-            Self::OutLink(link) => write!(f, "oif \"{link}\""),
-            Self::OutOtherLink(link) => write!(f, "oif != \"{link}\""),
-            Self::Ipv6(true) => f.write_str("meta nfproto ipv6"),
-            Self::Ipv6(false) => f.write_str("meta nfproto ipv4"),
-            Self::Source(address, prefix) => write!(f, "{} saddr {address}/{prefix}", family(address)),
-            Self::Destination(address, prefix) => write!(f, "{} daddr {address}/{prefix}", family(address)),
-            Self::OtherDestination(address) => write!(f, "{} daddr != {address}", family(address)),
-            Self::SourceIsLocal => f.write_str("fib saddr type local"),
-            Self::DestinationIsLocal => f.write_str("fib daddr type local"),
-            Self::DestinationTranslated => f.write_str("ct status dnat"),
-            Self::Known => f.write_str("ct state established,related"),
-            Self::Invalid => f.write_str("ct state invalid"),
-            Self::Port(protocol, port) => write!(f, "{protocol} dport {port}"),
-            Self::Frame(one) => one.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accept => f.write_str("accept"),
-            Self::Drop => f.write_str("counter drop"),
-            Self::Masquerade => f.write_str("masquerade"),
-            Self::DestinationNat(to) => write!(f, "dnat {} to {to}", family(&to.ip())),
-        }
-    }
-}
-
-/// The family's word of nft(8).
-fn family(address: &IpAddr) -> &'static str {
-    if address.is_ipv4() { "ip" } else { "ip6" }
 }

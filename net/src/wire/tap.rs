@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use crate::answer::listener::Listener;
 use crate::error::HostError;
 use crate::frames::queue::Queue;
+use crate::host::guard::Own;
 use crate::host::wire_link::Role;
 use crate::host::{Host, Wiring};
 use crate::wire::made::{self, Made, Parts};
@@ -42,9 +43,14 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
         wiring.refuse_routers(&link.id);
     }
     wiring.warn_of_other_routes(&link.id, &hosts)?;
+    if all.guard {
+        let told = |host: &HostAddress| host.guest().filter(|_| config.dhcp);
+        let owns: Vec<_> = hosts.iter().map(|host| Own::new(*host, told(host))).collect();
+        wiring.guard(&link, stays, &owns, config.nat)?;
+    }
     wiring.set_link(&link, stays, mtu, &hosts)?;
     if config.nat {
-        wiring.set_nat(&link, stays, &hosts, mac, &config.forwards)?;
+        wiring.set_nat(&link, stays, &hosts, mac, config, all.guard)?;
     }
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };

@@ -25,14 +25,15 @@ use vm_memory::VolatileSlice;
 
 use crate::answer::neighbour::{self, Gateway, Replies};
 use crate::error::HostError;
+use crate::host::guard::Own;
 use crate::host::wire_link::Role;
 use crate::host::{Host, Peer, Wiring};
 use crate::wire::made::{self, Made, Parts};
 use crate::wire::routed::{self, End, Guest};
 use crate::wire::tuntap::{self, TunDevice};
 use crate::{
-    Backend, Error, HEADER_LEN, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, RxFilter, Sent, TunConfig,
-    TunMode,
+    Backend, Error, HEADER_LEN, HostAddress, Iov, IovBuffer, MTU, Mac, NetConfig, Offloads, RxFilter, Sent,
+    TunConfig, TunMode,
 };
 
 const ETHERNET_LEN: usize = 14;
@@ -78,6 +79,15 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     };
     if !stays {
         wiring.refuse_routers(&link.id);
+    }
+    if all.guard {
+        let told = |host: HostAddress| {
+            let same = |guest: &&IpAddr| guest.is_ipv4() == host.address().is_ipv4();
+            let by_dhcp = host.guest().filter(|_| config.dhcp);
+            config.guests.iter().find(same).copied().or(by_dhcp)
+        };
+        let owns: Vec<_> = hosts.iter().map(|host| Own::new(*host, told(*host))).collect();
+        wiring.guard(&link, stays, &owns, false)?;
     }
     let (alone, in_subnets): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| host.guest().is_none());
     wiring.warn_of_other_routes(&link.id, &hosts)?;

@@ -7,6 +7,7 @@ pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod settled;
 pub(crate) mod wire;
+pub(crate) mod world;
 
 use std::fs::File;
 use std::io::{self, BufRead, Write};

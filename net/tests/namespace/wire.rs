@@ -20,8 +20,15 @@ pub(crate) fn told() -> (Host, Arc<Mutex<Vec<String>>>) {
     (Host::new().telling(move |step| told.lock().unwrap().push(step.command.clone())), lines)
 }
 
-/// Opens what must open, and returns the lines told, without why.
+/// Opens what must open, and returns the lines told, without why and without the rules of nftables.
 pub(crate) fn open_told(spec: &str) -> (Opened, Vec<String>) {
+    let (opened, mut told) = open_all_told(spec);
+    told.retain(|line| !line.contains("nft "));
+    (opened, told)
+}
+
+/// Opens what must open, and returns the lines told, without why.
+pub(crate) fn open_all_told(spec: &str) -> (Opened, Vec<String>) {
     let (host, lines) = told();
     let opened = net::open(&spec.parse().unwrap(), &host);
     let opened = opened.unwrap_or_else(|error| panic!("{spec}: {error}: {error:?}"));

@@ -7,9 +7,9 @@
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::super::LinkId;
 use super::super::forwarding::Switched;
-use super::super::nft::{Chain, Hook, Kind, Match, Rule, Table, Verdict};
+use super::super::nft::{Chain, End, Family, Hook, Kind, Match, Rule, Table, Verdict};
+use super::super::{LinkId, guard};
 use crate::{Forward, HostAddress};
 
 /// Before any other chain sees the packet (`NF_IP_PRI_RAW`).
@@ -33,18 +33,10 @@ pub(super) struct Plan<'a> {
     pub(super) forwards: &'a [Forward],
     /// The links that pass packets on for guests only.
     pub(super) switched: &'a [Switched],
-}
-
-/// The table's name for a link: unique, and one that nft(8) takes without quotes.
-pub(super) fn table_name(link: &str) -> String {
-    let mut name = String::from("wirevm-");
-    for byte in link.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' => name.push(byte.into()),
-            other => name.push_str(&format!("_{other:02x}")),
-        }
-    }
-    name
+    /// What comes in by the link is from the subnets of `hosts`.
+    pub(super) guarded: bool,
+    /// How many connections the guest may have at once.
+    pub(super) connections: Option<u32>,
 }
 
 impl<'a> Plan<'a> {
@@ -55,14 +47,19 @@ impl<'a> Plan<'a> {
     }
 
     pub(super) fn table(self) -> Table {
-        let name = table_name(&self.link.name);
+        let connections = self.connections.map(|most| guard::connections(self.link, most));
+        let (sets, mut chains): (Vec<_>, Vec<_>) = connections.into_iter().unzip();
+        let name = Table::name_for(&self.link.name);
+        let table = |chains| Table { family: Family::Inet, name, sets, chains };
         if self.forwards.is_empty() {
-            return Table { name, chains: vec![self.passing(), self.sources()] };
+            chains.extend([self.passing(), self.sources()]);
+            return table(chains);
         }
         let why = "where destinations are translated";
         let destinations = self.to_guest("prerouting", Hook::Prerouting, why);
         let own = self.to_guest("output", Hook::Output, "and those of the host's own connections");
-        Table { name, chains: vec![self.guard(), destinations, own, self.passing(), self.sources()] }
+        chains.extend([self.guard(), destinations, own, self.passing(), self.sources()]);
+        table(chains)
     }
 
     /// Who is passed on: see the head of this file.
@@ -90,6 +87,7 @@ impl<'a> Plan<'a> {
             name: "forward",
             kind: Kind::Filter,
             hook: Hook::Forward,
+            device: None,
             priority: PRIORITY_FILTER,
             why: "the host is a router for guests only",
             rules,
@@ -99,12 +97,15 @@ impl<'a> Plan<'a> {
     fn sources(self) -> Chain {
         let leaves = Match::OutLink(self.link.clone());
         let from_guest = |host: &HostAddress| Match::Source(host.network(), host.prefix());
-        let away = |host| {
-            let matches = vec![from_guest(host), Match::OutOtherLink(self.link.clone())];
+        let away = |from| {
+            let matches = vec![from, Match::OutOtherLink(self.link.clone())];
             let why = "the guest's connections leave under the host's address";
             Rule { matches, verdict: Verdict::Masquerade, why }
         };
-        let mut rules: Vec<_> = self.hosts.iter().map(away).collect();
+        let mut rules: Vec<_> = match self.guarded {
+            true => self.hosts.iter().map(|host| away(from_guest(host))).collect(),
+            false => vec![away(Match::InLink(self.link.clone()))],
+        };
         // What the host itself asked of its port goes to the guest under the host's address on the link: the guest cannot
         // answer 127.0.0.1. What the guest asked of it comes back to the guest, which would not know an answer of its own.
         for (matched, why) in
@@ -123,6 +124,7 @@ impl<'a> Plan<'a> {
             name: "postrouting",
             kind: Kind::Nat,
             hook: Hook::Postrouting,
+            device: None,
             priority: PRIORITY_SOURCE,
             why: "where sources are translated",
             rules,
@@ -136,12 +138,20 @@ impl<'a> Plan<'a> {
                 vec![Match::DestinationIsLocal, Match::Port(forward.protocol, forward.host_port)];
             // A packet from ::1 leaves the host by no link.
             if hook == Hook::Output && guest.is_ipv6() {
-                matches.insert(0, Match::OtherDestination(Ipv6Addr::LOCALHOST.into()));
+                matches.insert(0, Match::Other(End::Destination, Ipv6Addr::LOCALHOST.into()));
             }
             let verdict = Verdict::DestinationNat(SocketAddr::new(guest, forward.guest_port));
             Rule { matches, verdict, why: "this port of the host leads into the guest" }
         });
-        Chain { name, kind: Kind::Nat, hook, priority: PRIORITY_DESTINATION, why, rules: rules.collect() }
+        Chain {
+            name,
+            kind: Kind::Nat,
+            hook,
+            device: None,
+            priority: PRIORITY_DESTINATION,
+            why,
+            rules: rules.collect(),
+        }
     }
 
     /// With route_localnet on the link, which connections from 127.0.0.1 need, the guest could send to what listens on the
@@ -154,6 +164,7 @@ impl<'a> Plan<'a> {
             name: "guard",
             kind: Kind::Filter,
             hook: Hook::Prerouting,
+            device: None,
             priority: PRIORITY_RAW,
             why: "what comes in, before all else",
             rules: vec![Rule { matches, verdict: Verdict::Drop, why }],

@@ -1,6 +1,6 @@
-use super::table::table_name;
 use super::*;
 use crate::error::NatError;
+use crate::host::nft::Table;
 
 fn lines(link: &str, hosts: &[&str], forwards: &[&str]) -> Vec<String> {
     let hosts: Vec<HostAddress> = hosts.iter().map(|host| host.parse().unwrap()).collect();
@@ -8,22 +8,33 @@ fn lines(link: &str, hosts: &[&str], forwards: &[&str]) -> Vec<String> {
     let guests = guests(&hosts, "02:00:00:00:00:01".parse().unwrap());
     let [link, nic] = [link, "eth0"].map(|name| LinkId { index: 7, name: name.to_owned() });
     let switched = [Switched { link: nic, ipv6: true }];
-    let plan = Plan { link: &link, hosts: &hosts, guests: &guests, forwards: &forwards, switched: &switched };
+    let plan = Plan {
+        link: &link,
+        hosts: &hosts,
+        guests: &guests,
+        forwards: &forwards,
+        switched: &switched,
+        guarded: true,
+        connections: Some(4096),
+    };
     plan.table().steps().into_iter().map(|step| step.command).collect()
 }
 
 #[test]
-fn a_guest_without_ports_has_two_chains() {
+fn a_guest_without_ports_has_no_chains_for_them() {
     assert_eq!(
         lines("tap0", &["172.31.0.1/24", "fd00::1/64"], &[]),
         [
             "nft add table inet wirevm-tap0",
+            "nft 'add set inet wirevm-tap0 connections { typeof ct id; size 256; flags dynamic; }'",
+            "nft 'add chain inet wirevm-tap0 new { type filter hook prerouting priority -150; }'",
+            "nft 'add rule inet wirevm-tap0 new iif \"tap0\" ct state new add @connections { ct id & 255 ct count over 16 } counter drop'",
             "nft 'add chain inet wirevm-tap0 forward { type filter hook forward priority 0; }'",
             "nft 'add rule inet wirevm-tap0 forward ct state established,related accept'",
             "nft 'add rule inet wirevm-tap0 forward ct status dnat accept'",
             "nft 'add rule inet wirevm-tap0 forward iif \"tap0\" ct state invalid counter drop'",
             "nft 'add rule inet wirevm-tap0 forward oif \"tap0\" counter drop'",
-            "nft 'add rule inet wirevm-tap0 forward meta nfproto ipv6 iif \"eth0\" counter drop'",
+            "nft 'add rule inet wirevm-tap0 forward meta protocol ip6 iif \"eth0\" counter drop'",
             "nft 'add chain inet wirevm-tap0 postrouting { type nat hook postrouting priority 100; }'",
             "nft 'add rule inet wirevm-tap0 postrouting ip saddr 172.31.0.0/24 oif != \"tap0\" masquerade'",
             "nft 'add rule inet wirevm-tap0 postrouting ip6 saddr fd00::/64 oif != \"tap0\" masquerade'",
@@ -52,9 +63,9 @@ fn a_port_leads_to_the_ipv6_address_that_the_guest_makes() {
 
 #[test]
 fn each_link_has_a_table_name_that_nft_takes() {
-    assert_eq!(table_name("eth0.5"), "wirevm-eth0.5");
-    assert_eq!(table_name("a=b"), "wirevm-a_3db");
-    assert_eq!(table_name("a_3db"), "wirevm-a_5f3db", "another link's");
+    assert_eq!(Table::name_for("eth0.5"), "wirevm-eth0.5");
+    assert_eq!(Table::name_for("a=b"), "wirevm-a_3db");
+    assert_eq!(Table::name_for("a_3db"), "wirevm-a_5f3db", "another link's");
 }
 
 #[test]

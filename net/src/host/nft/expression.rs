@@ -1,13 +1,16 @@
 //! What a rule asks and does, as the kernel's expressions (`linux/netfilter/nf_tables.h`): each as `nft` encodes it, so that
 //! `nft list` shows what [`Table::steps`](super::Table::steps) says.
 
+use std::ffi::CStr;
 use std::net::IpAddr;
 
 use netlink_bindings::nftables::{
     CmpOps, CtKeys, FibFlags, MetaKeys, PayloadBase, PushExprListAttrs, PushRuleAttrs, VerdictCode,
 };
 
-use super::{Match, Verdict};
+use netlink_bindings::utils::{Pusher, align, finalize_nested_header, push_header, push_nested_header};
+
+use super::{End, Family, LISTS, Match, Verdict};
 
 /// The registers that expressions hand values on in (`linux/netfilter/nf_tables.h`, `enum nft_registers`).
 const REGISTER: u32 = 1;
@@ -16,35 +19,57 @@ const SECOND_REGISTER: u32 = 2;
 const ADDRESS_TYPE: u32 = 3;
 /// `IPS_DST_NAT` of a connection's status (`linux/netfilter/nf_conntrack_common.h`).
 const DESTINATION_NAT_DONE: u32 = 1 << 5;
-/// `NF_CT_STATE_INVALID_BIT`, and `NF_CT_STATE_BIT` of two others (`linux/netfilter/nf_conntrack_common.h`).
+/// `NF_CT_STATE_INVALID_BIT`, and `NF_CT_STATE_BIT` of three others (`linux/netfilter/nf_conntrack_common.h`).
 const INVALID: u32 = 1;
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
+const NEW: u32 = 1 << 3;
 /// `NFT_NAT_DNAT`.
 const NAT_OF_DESTINATION: u32 = 1;
 
 pub(super) type Expressions<'a> = PushExprListAttrs<PushRuleAttrs<&'a mut Vec<u8>>>;
 
 impl Match {
-    pub(super) fn encode<'a>(&self, list: Expressions<'a>) -> Expressions<'a> {
+    pub(super) fn encode<'a>(&self, list: Expressions<'a>, family: Family) -> Expressions<'a> {
         match self {
+            Self::Arp => of_protocol(list, libc::ETH_P_ARP),
             Self::InLink(link) => compare(meta(list, MetaKeys::Iif), CmpOps::Eq, &link.index.to_ne_bytes()),
             Self::OutLink(link) => compare(meta(list, MetaKeys::Oif), CmpOps::Eq, &link.index.to_ne_bytes()),
             Self::OutOtherLink(link) => {
                 compare(meta(list, MetaKeys::Oif), CmpOps::Neq, &link.index.to_ne_bytes())
             }
-            Self::Ipv6(ipv6) => compare(meta(list, MetaKeys::Nfproto), CmpOps::Eq, &[nfproto(*ipv6)]),
-            Self::Source(address, prefix) => in_subnet(list, *address, *prefix, [12, 8]),
-            Self::Destination(address, prefix) => in_subnet(list, *address, *prefix, [16, 24]),
-            Self::OtherDestination(address) => {
+            Self::Ipv6(ipv6) => of_protocol(list, if *ipv6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP }),
+            Self::Source(address, prefix) => in_subnet(list, family, End::Source, *address, *prefix),
+            Self::Destination(address, prefix) => {
+                in_subnet(list, family, End::Destination, *address, *prefix)
+            }
+            Self::ArpSender(address, prefix) => {
+                in_subnet(list, family, End::ArpSender, (*address).into(), *prefix)
+            }
+            Self::Other(end, address) => {
                 let octets = octets(*address);
-                let list = address_bytes(list, *address, [16, 24], octets.len());
+                let list = address_bytes(list, family, *end, address.is_ipv6(), octets.len());
                 compare(list, CmpOps::Neq, &octets)
+            }
+            Self::Remember(end, ipv6, set) => {
+                let list = address_bytes(list, family, *end, *ipv6, if *ipv6 { 16 } else { 4 });
+                other(list, c"dynset", &remember(set))
             }
             Self::SourceIsLocal => is_local(list, FibFlags::Saddr),
             Self::DestinationIsLocal => is_local(list, FibFlags::Daddr),
             Self::DestinationTranslated => of_connection(list, CtKeys::Status, DESTINATION_NAT_DONE),
             Self::Known => of_connection(list, CtKeys::State, ESTABLISHED | RELATED),
+            Self::NewBeyond(set, count) => {
+                let list = of_connection(list, CtKeys::State, NEW);
+                let ct = list.nested_elem().nested_data_ct().push_key(CtKeys::CtId as u32);
+                let list = ct.push_dreg(REGISTER).end_nested().end_nested();
+                let list = masked(list, &(LISTS - 1).to_be_bytes());
+                // `NFTA_CONNLIMIT_COUNT`, and `_FLAGS`: `NFT_CONNLIMIT_F_INV`, more than that.
+                let limit = [(1, count.to_be_bytes().to_vec()), (2, 1_u32.to_be_bytes().to_vec())];
+                let limit =
+                    [(EXPRESSION_NAME, b"connlimit\0".to_vec()), (EXPRESSION_DATA, attributes(&limit))];
+                other(list, c"dynset", &[&remember(set)[..], &[(7, attributes(&limit))]].concat())
+            }
             Self::Invalid => of_connection(list, CtKeys::State, INVALID),
             Self::Port(protocol, port) => {
                 let list = compare(meta(list, MetaKeys::L4Proto), CmpOps::Eq, &[protocol.number()]);
@@ -121,26 +146,79 @@ fn is_local(list: Expressions<'_>, which: FibFlags) -> Expressions<'_> {
     compare(list, CmpOps::Eq, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
 }
 
-/// Asks for the family of `address` and loads `len` bytes of the packet's address at `offsets`, for IPv4 and for IPv6.
-fn address_bytes(list: Expressions<'_>, address: IpAddr, offsets: [u32; 2], len: usize) -> Expressions<'_> {
-    let offset = offsets[usize::from(address.is_ipv6())];
-    let list = compare(meta(list, MetaKeys::Nfproto), CmpOps::Eq, &[nfproto(address.is_ipv6())]);
+/// `NFTA_EXPR_NAME`, and `NFTA_EXPR_DATA`.
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+
+/// What the register has is added to a set: `NFTA_DYNSET_SET_NAME`, `_OP` (`NFT_DYNSET_OP_ADD`), and `_SREG_KEY`.
+fn remember(set: &str) -> [(u16, Vec<u8>); 3] {
+    let number = |number: u32| number.to_be_bytes().to_vec();
+    [(1, [set.as_bytes(), &[0]].concat()), (3, number(0)), (4, number(REGISTER))]
+}
+
+/// An expression that the bindings do not know: its attributes, by their numbers.
+fn other<'a>(list: Expressions<'a>, name: &CStr, of: &[(u16, Vec<u8>)]) -> Expressions<'a> {
+    let mut one = list.nested_elem().push_name(name);
+    let buffer = one.as_vec_mut();
+    let start = push_nested_header(buffer, EXPRESSION_DATA);
+    buffer.extend(attributes(of));
+    finalize_nested_header(buffer, start);
+    one.end_nested()
+}
+
+/// Attributes by their numbers (netlink(7)).
+fn attributes(of: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    let mut buffer = Vec::new();
+    for (number, value) in of {
+        push_header(&mut buffer, *number, value.len() as u16);
+        buffer.extend(value);
+    }
+    align(&mut buffer);
+    buffer
+}
+
+/// Asks for the Ethernet type.
+fn of_protocol(list: Expressions<'_>, ethertype: libc::c_int) -> Expressions<'_> {
+    compare(meta(list, MetaKeys::Protocol), CmpOps::Eq, &(ethertype as u16).to_be_bytes())
+}
+
+/// Asks for the protocol, as nft(8) does in a table of this family, and loads `len` bytes of the packet's address.
+fn address_bytes(list: Expressions<'_>, family: Family, end: End, ipv6: bool, len: usize) -> Expressions<'_> {
+    let list = match (end, family) {
+        (End::ArpSender, _) => of_protocol(list, libc::ETH_P_ARP),
+        (_, Family::Inet) => compare(meta(list, MetaKeys::Nfproto), CmpOps::Eq, &[nfproto(ipv6)]),
+        (_, Family::Netdev) => of_protocol(list, if ipv6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP }),
+    };
+    let offset = match (end, ipv6) {
+        (End::Source, false) => 12,
+        (End::Source, true) => 8,
+        (End::Destination, false) => 16,
+        (End::Destination, true) => 24,
+        (End::ArpSender, _) => 14,
+    };
     payload(list, PayloadBase::NetworkHeader, offset, len as u32)
 }
 
-fn in_subnet(list: Expressions<'_>, address: IpAddr, prefix: u8, offsets: [u32; 2]) -> Expressions<'_> {
-    let prefix = usize::from(prefix);
+fn in_subnet(
+    list: Expressions<'_>,
+    family: Family,
+    end: End,
+    address: IpAddr,
+    prefix: u8,
+) -> Expressions<'_> {
+    let (prefix, ipv6) = (usize::from(prefix), address.is_ipv6());
     let mut network = octets(address);
-    if prefix.is_multiple_of(8) {
+    if prefix != 0 && prefix.is_multiple_of(8) {
         // Whole bytes: only those are loaded, and nothing is masked.
         let bytes = prefix / 8;
-        return compare(address_bytes(list, address, offsets, bytes), CmpOps::Eq, &network[..bytes]);
+        let list = address_bytes(list, family, end, ipv6, bytes);
+        return compare(list, CmpOps::Eq, &network[..bytes]);
     }
     let mask: Vec<u8> = (0..network.len()).map(|byte| mask_of_byte(prefix, byte)).collect();
     for (octet, mask) in network.iter_mut().zip(&mask) {
         *octet &= mask;
     }
-    let list = address_bytes(list, address, offsets, network.len());
+    let list = address_bytes(list, family, end, ipv6, network.len());
     compare(masked(list, &mask), CmpOps::Eq, &network)
 }
 

@@ -5,7 +5,7 @@
 use netlink_bindings::nftables::{PushExprListAttrs, TableFlags};
 
 use super::socket::header;
-use super::{Nft, Rule};
+use super::{Family, Nft, Rule};
 use crate::host::{Refusal, Step};
 
 /// Such a table. It goes with the socket that made it, and stops nothing any more once the link is gone.
@@ -59,7 +59,7 @@ impl Nft {
                 let attributes = request.encode().push_table_bytes(name).push_chain_bytes(CHAIN.as_bytes());
                 let mut list: PushExprListAttrs<_> = attributes.nested_expressions();
                 for one in &rule.matches {
-                    list = one.encode(list);
+                    list = one.encode(list, Family::Netdev);
                 }
                 rule.verdict.encode(list).end_nested();
             }

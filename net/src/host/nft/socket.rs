@@ -5,14 +5,28 @@ use std::ffi::CStr;
 use std::io;
 use std::net::IpAddr;
 
-use netlink_bindings::nftables::{self, Chained, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, TableFlags};
+use netlink_bindings::nftables::{
+    self, Chained, CtKeys, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, SetFlags, TableFlags,
+};
 use netlink_bindings::traits::NetlinkChained;
 use netlink_socket2::NetlinkSocket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 
 use super::what::{self, Fate, Way};
-use super::{Hook, Table};
+use super::{Elements, Family, Hook, Table};
 use crate::host::Refusal;
+
+/// What a set is of, as nft(8) numbers it: the kernel keeps it for whoever lists the set.
+const INTEGER: u32 = 4;
+const IPV4_ADDRESS: u32 = 7;
+const IPV6_ADDRESS: u32 = 8;
+
+/// What nft(8) keeps with a set of `typeof ct id`, and needs to show it as such (its `src/mnl.c`): types, lengths and values, of
+/// the key's byte order (2, the host's), and of the expression that it is of: 12, `ct`, with the key 23, `id`, in neither direction.
+const TYPEOF_CT_ID: [u8; 28] = {
+    let [a, b, c, d] = (CtKeys::CtId as u32).to_ne_bytes();
+    [0, 4, 2, 0, 0, 0, 3, 20, 0, 4, 12, 0, 0, 0, 1, 12, 0, 4, a, b, c, d, 1, 4, 0xff, 0xff, 0xff, 0xff]
+};
 
 /// A socket to nftables, in the network namespace that the thread was in at the first request.
 ///
@@ -47,25 +61,51 @@ impl Nft {
 
     /// Makes a table with all in it, or nothing: `EEXIST` where there is a table of that name.
     pub(crate) fn make(&mut self, table: &Table) -> Result<(), Refusal> {
-        let inet = header(libc::NFPROTO_INET as u8);
+        let family = header(table.family.number());
         let name = table.name.as_bytes();
         self.batch(|batch| {
-            let mut request = batch.request().set_create().set_excl().op_newtable_do(&inet);
+            let mut request = batch.request().set_create().set_excl().op_newtable_do(&family);
             request.encode().push_name_bytes(name).push_flags(TableFlags::Owner as u32);
+            for (id, set) in table.sets.iter().enumerate() {
+                let (of, len, timeout) = match set.of {
+                    Elements::Addresses { ipv6: false, minutes } => (IPV4_ADDRESS, 4, minutes),
+                    Elements::Addresses { ipv6: true, minutes } => (IPV6_ADDRESS, 16, minutes),
+                    Elements::Connections => (INTEGER, 4, 0),
+                };
+                let flags = if timeout == 0 { 0 } else { SetFlags::Timeout as u32 };
+                let mut request = batch.request().set_create().op_newset_do(&family);
+                let attributes = request.encode().push_table_bytes(name).push_name_bytes(set.name.as_bytes());
+                let attributes = attributes.push_flags(flags | SetFlags::Eval as u32);
+                let attributes = attributes.push_key_type(of).push_key_len(len);
+                let attributes = attributes.nested_desc().push_size(set.size).end_nested();
+                // The number is the transaction's.
+                let attributes = attributes.push_id(id as u32 + 1);
+                if timeout != 0 {
+                    // Big-endian, though the bindings do not say so.
+                    attributes.push_timeout((u64::from(timeout) * 60_000).to_be());
+                } else {
+                    attributes.push_userdata(&TYPEOF_CT_ID);
+                }
+            }
             for chain in &table.chains {
-                let mut request = batch.request().set_create().op_newchain_do(&inet);
+                let mut request = batch.request().set_create().op_newchain_do(&family);
                 let attributes =
                     request.encode().push_table_bytes(name).push_name_bytes(chain.name.as_bytes());
-                let hook = attributes.nested_hook().push_num(chain.hook as u32).push_priority(chain.priority);
+                let hook =
+                    attributes.nested_hook().push_num(chain.hook.number()).push_priority(chain.priority);
+                let hook = match &chain.device {
+                    Some(link) => hook.push_dev_bytes(link.name.as_bytes()),
+                    None => hook,
+                };
                 hook.end_nested().push_type_bytes(chain.kind.word().as_bytes());
             }
             for (chain, rule) in table.rules() {
-                let mut request = batch.request().set_create().set_append().op_newrule_do(&inet);
+                let mut request = batch.request().set_create().set_append().op_newrule_do(&family);
                 let attributes =
                     request.encode().push_table_bytes(name).push_chain_bytes(chain.name.as_bytes());
                 let mut list = attributes.nested_expressions();
                 for one in &rule.matches {
-                    list = one.encode(list);
+                    list = one.encode(list, table.family);
                 }
                 rule.verdict.encode(list).end_nested();
             }
@@ -73,10 +113,10 @@ impl Nft {
     }
 
     /// Removes a table with all in it; `ENOENT` where there is none such.
-    pub(crate) fn remove(&mut self, name: &str) -> Result<(), Refusal> {
-        let inet = header(libc::NFPROTO_INET as u8);
+    pub(crate) fn remove(&mut self, family: Family, name: &str) -> Result<(), Refusal> {
+        let family = header(family.number());
         self.batch(|batch| {
-            batch.request().op_deltable_do(&inet).encode().push_name_bytes(name.as_bytes());
+            batch.request().op_deltable_do(&family).encode().push_name_bytes(name.as_bytes());
         })
     }
 
@@ -91,7 +131,10 @@ impl Nft {
             let Some(family) = routed_family(header.nfgen_family) else { continue };
             let (table, name) = (text(chain.get_table().ok()), text(chain.get_name().ok()));
             all.push((family, table.clone(), name.clone()));
-            if chain.get_hook().and_then(|hook| hook.get_num()).is_ok_and(|hook| hook == Hook::Forward as u32)
+            if chain
+                .get_hook()
+                .and_then(|hook| hook.get_num())
+                .is_ok_and(|hook| hook == Hook::Forward.number())
             {
                 let drops = chain.get_policy().is_ok_and(|policy| policy == libc::NF_DROP as u32);
                 let (others, accepts) = (Vec::new(), Vec::new());
@@ -184,6 +227,27 @@ pub(crate) fn usable() -> Result<(), Refusal> {
     let made =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER));
     made.map(drop).map_err(|errno| Refusal::from(io::Error::from(errno)))
+}
+
+impl Family {
+    fn number(self) -> u8 {
+        (match self {
+            Self::Inet => libc::NFPROTO_INET,
+            Self::Netdev => libc::NFPROTO_NETDEV,
+        }) as u8
+    }
+}
+
+impl Hook {
+    /// `enum nf_inet_hooks` and `enum nf_dev_hooks` (`linux/netfilter.h`).
+    fn number(self) -> u32 {
+        match self {
+            Self::Ingress | Self::Prerouting => 0,
+            Self::Forward => 2,
+            Self::Output => 3,
+            Self::Postrouting => 4,
+        }
+    }
 }
 
 /// The family's word, for those whose chains routed packets pass.

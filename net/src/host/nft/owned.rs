@@ -1,0 +1,46 @@
+//! A table that is in force as long as we are.
+
+use std::fmt;
+
+use super::{Family, Nft, Table};
+use crate::host::{Refusal, Wiring};
+
+/// A table in force. Dropped, it goes; it goes with the process too.
+pub(crate) struct OwnTable {
+    nft: Nft,
+    family: Family,
+    name: String,
+}
+
+impl OwnTable {
+    /// Puts `table` in force.
+    pub(crate) fn make(table: &Table) -> Result<Self, Refusal> {
+        let mut nft = Nft::new();
+        nft.make(table)?;
+        Ok(Self { nft, family: table.family, name: table.name.clone() })
+    }
+
+    /// Puts `table` in force, and tells it.
+    pub(crate) fn make_told(table: &Table, wiring: &Wiring) -> Result<Self, Refusal> {
+        let this = Self::make(table)?;
+        table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
+        Ok(this)
+    }
+}
+
+impl Drop for OwnTable {
+    fn drop(&mut self) {
+        let command = format!("nft delete table {} {}", self.family, self.name);
+        match self.nft.remove(self.family, &self.name) {
+            Ok(()) => log::debug!("undone: {command}"),
+            Err(refusal) if refusal.errno() == Some(libc::ENOENT) => {}
+            Err(refusal) => log::warn!("cannot undo a change of the host ({command}): {refusal}"),
+        }
+    }
+}
+
+impl fmt::Debug for OwnTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family, self.name)
+    }
+}
