@@ -6,12 +6,13 @@ mod namespace;
 use std::process::{Command, Stdio};
 
 use namespace::guest::{SOON, recv, send};
-use namespace::settled::{assert_as, settled, until_up};
+use namespace::settled::{assert_as, settled, until_up, without_dad};
 use namespace::wire::{open, opened};
 use namespace::{in_namespace, run, skip};
 
 /// A NIC and the wire behind it.
 fn nic() {
+    without_dad();
     run("ip link add nic type veth peer name lan");
     run("ip link set nic up");
     run("ip link set lan up");

@@ -301,7 +301,7 @@ fn what_is_no_uplink_is_refused() {
             ("br1", "a bridge itself", "--net bridge="),
             ("far", "a part of the bridge br1 already", "--net bridge=br1"),
             ("other", "mv0 is on it", "ip link del dev mv0"),
-            ("in", "a route leads over it and others", "over this NIC alone"),
+            ("in", "a route leads over it and others", "ip route replace 10.55.0.0/16 dev in"),
         ] {
             let error = open(&format!("bridge=br0,uplink={nic}")).unwrap_err();
             assert!(error.to_string().contains(words), "{nic}: {error}");
