@@ -172,6 +172,11 @@ pub enum ChangeKind {
     Route,
     /// A link's new address.
     Address,
+    /// That the host passes packets on.
+    Forwarding {
+        /// Of IPv6; else of IPv4.
+        ipv6: bool,
+    },
     /// A value under `/proc/sys`.
     Sysctl,
     /// Any other.
@@ -187,6 +192,11 @@ impl ChangeKind {
                 "take a kernel that has VLANs on bridges (CONFIG_BRIDGE_VLAN_FILTERING), or drop vlan=".to_owned()
             }
             (Self::Bridge, libc::EOPNOTSUPP) => "load the driver: sudo modprobe bridge".to_owned(),
+            (Self::Forwarding { ipv6 }, libc::EROFS | libc::EACCES) => format!(
+                "/proc/sys is not ours to write, as in a container: start it with --sysctl {}=1 (docker, podman), or run wirevm outside \
+                 of it",
+                if ipv6 { "net.ipv6.conf.all.forwarding" } else { "net.ipv4.ip_forward" }
+            ),
             (Self::Sysctl, libc::EROFS | libc::EACCES) => format!(
                 "/proc/sys is not ours to write, as in a container: run wirevm outside of it, or do it there beforehand: sudo {command}"
             ),
@@ -225,6 +235,8 @@ mod tests {
     fn a_refused_change_has_a_remedy() {
         for (errno, kind, remedy) in [
             (libc::EROFS, ChangeKind::Sysctl, "outside of it, or do it there beforehand: sudo ip x"),
+            (libc::EROFS, ChangeKind::Forwarding { ipv6: false }, "--sysctl net.ipv4.ip_forward=1 "),
+            (libc::EROFS, ChangeKind::Forwarding { ipv6: true }, "--sysctl net.ipv6.conf.all.forwarding=1 "),
             (libc::EROFS, ChangeKind::NamespaceName, "/run"),
             (libc::EOPNOTSUPP, ChangeKind::BridgeVlans, "CONFIG_BRIDGE_VLAN_FILTERING"),
             (libc::EOPNOTSUPP, ChangeKind::Bridge, "modprobe bridge"),

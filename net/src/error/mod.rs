@@ -82,6 +82,12 @@ impl Error {
     }
 
     /// Itself and its cause, for a notice.
+    /// True for a change that was refused since what it would write to is read-only, as `/proc/sys` in many containers.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let Self::Host(HostError::Step { refusal, .. }) = self else { return false };
+        refusal.errno() == Some(libc::EROFS)
+    }
+
     pub(crate) fn with_cause(&self) -> String {
         let cause = std::error::Error::source(self).map(|cause| format!(": {cause}"));
         format!("{self}{}", cause.unwrap_or_default())

@@ -125,7 +125,12 @@ impl Change {
             Self::AddAddress(..) | Self::AddPeer(..) | Self::GiveAddress(..) => ChangeKind::Address,
             Self::Join(..) => ChangeKind::Join,
             Self::GiveRoute(..) => ChangeKind::Route,
-            Self::Sysctl(_) => ChangeKind::Sysctl,
+            Self::Sysctl(sysctl) => match *sysctl.key.split('/').collect::<Vec<_>>() {
+                ["net", family @ ("ipv4" | "ipv6"), "conf", _, "forwarding" | "force_forwarding"] => {
+                    ChangeKind::Forwarding { ipv6: family == "ipv6" }
+                }
+                _ => ChangeKind::Sysctl,
+            },
             _ => ChangeKind::Other,
         }
     }

@@ -21,6 +21,9 @@ use crate::error::HostError;
 const GUEST: &str = "pass the guest's packets on";
 const ANSWERS: &str = "pass the answers on, which come in here";
 const ROUTERS: &str = "go on listening to this link's routers";
+/// What can be done before a container has its `/proc/sys`. A new link has the switches of `default`.
+const LOOPBACK_BEFOREHAND: &str = "start the container with --sysctl net.ipv4.conf.default.route_localnet=1";
+const V6_BEFOREHAND: &str = "start the container with --sysctl net.ipv6.conf.all.forwarding=1";
 const LOOPBACK: &str = "let connections from 127.0.0.1 out to the guest";
 
 /// What is to be passed on.
@@ -104,7 +107,7 @@ impl Wiring {
         if traffic.ipv4 {
             self.set_own(&key("ipv4", own, "forwarding"), stays, GUEST)?;
             if traffic.from_loopback {
-                self.set_own(&key("ipv4", own, "route_localnet"), stays, LOOPBACK)?;
+                self.set_from_loopback(own, stays)?;
             }
             let whole = key("ipv4", "all", "forwarding");
             way_out |= is(&whole, "1")?;
@@ -116,21 +119,50 @@ impl Wiring {
         let outward = if traffic.ipv6 { self.outward(&route_links, link, true)? } else { Vec::new() };
         // Where IPv6 leads nowhere, nothing is changed for it.
         if !outward.is_empty() {
-            way_out = true;
-            // It also has the host answer the guest as a router does, RFC 4861 §7.2.5.
-            self.set_own(&key("ipv6", own, "forwarding"), stays, GUEST)?;
-            let whole = key("ipv6", "all", "forwarding");
-            let force = key("ipv6", own, "force_forwarding");
-            if value(&force)?.is_none() {
-                self.set_whole_ipv6(&whole, own)?;
-            } else if !is(&whole, "1")? {
-                self.set_own(&force, stays, GUEST)?;
-                for outward in outward {
-                    self.set_shared(&key("ipv6", &outward.name, "force_forwarding"), &whole)?;
-                }
+            match self.set_ipv6(own, stays, outward) {
+                // With IPv4 the guest has a way out all the same.
+                Err(error) if error.is_read_only() && traffic.ipv4 => self.notice(format!(
+                    "the guest's IPv6 leads to the host only, for /proc/sys is read-only: {V6_BEFOREHAND}"
+                )),
+                set => set.map(|()| way_out = true)?,
             }
         }
         Ok(way_out)
+    }
+
+    /// The same for IPv6 alone, by the links `outward`.
+    fn set_ipv6(&mut self, own: &str, stays: bool, outward: Vec<LinkId>) -> Result<(), Error> {
+        // It also has the host answer the guest as a router does, RFC 4861 §7.2.5.
+        self.set_own(&key("ipv6", own, "forwarding"), stays, GUEST)?;
+        let whole = key("ipv6", "all", "forwarding");
+        let force = key("ipv6", own, "force_forwarding");
+        if value(&force)?.is_none() {
+            self.set_whole_ipv6(&whole, own)?;
+        } else if !is(&whole, "1")? {
+            self.set_own(&force, stays, GUEST)?;
+            for outward in outward {
+                self.set_shared(&key("ipv6", &outward.name, "force_forwarding"), &whole)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the host's own connections from 127.0.0.1 leave by the guest's link. The host's switch is enough. Where `/proc/sys` is
+    /// read-only, as in many containers, they do not, which is a notice: all else passes.
+    fn set_from_loopback(&mut self, own: &str, stays: bool) -> Result<(), Error> {
+        if is(&key("ipv4", "all", "route_localnet"), "1")? {
+            return Ok(());
+        }
+        match self.set_own(&key("ipv4", own, "route_localnet"), stays, LOOPBACK) {
+            Err(error) if error.is_read_only() => {
+                self.notice(format!(
+                    "forward= does not lead from 127.0.0.1 into the guest, but from every other address of the host, for /proc/sys is \
+                     read-only: {LOOPBACK_BEFOREHAND}"
+                ));
+                Ok(())
+            }
+            set => set,
+        }
     }
 
     /// Sets a switch of the guest's own link.
@@ -256,16 +288,16 @@ fn finding(family: &str, what: &str) -> Finding {
         Ok(None) => (true, "is not in this kernel", None),
         Err(_) => (true, "cannot be read", None),
         Ok(Some(value)) => match (value == "1", Sysctl::try_to_open(&whole).err()) {
-            (true, Some(libc::EROFS)) if family == "ipv4" => (
-                false,
-                "is on for the whole host, and /proc/sys is read-only: nat works, but not forward=",
-                Some(REMOUNT.to_owned()),
+            (true, Some(libc::EROFS)) if family == "ipv4" && !new_links_route_loopback() => (
+                true,
+                "is on for the whole host; /proc/sys is read-only, so forward= will not lead from 127.0.0.1",
+                Some(LOOPBACK_BEFOREHAND.to_owned()),
             ),
             (true, _) => (true, "is on for the whole host", None),
             // As in many containers.
             (false, Some(libc::EROFS)) => {
                 let before = whole.replace('/', ".");
-                let remedy = format!("{REMOUNT}; or start a container with --sysctl {before}=1");
+                let remedy = format!("start the container with --sysctl {before}=1; or {REMOUNT}");
                 (false, CANNOT, Some(remedy))
             }
             (false, Some(_)) => (true, "is off; to switch it on, as nat does, takes rights", None),
@@ -275,6 +307,14 @@ fn finding(family: &str, what: &str) -> Finding {
         },
     };
     Finding { what: what.to_owned(), good, state: state.to_owned(), remedy }
+}
+
+/// True where a new link lets connections from 127.0.0.1 out.
+fn new_links_route_loopback() -> bool {
+    ["all", "default"].iter().any(|link| {
+        let value = read_key(&key("ipv4", link, "route_localnet"));
+        value.is_ok_and(|value| value.as_deref() == Some("1"))
+    })
 }
 
 fn read_key(key: &str) -> Result<Option<String>, Refusal> {

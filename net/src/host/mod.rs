@@ -250,8 +250,14 @@ impl Wiring {
     pub(crate) fn refuse_routers(&mut self, link: &LinkId) {
         let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
         let set = self.set_value(key, "0", "the guest shall not make itself the host's router");
-        if let Err(error) = set {
-            self.notice(format!("{link} takes what the guest says as a router: {}", error.with_cause()));
+        if let Err(error) = set
+            && announce::hears_routers(link)
+        {
+            self.notice(format!(
+                "{link} takes what the guest says as a router: {}. Have it so beforehand: sysctl net.ipv6.conf.default.accept_ra=0, in a \
+                 container by its engine's --sysctl",
+                error.with_cause()
+            ));
         }
     }
 
