@@ -29,6 +29,18 @@ mod stock {
         "mov edi, eax", "neg edi", "mov eax, 60", "syscall",
     );
 
+    // What `ethtool -G eth0 rx N tx N` does: N is 64 for the program alone, and twice as many with each word more.
+    guest!(rings:
+        "mov ecx, [rsp]", "mov ebx, 32", "shl ebx, cl",
+        "sub rsp, 128", "cld", "xor eax, eax", "mov rdi, rsp", "mov ecx, 128", "rep stosb",
+        // struct ethtool_ringparam: ETHTOOL_SRINGPARAM, rx_pending and tx_pending; behind it struct ifreq.
+        "mov dword ptr [rsp], 0x11", "mov [rsp + 20], ebx", "mov [rsp + 32], ebx",
+        "mov dword ptr [rsp + 64], 0x30687465", "mov [rsp + 80], rsp",
+        "mov eax, 41", "mov edi, 2", "mov esi, 2", "xor edx, edx", "syscall",
+        "mov edi, eax", "mov eax, 16", "mov esi, 0x8946", "lea rdx, [rsp + 64]", "syscall",
+        "mov edi, eax", "neg edi", "mov eax, 60", "syscall",
+    );
+
     /// The queues that the guest's driver made.
     fn queues(vm: &mut Vm) -> String {
         vm.sh("cd /sys/class/net/eth0/queues && echo *", COMMAND).trim().to_owned()
@@ -65,6 +77,30 @@ mod stock {
         let start = format!("{link}: sent ");
         let pairs = messages.split(&start).skip(1);
         pairs.map(|pair| (number(pair), number(pair.split_once("received ").unwrap().1))).collect()
+    }
+
+    #[test]
+    fn a_driver_changes_the_size_of_its_rings_under_traffic() {
+        let kernel: Stock = need!(stock::newest());
+        let netns = need!(Netns::new());
+        let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["--net", "tap=t0,host=172.31.0.1/24"]);
+        // VIRTIO_F_RING_RESET.
+        assert_eq!(vm.sh("cut -c 41 /sys/class/net/eth0/device/features", COMMAND).trim(), "1");
+        handmade::install(&mut vm, "/dev/shm/rings", rings());
+        let mut flood = netns.command("ping");
+        let flood =
+            flood.args(["-f", "-w", "300", "172.31.0.2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        for words in ["", "two", "", "two words"] {
+            vm.sh(&format!("/dev/shm/rings {words}"), COMMAND);
+            vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        }
+        let mut flood = flood.unwrap();
+        flood.kill().unwrap();
+        flood.wait().unwrap();
+        assert_eq!(vm.shell("/dev/shm/rings or 512 words", COMMAND).status, 22, "there are 256 entries");
+        streams_both_ways(&mut vm, &netns, [172, 31, 0, 1], 1);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
     }
 
     #[test]
