@@ -187,11 +187,16 @@ impl Moved {
         }
     }
 
-    /// The undos of this move as the links are now, in the order of the changes.
-    pub(crate) fn undos(&self, netlink: &mut Netlink) -> Result<Vec<Change>, Refusal> {
+    /// The undos of this move as the links are now, in the order of the changes; none where somebody was killed at them, or did them
+    /// by hand: then those of the record are right, for what is on both links cannot be told from what came.
+    pub(crate) fn undos(&self, netlink: &mut Netlink) -> Result<Option<Vec<Change>>, Refusal> {
         let Self { from, to, .. } = self;
         let is_port = netlink.link_by_index(from.index)?.is_some_and(|link| link.master == Some(to.index));
         let now = Belongings::of(netlink, to)?;
+        let is_back = |address: &LinkAddress| self.moved.has_address(address) || now.has_address(address);
+        if Belongings::of(netlink, from)?.addresses.iter().any(is_back) {
+            return Ok(None);
+        }
         let (back, strays) = self.divide(now, hears_routers(from));
         let take = |address| Change::TakeAddress(to.clone(), address);
         let mut undos: Vec<_> = strays.addresses.into_iter().map(take).collect();
@@ -200,7 +205,7 @@ impl Moved {
         undos.extend(steps.map(|step| step.undo));
         // Somebody may have put it elsewhere.
         undos.retain(|undo| is_port || !matches!(undo, Change::Leave(_)));
-        Ok(undos)
+        Ok(Some(undos))
     }
 
     /// What of that which is on the bridge `now` goes back, as the NIC has it; and what goes with the uplink: the kernel made it of

@@ -92,7 +92,7 @@ pub(super) fn clean_under(lock: &Lock, made: &mut dyn FnMut(Step)) {
     let mut lines: Vec<(usize, Line)> = Vec::new();
     let mut read = Vec::new();
     for (record, found) in readable.into_iter().filter(|(record, _)| !in_use.has(record)) {
-        let (record, found) = renew(Some(lock), &mut places, record, found);
+        let found = renewed(&mut places, &found).unwrap_or(found);
         let all = found.len();
         lines.extend(found.into_iter().map(|line| (read.len(), line)));
         read.push((record, Vec::new(), all));
@@ -132,34 +132,12 @@ fn keep(lock: &Lock, lines: &[Line]) -> Result<(), Error> {
     if lines.is_empty() {
         return Ok(());
     }
-    write(lock, lines).map(drop)
-}
-
-fn write(lock: &Lock, lines: &[Line]) -> Result<Record, Error> {
     let mut journal = lock.new_journal()?;
-    lines.iter().try_for_each(|line| journal.write(line))?;
-    Ok(journal)
-}
-
-/// The lines of a record as they are to be undone, and the record that has them: what moved to another link may have changed
-/// there. It is written down before anything is undone, for afterwards nobody can see it any more.
-fn renew(lock: Option<&Lock>, places: &mut Places, record: Record, lines: Vec<Line>) -> (Record, Vec<Line>) {
-    let Some(renewed) = renewed(places, &lines) else { return (record, lines) };
-    match lock.map(|lock| write(lock, &renewed)) {
-        Some(Ok(journal)) => {
-            record.remove();
-            (journal, renewed)
-        }
-        Some(Err(error)) => {
-            warn(&error);
-            (record, renewed)
-        }
-        None => (record, renewed),
-    }
+    lines.iter().try_for_each(|line| journal.write(line))
 }
 
 /// The lines with the undos of each move that was made whole as the links are now; none where there is no such move, or one of its
-/// links is gone: then what the lines say is all that is known.
+/// links is gone, or it is undone in part: then what the lines say is all that is known.
 fn renewed(places: &mut Places, lines: &[Line]) -> Option<Vec<Line>> {
     let mark = lines.iter().find(|line| matches!(line.undo, Change::Moved(_)))?;
     let undos = places.try_in(mark, |netlink, now| match now {
@@ -167,7 +145,7 @@ fn renewed(places: &mut Places, lines: &[Line]) -> Option<Vec<Line>> {
         _ => None,
     });
     let (moved, undos) = match undos {
-        Ok(Some(Some((moved, Ok(undos))))) => (moved, undos),
+        Ok(Some(Some((moved, Ok(Some(undos)))))) => (moved, undos),
         Ok(Some(Some((moved, Err(refusal))))) => {
             log::warn!("cannot ask for what moved to {}: {refusal}", moved.to);
             return None;
@@ -189,7 +167,7 @@ pub(super) fn undo(lock: Option<&Lock>, mut record: Record) {
         Err(error) => return warn(&error),
     };
     let (mut places, mut patience) = (Places::default(), Patience::default());
-    let (record, mut lines) = renew(lock, &mut places, record, lines);
+    let mut lines = renewed(&mut places, &lines).unwrap_or(lines);
     let all = lines.len();
     order(&mut lines);
     let mut one_failed = false;

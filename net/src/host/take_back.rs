@@ -15,7 +15,7 @@ impl Wiring {
         for (kept, start) in marks.collect::<Vec<_>>() {
             let found = self.marker.find(&mut self.netlink, &kept);
             let Ok(Found::Same(Change::Moved(moved))) = found else { continue };
-            let Ok(undos) = moved.undos(&mut self.netlink) else { continue };
+            let Ok(Some(undos)) = moved.undos(&mut self.netlink) else { continue };
             let is_part = |undo: &Undo| matches!(undo, Undo::Change(kept, _) if moved.has(&kept.undo));
             let at = self.undo.iter().position(is_part).unwrap_or_default();
             self.undo.retain(|undo| !is_part(undo));
