@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use namespace::guest::{NEVER, SOON, recv, send};
 use namespace::settled::{assert_as, settled, until_up, without_dad};
-use namespace::wire::{clean, open, open_told};
+use namespace::wire::{clean, open, open_all_told, open_told};
 use namespace::{
     child as be_child, holding, in_namespace, kill, killed_at, leave, records, run, run_in_own_mounts, shell,
     skip,
@@ -26,7 +26,7 @@ fn broadcast(from: [u8; 6], word: &str) -> Vec<u8> {
 fn a_bridge_is_made_and_goes_with_the_last() {
     in_namespace("a_bridge_is_made_and_goes_with_the_last", || {
         let before = settled();
-        let (mut first, told) = open_told("bridge=br0,mac=02:00:00:00:00:01");
+        let (mut first, told) = open_all_told("bridge=br0,mac=02:00:00:00:00:01");
         let made = told[0].split(' ').nth(6).unwrap().to_owned();
         let expected = [
             &format!("ip link add name br0 address {made} type bridge stp_state 0 forward_delay 0")[..],
