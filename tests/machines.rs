@@ -395,6 +395,12 @@ fn what_clients_do_wrong_disturbs_nobody() {
             }
             _ => println!("skipped: another user's client: there is no python3"),
         }
+        // Where others look in, nobody is listened to.
+        let refusal = world.command(&["stop", "web"]).output().unwrap();
+        refused(&refusal, 1, &["is not for this user alone"]);
+        for path in ["run/vm/web", "run/vm", "run"] {
+            fs::set_permissions(world.dir.path(path), fs::Permissions::from_mode(0o700)).unwrap();
+        }
     }
     world.ok(&["stop", "web"]);
 }

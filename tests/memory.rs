@@ -258,10 +258,10 @@ fn timings_are_the_milestones_in_their_order() {
         "KVM opened",
         "guest memory mapped",
         "machine confined",
+        "memory given to KVM",
         "VM made",
         "wires received",
         "devices made",
-        "memory given to KVM",
         "vCPUs made",
         "first KVM_RUN",
     ];

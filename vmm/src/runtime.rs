@@ -238,13 +238,29 @@ const ORPHANS: Duration = Duration::from_secs(1);
 fn wait_for_orphans(all: &Directory) {
     let names = all.names().unwrap_or_default().into_iter();
     let locks = names.filter_map(|name| all.open(&name).ok()?.file("lock", Opening::Existing).ok());
-    let machines = locks.filter_map(|lock| pids_in(&lock).filter(|(keeper, _)| !is_alive(*keeper)));
+    let killed = |(keeper, _): &(u32, u32)| !is_alive(*keeper) || is_being_killed(*keeper);
     let until = Instant::now() + ORPHANS;
-    for (_, machine) in machines {
-        while is_alive(machine) && Instant::now() < until {
+    for (keeper, machine) in locks.filter_map(|lock| pids_in(&lock).filter(killed)) {
+        while (is_alive(keeper) || is_alive(machine)) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// True where the process has a SIGKILL before it, or is about to end: whoever sent it may be back before that.
+fn is_being_killed(pid: u32) -> bool {
+    /// Of `include/linux/sched.h`.
+    const PF_EXITING: u64 = 4;
+    let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let (status, stat) = (read("status"), read("stat"));
+    let pending = |line: &str| {
+        let mask = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    };
+    let kill = 1 << (libc::SIGKILL - 1);
+    // proc_pid_stat(5): the flags are the seventh word behind the name.
+    let flags = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(6)?.parse::<u64>().ok());
+    status.lines().any(|line| pending(line) & kill != 0) || flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// True while a thread of the process has not let go of what it had open: a zombie has, but the first thread may be one before
