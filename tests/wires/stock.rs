@@ -32,6 +32,14 @@ fn boot(kernel: &Stock, world: &World, rows: &[Row]) -> Vec<Vm> {
     guests
 }
 
+#[track_caller]
+fn power_off(guests: Vec<Vm>) {
+    for mut vm in guests {
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+    }
+}
+
 #[test]
 fn what_reaches_what_is_what_explain_prints() {
     let kernel = need!(stock::fastest());
@@ -41,6 +49,10 @@ fn what_reaches_what_is_what_explain_prints() {
     let mut guests = boot(&kernel, &world, &rows);
 
     let mut wrong = differences(&world, &mut guests, &rows);
+    // Links that wirevm has switched on for a guest behind NAT pass nothing else while that runs, so the host is made a router before.
+    power_off(guests);
+    world.forward();
+    let mut guests = boot(&kernel, &world, &rows);
     world.meet(&rows, &mut guests[1]);
     wrong.extend(differences(&world, &mut guests, &rows));
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), guests[0].state());
@@ -51,10 +63,8 @@ fn what_reaches_what_is_what_explain_prints() {
     alone(&kernel, &world, &rows);
     streams(&world, &rows, &mut guests[0]);
 
-    for mut vm in guests {
-        vm.type_in("poweroff\n");
-        vm.ends_with(0, COMMAND);
-    }
+    world.release_bridge();
+    power_off(guests);
     world.part();
     let until = Instant::now() + Duration::from_secs(5);
     while world.state() != before && Instant::now() < until {

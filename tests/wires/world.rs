@@ -103,14 +103,18 @@ impl World {
         vm.sh(&routes.collect::<Vec<_>>().join(" && "), COMMAND);
     }
 
-    /// Meets every condition: the host forwards, the far sides have routes back; the host has an address on the bridge, and a
-    /// NIC is a port of it; switches send frames back; the LAN's machine has the address that is admitted.
-    pub(crate) fn meet(&mut self, rows: &[Row], second: &mut Vm) {
-        self.met = true;
+    /// Makes the host a router.
+    pub(crate) fn forward(&self) {
         self.host.sh("sysctl -qw net.ipv4.ip_forward=1");
         if self.families.contains(&Family::V6) {
             self.host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
         }
+    }
+
+    /// Meets every condition but that: the far sides have routes back; the host has an address on the bridge, and a
+    /// NIC is a port of it; switches send frames back; the LAN's machine has the address that is admitted.
+    pub(crate) fn meet(&mut self, rows: &[Row], second: &mut Vm) {
+        self.met = true;
         let (mut host, mut lan) = (Vec::new(), Vec::new());
         for row in rows {
             let n = row.n;
@@ -155,13 +159,18 @@ impl World {
         vm
     }
 
-    /// Takes back what the host itself has done in [`Self::meet`].
+    /// Takes the host's NIC out of the bridge, which would stay with a port of the host's.
+    pub(crate) fn release_bridge(&self) {
+        self.host.sh("ip link set u13 nomaster");
+    }
+
+    /// Takes back what the host itself has done in [`Self::forward`] and [`Self::meet`].
     pub(crate) fn part(&mut self) {
         if let Some(mut vm) = self.beside.take() {
             vm.signal(Signal::TERM);
             vm.ends_with(0, COMMAND);
         }
-        self.host.sh("ip link set u13 nomaster; sysctl -qw net.ipv4.ip_forward=0");
+        self.host.sh("sysctl -qw net.ipv4.ip_forward=0");
         if self.families.contains(&Family::V6) {
             self.host.sh("sysctl -qw net.ipv6.conf.all.forwarding=0");
         }
