@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::kind_of;
 use crate::host::netlink::Refusal;
+use crate::host::nft::Table;
 use crate::text::word;
 
 /// What goes wrong with a bridge. Where the host refused, its reason is the source and not in the text.
@@ -79,7 +80,7 @@ impl BridgeError {
             }
             Self::Guard { port, refusal } => match refusal.errno()? {
                 libc::EEXIST => {
-                    let remove = format!("sudo nft delete table netdev wirevm-{port}");
+                    let remove = format!("sudo nft delete table netdev {}", Table::name_for(port));
                     format!("somebody made a table of that name: {remove}, where nobody needs it; or guard=off")
                 }
                 // No netlink for it, no nftables behind it, no such family, hook or expression.

@@ -81,13 +81,13 @@ impl Error {
         matches!(self, Self::Host(HostError::Runtime { source, .. }) if none.contains(&source.kind()))
     }
 
-    /// Itself and its cause, for a notice.
     /// True for a change that was refused since what it would write to is read-only, as `/proc/sys` in many containers.
     pub(crate) fn is_read_only(&self) -> bool {
         let Self::Host(HostError::Step { refusal, .. }) = self else { return false };
         refusal.errno() == Some(libc::EROFS)
     }
 
+    /// Itself and its cause, for a notice.
     pub(crate) fn with_cause(&self) -> String {
         let cause = std::error::Error::source(self).map(|cause| format!(": {cause}"));
         format!("{self}{}", cause.unwrap_or_default())

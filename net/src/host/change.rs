@@ -66,6 +66,42 @@ pub(crate) enum Change {
     },
 }
 
+/// The links that a change needs, borrowed as they are to be.
+macro_rules! links_of {
+    ($change:expr $(, $mut:tt)?) => {
+        match $change {
+            Change::Mtu(link, _)
+            | Change::AddAddress(link, _)
+            | Change::RemoveAddress(link, _)
+            | Change::AddPeer(link, _)
+            | Change::RemovePeer(link, _)
+            | Change::Up(link)
+            | Change::Down(link)
+            | Change::Mac(link, _)
+            | Change::NoIpv6Address(link)
+            | Change::DeleteLink(link)
+            | Change::GiveAddress(link, _)
+            | Change::TakeAddress(link, _)
+            | Change::GiveRoute(link, _)
+            | Change::TakeRoute(link, _)
+            | Change::LearnRoute(link, _)
+            | Change::UnlearnRoute(link, _)
+            | Change::Announce(link, _)
+            | Change::GiveNeighbour(link, _)
+            | Change::TakeNeighbour(link, _)
+            | Change::Leave(link)
+            | Change::FilterVlans(link)
+            | Change::AddVlan(link, ..)
+            | Change::RemoveVlan(link, _)
+            | Change::TunFlags(link, _)
+            | Change::TunHeader(link, ..) => vec![link],
+            Change::Join(port, bridge) => vec![port, bridge],
+            Change::Moved(moved) => vec![&$($mut)? moved.from, &$($mut)? moved.to],
+            Change::AddMacvlan(_) | Change::Sysctl(_) | Change::DeleteNamespace { .. } => vec![],
+        }
+    };
+}
+
 impl Change {
     pub(crate) fn make(&self, netlink: &mut Netlink) -> Result<(), Refusal> {
         match self {
@@ -221,70 +257,12 @@ impl Change {
 
     /// The links that it needs.
     pub(super) fn links(&self) -> Vec<&LinkId> {
-        match self {
-            Self::Mtu(link, _)
-            | Self::AddAddress(link, _)
-            | Self::RemoveAddress(link, _)
-            | Self::AddPeer(link, _)
-            | Self::RemovePeer(link, _)
-            | Self::Up(link)
-            | Self::Down(link)
-            | Self::Mac(link, _)
-            | Self::NoIpv6Address(link)
-            | Self::DeleteLink(link)
-            | Self::GiveAddress(link, _)
-            | Self::TakeAddress(link, _)
-            | Self::GiveRoute(link, _)
-            | Self::TakeRoute(link, _)
-            | Self::LearnRoute(link, _)
-            | Self::UnlearnRoute(link, _)
-            | Self::Announce(link, _)
-            | Self::GiveNeighbour(link, _)
-            | Self::TakeNeighbour(link, _)
-            | Self::Leave(link)
-            | Self::FilterVlans(link)
-            | Self::AddVlan(link, ..)
-            | Self::RemoveVlan(link, _)
-            | Self::TunFlags(link, _)
-            | Self::TunHeader(link, ..) => vec![link],
-            Self::Join(port, bridge) => vec![port, bridge],
-            Self::Moved(moved) => vec![&moved.from, &moved.to],
-            Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
-        }
+        links_of!(self)
     }
 
     /// The same, to be found under other names.
     pub(super) fn links_mut(&mut self) -> Vec<&mut LinkId> {
-        match self {
-            Self::Mtu(link, _)
-            | Self::AddAddress(link, _)
-            | Self::RemoveAddress(link, _)
-            | Self::AddPeer(link, _)
-            | Self::RemovePeer(link, _)
-            | Self::Up(link)
-            | Self::Down(link)
-            | Self::Mac(link, _)
-            | Self::NoIpv6Address(link)
-            | Self::DeleteLink(link)
-            | Self::GiveAddress(link, _)
-            | Self::TakeAddress(link, _)
-            | Self::GiveRoute(link, _)
-            | Self::TakeRoute(link, _)
-            | Self::LearnRoute(link, _)
-            | Self::UnlearnRoute(link, _)
-            | Self::Announce(link, _)
-            | Self::GiveNeighbour(link, _)
-            | Self::TakeNeighbour(link, _)
-            | Self::Leave(link)
-            | Self::FilterVlans(link)
-            | Self::AddVlan(link, ..)
-            | Self::RemoveVlan(link, _)
-            | Self::TunFlags(link, _)
-            | Self::TunHeader(link, ..) => vec![link],
-            Self::Join(port, bridge) => vec![port, bridge],
-            Self::Moved(moved) => vec![&mut moved.from, &mut moved.to],
-            Self::AddMacvlan(_) | Self::Sysctl(_) | Self::DeleteNamespace { .. } => vec![],
-        }
+        links_of!(self, mut)
     }
 
     /// The names of links in what it needs by name.

@@ -27,7 +27,7 @@ mod mac_taken;
 mod namespace;
 mod nat;
 pub(crate) mod netlink;
-mod nft;
+pub(crate) mod nft;
 mod peer;
 mod port_guard;
 pub(crate) mod probe;
@@ -103,9 +103,7 @@ pub(crate) struct Wiring {
     notices: Vec<String>,
     /// Goes with its descriptors.
     nat: Option<nat::Nat>,
-    /// The rules for what the guest sends into a bridge; they go with its socket.
-    port_guard: Option<nft::Nft>,
-    /// The same.
+    /// The rules for what the guest sends; they go with their sockets.
     guard: Vec<nft::OwnTable>,
     /// What was changed elsewhere, and is taken back after all this: the namespace itself.
     outer: Option<Box<Wiring>>,
@@ -159,7 +157,6 @@ impl Wiring {
             netns: netns.cloned(),
             notices: Vec::new(),
             nat: None,
-            port_guard: None,
             guard: Vec::new(),
             outer: None,
         })

@@ -2,12 +2,10 @@
 //! batch, and said as the `nft` lines that give the same table. Chains and rules of others are only read.
 //!
 //! **Only this module and `netlink.rs` know the netlink crates**: `expression.rs` and `frame.rs` encode what a rule says, `socket.rs`
-//! asks the kernel. `words.rs` says each as nft(8) takes it; `owned.rs` has a table go with us. `ingress.rs`: the tables that see a
-//! bridge's frames first.
+//! asks the kernel. `words.rs` says each as nft(8) takes it; `owned.rs` has a table go with us; `what.rs`: what the rules of others do.
 
 mod expression;
 pub(crate) mod frame;
-pub(crate) mod ingress;
 mod owned;
 mod socket;
 mod what;
@@ -20,6 +18,7 @@ use super::LinkId;
 pub(crate) use owned::OwnTable;
 pub(crate) use socket::{ForwardChain, Nft};
 
+/// A table of ours. It goes with the socket that made it; a chain at the ingress of a link stops nothing once the link is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) family: Family,
@@ -150,7 +149,7 @@ pub(crate) enum Match {
     Invalid,
     /// It is of this protocol, to this port.
     Port(crate::Protocol, u16),
-    /// In an [`IngressTable`](ingress::IngressTable).
+    /// In a table of the family `netdev`.
     Frame(frame::FrameMatch),
 }
 

@@ -7,10 +7,10 @@
 
 use std::net::IpAddr;
 
+use super::announce::hears_routers;
 use super::nft::frame::{FrameMatch, Icmp, Icmpv6, Tag};
-use super::nft::ingress::IngressTable;
-use super::nft::{Match, Nft, Rule, Verdict};
-use super::{LinkId, Refusal, Sysctl, Wiring};
+use super::nft::{Chain, Family, Hook, Kind, Match, OwnTable, Rule, Table, Verdict};
+use super::{LinkId, Refusal, Wiring};
 use crate::error::{BridgeError, HostError};
 use crate::{Error, Mac};
 
@@ -23,17 +23,22 @@ const CISCO_GROUPS: [[u8; 6]; 2] = [[1, 0, 0x0c, 0xcc, 0xcc, 0xcc], [1, 0, 0x0c,
 /// The ports at which clients of DHCP wait (RFC 2131 §4.1, RFC 8415 §7.2): only a server, or a relay, sends there.
 const DHCP_CLIENTS: [u16; 2] = [68, 546];
 
+/// Before other chains see the frame (`NF_IP_PRI_RAW`).
+const PRIORITY: i32 = -300;
+
 /// The table for the guest `mac` at `port`, to which the addresses `kept` do not belong; `tags`: the bridge decides on tags.
-fn table(port: &str, mac: Mac, tags: bool, kept: &[IpAddr]) -> IngressTable {
+///
+/// It sees each frame that the port brings before any other part of the host does, the bridge and its spanning tree included. (A
+/// chain of the family `bridge` sees neither the frames that a bridge keeps for itself nor, once the link is renamed, any of that
+/// link's.)
+fn table(port: &LinkId, mac: Mac, tags: bool, kept: &[IpAddr]) -> Table {
     use FrameMatch::{
-        Advertises, ArpFrom, ArpMacOtherThan, From, SourceOtherThan, Tagged, TaggedInside, To,
-        ToReservedGroup, UdpTo,
+        Advertises, ArpMacOtherThan, SourceOtherThan, Tagged, TaggedInside, To, ToReservedGroup, UdpTo,
     };
     let mac = mac.octets();
     let mut rules = Vec::new();
-    let mut drop = |one, why| {
-        rules.push(Rule { matches: vec![Match::Frame(one)], verdict: Verdict::Drop, why });
-    };
+    let mut drop_of = |one, why| rules.push(Rule { matches: vec![one], verdict: Verdict::Drop, why });
+    let mut drop = |one, why| drop_of(Match::Frame(one), why);
     drop(SourceOtherThan(mac), "the guest sends under its own address");
     drop(ToReservedGroup, "it is no bridge or switch, with a spanning tree or links to bundle");
     for group in CISCO_GROUPS {
@@ -57,12 +62,30 @@ fn table(port: &str, mac: Mac, tags: bool, kept: &[IpAddr]) -> IngressTable {
     for &address in kept {
         let why = "what the host or its router has is not the guest's";
         match address {
-            IpAddr::V4(v4) => drop(ArpFrom(v4), why),
-            IpAddr::V6(v6) => drop(Advertises(v6), why),
+            IpAddr::V4(v4) => {
+                drop_of(Match::ArpSender(v4, 32), why);
+                drop_of(Match::Source(address, 32), why);
+            }
+            IpAddr::V6(v6) => {
+                drop_of(Match::Frame(Advertises(v6)), why);
+                drop_of(Match::Source(address, 128), why);
+            }
         }
-        drop(From(address), why);
     }
-    IngressTable { name: format!("wirevm-{port}"), link: port.to_owned(), rules }
+    Table {
+        family: Family::Netdev,
+        name: Table::name_for(&port.name),
+        sets: Vec::new(),
+        chains: vec![Chain {
+            name: "guard",
+            kind: Kind::Filter,
+            hook: Hook::Ingress,
+            device: Some(port.clone()),
+            priority: PRIORITY,
+            why: "where the guest's frames arrive",
+            rules,
+        }],
+    }
 }
 
 impl Wiring {
@@ -79,12 +102,8 @@ impl Wiring {
         tags: bool,
     ) -> Result<(), Error> {
         let kept = self.addresses_to_keep(bridge)?;
-        let table = table(&port.name, mac, tags, &kept);
-        let mut nft = Nft::new();
-        let made = nft.make_ingress(&table);
-        made.map_err(|refusal| BridgeError::Guard { port: port.name.clone(), refusal })?;
-        table.steps().into_iter().for_each(|step| self.tell(step.command, step.why));
-        self.port_guard = Some(nft);
+        let made = OwnTable::make_told(&table(port, mac, tags, &kept), self);
+        self.guard.push(made.map_err(|refusal| BridgeError::Guard { port: port.name.clone(), refusal })?);
         Ok(())
     }
 
@@ -115,26 +134,16 @@ impl Wiring {
     }
 }
 
-/// Whether the host takes router advertisements on the link (kernel `Documentation/networking/ip-sysctl.rst`, `accept_ra`).
-fn hears_routers(link: &LinkId) -> bool {
-    let value = |key| Sysctl::read(&format!("net/ipv6/conf/{link}/{key}")).unwrap_or_default();
-    let heard = match value("accept_ra").as_str() {
-        "" | "0" => false,
-        "2" => true,
-        _ => value("forwarding") == "0",
-    };
-    heard && value("disable_ipv6") == "0"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_table_is_lines_for_the_shell() {
+        let port = LinkId { index: 7, name: "wirevm0".to_owned() };
         let lines = |tags| {
             let kept = ["10.0.0.1", "fe80::1"].map(|address| address.parse().unwrap());
-            let table = table("wirevm0", "02:00:00:00:00:01".parse().unwrap(), tags, &kept);
+            let table = table(&port, "02:00:00:00:00:01".parse().unwrap(), tags, &kept);
             table.steps().into_iter().map(|step| step.command).collect::<Vec<_>>()
         };
         let without = lines(false);
@@ -156,10 +165,10 @@ mod tests {
             "udp dport 68",
             "udp dport 546",
             "arp saddr ether != 02:00:00:00:00:01",
-            "arp saddr ip 10.0.0.1",
-            "ip saddr 10.0.0.1",
+            "arp saddr ip 10.0.0.1/32",
+            "ip saddr 10.0.0.1/32",
             "icmpv6 type nd-neighbor-advert @th,64,128 0xfe800000000000000000000000000001",
-            "ip6 saddr fe80::1",
+            "ip6 saddr fe80::1/128",
         ] {
             let line = format!("nft 'add rule netdev wirevm-wirevm0 guard {rule} counter drop'");
             assert!(without.contains(&line), "{rule}: {without:#?}");

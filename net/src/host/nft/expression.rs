@@ -177,8 +177,8 @@ fn attributes(of: &[(u16, Vec<u8>)]) -> Vec<u8> {
     buffer
 }
 
-/// Asks for the Ethernet type.
-fn of_protocol(list: Expressions<'_>, ethertype: libc::c_int) -> Expressions<'_> {
+/// Asks for the packet's protocol, behind any tag: its Ethernet type.
+pub(super) fn of_protocol(list: Expressions<'_>, ethertype: libc::c_int) -> Expressions<'_> {
     compare(meta(list, MetaKeys::Protocol), CmpOps::Eq, &(ethertype as u16).to_be_bytes())
 }
 
@@ -228,7 +228,7 @@ fn mask_of_byte(prefix: usize, index: usize) -> u8 {
     !(0xff_u16 >> bits) as u8
 }
 
-pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

@@ -1,11 +1,11 @@
 //! Questions about a frame where it arrives, in the words and the encoding of `nft` for the family `netdev`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use netlink_bindings::nftables::{CmpOps, MetaKeys, PayloadBase};
 
-use super::expression::{Expressions, compare, masked, meta, octets, payload};
+use super::expression::{Expressions, compare, masked, meta, of_protocol, payload};
 
 /// A question about a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +28,6 @@ pub(crate) enum FrameMatch {
     UdpTo(u16),
     /// It is of ARP, and names another Ethernet address than this one for its sender.
     ArpMacOtherThan([u8; 6]),
-    /// It is of ARP, from who says to have this address.
-    ArpFrom(Ipv4Addr),
-    /// It is from this address.
-    From(IpAddr),
     /// It says where this address is: a neighbour advertisement.
     Advertises(Ipv6Addr),
 }
@@ -69,9 +65,6 @@ impl fmt::Display for FrameMatch {
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
             Self::UdpTo(port) => write!(f, "udp dport {port}"),
             Self::ArpMacOtherThan(address) => write!(f, "arp saddr ether != {}", mac(*address)),
-            Self::ArpFrom(address) => write!(f, "arp saddr ip {address}"),
-            Self::From(IpAddr::V4(address)) => write!(f, "ip saddr {address}"),
-            Self::From(IpAddr::V6(address)) => write!(f, "ip6 saddr {address}"),
             // `icmpv6 taddr` is newer than many an nft.
             Self::Advertises(address) => {
                 let kind = Icmpv6::NeighbourAdvertisement;
@@ -124,32 +117,24 @@ impl FrameMatch {
                 let list = payload(ethernet(list), LinkLayerHeader, 12, 2);
                 compare(list, CmpOps::Eq, &(*tag as u16).to_be_bytes())
             }
-            Self::TaggedInside(tag) => protocol(list, *tag as u16),
+            Self::TaggedInside(tag) => of_protocol(list, *tag as libc::c_int),
             Self::Icmp(kind) => {
-                let list = l4_protocol(protocol(list, ETH_P_IP), libc::IPPROTO_ICMP);
+                let list = l4_protocol(of_protocol(list, libc::ETH_P_IP), libc::IPPROTO_ICMP);
                 compare(payload(list, TransportHeader, 0, 1), CmpOps::Eq, &[*kind as u8])
             }
             Self::Icmpv6(kind) => {
-                let list = l4_protocol(protocol(list, ETH_P_IPV6), libc::IPPROTO_ICMPV6);
+                let list = l4_protocol(of_protocol(list, libc::ETH_P_IPV6), libc::IPPROTO_ICMPV6);
                 compare(payload(list, TransportHeader, 0, 1), CmpOps::Eq, &[*kind as u8])
             }
             Self::UdpTo(port) => {
                 let list = l4_protocol(list, libc::IPPROTO_UDP);
                 compare(payload(list, TransportHeader, 2, 2), CmpOps::Eq, &port.to_be_bytes())
             }
-            Self::ArpMacOtherThan(address) => {
-                compare(payload(protocol(list, ETH_P_ARP), NetworkHeader, 8, 6), CmpOps::Neq, address)
-            }
-            Self::ArpFrom(address) => {
-                let list = payload(protocol(list, ETH_P_ARP), NetworkHeader, 14, 4);
-                compare(list, CmpOps::Eq, &address.octets())
-            }
-            Self::From(address) => {
-                let (kind, offset) = if address.is_ipv4() { (ETH_P_IP, 12) } else { (ETH_P_IPV6, 8) };
-                let address = octets(*address);
-                let list = payload(protocol(list, kind), NetworkHeader, offset, address.len() as u32);
-                compare(list, CmpOps::Eq, &address)
-            }
+            Self::ArpMacOtherThan(address) => compare(
+                payload(of_protocol(list, libc::ETH_P_ARP), NetworkHeader, 8, 6),
+                CmpOps::Neq,
+                address,
+            ),
             Self::Advertises(address) => {
                 let list = Self::Icmpv6(Icmpv6::NeighbourAdvertisement).encode(list);
                 compare(payload(list, TransportHeader, 8, 16), CmpOps::Eq, &address.octets())
@@ -158,19 +143,9 @@ impl FrameMatch {
     }
 }
 
-// `linux/if_ether.h`.
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_ARP: u16 = 0x0806;
-const ETH_P_IPV6: u16 = 0x86dd;
-
 /// Asks for a frame of Ethernet.
 fn ethernet(list: Expressions<'_>) -> Expressions<'_> {
     compare(meta(list, MetaKeys::Iftype), CmpOps::Eq, &libc::ARPHRD_ETHER.to_ne_bytes())
-}
-
-/// Asks for the packet's protocol, behind any tag.
-fn protocol(list: Expressions<'_>, protocol: u16) -> Expressions<'_> {
-    compare(meta(list, MetaKeys::Protocol), CmpOps::Eq, &protocol.to_be_bytes())
 }
 
 fn l4_protocol(list: Expressions<'_>, protocol: i32) -> Expressions<'_> {

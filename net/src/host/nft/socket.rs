@@ -175,7 +175,7 @@ impl Nft {
     }
 
     /// Sends what `fill` says as one transaction, which is done whole or not at all.
-    pub(super) fn batch(&mut self, fill: impl FnOnce(&mut Chained<'_>)) -> Result<(), Refusal> {
+    fn batch(&mut self, fill: impl FnOnce(&mut Chained<'_>)) -> Result<(), Refusal> {
         usable()?;
         let mut subsystem = header(libc::AF_UNSPEC as u8);
         subsystem.set_res_id(libc::NFNL_SUBSYS_NFTABLES as u16);
@@ -278,7 +278,7 @@ fn speaks_of(expressions: &[IterableExprAttrs<'_>], link: &str) -> bool {
     })
 }
 
-pub(super) fn header(family: u8) -> Nfgenmsg {
+fn header(family: u8) -> Nfgenmsg {
     Nfgenmsg { nfgen_family: family, ..Nfgenmsg::default() }
 }
 
