@@ -443,6 +443,27 @@ fn a_service_manager_is_told() {
 }
 
 #[test]
+fn a_machine_of_the_library_is_not_the_next_one_of_its_name() {
+    let dir = TempDir::new();
+    let config = vmm::MachineConfig {
+        name: Some(format!("again-{}", std::process::id())),
+        ..vmm::MachineConfig::new(handmade::kernel(&dir, echo()))
+    };
+    let start = || vmm::Vm::start_by(wirevm(), &config).unwrap();
+    let mut first = start();
+    let client = first.client().unwrap();
+    first.type_in("q").unwrap();
+    client.wait_until_gone();
+    let second = start();
+    // The name is another's by now.
+    client.wait_until_gone();
+    assert!(first.client().is_err() && first.info().is_err());
+    drop(first);
+    assert_eq!(second.info().unwrap().state, vmm::info::MachineState::Running);
+    assert_eq!(second.stop().unwrap(), 0);
+}
+
+#[test]
 fn the_library_starts_asks_and_stops() {
     let host = need!(Netns::new());
     let dir = TempDir::new();

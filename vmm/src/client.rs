@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::info::{Event, MachineInfo};
-use crate::runtime::{self, NameError};
+use crate::runtime::{self, Holder, NameError};
 
 /// The longest reply in bytes that is read.
 const REPLY_MAX: usize = 4 << 20;
@@ -62,6 +62,8 @@ pub struct Client {
     stream: UnixStream,
     /// What was read and is not taken yet.
     read: Vec<u8>,
+    /// The machine; none for another service.
+    holder: Option<Holder>,
 }
 
 #[derive(Deserialize)]
@@ -79,7 +81,8 @@ impl Client {
     /// # Errors
     /// No such machine runs, or it is another user's.
     pub fn connect(name: &str) -> Result<Self, ClientError> {
-        Ok(Self { stream: runtime::connect(name)?, read: Vec::new() })
+        let (stream, holder) = runtime::connect(name)?;
+        Ok(Self { stream, read: Vec::new(), holder: Some(holder) })
     }
 
     /// Connects to another service that speaks varlink, at its socket.
@@ -88,7 +91,19 @@ impl Client {
     /// Nobody listens there.
     pub fn at(socket: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(socket).map_err(ClientError::Connection)?;
-        Ok(Self { stream, read: Vec::new() })
+        Ok(Self { stream, read: Vec::new(), holder: None })
+    }
+
+    /// The machine that it is connected to.
+    pub(crate) fn holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
+    }
+
+    /// Waits until nothing is left of the machine, once it has ended: its name is free, or another machine's.
+    pub fn wait_until_gone(&self) {
+        if let Some(holder) = &self.holder {
+            holder.wait_until_gone();
+        }
     }
 
     /// Waits no longer than this for an answer; for ever without it.

@@ -343,15 +343,35 @@ pub fn running() -> Result<Vec<String>, NameError> {
 }
 
 fn is_running(all: &Directory, name: &str) -> bool {
-    let lock = all.open(name).and_then(|directory| directory.file("lock", Opening::Existing));
-    // Shared, so that two who look at once do not see each other.
-    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+    held_lock(all, name).is_some()
 }
 
-/// Waits until the name of the machine `name` is free: the last thing that its process lets go of.
-pub fn wait_until_gone(name: &str) {
-    while running().is_ok_and(|running| running.iter().any(|running| running == name)) {
-        std::thread::sleep(Duration::from_millis(2));
+/// The lock of the machine `name`, where one runs.
+fn held_lock(all: &Directory, name: &str) -> Option<File> {
+    let lock = all.open(name).and_then(|directory| directory.file("lock", Opening::Existing)).ok()?;
+    // Shared, so that two who look at once do not see each other.
+    (flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)).then_some(lock)
+}
+
+/// The machine that had a name when somebody looked. A later one of that name is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    name: String,
+    /// Of its processes; none where it had not said yet.
+    pids: Option<(u32, u32)>,
+}
+
+impl Holder {
+    /// Waits until it has let go of its name: the last thing that its process lets go of.
+    pub(crate) fn wait_until_gone(&self) {
+        while machines().ok().flatten().is_some_and(|all| self.is_in(&all)) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn is_in(&self, all: &Directory) -> bool {
+        let lock = held_lock(all, &self.name);
+        lock.is_some_and(|lock| self.pids.is_none() || pids_in(&lock) == self.pids)
     }
 }
 
@@ -364,11 +384,11 @@ pub fn socket(name: &str) -> Result<PathBuf, NameError> {
     Ok(runtime_directory()?.path().join(MACHINES).join(name).join("control"))
 }
 
-/// Connects to the machine `name`.
+/// Connects to the machine `name`, and says which one that is.
 ///
 /// # Errors
 /// No such machine runs.
-pub fn connect(name: &str) -> Result<UnixStream, NameError> {
+pub(crate) fn connect(name: &str) -> Result<(UnixStream, Holder), NameError> {
     check_name(name)?;
     let unknown = || NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() };
     let Some(all) = machines()? else { return Err(unknown()) };
@@ -377,11 +397,12 @@ pub fn connect(name: &str) -> Result<UnixStream, NameError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
         opened => opened.map_err(failed)?,
     };
+    let pids = directory.file("lock", Opening::Existing).ok().as_ref().and_then(pids_in);
     match UnixStream::connect(short(&directory, "control")) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             Err(unknown())
         }
-        connected => connected.map_err(failed),
+        connected => Ok((connected.map_err(failed)?, Holder { name: name.to_owned(), pids })),
     }
 }
 
@@ -539,5 +560,27 @@ mod tests {
             });
         }
         assert!(runtime.is_empty());
+    }
+
+    #[test]
+    fn a_later_machine_of_a_name_is_another() {
+        let scratch = Scratch::new("holder");
+        let all = scratch.all();
+        let own = all.make("vm").unwrap();
+        let mut lock = own.file("lock", Opening::New).unwrap();
+        lock.write_all(b"10 11").unwrap();
+        let holder = |pids| Holder { name: "vm".to_owned(), pids };
+        let first = holder(Some((10, 11)));
+        assert!(!first.is_in(&all), "nobody has the lock");
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(first.is_in(&all) && holder(None).is_in(&all));
+        lock.set_len(0).unwrap();
+        io::Seek::rewind(&mut lock).unwrap();
+        lock.write_all(b"12 13").unwrap();
+        assert!(!first.is_in(&all) && holder(Some((12, 13))).is_in(&all));
+        own.remove_file("lock").unwrap();
+        assert!(!holder(None).is_in(&all));
+        all.remove_directory("vm").unwrap();
+        scratch.0.remove_directory(MACHINES).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::MachineConfig;
 use crate::client::{Client, ClientError};
 use crate::info::MachineInfo;
-use crate::runtime;
+use crate::runtime::Holder;
 
 /// Why a machine did not start, or not do what was wanted.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,8 @@ pub enum VmError {
 #[derive(Debug)]
 pub struct Vm {
     name: String,
+    /// Who has that name as long as this one runs.
+    holder: Option<Holder>,
     console: UnixStream,
     /// What the guest has said.
     said: Vec<u8>,
@@ -99,8 +101,10 @@ impl Vm {
             return Err(VmError::Start { said: text(&output.stderr) });
         }
         let name = text(&output.stdout).trim().to_owned();
-        let (said, console) = Client::connect(&name)?.console(true)?;
-        Ok(Self { name, console, said, seen: 0, stopped: false })
+        let client = Client::connect(&name)?;
+        let holder = client.holder().cloned();
+        let (said, console) = client.console(true)?;
+        Ok(Self { name, holder, console, said, seen: 0, stopped: false })
     }
 
     /// What it is called.
@@ -111,9 +115,10 @@ impl Vm {
     /// A connection of its own for other calls.
     ///
     /// # Errors
-    /// It has ended.
+    /// It has ended, and maybe another has its name.
     pub fn client(&self) -> Result<Client, VmError> {
-        Ok(Client::connect(&self.name)?)
+        let client = Client::connect(&self.name)?;
+        if client.holder() == self.holder.as_ref() { Ok(client) } else { Err(ClientError::Gone.into()) }
     }
 
     /// What it is, and what it has.
@@ -219,7 +224,7 @@ impl Vm {
     /// Waits until nothing of it is left, once it has ended with `status`.
     fn gone(&self, status: Result<u8, ClientError>) -> Result<u8, VmError> {
         if matches!(status, Ok(_) | Err(ClientError::Gone)) {
-            runtime::wait_until_gone(&self.name);
+            self.holder.iter().for_each(Holder::wait_until_gone);
         }
         Ok(status?)
     }

@@ -145,7 +145,7 @@ fn page(info: &MachineInfo) -> String {
 pub(crate) fn stop(args: &Stop) -> Result<ExitCode, ClientError> {
     let mut client = connect(&args.name)?;
     let status = client.stop_and_wait(args.timeout.map(Duration::from_secs), args.force)?;
-    runtime::wait_until_gone(&args.name);
+    client.wait_until_gone();
     if args.json {
         report::answer_json(&json!({ "name": args.name, "status": status }));
     }
@@ -175,7 +175,7 @@ fn told(args: &Machine, state: &str) -> Result<ExitCode, ClientError> {
 pub(crate) fn wait(args: &Machine) -> Result<ExitCode, ClientError> {
     let mut client = Client::connect(&args.name)?;
     let status = client.wait()?;
-    runtime::wait_until_gone(&args.name);
+    client.wait_until_gone();
     if args.json {
         report::answer_json(&json!({ "name": args.name, "status": status }));
     }
