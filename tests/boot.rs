@@ -235,6 +235,14 @@ fn a_panic_told_to_the_panic_device_is_a_crash() {
 }
 
 #[test]
+fn a_guest_that_panicked_still_says_why_and_its_reset_is_a_crash() {
+    guest!(code: "mov edx, 0x505", "mov al, 1", "out dx, al", "mov ecx, 20000", "2: pause", "loop 2b", puts!("why\\n"));
+    let (console, messages) = run(code(), &[], 3);
+    assert_eq!(console, "why\n");
+    assert!(messages.contains("error: the guest's kernel panicked"), "{messages}");
+}
+
+#[test]
 fn what_kvm_cannot_run_is_a_crash_that_points_to_the_doctor() {
     // There is no code to fetch in the hole, and nothing that KVM could hand to a device.
     guest!(code: "mov eax, 0xd0000000", "jmp rax");

@@ -26,6 +26,8 @@ mod token {
     /// The guest has read all its keys.
     pub(super) const SPACE: u32 = 2;
     pub(super) const END: u32 = 3;
+    /// The guest's kernel panicked.
+    pub(super) const PANIC: u32 = 4;
 }
 
 /// A machine at work.
@@ -193,6 +195,8 @@ impl MutEventSubscriber for Machine {
                 let _ = self.serial.space_event().read();
                 self.give_keys(ops);
             }
+            // The loop looks at the time that is left.
+            token::PANIC => _ = self.ending.panic().read(),
             // The loop looks.
             _ => {}
         }
@@ -202,7 +206,8 @@ impl MutEventSubscriber for Machine {
         let added = ops
             .add(Events::with_data(&*self.channel, token::KEEPER, EventSet::IN))
             .and_then(|()| ops.add(Events::with_data(self.serial.space_event(), token::SPACE, EventSet::IN)))
-            .and_then(|()| ops.add(Events::with_data(self.ending.event(), token::END, EventSet::IN)));
+            .and_then(|()| ops.add(Events::with_data(self.ending.event(), token::END, EventSet::IN)))
+            .and_then(|()| ops.add(Events::with_data(self.ending.panic(), token::PANIC, EventSet::IN)));
         self.note(added);
         self.listen(true, ops);
     }
@@ -215,7 +220,7 @@ impl Loop {
     /// # Errors
     /// There are no descriptors left.
     pub(crate) fn new() -> Result<Self, Error> {
-        EventManager::new_with_capacity(4).map(Self).map_err(failed)
+        EventManager::new_with_capacity(5).map(Self).map_err(failed)
     }
 
     /// Attends to the machine until it ends, and gives back what ends in an order of its own.
@@ -226,7 +231,9 @@ impl Loop {
         let ending = machine.ending.clone();
         let id = self.0.add_subscriber(machine);
         while ending.outcome().is_none() {
-            self.0.run().map_err(failed)?;
+            let timeout = ending.left().map_or(-1, |left| left.as_millis() as i32 + 1);
+            self.0.run_with_timeout(timeout).map_err(failed)?;
+            ending.expire();
             if let Some(error) = self.0.subscriber_mut(id).map_err(failed)?.failed.take() {
                 return Err(failed(error));
             }
