@@ -14,7 +14,7 @@ use devices::virtio::mock::{Buffer, MockRing};
 use devices::virtio::net::queue_pair::{Counters, PairParts, QueuePair, ReceiveSpace};
 use devices::virtio::queue::{F_EVENT_IDX, VirtQueue};
 use devices::virtio::{ActiveQueue, Interrupt};
-use net::{Backend, Iov, Offloads, Sent, SocketBackend, SocketPeer};
+use net::{Backend, Iov, Mac, Offloads, RxFilter, Sent, SocketBackend, SocketPeer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -77,6 +77,7 @@ impl Bench {
         let pair = QueuePair::new(PairParts {
             name: "test".into(),
             memory: memory.clone(),
+            accepted: features,
             interrupt: Arc::new(Irq(irq.try_clone().unwrap())),
             rx: queue(0, &rx),
             tx: queue(1, &tx),
@@ -85,6 +86,9 @@ impl Bench {
             carrier: None,
             control: None,
             enabled: true,
+            offloads: Offloads::default(),
+            filter: RxFilter::new(Mac::random().unwrap()),
+            poll: Duration::ZERO,
             counters: Arc::clone(&counters),
             broken: Arc::default(),
         });

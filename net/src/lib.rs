@@ -14,7 +14,7 @@
 //!
 //! # Map
 //! - `frames/`: [`Backend`] and what it speaks of. `iov.rs`: guest buffers. `filter.rs`: which frames a NIC receives. `queue.rs`: a
-//!   further queue of a link. `socket.rs`: a wire between two processes.
+//!   further queue of a link. `socket.rs`: a wire between two processes. `unplugged.rs`: no wire.
 //! - `wire/`: [`Wire`], the host half of a NIC, and the only match over the kinds of wire; a file for each kind makes it (`made.rs`)
 //!   and has its descriptors: `tap.rs`, `bridge.rs`, `macvtap.rs`, `tun.rs`, `fd.rs`; `tuntap.rs`, the links of the tun driver.
 //!   `cable.rs`: what of it goes to the process that runs the guest. `routed.rs`: the subnet that host and guest share.
@@ -68,6 +68,7 @@ pub use error::{
 pub use frames::filter::{Addresses, RxFilter};
 pub use frames::iov::{Iov, IovBuffer, prefetch};
 pub use frames::socket::{SocketBackend, SocketPeer};
+pub use frames::unplugged::Unplugged;
 pub use frames::{Backend, HEADER_LEN, Offloads, Sent};
 pub use host::directory::{Directory, Opening};
 pub use host::finding::Finding;

@@ -163,6 +163,14 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
     Ok(())
 }
 
+/// `TUNSETCARRIER`: whether there is somebody at this end of the link. A macvtap has no such thing, and Linux before 5.0.
+pub(crate) fn tun_set_carrier(fd: BorrowedFd<'_>, present: bool) -> io::Result<()> {
+    let present = libc::c_int::from(present);
+    // SAFETY: TUNSETCARRIER reads one int.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETCARRIER, &raw const present) } as isize)?;
+    Ok(())
+}
+
 /// `TUNSETQUEUE`: has the link bring frames to this queue again, or to its others; `EINVAL` where it does that already.
 pub(crate) fn tun_set_queue(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
     let mut request = ifreq();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mock::{Buffer, MockMmio, MockRing};
 use devices::virtio::net::queue_pair::Counters;
-use devices::virtio::net::{NetDeviceConfig, VirtioNet};
+use devices::virtio::net::{Handle, NetDeviceConfig, VirtioNet};
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use net::{Backend, HEADER_LEN, Mac, Offloads, SocketBackend, SocketPeer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -35,6 +35,7 @@ pub const F_STATUS: u64 = 1 << 16;
 pub const F_CTRL_VQ: u64 = 1 << 17;
 pub const F_CTRL_RX: u64 = 1 << 18;
 pub const F_CTRL_RX_EXTRA: u64 = 1 << 20;
+pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 pub const F_MQ: u64 = 1 << 22;
 pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
 pub const F_GUEST_USO4: u64 = 1 << 54;
@@ -91,6 +92,7 @@ pub struct Rig {
     pub irq: EventFd,
     pub peer: SocketPeer,
     pub counters: Arc<Counters>,
+    pub handle: Handle,
     pub rx: MockRing,
     pub tx: MockRing,
     /// Set up where the driver negotiates it.
@@ -127,6 +129,7 @@ impl Rig {
         let nic =
             VirtioNet::new(config("test", Some(MTU)), vec![backend], Vec::new()).unwrap().with_poll(poll);
         let counters = nic.counters().remove(0);
+        let handle = nic.handle();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let device = MmioTransport::new(Box::new(nic), memory.clone(), irq.try_clone().unwrap()).unwrap();
         let (rx, tx) =
@@ -138,6 +141,7 @@ impl Rig {
             irq,
             peer,
             counters,
+            handle,
             rx,
             tx,
             control,

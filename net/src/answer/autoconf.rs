@@ -86,21 +86,28 @@ const AGAIN: u64 = router::AGAIN.as_nanos() as u64;
 
 /// The queues of a wire, `first` and `others`, with answers to DHCP, if there is a `lease`, and to router solicitations, if there
 /// is a `router`, in front of each; or, with a `listener`, beside all of them.
-pub(crate) fn in_front<A: Backend + 'static, B: Backend + 'static>(
+///
+/// `spare` are the ways out for pairs past the last queue.
+pub(crate) fn in_front<A: Backend + 'static, B: Backend + 'static, C: Backend + 'static>(
     first: A,
     others: Vec<B>,
+    spare: Vec<C>,
     lease: Option<Lease>,
     router: Option<Router>,
     listener: Option<Listener>,
 ) -> Vec<Box<dyn Backend>> {
     let (answers, listens) = (lease.is_some() || router.is_some(), listener.is_some());
     let front = Autoconf { listener, ..Autoconf::new(first, lease, router) };
-    let boxed = |other| -> Box<dyn Backend> {
-        if answers && !listens { Box::new(front.beside(other)) } else { Box::new(other) }
-    };
-    let others: Vec<_> = others.into_iter().map(boxed).collect();
+    let asked = answers && !listens;
+    let others: Vec<_> = others.into_iter().map(|other| beside(&front, other, asked)).collect();
+    let spare: Vec<_> = spare.into_iter().map(|other| beside(&front, other, asked)).collect();
     let first: Box<dyn Backend> = if answers { Box::new(front) } else { Box::new(front.backend) };
-    std::iter::once(first).chain(others).collect()
+    std::iter::once(first).chain(others).chain(spare).collect()
+}
+
+/// `other` with the answers of `front` before it, where it is `asked`.
+fn beside<A: Backend, B: Backend + 'static>(front: &Autoconf<A>, other: B, asked: bool) -> Box<dyn Backend> {
+    if asked { Box::new(front.beside(other)) } else { Box::new(other) }
 }
 
 /// What a frame may be, by its first bytes.
@@ -269,6 +276,15 @@ impl<B: Backend> Backend for Autoconf<B> {
             lease.set_client(filter.mac);
         }
         Ok(())
+    }
+
+    fn set_carrier(&mut self, present: bool) {
+        self.backend.set_carrier(present);
+    }
+
+    fn drain(&mut self) {
+        self.waits = 0;
+        self.backend.drain();
     }
 
     /// None without a listener: the kernel would carry the guest's questions past us.

@@ -6,6 +6,7 @@ pub(crate) mod filter;
 pub(crate) mod iov;
 pub(crate) mod queue;
 pub(crate) mod socket;
+pub(crate) mod unplugged;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -77,6 +78,12 @@ pub trait Backend: Send {
         Ok(())
     }
 
+    /// Says on the host's link whether there is somebody at the guest's end of the wire (its carrier). What the link has of its own
+    /// beside that, as being set down, stays as it is.
+    ///
+    /// The default does nothing, which is right for a link that has its carrier from another one, as a macvtap.
+    fn set_carrier(&mut self, _present: bool) {}
+
     /// Loses what waits here for the guest: it is in a form that a driver before took, and perhaps not the next one.
     ///
     /// The default reads it from [`fd`](Self::fd).
@@ -123,6 +130,20 @@ pub struct Offloads {
     pub tso6: bool,
     /// UDP over IPv4 and IPv6 in packets of up to 64 KiB; Linux has the two together or not at all.
     pub uso: bool,
+}
+
+impl Offloads {
+    /// Those of them that `can` has, too.
+    #[must_use]
+    pub fn only(self, can: Self) -> Self {
+        let csum = self.csum && can.csum;
+        Self {
+            csum,
+            tso4: csum && self.tso4 && can.tso4,
+            tso6: csum && self.tso6 && can.tso6,
+            uso: csum && self.uso && can.uso,
+        }
+    }
 }
 
 impl std::fmt::Debug for dyn Backend {

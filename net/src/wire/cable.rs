@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::answer::autoconf;
 use crate::answer::listener::Listener;
 use crate::frames::queue;
+use crate::frames::unplugged::SendOnly;
 use crate::wire::cable_spec::CableSpec;
 use crate::wire::tun::Tun;
 use crate::wire::tuntap;
-use crate::{Backend, Mac, Offloads, RxFilter, Vhost};
+use crate::{Backend, Mac, Offloads, RxFilter, Vhost, sys};
 
 /// The descriptors and what they are.
 #[derive(Debug)]
@@ -49,6 +50,14 @@ pub struct Plugged {
 pub type Ask = Box<dyn FnMut(&RxFilter) -> io::Result<()> + Send>;
 
 impl Cable {
+    /// The same for a NIC of `pairs` queue pairs, at least as many as the wire has queues: those past the last queue send by the
+    /// first one, and receive nothing.
+    #[must_use]
+    pub fn for_pairs(mut self, pairs: usize) -> Self {
+        self.spec.pairs = pairs.max(self.spec.queues);
+        self
+    }
+
     /// Makes the backends. What the guest asks of the host's link is asked by `ask`, on the thread of the first queue pair.
     ///
     /// # Errors
@@ -70,6 +79,8 @@ impl Cable {
         if descriptors.next().is_some() || frames.is_empty() {
             return Err(wrong());
         }
+        let send_only = |_| SendOnly::new(frames[0].try_clone()?, spec.offloads);
+        let send_only = (frames.len()..spec.pairs).map(send_only).collect::<io::Result<Vec<_>>>()?;
         let router = spec.router.map(|router| router.with_forwarding(forwarding));
         let ask = Arc::new(Mutex::new(ask));
         let mut ends = frames.into_iter().enumerate().map(|(index, device)| End {
@@ -80,6 +91,7 @@ impl Cable {
             leads: index == 0,
             switches: index > 0 || spec.switches_first,
             enabled: true,
+            has_carrier: spec.has_carrier,
         });
         let first = ends.next().ok_or_else(wrong)?;
         let (backends, ignored) = match spec.gateway {
@@ -87,9 +99,14 @@ impl Cable {
                 let tun = Tun::new(first, spec.mac, gateway);
                 let ignored = tun.not_ip();
                 let others: Vec<_> = ends.map(|end| tun.beside(end)).collect();
-                (autoconf::in_front(tun, others, spec.lease, router, None), ignored)
+                let spare: Vec<_> = send_only.into_iter().map(|end| tun.beside(end)).collect();
+                (autoconf::in_front(tun, others, spare, spec.lease, router, None), ignored)
             }
-            None => (autoconf::in_front(first, ends.collect(), spec.lease, router, listener), Arc::default()),
+            None => {
+                let others = ends.collect();
+                let backends = autoconf::in_front(first, others, send_only, spec.lease, router, listener);
+                (backends, Arc::default())
+            }
         };
         Ok(Plugged { backends, vhosts, mac: spec.mac, mtu: spec.mtu, link: spec.link, ignored })
     }
@@ -107,6 +124,7 @@ struct End {
     leads: bool,
     switches: bool,
     enabled: bool,
+    has_carrier: bool,
 }
 
 impl Backend for End {
@@ -137,6 +155,15 @@ impl Backend for End {
         ask(filter)
     }
 
+    fn set_carrier(&mut self, present: bool) {
+        if self.has_carrier
+            && self.leads
+            && let Err(error) = sys::tun_set_carrier(self.device.as_fd(), present)
+        {
+            log::debug!("cannot set the carrier of the host's link: {error}");
+        }
+    }
+
     fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.device.as_fd())
     }
@@ -158,7 +185,9 @@ mod tests {
             mtu: 1500,
             offloads: Offloads::default(),
             queues,
+            pairs: queues,
             vhosts: 0,
+            has_carrier: true,
             listens: false,
             forwarding: false,
             switches_first: false,

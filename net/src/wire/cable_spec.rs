@@ -18,6 +18,8 @@ pub struct CableSpec {
     pub(crate) offloads: Offloads,
     /// How many descriptors carry frames: one for each queue pair, the first ones.
     pub(crate) queues: usize,
+    /// How many queue pairs the guest's NIC has: those past the last queue only send.
+    pub(crate) pairs: usize,
     /// How many are of vhost-net: the next ones, one for each queue pair or none.
     pub(crate) vhosts: usize,
     /// One that hears the guest's questions comes next.
@@ -26,6 +28,8 @@ pub struct CableSpec {
     pub(crate) forwarding: bool,
     /// The first queue can be switched off and on, too.
     pub(crate) switches_first: bool,
+    /// The host's link takes its carrier from us.
+    pub(crate) has_carrier: bool,
     /// The host's link brings only the frames that it is asked for.
     pub(crate) asks: bool,
     /// The host's end carries packets, and this is who stands at it for the guest.

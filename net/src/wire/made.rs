@@ -26,6 +26,8 @@ impl Parts {
             mtu,
             offloads,
             queues: 0,
+            pairs: 0,
+            has_carrier: false,
             vhosts: 0,
             listens: false,
             forwarding: false,

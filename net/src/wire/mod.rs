@@ -79,7 +79,10 @@ impl Wire {
         let silent = parts.spec.lease.is_none() && parts.spec.router.is_none();
         let can = parts.spec.gateway.is_none() && (silent || parts.listener.is_some());
         let vhosts = if can { vhosts } else { Vec::new() };
-        parts.spec.queues = ends.len();
+        (parts.spec.queues, parts.spec.pairs) = (ends.len(), ends.len());
+        // The carrier of an inherited descriptor's link is its owner's.
+        parts.spec.has_carrier =
+            matches!(config.wire, WireConfig::Tap(_) | WireConfig::Bridge(_) | WireConfig::Tun(_));
         parts.spec.vhosts = vhosts.len();
         parts.spec.listens = parts.listener.is_some();
         parts.spec.forwarding = parts.forwarding.is_some();

@@ -290,6 +290,14 @@ impl<B: Backend> Backend for Tun<B> {
         self.packets.set_enabled(enabled)
     }
 
+    fn set_carrier(&mut self, present: bool) {
+        self.packets.set_carrier(present);
+    }
+
+    fn drain(&mut self) {
+        self.packets.drain();
+    }
+
     fn set_filter(&mut self, filter: &RxFilter) -> io::Result<()> {
         if filter.mac.octets() == self.gateway.mac() {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));

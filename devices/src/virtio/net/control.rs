@@ -17,6 +17,7 @@ use virtio_bindings::virtio_net::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::features::{guest_offloads, may_set};
+use super::status::LinkStatus;
 use crate::log_once::LogOnce;
 use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::queue::{Chain, Error, Mapped};
@@ -94,6 +95,7 @@ pub struct Control {
     queue: ActiveQueue,
     accepted: u64,
     mac: SharedMac,
+    status: LinkStatus,
     filter: RxFilter,
     offloads: Offloads,
     /// The pairs after the first.
@@ -113,7 +115,27 @@ impl Control {
     pub fn new(name: String, queue: ActiveQueue, accepted: u64, mac: SharedMac, filter: RxFilter) -> Self {
         let (command, answer) = (IovBuffer::new(), IovBuffer::new());
         let (others, refused, offloads) = (Box::new(()), Arc::default(), guest_offloads(accepted));
-        Self { name, queue, accepted, mac, filter, offloads, others, refused, pairs: 1, command, answer }
+        let status = LinkStatus::default();
+        Self {
+            name,
+            queue,
+            accepted,
+            mac,
+            status,
+            filter,
+            offloads,
+            others,
+            refused,
+            pairs: 1,
+            command,
+            answer,
+        }
+    }
+
+    /// The same for a NIC with that status.
+    #[must_use]
+    pub(super) fn with_status(self, status: LinkStatus) -> Self {
+        Self { status, ..self }
     }
 
     /// The same with more pairs than the first. What the host refuses them is said once, for which `refused` stands.
@@ -125,6 +147,16 @@ impl Control {
     /// The driver has set its queue up anew.
     pub(super) fn set_queue(&mut self, queue: ActiveQueue) {
         self.queue = queue;
+    }
+
+    /// Which frames the driver wants.
+    pub(super) fn filter(&self) -> &RxFilter {
+        &self.filter
+    }
+
+    /// What the driver takes in the frames that it receives.
+    pub(super) fn offloads(&self) -> Offloads {
+        self.offloads
     }
 
     /// What the driver kicks.
@@ -160,8 +192,20 @@ impl Control {
     }
 
     fn handle(&mut self, rings: &Mapped<'_>, chain: Chain, backend: &mut dyn Backend) -> Result<(), Error> {
-        let Self { name, queue, accepted, mac, filter, offloads, others, refused, pairs, command, answer } =
-            self;
+        let Self {
+            name,
+            queue,
+            accepted,
+            mac,
+            status,
+            filter,
+            offloads,
+            others,
+            refused,
+            pairs,
+            command,
+            answer,
+        } = self;
         let (mut command, mut answer) = (command.start(), answer.start());
         queue.ring.gather(rings, chain, |buffer, writable| {
             let into = if writable { &mut answer } else { &mut command };
@@ -190,6 +234,10 @@ impl Control {
                     }
                 })
             }
+            Change::Announced => {
+                status.announced();
+                Ok(())
+            }
             Change::Pairs(new) => enable(&**others, new).map(|()| *pairs = new).inspect_err(|_| {
                 if let Err(error) = enable(&**others, *pairs) {
                     log::log!(refused.level(), "{name}: cannot go back to {pairs} queue pairs: {error}");
@@ -216,6 +264,8 @@ enum Change {
     Offloads(Offloads),
     /// How many pairs are enabled.
     Pairs(u16),
+    /// The driver has announced its guest.
+    Announced,
 }
 
 /// Has the first `pairs` pairs receive frames, and no others; the first one always does.
@@ -255,6 +305,10 @@ fn understand(command: &Iov<'_>, accepted: u64, filter: &RxFilter, most: u16) ->
             return valid
                 .then_some(Change::Pairs(pairs))
                 .ok_or_else(|| malformed("there are not so many pairs"));
+        }
+        (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) if has(VIRTIO_NET_F_GUEST_ANNOUNCE) => {
+            exact(command, HEADER_LEN)?;
+            return Ok(Change::Announced);
         }
         (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET)
             if has(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) =>

@@ -19,8 +19,13 @@ const GUEST: [u32; 5] = [
 ];
 
 /// The bits of the control queue's commands (§5.1.3), whatever the backends can do.
-const CONTROL: [u32; 4] =
-    [VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_MAC_ADDR];
+const CONTROL: [u32; 5] = [
+    VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_MAC_ADDR,
+    VIRTIO_NET_F_GUEST_ANNOUNCE,
+];
 
 /// What all of several backends can do.
 pub(super) fn common(all: impl Iterator<Item = Offloads>) -> Offloads {
@@ -52,6 +57,18 @@ pub(super) fn offer(mtu: bool, can: Offloads, pairs: usize) -> u64 {
     offer(can.csum && can.tso6, &[VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_GUEST_TSO6]);
     offer(can.csum && can.uso, &[VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]);
     features
+}
+
+/// What the driver leaves to the host in the frames that it sends, by the bits that it `accepted`.
+pub(super) fn host_offloads(accepted: u64) -> Offloads {
+    let has = |bit: u32| accepted & 1 << bit != 0;
+    let csum = has(VIRTIO_NET_F_CSUM);
+    Offloads {
+        csum,
+        tso4: csum && has(VIRTIO_NET_F_HOST_TSO4),
+        tso6: csum && has(VIRTIO_NET_F_HOST_TSO6),
+        uso: csum && has(VIRTIO_NET_F_HOST_USO),
+    }
 }
 
 /// What the driver takes in the frames it receives, by the `bits` that it accepted or has set since. A bit without those it

@@ -3,9 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
+use net::{Backend, Vhost};
+
 use super::mailbox::{Message, ask_all};
-use super::queue_pair::Counters;
+use super::queue_pair::{Counters, HostEnd};
 use super::state::PairState;
+use super::status::LinkStatus;
+use super::vhost::IdleCarrier;
 use crate::virtio::mailbox::{Address, Answer, Gone, ThreadHook};
 
 /// A running NIC, for its owner. The device itself is in its transport, out of reach; each method is a message to the pairs'
@@ -16,11 +20,16 @@ use crate::virtio::mailbox::{Address, Answer, Gone, ThreadHook};
 pub struct Handle {
     pairs: Arc<[Address<Message>]>,
     counters: Arc<[Arc<Counters>]>,
+    status: LinkStatus,
 }
 
 impl Handle {
-    pub(super) fn new(pairs: Arc<[Address<Message>]>, counters: Arc<[Arc<Counters>]>) -> Self {
-        Self { pairs, counters }
+    pub(super) fn new(
+        pairs: Arc<[Address<Message>]>,
+        counters: Arc<[Arc<Counters>]>,
+        status: LinkStatus,
+    ) -> Self {
+        Self { pairs, counters, status }
     }
 
     /// The counters of each pair. They go on over resets, and can be read at any time, also after the NIC's end.
@@ -58,6 +67,97 @@ impl Handle {
     /// A thread has ended, or the host refuses to go on; that pair's driver is asked for a reset then, and the others go on.
     pub fn resume(&self) -> io::Result<()> {
         collect(ask_all(&self.pairs, |_, reply| Message::Resume(reply))).map(drop)
+    }
+
+    /// Whether the link is up.
+    pub fn is_up(&self) -> bool {
+        self.status.is_up()
+    }
+
+    /// Sets the link up or down (`VIRTIO_NET_S_LINK_UP`, virtio 1.3 §5.1.4), and tells the driver, if it is another than before. While
+    /// it is down, what the guest sends is lost, and it receives nothing; the rings stay where they are.
+    ///
+    /// # Errors
+    /// A thread has ended, or the host refuses to go on.
+    pub fn set_link(&self, up: bool) -> io::Result<()> {
+        if up == self.status.is_up() {
+            return Ok(());
+        }
+        if !up {
+            self.status.set_up(false);
+            self.tell_config()?;
+        }
+        collect(ask_all(&self.pairs, |_, reply| Message::Link(up, reply)))?;
+        if up {
+            self.status.set_up(true);
+            self.tell_config()?;
+        }
+        Ok(())
+    }
+
+    /// Says on the host's link whether there is somebody at the guest's end, as far as that is known: without a driver there is not.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn set_carrier(&self, present: bool) -> io::Result<()> {
+        Ok(self.first().ask(|reply| Message::Carrier(present, reply)).wait()?)
+    }
+
+    /// Has the guest's neighbours hear where it is now: by its driver, which knows all of its addresses
+    /// (`VIRTIO_NET_F_GUEST_ANNOUNCE`, §5.1.6.5.4), or else by these `frames`, each behind its 12-byte header, which are sent as if
+    /// the guest did.
+    ///
+    /// # Errors
+    /// A thread has ended.
+    pub fn announce(&self, frames: Vec<Vec<u8>>) -> io::Result<()> {
+        if self.status.ask_to_announce() {
+            return self.tell_config();
+        }
+        Ok(self.first().ask(|reply| Message::Send(frames, reply)).wait()?)
+    }
+
+    /// Moves the NIC to another wire: every pair takes one of `backends`, and where there are some, one of `vhosts`. Each pair changes
+    /// between two bursts. What its driver accepted holds on; the backends before are dropped.
+    ///
+    /// # Errors
+    /// There is not one for each pair; the new wire cannot be as the driver had the old one; a thread has ended. All is as before then.
+    pub fn swap(&self, backends: Vec<Box<dyn Backend>>, vhosts: Vec<Vhost>) -> io::Result<()> {
+        if backends.len() != self.pairs.len() || !(vhosts.is_empty() || vhosts.len() == backends.len()) {
+            let why =
+                format!("the NIC has {} queue pairs, and the wire {}", self.pairs.len(), backends.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let mut vhosts = vhosts.into_iter();
+        let mut ends = Vec::with_capacity(backends.len());
+        for backend in backends {
+            let carrier = vhosts.next().map(IdleCarrier::new).transpose()?;
+            ends.push(Box::new(HostEnd { backend, carrier }));
+        }
+        let mut before: Vec<Box<HostEnd>> = Vec::with_capacity(ends.len());
+        for (pair, end) in self.pairs.iter().zip(ends) {
+            let failed = match pair.ask(|reply| Message::Exchange(end, reply)).wait() {
+                Ok(Ok(old)) => {
+                    before.push(old);
+                    continue;
+                }
+                Ok(Err((_, error))) => error,
+                Err(gone) => gone.into(),
+            };
+            for (pair, old) in self.pairs.iter().zip(before) {
+                // It had it until now.
+                let _ = pair.ask(|reply| Message::Exchange(old, reply)).wait();
+            }
+            return Err(failed);
+        }
+        Ok(())
+    }
+
+    fn first(&self) -> &Address<Message> {
+        &self.pairs[0]
+    }
+
+    fn tell_config(&self) -> io::Result<()> {
+        self.first().ask(Message::ConfigChanged).wait()?
     }
 
     /// Has every pair's thread run `hook` on itself, with its name: to install its seccomp filter. Returns once all have.

@@ -18,7 +18,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::control::{Control, OtherPairs, PairCommand};
 use super::error::Error;
-use super::queue_pair::ReceiveSpace;
+use super::queue_pair::{HostEnd, ReceiveSpace};
 use super::state::PairState;
 use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::mailbox::{Address, Answer, Gone, Reply};
@@ -44,7 +44,20 @@ pub enum Message {
     Pause(Reply<io::Result<PairState>>),
     /// Goes on where it is.
     Resume(Reply<io::Result<()>>),
+    /// Has nothing plugged in from now on, or what it had.
+    Link(bool, Reply<io::Result<()>>),
+    /// Takes another host's end, and gives the one before back; or the new one, where it cannot be taken.
+    Exchange(Box<HostEnd>, Reply<Exchanged>),
+    /// Says on the host's link whether there is somebody at the guest's end.
+    Carrier(bool, Reply<()>),
+    /// Interrupts the driver, if there is one: the configuration has changed.
+    ConfigChanged(Reply<io::Result<()>>),
+    /// Sends these frames, each behind its header, as if the guest did.
+    Send(Vec<Vec<u8>>, Reply<()>),
 }
+
+/// The host's end before; or the new one, and why it cannot be taken.
+pub(super) type Exchanged = Result<Box<HostEnd>, (Box<HostEnd>, io::Error)>;
 
 /// A queue, of those that a pair has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

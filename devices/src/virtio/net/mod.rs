@@ -9,9 +9,11 @@ mod handle;
 mod mailbox;
 mod moderation;
 mod pair_life;
+mod pair_plug;
 mod pair_thread;
 pub mod queue_pair;
 mod state;
+mod status;
 mod vhost;
 
 use std::io;
@@ -31,6 +33,7 @@ use self::pair_thread::spawn;
 pub use self::queue_pair::Counters;
 use self::queue_pair::{HostEnd, ReceiveSpace};
 pub use self::state::{ActivePair, PairState};
+use self::status::LinkStatus;
 use self::vhost::IdleCarrier;
 use super::device::{Activation, ActiveQueue, VirtioDevice};
 pub use super::mailbox::ThreadHook;
@@ -79,6 +82,7 @@ pub struct NetDeviceConfig {
 pub struct VirtioNet {
     config: NetDeviceConfig,
     mac: SharedMac,
+    status: LinkStatus,
     features: u64,
     queue_sizes: Vec<u16>,
     /// The first has the control queue.
@@ -134,7 +138,10 @@ impl VirtioNet {
                 refused: Arc::clone(&refused),
                 state: State::Idle(HostEnd { backend, carrier }),
                 paused: false,
-                poll: Duration::ZERO,
+                beside: None,
+                present: true,
+                cut: false,
+                filter: RxFilter::new(config.mac),
                 had_driver: false,
             };
             threads.push(spawn(life, config.affinity.get(number).copied())?);
@@ -144,6 +151,7 @@ impl VirtioNet {
         Ok(Self {
             config,
             mac,
+            status: LinkStatus::default(),
             features,
             queue_sizes,
             pairs,
@@ -167,7 +175,7 @@ impl VirtioNet {
 
     /// What can be asked of the card once it is in its transport.
     pub fn handle(&self) -> Handle {
-        Handle::new(Arc::clone(&self.pairs), Arc::clone(&self.counters))
+        Handle::new(Arc::clone(&self.pairs), Arc::clone(&self.counters), self.status.clone())
     }
 
     /// The counters of each pair. They go on over resets, and can be read at any time.
@@ -208,8 +216,10 @@ impl VirtioNet {
             let others = self.pairs[1..pairs].to_vec();
             Control::new(self.config.name.clone(), queue, accepted, self.mac.clone(), filter)
                 .with_others(Box::new(others), Arc::clone(&self.refused))
+                .with_status(self.status.clone())
         });
         self.active = true;
+        self.status.set_driver(has(VIRTIO_NET_F_GUEST_ANNOUNCE) && has(VIRTIO_NET_F_CTRL_VQ));
         let started: Vec<_> = queues
             .into_iter()
             .zip(&*self.pairs)
@@ -256,7 +266,7 @@ impl VirtioDevice for VirtioNet {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 17];
         config[..6].copy_from_slice(&self.mac.octets());
-        config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        config[6..8].copy_from_slice(&self.status.bits().to_le_bytes());
         config[8..10].copy_from_slice(&(self.pairs.len() as u16).to_le_bytes());
         config[10..12].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
         config[12..16].copy_from_slice(&SPEED.to_le_bytes());
@@ -311,6 +321,7 @@ impl VirtioDevice for VirtioNet {
             ask_all(&self.pairs, |_, reply| Message::Stop(reply));
         }
         self.mac.set(self.config.mac);
+        self.status.set_driver(false);
     }
 }
 

@@ -20,16 +20,17 @@
 //!   may be in hand, on another pair's thread, that is not paused yet.
 //! - *Ended*: its driver broke a ring and was asked for a reset. It touches neither rings nor backend, and no event reaches it.
 //!
+//! Where its frames go is another question: in each of these states it has what is plugged in, or [`Unplugged`](net::Unplugged) while the link is
+//! down, and what was plugged in lies beside.
+//!
 //! It is the NIC that is paused, not its driver: `Pause` and `Resume` concern a pair that is idle or has ended as well, though it
 //! does nothing in either case. A driver that starts a paused NIC is *Paused* at once, and one that resets it leaves it paused.
 
+use event_manager::{EventOps, Events};
+use net::RxFilter;
 use std::io;
 use std::mem::replace;
 use std::sync::Arc;
-use std::time::Duration;
-
-use event_manager::{EventOps, Events};
-use net::RxFilter;
 
 use super::error::Error;
 use super::features::guest_offloads;
@@ -55,8 +56,14 @@ pub(super) struct PairLife {
     pub(super) state: State,
     /// The NIC is paused, whether there is a driver or not.
     pub(super) paused: bool,
-    /// For how long its thread polls before it sleeps, as its driver's start said.
-    pub(super) poll: Duration,
+    /// While the link is down: what is plugged in when it is up again.
+    pub(super) beside: Option<Box<HostEnd>>,
+    /// A driver is there, but for the first one's time before it starts: what the host's link shows.
+    pub(super) present: bool,
+    /// The link was set down by hand, which the host's link shows too.
+    pub(super) cut: bool,
+    /// Which frames the driver before it says otherwise receives.
+    pub(super) filter: RxFilter,
     /// A driver has started it before.
     pub(super) had_driver: bool,
 }
@@ -87,16 +94,12 @@ impl PairLife {
                 State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
             }),
             Message::ResetQueue(queue, reply) => {
-                if let State::Running(pair) | State::Paused(pair) = &mut self.state {
-                    pair.reset_queue(queue);
-                }
+                self.rewire(ops, |pair, _| pair.reset_queue(queue));
                 reply.send(());
             }
             Message::EnableQueue(queue, active, reply) => {
                 // One that has ended goes on after a reset of the device alone.
-                if let State::Running(pair) | State::Paused(pair) = &mut self.state {
-                    pair.enable_queue(queue, *active);
-                }
+                self.rewire(ops, |pair, runs| pair.enable_queue(queue, *active, runs));
                 reply.send(());
             }
             Message::Reroute(reply) => reply.send(match &mut self.state {
@@ -105,11 +108,27 @@ impl PairLife {
             }),
             Message::Pause(reply) => reply.send(self.pause(ops)),
             Message::Resume(reply) => reply.send(self.resume(ops)),
+            Message::Link(up, reply) => reply.send(self.set_link(up, ops)),
+            Message::Exchange(end, reply) => reply.send(self.exchange(end, ops)),
+            Message::Carrier(present, reply) => {
+                self.cut = !present;
+                self.show_carrier();
+                reply.send(());
+            }
+            Message::ConfigChanged(reply) => reply.send(match &self.state {
+                State::Running(pair) | State::Paused(pair) => pair.tell_config(),
+                State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
+            }),
+            Message::Send(frames, reply) => {
+                self.send(frames);
+                reply.send(());
+            }
         }
     }
 
     fn prepare(&mut self, filter: &RxFilter) -> Result<(), Error> {
         let State::Idle(end) = &mut self.state else { return Err(Error::Started(self.number)) };
+        self.filter = filter.clone();
         if self.number > 0 {
             end.backend.set_enabled(false).map_err(|error| Error::Disable(self.number, error))?;
         }
@@ -129,7 +148,12 @@ impl PairLife {
             }
         };
         match self.make_pair(end, start) {
-            Ok(pair) => (self.state, self.had_driver) = (State::Paused(pair), true),
+            Ok(pair) => {
+                (self.state, self.had_driver) = (State::Paused(pair), true);
+                if !replace(&mut self.present, true) {
+                    self.show_carrier();
+                }
+            }
             Err((end, error)) => {
                 self.state = State::Idle(end);
                 return Err(error);
@@ -190,7 +214,8 @@ impl PairLife {
     #[allow(clippy::result_large_err)]
     fn make_pair(&mut self, mut end: HostEnd, start: Start) -> Result<Box<QueuePair>, (HostEnd, Error)> {
         let Start { memory, accepted, interrupt, rx, tx, space, poll, control } = start;
-        if let Err(error) = end.backend.set_offloads(guest_offloads(accepted)) {
+        let offloads = guest_offloads(accepted);
+        if let Err(error) = end.backend.set_offloads(offloads.only(end.backend.offloads())) {
             return Err((end, Error::Offloads(self.number, error)));
         }
         let HostEnd { mut backend, carrier } = end;
@@ -211,11 +236,10 @@ impl PairLife {
                 }
             }
         };
-        // The kernel polls by itself.
-        self.poll = if carrier.is_none() { poll } else { Duration::ZERO };
         Ok(Box::new(QueuePair::new(PairParts {
             name: self.name.clone(),
             memory,
+            accepted,
             interrupt,
             rx,
             tx,
@@ -224,6 +248,9 @@ impl PairLife {
             carrier,
             control,
             enabled: self.number == 0,
+            offloads,
+            filter: self.filter.clone(),
+            poll,
             counters: Arc::clone(&self.counters),
             broken: Arc::clone(&self.broken),
         })))
@@ -246,6 +273,8 @@ impl PairLife {
             log::log!(level, "{name}: cannot have the host leave queue pair {number} alone: {error}");
         }
         self.state = State::Idle(end);
+        self.present = false;
+        self.show_carrier();
     }
 
     /// Leaves the work of a running pair that has ended; its events, which are to be watched no more.
@@ -263,7 +292,7 @@ impl PairLife {
 }
 
 /// Watches the events of a pair, all or none.
-fn watch(pair: &QueuePair, ops: &mut EventOps) -> io::Result<()> {
+pub(super) fn watch(pair: &QueuePair, ops: &mut EventOps) -> io::Result<()> {
     let mut watched = Vec::new();
     for events in pair.watched() {
         if let Err(error) = ops.add(events) {

@@ -74,7 +74,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
             State::Running(pair) => {
                 let worked = pair.process();
                 let mut looks_again = false;
-                if !pair.has_work() && !timer.polls_on(worker.life.poll, worked) {
+                if !pair.has_work() && !timer.polls_on(pair.poll(), worked) {
                     match moderation.closes_eyes(began.elapsed(), pair.moved()) {
                         // No message, no interrupt that is owed, and no other direction waits for longer than that.
                         Some(time) => {

@@ -18,15 +18,14 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::virtio::device::{ActiveQueue, Interrupt};
-use crate::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_RESET, F_VERSION_1, QueueState};
+use crate::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1, QueueState};
 
 /// The feature bits that are the carrier's: of the rings, and of how frames are in them. The others are the backend's.
 const CARRIERS: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_IN_ORDER | 1 << VIRTIO_NET_F_MRG_RXBUF;
 
 /// What of `features` a NIC can offer whose frames all of `vhosts` carry.
 pub(super) fn offer(features: u64, vhosts: &[Vhost]) -> u64 {
-    // The kernel has both rings of a pair or none, so that one of them cannot be reset.
-    vhosts.iter().fold(features, |features, vhost| features & (!CARRIERS | vhost.features()) & !F_RING_RESET)
+    vhosts.iter().fold(features, |features, vhost| features & (!CARRIERS | vhost.features()))
 }
 
 /// All that the kernel needs to carry a pair's frames.
@@ -64,6 +63,11 @@ pub(super) struct Events {
 }
 
 impl IdleCarrier {
+    /// Whether the kernel can carry the frames of a driver that accepted these feature bits.
+    pub(super) fn can(&self, accepted: u64) -> bool {
+        accepted & CARRIERS & !self.vhost.features() == 0
+    }
+
     /// Makes the eventfds.
     ///
     /// # Errors

@@ -14,9 +14,13 @@ impl QueuePair {
     /// What the driver says on the control queue.
     #[cold]
     pub(super) fn command(&mut self) -> Result<(), Error> {
-        let PairParts { memory, interrupt, backend, control, .. } = &mut self.parts;
+        let PairParts { memory, interrupt, backend, control, offloads, filter, .. } = &mut self.parts;
         self.commanded = match control.as_mut().filter(|_| !self.control_reset) {
-            Some(control) => control.process(memory, &**interrupt, &mut **backend)?,
+            Some(control) => {
+                let more = control.process(memory, &**interrupt, &mut **backend)?;
+                (*offloads, *filter) = (control.offloads(), control.filter().clone());
+                more
+            }
             None => false,
         };
         Ok(())
@@ -85,9 +89,15 @@ impl QueuePair {
         Ok(())
     }
 
-    /// Touches neither the rings of `queue` nor its buffers, until it is enabled.
+    /// Touches neither the rings of `queue` nor its buffers, until it is enabled. What it watches may be other events then.
     #[cold]
     pub(in crate::virtio::net) fn reset_queue(&mut self, queue: PairQueue) {
+        if queue != PairQueue::Control
+            && let Err(error) = self.rest_carrier()
+        {
+            log::warn!("{}: the kernel does not say where it is in the rings: {error}", self.parts.name);
+            self.end();
+        }
         match queue {
             PairQueue::Receive => {
                 self.receive = Next::Reset;
@@ -98,9 +108,10 @@ impl QueuePair {
         }
     }
 
-    /// Goes on with `queue`, which was reset. The driver kicks it by the same eventfd.
+    /// Goes on with `queue`, which was reset; at once where the pair `runs`. The driver kicks it by the same eventfd. What it watches
+    /// may be other events then.
     #[cold]
-    pub(in crate::virtio::net) fn enable_queue(&mut self, queue: PairQueue, active: ActiveQueue) {
+    pub(in crate::virtio::net) fn enable_queue(&mut self, queue: PairQueue, active: ActiveQueue, runs: bool) {
         match queue {
             PairQueue::Receive => {
                 self.parts.rx = active;
@@ -116,6 +127,9 @@ impl QueuePair {
                     (self.control_reset, self.commanded) = (false, true);
                 }
             }
+        }
+        if let Err(error) = self.wake_carrier(runs) {
+            log::warn!("{}: wirevm carries the frames from now on: {error}", self.parts.name);
         }
     }
 
@@ -136,10 +150,11 @@ impl QueuePair {
     /// The host refuses, and all is as before.
     #[cold]
     pub(in crate::virtio::net) fn obey(&mut self, command: PairCommand) -> io::Result<()> {
-        let Self { parts: PairParts { backend, enabled, .. }, receive, shortage, .. } = self;
+        let Self { parts: PairParts { backend, enabled, offloads, filter, .. }, receive, shortage, .. } =
+            self;
         match command {
-            PairCommand::Filter(filter) => backend.set_filter(&filter),
-            PairCommand::Offloads(offloads) => backend.set_offloads(offloads),
+            PairCommand::Filter(new) => backend.set_filter(&new).map(|()| *filter = new),
+            PairCommand::Offloads(new) => backend.set_offloads(new).map(|()| *offloads = new),
             PairCommand::Enable(enable) => {
                 backend.set_enabled(enable)?;
                 *enabled = enable;

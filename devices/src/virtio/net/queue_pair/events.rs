@@ -122,6 +122,7 @@ mod tests {
         QueuePair::new(PairParts {
             name: "test".into(),
             memory: memory.clone(),
+            accepted: F_VERSION_1,
             interrupt: Arc::new(Nobody),
             rx: queue(0, 0x1000),
             tx: queue(1, 0x2000),
@@ -130,6 +131,9 @@ mod tests {
             carrier: None,
             control: None,
             enabled: true,
+            offloads: net::Offloads::default(),
+            filter: net::RxFilter::new(net::Mac::random().unwrap()),
+            poll: std::time::Duration::ZERO,
             counters: Arc::default(),
             broken: Arc::default(),
         })

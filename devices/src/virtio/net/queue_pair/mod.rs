@@ -29,6 +29,7 @@
 //! | `receive_space.rs` | the buffers that a received frame fills |
 //! | `shortage.rs` | what happens while there are too few of them |
 //! | `commands.rs` | what a pair does beside moving frames |
+//! | `exchange.rs` | another host's end for a pair at work |
 //! | `events.rs` | which event wakes what |
 //! | `counters.rs` | what it counts |
 
@@ -36,6 +37,7 @@ mod burst;
 mod commands;
 mod counters;
 pub(super) mod events;
+mod exchange;
 mod receive;
 mod receive_space;
 mod shortage;
@@ -50,7 +52,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use net::{Backend, IovBuffer};
+use net::{Backend, IovBuffer, Offloads, RxFilter};
 use vm_memory::GuestMemoryMmap;
 
 use self::burst::signal_used;
@@ -95,6 +97,8 @@ pub struct PairParts {
     pub name: String,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
+    /// The feature bits that the driver accepted.
+    pub accepted: u64,
     /// How the driver is interrupted.
     pub interrupt: Arc<dyn Interrupt>,
     /// The receive queue: host to guest.
@@ -111,6 +115,12 @@ pub struct PairParts {
     pub control: Option<Control>,
     /// Whether it receives from the start, or only once the control queue enables it.
     pub enabled: bool,
+    /// What the driver accepts in the frames that it receives.
+    pub offloads: Offloads,
+    /// Which frames it receives.
+    pub filter: RxFilter,
+    /// For how long its thread polls before it sleeps, or the kernel's.
+    pub poll: Duration,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Whether it was said that a driver broke its rings.
@@ -118,7 +128,7 @@ pub struct PairParts {
 }
 
 /// Where a pair's frames go, and who may carry them in its place.
-pub(super) struct HostEnd {
+pub struct HostEnd {
     pub(super) backend: Box<dyn Backend>,
     pub(super) carrier: Option<IdleCarrier>,
 }
@@ -144,6 +154,8 @@ pub struct QueuePair {
     iov: IovBuffer,
     posted: VecDeque<Posted>,
     shortage: Shortage,
+    /// The kernel, which is to carry the frames, and does not while the driver has reset a queue.
+    resting: Option<IdleCarrier>,
     /// Its memory behind too little room: empty until there was too little.
     overflow: Vec<u8>,
     ended: bool,
@@ -171,15 +183,31 @@ impl QueuePair {
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
             shortage: Shortage::default(),
+            resting: None,
             overflow: Vec::new(),
             ended: false,
         }
     }
 
     /// Gives the host's end back; the rings are forgotten, and the kernel touches no guest memory any more.
-    pub(super) fn into_end(self) -> HostEnd {
-        let PairParts { backend, carrier, .. } = self.parts;
-        HostEnd { backend, carrier: carrier.map(Carrier::stop) }
+    pub(super) fn into_end(mut self) -> HostEnd {
+        let carrier = self.take_carrier();
+        HostEnd { backend: self.parts.backend, carrier }
+    }
+
+    /// For how long its thread polls before it sleeps: the kernel polls by itself.
+    pub(super) fn poll(&self) -> Duration {
+        if self.parts.carrier.is_none() { self.parts.poll } else { Duration::ZERO }
+    }
+
+    /// The host's end.
+    pub(super) fn backend_mut(&mut self) -> &mut dyn Backend {
+        &mut *self.parts.backend
+    }
+
+    /// Interrupts the driver: the configuration has changed.
+    pub(super) fn tell_config(&self) -> std::io::Result<()> {
+        self.parts.interrupt.config()
     }
 
     /// True while [`process`](Self::process) has something to do without a new event.
