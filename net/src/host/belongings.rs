@@ -169,6 +169,11 @@ pub(crate) struct Moved {
 }
 
 impl Moved {
+    /// The same from another link, which has the place of the first one now.
+    pub(crate) fn of_another(self, from: LinkId) -> Self {
+        Self { from, ..self }
+    }
+
     /// True for an undo of this move.
     pub(crate) fn has(&self, undo: &Change) -> bool {
         match undo {

@@ -32,12 +32,14 @@ mod peer;
 mod port_guard;
 pub(crate) mod probe;
 pub(crate) mod settings;
+mod sharing;
 mod siblings;
 mod sysctl;
 pub(crate) mod sysfs;
 mod take_back;
 pub(crate) mod tun_settings;
 mod wait;
+pub(crate) mod watch;
 pub(crate) mod wire_link;
 
 use std::fmt;
@@ -160,6 +162,21 @@ impl Wiring {
             guard: Vec::new(),
             outer: None,
         })
+    }
+
+    /// Looks at, and changes, the host in the wiring's network namespace.
+    ///
+    /// # Errors
+    /// It cannot be entered any more.
+    pub(crate) fn inside<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> Result<T, Error> {
+        let failed = |source| HostError::Namespace { name: None, source };
+        let namespace = self.namespace.again().map_err(failed)?;
+        Ok(namespace.run(|| work(self)).map_err(failed)?)
+    }
+
+    /// The inode of its network namespace.
+    pub(crate) fn namespace_inode(&self) -> u64 {
+        self.namespace.id().inode
     }
 
     /// Says that the host is as it shall be: others may change it.
@@ -320,68 +337,6 @@ impl Wiring {
         let undo = self.write_down(undo)?;
         self.undo.push(undo);
         Ok(())
-    }
-
-    /// Takes part in `what`, which several wirevm of this network namespace share: made by `make` where nobody has it, and
-    /// undone when the last one leaves, alive or dead. True where it was made now.
-    ///
-    /// # Errors
-    /// Those of `make`, whose changes are then taken back, or of the record.
-    pub(crate) fn share(
-        &mut self,
-        what: &str,
-        make: impl FnOnce(&mut Self) -> Result<(), Error>,
-    ) -> Result<bool, Error> {
-        if self.join(what)? {
-            return Ok(false);
-        }
-        let lock = self.lock.as_ref().expect("joining has taken the lock");
-        let shared = lock.new_shared(self.namespace.id(), what)?;
-        let own_record = self.record.replace(shared);
-        let own_undo = std::mem::take(&mut self.undo);
-        let made = make(self);
-        if made.is_err() {
-            self.take_back();
-        }
-        self.undo = own_undo;
-        let shared = std::mem::replace(&mut self.record, own_record).expect("put there above");
-        match made.and_then(|()| shared.share()) {
-            Ok(()) => self.undo.push(Undo::Shared(shared)),
-            Err(error) => {
-                clean::undo(self.lock.as_ref(), shared);
-                return Err(error);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Takes part in `what` where somebody has it; true if so.
-    ///
-    /// # Errors
-    /// Those of the record.
-    pub(crate) fn join(&mut self, what: &str) -> Result<bool, Error> {
-        if self.lock.is_none() {
-            self.lock = Some(Lock::take(&self.host)?);
-        }
-        let lock = self.lock.as_ref().expect("just taken");
-        let id = self.namespace.id();
-        let joined = lock.join(id, what)?.or_else(|| lock.join_elsewhere(id, what));
-        let found = joined.is_some();
-        self.undo.extend(joined.map(Undo::Shared));
-        Ok(found)
-    }
-
-    /// True where we take part in `what`.
-    pub(crate) fn has_shared(&self, what: &str) -> bool {
-        self.undo.iter().any(|undo| matches!(undo, Undo::Shared(record) if record.is_of(what)))
-    }
-
-    /// The names, after `prefix`, of what is shared in this namespace.
-    ///
-    /// # Errors
-    /// The records cannot be listed.
-    pub(crate) fn shared(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        self.lock.as_ref().map_or(Ok(vec![]), |lock| lock.shared(self.namespace.id(), prefix))
     }
 }
 

@@ -107,6 +107,11 @@ impl Wiring {
         Ok(())
     }
 
+    /// Takes the rules away, to be made anew for another bridge.
+    pub(crate) fn lift_guard(&mut self) {
+        self.guard.clear();
+    }
+
     /// The host's addresses on `bridge`, and those of its routers there.
     fn addresses_to_keep(&mut self, bridge: &LinkId) -> Result<Vec<IpAddr>, Error> {
         let asked = |refusal: Refusal| HostError::Ask {

@@ -4,16 +4,19 @@
 //! that stays, while the kernel's own choice is that of a port, which changes when the port leaves. All wirevm that are on it
 //! share it (the records `bridge:NUMBER` and `uplink:NUMBER:NUMBER`, for names change), and it goes with the last one. A bridge that was there stays.
 
+pub(in crate::wire) mod follow;
 mod passing;
+mod port;
 mod settings;
 pub(crate) mod uplink;
 
+use self::port::Port;
 use crate::error::{BridgeError, ChangeKind, HostError};
+use crate::host::belongings::Moved;
 use crate::host::firewall::bridged_notices;
-use crate::host::netlink::Placed;
 use crate::host::sysfs::Sysfs;
 use crate::host::wire_link::Role;
-use crate::host::{Change, Host, Link, LinkId, Netlink, VlanMember, Wiring};
+use crate::host::{Change, Host, Link, LinkId, Wiring};
 use crate::wire::made::{self, Made, Parts};
 use crate::wire::tuntap;
 use crate::{Backend, BridgeConfig, Error, MTU, Mac, NetConfig, Tap, TunMode};
@@ -35,11 +38,10 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
         check_vlan(&mut wiring, vlan, &bridge.id, uplink.as_ref())?;
     }
     if let Some(nic) = &uplink {
-        join_uplink(&mut wiring, nic, &bridge.id)?;
+        join_uplink(&mut wiring, nic, &bridge.id, None)?;
     }
     // As it is now: the uplink may have changed its MTU.
     let bridge = wiring.link(&bridge.id.name)?;
-    let has_ports = wiring.links()?.iter().any(|link| link.master == Some(bridge.id.index));
 
     let (tap, others) = Tap::open_queues(None, queues, &wiring)?;
     // Here, so that a failure drops the wiring before the tap.
@@ -50,47 +52,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     let link = wiring.link(&name)?;
     wiring.has_port(&link.id);
 
-    // A port with a smaller MTU would make that of the whole bridge smaller, and one that is the first says what it is.
-    let wanted = if has_ports { bridge.mtu } else { mtu.map_or(bridge.mtu, u32::from) };
-    let wanted = wanted.min((*MTU.end()).into());
-    if wanted != link.mtu {
-        let why = "as the bridge, which would take the least of its ports";
-        wiring.make(Change::Mtu(link.id.clone(), wanted), None, why)?;
-    }
-    // A bridge without an address of its own has the least of its ports': not this one, which comes and goes.
-    let [_, rest @ ..] = mac.octets();
-    let [a, b, c, d, e] = rest;
-    let high = Change::Mac(link.id.clone(), [0xfe, a, b, c, d, e]);
-    wiring.make(high, None, "the bridge never takes a high one for its own")?;
-    let key = format!("net/ipv6/conf/{name}/disable_ipv6");
-    let set = wiring.set_value(key, "1", "the host is on the bridge, not on this port");
-    if let Err(error) = set {
-        wiring.notice(format!("the host is on {name} as on the bridge, over IPv6: {}", error.with_cause()));
-    }
-    let why = "what comes in here goes out at the other ports";
-    wiring.make(Change::Join(link.id.clone(), bridge.id.clone()), None, why)?;
-    if let Some(vlan) = config.vlan {
-        put_into_vlan(&mut wiring, &bridge, &link.id, vlan)?;
-    }
-    let (port, placed) = (&link.id, Placed { mac: mac.octets(), sticky: all.guard });
-    if all.guard || config.isolated {
-        let (learning, isolated) = (" learning off guard on", " isolated on");
-        let (learning, isolated) =
-            (if all.guard { learning } else { "" }, if config.isolated { isolated } else { "" });
-        let command = format!("bridge link set dev {port}{learning}{isolated}");
-        let set = |netlink: &mut Netlink| netlink.set_port(port, all.guard, config.isolated);
-        let why = "whose frames come here is told, not learned; isolated ports do not reach each other";
-        wiring.make_by(set, ChangeKind::Other, command, None, why)?;
-    }
-    wiring.make_by(
-        |netlink| netlink.place_station(port, &placed),
-        ChangeKind::Other,
-        placed.command(port),
-        None,
-        "the bridge knows where the guest is, before it speaks",
-    )?;
-    guard(&mut wiring, &link.id, &bridge.id, config, mac, all)?;
-    wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")?;
+    Port { config, all, mac }.plug(&mut wiring, &bridge, &link)?;
 
     let mtu = check_mtu(&mut wiring, &bridge.id, &link.id, mtu)?;
     let nic = uplink.as_ref().map(|nic| &nic.id);
@@ -205,14 +167,14 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
 }
 
 /// Takes part in the uplink, which moves where no wirevm has moved it; one that was a port already stays as it is.
-fn join_uplink(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
+fn join_uplink(wiring: &mut Wiring, nic: &Link, bridge: &LinkId, moved: Option<Moved>) -> Result<(), Error> {
     if nic.master.is_some() {
         return Ok(());
     }
     let record = uplink_record_of(bridge, &nic.id);
     let is_ours = wiring.has_shared(&record_of(bridge));
     let moving = |wiring: &mut Wiring| {
-        uplink::move_to(wiring, nic, bridge)?;
+        uplink::move_to(wiring, nic, bridge, moved.clone())?;
         if is_ours {
             settings::take_over_mtu(wiring, nic, bridge);
         }
@@ -258,55 +220,6 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, id: &LinkId, uplink: Option<
         }
     }
     wiring.make(Change::Up(id.clone()), None, "a link that is down drops every frame")
-}
-
-/// Has what comes from `port` without a tag be in `vlan`, and nothing else go out there.
-fn put_into_vlan(wiring: &mut Wiring, bridge: &Link, port: &LinkId, vlan: u16) -> Result<(), Error> {
-    let default = bridge.bridge.map_or(0, |bridge| bridge.default_pvid);
-    if vlan == default {
-        return Ok(());
-    }
-    let why = "the guest's VLAN, which it sees without a tag";
-    wiring.make(Change::AddVlan(port.clone(), vlan, VlanMember::Untagged), None, why)?;
-    if default != 0 {
-        let why = "where a port is by default";
-        wiring.make(Change::RemoveVlan(port.clone(), default), None, why)?;
-    }
-    // Of an uplink that was a port before us, somebody else has said its VLANs.
-    for index in uplinks_of(wiring, &bridge.id)? {
-        let asked = |refusal| HostError::Ask { what: "the bridge's uplink".to_owned(), refusal };
-        let Some(nic) = wiring.netlink().link_by_index(index).map_err(asked)? else { continue };
-        let why = "the VLAN goes out with its tag";
-        wiring.make(Change::AddVlan(nic.id, vlan, VlanMember::Tagged), None, why)?;
-    }
-    Ok(())
-}
-
-/// Guards the bridge from what the guest `mac` at `port` sends, if it is asked for and the kernel can; says what can happen where not.
-///
-/// # Errors
-/// It must guard, and the kernel cannot.
-fn guard(
-    wiring: &mut Wiring,
-    port: &LinkId,
-    bridge: &LinkId,
-    config: &BridgeConfig,
-    mac: Mac,
-    all: &NetConfig,
-) -> Result<(), Error> {
-    let tags = config.vlan.is_some();
-    let made = if all.guard { wiring.guard_port(port, bridge, mac, tags) } else { Ok(()) };
-    match &made {
-        Err(_) if all.must_guard => return made,
-        Err(error) => {
-            wiring.notice(format!("{}: it may send whatever guard=on forbids", error.with_cause()));
-        }
-        Ok(()) => {}
-    }
-    if !all.guard || made.is_err() {
-        wiring.warn_of_routers(bridge);
-    }
-    Ok(())
 }
 
 /// The MTU for the guest: what was wanted, or as much as all on the way carry.

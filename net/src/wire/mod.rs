@@ -4,6 +4,7 @@ mod bridge;
 pub(crate) mod cable;
 pub(crate) mod cable_spec;
 mod fd;
+pub(crate) mod look;
 pub(crate) mod macvtap;
 mod made;
 pub(crate) mod one_address;
@@ -25,6 +26,7 @@ use crate::error::HostError;
 use crate::host::wire_link::{Role, WireLink};
 use crate::host::{self, Host, Wiring};
 use crate::wire::cable::{Ask, Cable, Plugged};
+use crate::wire::look::Condition;
 use crate::wire::made::{Made, Parts};
 use crate::{Backend, Error, Mac, NetConfig, NetnsName, RxFilter, Vhost, VhostMode, WireConfig};
 
@@ -38,7 +40,10 @@ pub struct Wire {
     vhosts: Vec<Vhost>,
     parts: Parts,
     notices: Vec<String>,
-    _wiring: Wiring,
+    condition: Condition,
+    /// The number of a link that could not be joined: it is not tried again until something else is there.
+    refused: Option<u32>,
+    wiring: Wiring,
 }
 
 /// The descriptors of the host's link, the first of which leads; with what is to be given back when they go.
@@ -87,7 +92,7 @@ impl Wire {
         parts.spec.listens = parts.listener.is_some();
         parts.spec.forwarding = parts.forwarding.is_some();
         let ends = Arc::new(Mutex::new(ends));
-        Ok(Self { config, ends, vhosts, parts, notices, _wiring: wiring })
+        Ok(Self { config, ends, vhosts, parts, notices, condition: Condition::Up, refused: None, wiring })
     }
 
     fn ends(&self) -> MutexGuard<'_, Vec<Box<dyn Backend>>> {

@@ -88,8 +88,14 @@ pub(super) fn check(wiring: &mut Wiring, nic: &str, of: &str) -> Result<Link, Er
     }
 }
 
-/// Has `nic` join `bridge`, and moves its addresses and routes there.
-pub(super) fn move_to(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Result<(), Error> {
+/// Has `nic` join `bridge`, and moves its addresses and routes there. It has the place of another NIC that was `moved` there before,
+/// and is gone: then what that one had goes to this one at the end.
+pub(super) fn move_to(
+    wiring: &mut Wiring,
+    nic: &Link,
+    bridge: &LinkId,
+    moved: Option<Moved>,
+) -> Result<(), Error> {
     let (from, to) = (&nic.id, bridge);
     let asked = |refusal| HostError::Ask { what: format!("the addresses and routes of {from}"), refusal };
     let mut all = Belongings::of(wiring.netlink(), from).map_err(asked)?;
@@ -108,7 +114,10 @@ pub(super) fn move_to(wiring: &mut Wiring, nic: &Link, bridge: &LinkId) -> Resul
             wait_until_running(wiring, to)?;
         }
     }
-    let moved = Moved { from: from.clone(), to: to.clone(), before, moved: all.clone() };
+    let moved = match moved {
+        Some(moved) => moved.of_another(from.clone()),
+        None => Moved { from: from.clone(), to: to.clone(), before, moved: all.clone() },
+    };
     wiring.keep(Change::Moved(Box::new(moved)))?;
     announce(wiring, to, &all.addresses);
     notices(wiring, from, to, &all);

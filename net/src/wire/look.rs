@@ -1,0 +1,249 @@
+//! Whether frames get through a wire now, and how it is made whole again.
+//!
+//! A wire is looked at when there is news of its network namespace ([`Watch`]), and never otherwise.
+//!
+//! | what | what comes of it |
+//! |---|---|
+//! | a link on the way is down, or has no carrier | the wire is down until it is up again |
+//! | the bridge is deleted | down, until there is one of its name: the guest's end joins it as it was on the old one |
+//! | the guest's end is taken out of the bridge | down, until somebody puts it back |
+//! | the uplink is unplugged | down, until there is a NIC of its name, which joins the bridge |
+//! | the guest's end is deleted, by itself or with a macvtap's NIC | lost: only a new wire helps ([`Wire::open`]) |
+//!
+//! Links are told by their numbers: one of the same name and another number is another link.
+
+use crate::error::HostError;
+use crate::host::watch::{News, Watch};
+use crate::host::wire_link::Role;
+use crate::host::{Link, LinkId};
+use crate::wire::{Wire, bridge};
+use crate::{BridgeConfig, Error, WireConfig};
+
+/// What a wire is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Frames get through, as far as can be told from here.
+    Up,
+    /// They do not, and why: half a sentence.
+    Down(String),
+    /// The guest's end is gone, and can be made again: what happened.
+    Lost(String),
+}
+
+impl Condition {
+    /// Why frames do not get through.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Up => None,
+            Self::Down(why) | Self::Lost(why) => Some(why),
+        }
+    }
+}
+
+impl Wire {
+    /// The inode of the network namespace that its links are in.
+    pub fn namespace(&self) -> u64 {
+        self.wiring.namespace_inode()
+    }
+
+    /// A socket that hears of changes in its network namespace.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn watch(&mut self) -> Result<Watch, Error> {
+        let watch = self.wiring.inside(|_| Watch::here())?;
+        Ok(watch.map_err(|source| HostError::Reserve { source })?)
+    }
+
+    /// What it is like, by the last look.
+    pub fn condition(&self) -> &Condition {
+        &self.condition
+    }
+
+    /// Looks what it is like after this `news`, and makes it whole again where it can. What it did is in its
+    /// [notices](Self::take_notices).
+    pub fn look(&mut self, news: &News) -> &Condition {
+        if self.is_concerned(news) {
+            let seen = self.look_anew();
+            // The kernel does not say how it is: as before.
+            match seen {
+                Ok(condition) => self.condition = condition,
+                Err(error) => log::debug!("cannot look at {}: {}", self.link(), error.with_cause()),
+            }
+        }
+        &self.condition
+    }
+
+    /// Takes what the user should know of what it did since it was made: each a sentence.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        self.wiring.take_notices()
+    }
+
+    fn is_concerned(&self, news: &News) -> bool {
+        // Where something is missing, any link may be it.
+        self.condition != Condition::Up && news.concerns_links()
+            || self.parts.links.iter().filter_map(|link| link.index).any(|index| news.concerns(index))
+    }
+
+    /// The link that has this role now; none where it is gone.
+    fn find(&mut self, role: Role) -> Result<Option<Link>, Error> {
+        let Some(at) = self.parts.links.iter().position(|link| link.role == role) else { return Ok(None) };
+        let Some(index) = self.parts.links[at].index else { return Ok(None) };
+        let asked = |refusal| HostError::Ask { what: "a link of the wire".to_owned(), refusal };
+        let found = self.wiring.netlink().link_by_index(index).map_err(asked)?;
+        if let Some(found) = &found {
+            // It may be called otherwise now.
+            self.parts.links[at].name.clone_from(&found.id.name);
+            if role == Role::Guest {
+                self.parts.spec.link.clone_from(&found.id.name);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What the link of that role was called when it was last seen.
+    fn name_of(&self, role: Role) -> Option<&str> {
+        self.parts.links.iter().find(|link| link.role == role).map(|link| &*link.name)
+    }
+
+    fn look_anew(&mut self) -> Result<Condition, Error> {
+        let Some(end) = self.find(Role::Guest)? else { return self.look_for_lost_end() };
+        if !end.up {
+            return Ok(down(format!("{} is down", end.id)));
+        }
+        match self.config.wire.clone() {
+            WireConfig::Bridge(config) => self.look_at_bridge(&config, &end),
+            WireConfig::Macvtap(_) => self.look_at_parent(&end),
+            WireConfig::Tap(_) | WireConfig::Tun(_) | WireConfig::Fd(_) => Ok(Condition::Up),
+        }
+    }
+
+    /// The guest's end is not there, or cannot be seen.
+    fn look_for_lost_end(&mut self) -> Result<Condition, Error> {
+        let seen = self.parts.links.iter().any(|link| link.role == Role::Guest && link.index.is_some());
+        if !seen {
+            return Ok(Condition::Up);
+        }
+        let gone = format!("{} was deleted", self.link());
+        match &self.config.wire {
+            // Whoever gave the descriptor has to give another one.
+            WireConfig::Fd(_) => Ok(down(gone)),
+            WireConfig::Macvtap(config) => {
+                let parent = config.parent.as_str().to_owned();
+                match self.wiring.find_link(&parent)? {
+                    Some(_) => Ok(Condition::Lost(gone)),
+                    None => Ok(down(format!("{parent} is gone, and {} with it", self.link()))),
+                }
+            }
+            WireConfig::Bridge(config) => {
+                let bridge = config.name.as_str().to_owned();
+                match self.wiring.find_link(&bridge)? {
+                    Some(_) => Ok(Condition::Lost(gone)),
+                    None => Ok(down(format!("{gone}, and {bridge} too"))),
+                }
+            }
+            WireConfig::Tap(_) | WireConfig::Tun(_) => Ok(Condition::Lost(gone)),
+        }
+    }
+
+    fn look_at_parent(&mut self, end: &Link) -> Result<Condition, Error> {
+        let Some(parent) = self.find(Role::Parent)? else {
+            // In another namespace: what can be seen of it is the carrier that the macvtap has from it.
+            return Ok(carrier(end));
+        };
+        Ok(if parent.up { carrier_of(end, &parent) } else { down(format!("{} is down", parent.id)) })
+    }
+
+    fn look_at_bridge(&mut self, config: &BridgeConfig, end: &Link) -> Result<Condition, Error> {
+        let Some(bridge) = self.find(Role::Bridge)? else { return self.look_for_bridge(config, end) };
+        if end.master != Some(bridge.id.index) {
+            let (end, bridge) = (&end.id, &bridge.id);
+            let again = format!("sudo ip link set dev {end} master {bridge}");
+            return Ok(down(format!("{end} was taken out of {bridge}; to put it back: {again}")));
+        }
+        if !bridge.up {
+            return Ok(down(format!("{} is down", bridge.id)));
+        }
+        if self.name_of(Role::Uplink).is_none() {
+            return Ok(Condition::Up);
+        }
+        match self.find(Role::Uplink)? {
+            None => self.look_for_uplink(config, &bridge.id),
+            Some(uplink) if uplink.master != Some(bridge.id.index) => {
+                Ok(down(format!("the uplink {} was taken out of {}", uplink.id, bridge.id)))
+            }
+            Some(uplink) if !uplink.up => Ok(down(format!("the uplink {} is down", uplink.id))),
+            Some(uplink) => Ok(carrier(&uplink)),
+        }
+    }
+
+    /// The bridge is gone: there may be another one of its name.
+    fn look_for_bridge(&mut self, config: &BridgeConfig, end: &Link) -> Result<Condition, Error> {
+        let name = config.name.as_str();
+        let Some(bridge) = self.wiring.find_link(name)?.filter(|link| link.bridge.is_some()) else {
+            return Ok(down(format!("{name} is gone; the guest joins it again when it is there")));
+        };
+        if self.refused == Some(bridge.id.index) {
+            return Ok(self.condition.clone());
+        }
+        let (all, mac, port) = (self.config.clone(), self.mac(), end.id.clone());
+        let joined = self.wiring.inside(|wiring| bridge::follow::rejoin(wiring, config, &all, mac, &port))?;
+        match joined {
+            Ok(joined) => {
+                self.refused = None;
+                self.put(Role::Bridge, &joined.bridge);
+                if let Some(uplink) = &joined.uplink {
+                    self.put(Role::Uplink, uplink);
+                }
+                self.wiring.notice(format!("{name} is there again, and {port} is a port of it"));
+                self.look_anew()
+            }
+            Err(error) => {
+                self.refused = Some(bridge.id.index);
+                Ok(down(format!("{port} cannot join the new {name}: {}", error.with_cause())))
+            }
+        }
+    }
+
+    /// The uplink is unplugged: there may be another one of its name.
+    fn look_for_uplink(&mut self, config: &BridgeConfig, bridge: &LinkId) -> Result<Condition, Error> {
+        let name = config.uplink.as_ref().map_or_else(String::new, ToString::to_string);
+        let gone = || Ok(down(format!("the uplink {name} is gone")));
+        let Some(nic) = self.wiring.find_link(&name)? else { return gone() };
+        if self.refused == Some(nic.id.index) {
+            return Ok(self.condition.clone());
+        }
+        match self.wiring.inside(|wiring| bridge::follow::rejoin_uplink(wiring, config, bridge))? {
+            Ok(None) => gone(),
+            Ok(Some(nic)) => {
+                self.refused = None;
+                self.put(Role::Uplink, &nic);
+                self.wiring.notice(format!("the uplink {name} is there again, and joins {bridge}"));
+                self.look_anew()
+            }
+            Err(error) => {
+                self.refused = Some(nic.id.index);
+                Ok(down(format!("the new {name} cannot join {bridge}: {}", error.with_cause())))
+            }
+        }
+    }
+
+    fn put(&mut self, role: Role, id: &LinkId) {
+        let new = self.wiring.wire_link(id, role);
+        self.parts.links.retain(|link| link.role != role);
+        self.parts.links.push(new);
+    }
+}
+
+fn down(why: String) -> Condition {
+    Condition::Down(why)
+}
+
+fn carrier(link: &Link) -> Condition {
+    carrier_of(link, link)
+}
+
+/// The carrier that `link` shows, which is that of `whose`.
+fn carrier_of(link: &Link, whose: &Link) -> Condition {
+    if link.carrier { Condition::Up } else { down(format!("{} has no carrier", whose.id)) }
+}
