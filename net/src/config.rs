@@ -8,7 +8,9 @@ mod bridge;
 pub(crate) mod dns;
 mod fd;
 mod keys;
+mod link;
 mod macvtap;
+mod moving;
 mod poll;
 mod queues;
 pub(crate) mod table;
@@ -26,6 +28,7 @@ use std::time::Duration;
 pub use self::bridge::BridgeConfig;
 pub use self::dns::{DnsConfig, Domain};
 pub use self::fd::FdConfig;
+pub use self::link::LinkMode;
 pub use self::macvtap::{MacvtapConfig, MacvtapMode};
 pub use self::queues::Queues;
 pub use self::table::{Key, Kind, Repeat, WireKind, keys, kinds};
@@ -68,11 +71,13 @@ pub struct NetConfig {
     pub guard: bool,
     /// True if the spec says `guard=on`: then a host that cannot guard its bridge is refused, and is not just told of.
     pub must_guard: bool,
+    /// Whether the guest's link is up.
+    pub link: LinkMode,
     /// The network namespace of the host's end; none for our own.
     pub netns: Option<NetnsName>,
 }
 
-serde_as_text!(Forward, MacvtapMode, NetConfig, Protocol, Queues, VhostMode);
+serde_as_text!(Forward, LinkMode, MacvtapMode, NetConfig, Protocol, Queues, VhostMode);
 
 /// The kinds of wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,11 +200,13 @@ impl FromStr for NetConfig {
         let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
+        let link = keys.take("link", str::parse)?.unwrap_or_default();
         let trust = keys.take("trust", on_or_off)?.unwrap_or(true);
         let asked = keys.take("guard", on_or_off)?;
         let (guard, must_guard) = (asked.unwrap_or(true), asked == Some(true));
         let netns = keys.take("netns", str::parse)?;
-        let this = Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, guard, must_guard, netns };
+        let this =
+            Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, guard, must_guard, link, netns };
         this.check_mtu()?;
         this.check_affinity().map(|()| this)
     }
@@ -241,6 +248,9 @@ impl fmt::Display for NetConfig {
             f.write_str(",guard=off")?;
         } else if self.must_guard {
             f.write_str(",guard=on")?;
+        }
+        if self.link != LinkMode::default() {
+            write!(f, ",link={}", self.link)?;
         }
         if let Some(netns) = &self.netns {
             write!(f, ",netns={netns}")?;

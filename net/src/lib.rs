@@ -56,6 +56,7 @@ pub use address::{LinkName, Mac, NetnsName};
 pub use answer::autoconf::Autoconf;
 pub use answer::dhcp::Lease;
 pub use answer::router::Router;
+pub use config::LinkMode;
 pub use config::affinity::{parse_cpus, write_cpus};
 pub use config::{
     BridgeConfig, DnsConfig, Domain, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode,

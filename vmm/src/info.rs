@@ -88,10 +88,23 @@ pub struct NicInfo {
     pub queues: usize,
     /// Who carries its frames: `wirevm` or `vhost-net`.
     pub carrier: String,
+    /// Whether the guest's link is up.
+    #[serde(default = "yes")]
+    pub up: bool,
+    /// What it is up by: `follow` the wire, or `up` or `down` by hand.
+    #[serde(default)]
+    pub link_mode: String,
+    /// Why frames do not get through the wire, if they do not.
+    #[serde(default)]
+    pub why_down: Option<String>,
     /// Every link of the host that it uses: name, index, the inode of its network namespace, and role.
     pub links: serde_json::Value,
     /// The way of a frame from the guest.
     pub hops: serde_json::Value,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Something that happened to a machine.

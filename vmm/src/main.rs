@@ -99,6 +99,7 @@ fn main() -> ExitCode {
         Command::Console(args) => machines::done(machines::console(&args)),
         Command::Logs(args) => machines::done(machines::logs(&args)),
         Command::Metrics(args) => machines::done(machines::metrics(&args)),
+        Command::Net(args) => machines::done(cli::net::run(&args.command)),
         Command::Explain(args) => {
             report::answer(&explain::text(args.wire));
             ExitCode::SUCCESS

@@ -34,7 +34,7 @@ impl Queues {
     }
 
     /// The number; one, where nobody has said how many vCPUs there are.
-    pub(crate) fn number(self) -> u16 {
+    pub fn number(self) -> u16 {
         match self {
             Self::Number(number) => number,
             Self::Auto => 1,

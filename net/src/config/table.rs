@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 22] = [
+static KEYS: [Key; 23] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -334,6 +334,15 @@ static KEYS: [Key; 22] = [
         help: "the kernel (vhost-net) carries the frames; auto: where it can",
         example: "auto",
         section: Some("carried-by-the-kernel"),
+        ..KEY
+    },
+    Key {
+        name: "link",
+        value: "follow|up|down",
+        default: Some("follow"),
+        help: "the guest's link is up while the wire is, always, or never; wirevm net link changes it",
+        example: "down",
+        section: Some("the-link"),
         ..KEY
     },
     Key {

@@ -497,6 +497,7 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 trust,
                 guard,
                 must_guard,
+                link: [LinkMode::Follow, LinkMode::Up, LinkMode::Down][poll.as_micros() as usize % 3],
                 netns,
             };
             match config.check_mtu() {

@@ -88,7 +88,7 @@ impl Error {
     }
 
     /// Itself and its cause, for a notice.
-    pub(crate) fn with_cause(&self) -> String {
+    pub fn with_cause(&self) -> String {
         let cause = std::error::Error::source(self).map(|cause| format!(": {cause}"));
         format!("{self}{}", cause.unwrap_or_default())
     }

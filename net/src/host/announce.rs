@@ -4,7 +4,7 @@
 //! Nobody answers an announcement, so that one that is lost or not allowed is no failure: it takes longer then, as without it.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socket_with};
@@ -37,6 +37,30 @@ pub(super) fn announce(netlink: &mut Netlink, link: &LinkId, addresses: &[IpAddr
         frames.push(solicitation(mac));
     }
     Ok(send_all(link, &frames)?)
+}
+
+/// What tells the neighbours of a guest: that its Ethernet address is here (RFC 903, as other hypervisors do it: a switch learns by
+/// it whatever the guest's addresses), and that it has `addresses`.
+pub(crate) fn of_guest(mac: [u8; 6], addresses: impl IntoIterator<Item = IpAddr>) -> Vec<Vec<u8>> {
+    let addresses = addresses.into_iter().map(|address| announcement(mac, address, false));
+    std::iter::once(reverse_request(mac)).chain(addresses).collect()
+}
+
+/// Asks everybody which address `mac` has; nobody answers that any more.
+fn reverse_request(mac: [u8; 6]) -> Vec<u8> {
+    const RARP: u16 = 0x8035;
+    const REQUEST: u16 = 3;
+    let from = EthernetAddress(mac);
+    let arp = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Unknown(REQUEST),
+        source_hardware_addr: from,
+        source_protocol_addr: Ipv4Addr::UNSPECIFIED,
+        target_hardware_addr: from,
+        target_protocol_addr: Ipv4Addr::UNSPECIFIED,
+    };
+    ethernet(from, EthernetAddress::BROADCAST, EthernetProtocol::Unknown(RARP), ARP_LEN, |payload| {
+        arp.emit(&mut ArpPacket::new_unchecked(payload));
+    })
 }
 
 fn send_all(link: &LinkId, frames: &[Vec<u8>]) -> io::Result<()> {
@@ -139,8 +163,6 @@ pub(super) fn words(link: &LinkId, addresses: &[IpAddr]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -158,6 +180,15 @@ mod tests {
             &[192, 0, 2, 1],
         ];
         assert_eq!(frame, wanted.concat());
+    }
+
+    #[test]
+    fn a_guest_is_announced_by_its_ethernet_address_whatever_else_is_known() {
+        let [frame] = of_guest(MAC, None).try_into().unwrap();
+        let wanted =
+            [&[0xff; 6][..], &MAC, &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3], &MAC, &[0; 4], &MAC, &[0; 4]];
+        assert_eq!(frame, wanted.concat());
+        assert_eq!(of_guest(MAC, [Ipv4Addr::new(192, 0, 2, 1).into()]).len(), 2);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
         uplink.map(|nic| uplink::check(&mut wiring, nic.as_str(), config.name.as_str())).transpose()?;
     check_mac(&mut wiring, mac, config, uplink.as_ref())?;
     bridged_notices(config.name.as_str()).into_iter().for_each(|notice| wiring.notice(notice));
-    let bridge = join(&mut wiring, config, uplink.as_ref())?;
+    let bridge = join(&mut wiring, config, uplink.as_ref(), true)?;
     if !wiring.has_shared(&record_of(&bridge.id)) {
         keep_mac(&mut wiring, &bridge)?;
     }
@@ -128,8 +128,14 @@ fn uplinks_of(wiring: &Wiring, bridge: &LinkId) -> Result<Vec<u32>, Error> {
     Ok(numbers.iter().filter_map(|number| number.parse().ok()).collect())
 }
 
-/// The bridge, made where it is absent; what other wirevm have made of it is ours too from now on.
-fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Result<Link, Error> {
+/// The bridge, made where it is absent, and set up for as long as we are there where it is down and `sets_up`; what other wirevm have made of
+/// it is ours too from now on.
+fn join(
+    wiring: &mut Wiring,
+    config: &BridgeConfig,
+    uplink: Option<&Link>,
+    sets_up: bool,
+) -> Result<Link, Error> {
     let name = config.name.as_str();
     match wiring.find_link(name)? {
         Some(link) if link.bridge.is_none() => {
@@ -140,7 +146,9 @@ fn join(wiring: &mut Wiring, config: &BridgeConfig, uplink: Option<&Link>) -> Re
         }
         Some(link) => {
             wiring.join(&record_of(&link.id))?;
-            wiring.share_up(&link)?;
+            if sets_up {
+                wiring.share_up(&link)?;
+            }
         }
         None => {
             let asked = |refusal| HostError::Ask { what: "the host's links".to_owned(), refusal };

@@ -6,7 +6,7 @@ use crate::answer::listener::Listener;
 use crate::host::Wiring;
 use crate::host::wire_link::WireLink;
 use crate::wire::cable_spec::CableSpec;
-use crate::{Backend, Mac, Offloads};
+use crate::{Backend, HostAddress, Mac, Offloads};
 
 /// What a wire has beside its ends.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Parts {
     pub(crate) listener: Option<Listener>,
     pub(crate) forwarding: Option<File>,
     pub(crate) links: Vec<WireLink>,
+    /// The host's addresses on the link, of a kind that has some: those of the configuration, or those that were chosen.
+    pub(crate) hosts: Vec<HostAddress>,
 }
 
 impl Parts {
@@ -37,7 +39,7 @@ impl Parts {
             lease: None,
             router: None,
         };
-        Self { spec, listener: None, forwarding: None, links: Vec::new() }
+        Self { spec, listener: None, forwarding: None, links: Vec::new(), hosts: Vec::new() }
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod tuntap;
 pub(crate) mod vhost;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,11 +25,11 @@ use serde::Serialize;
 use crate::answer::listener::Listener;
 use crate::error::HostError;
 use crate::host::wire_link::{Role, WireLink};
-use crate::host::{self, Host, Wiring};
+use crate::host::{self, Host, Wiring, announce};
 use crate::wire::cable::{Ask, Cable, Plugged};
 use crate::wire::look::Condition;
 use crate::wire::made::{Made, Parts};
-use crate::{Backend, Error, Mac, NetConfig, NetnsName, RxFilter, Vhost, VhostMode, WireConfig};
+use crate::{Backend, Error, HEADER_LEN, Mac, NetConfig, NetnsName, RxFilter, Vhost, VhostMode, WireConfig};
 
 /// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
 /// link, when every descriptor of its [`cable`](Self::cable) is closed as well.
@@ -104,6 +105,18 @@ impl Wire {
         &self.config
     }
 
+    /// What makes the same wire again: its configuration, with the name, the addresses and the MAC that were chosen for it.
+    pub fn again(&self) -> NetConfig {
+        let name = || self.parts.spec.link.parse().ok();
+        let mut config = NetConfig { mac: Some(self.mac()), ..self.config.clone() };
+        match &mut config.wire {
+            WireConfig::Tap(tap) => (tap.name, tap.hosts) = (name(), self.parts.hosts.clone()),
+            WireConfig::Tun(tun) => (tun.name, tun.hosts) = (name(), self.parts.hosts.clone()),
+            WireConfig::Bridge(_) | WireConfig::Macvtap(_) | WireConfig::Fd(_) => {}
+        }
+        config
+    }
+
     /// The guest's Ethernet address, as it was made.
     pub fn mac(&self) -> Mac {
         self.parts.spec.mac
@@ -132,6 +145,20 @@ impl Wire {
     /// Whether the kernel carries its frames (vhost-net).
     pub fn carried(&self) -> bool {
         !self.vhosts.is_empty()
+    }
+
+    /// Frames that tell the neighbours where the guest is, each behind its header, for a guest whose driver does not do so: where its
+    /// Ethernet address is, and the addresses that it was told.
+    pub fn announcement(&self) -> Vec<Vec<u8>> {
+        // There is no Ethernet on a tun, and no neighbour but the host.
+        if self.parts.spec.gateway.is_some() {
+            return Vec::new();
+        }
+        let told = self.parts.spec.lease.as_ref().map(|lease| IpAddr::V4(lease.guest()));
+        announce::of_guest(self.mac().octets(), told)
+            .into_iter()
+            .map(|frame| [&[0; HEADER_LEN][..], &frame].concat())
+            .collect()
     }
 
     /// How many queue pairs it has.

@@ -37,6 +37,7 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
+    let all_hosts = hosts.clone();
     if stays {
         wiring.warn_of_routers(&link.id);
     } else {
@@ -65,6 +66,7 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     (parts.spec.lease, parts.spec.router) = (guest_config.lease, guest_config.router);
     (parts.listener, parts.forwarding) = (listener, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
+    parts.hosts = all_hosts;
     Ok(Made { ends: made::ends(tap, others), parts, wiring })
 }
 

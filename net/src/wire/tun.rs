@@ -77,6 +77,7 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
         [] if config.dhcp && !stays => routed::pick(&mut wiring, &link, guest_mtu.into())?,
         hosts => hosts.to_vec(),
     };
+    let all_hosts = hosts.clone();
     if !stays {
         wiring.refuse_routers(&link.id);
     }
@@ -121,6 +122,7 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     (parts.spec.lease, parts.spec.router, parts.forwarding) =
         (guest_config.lease, guest_config.router, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
+    parts.hosts = all_hosts;
     Ok(Made { ends: made::ends(device, others), parts, wiring })
 }
 

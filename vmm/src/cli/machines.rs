@@ -11,7 +11,7 @@ use vmm::info::MachineInfo;
 use vmm::runtime;
 
 use super::args::{Console, Logs, Ls, Machine, Metrics, Stop};
-use super::screen;
+use super::{screen, table};
 use crate::report;
 
 /// How long a machine may take to answer what it answers at once.
@@ -25,7 +25,7 @@ pub(crate) fn done(result: Result<ExitCode, ClientError>) -> ExitCode {
     })
 }
 
-fn connect(name: &str) -> Result<Client, ClientError> {
+pub(super) fn connect(name: &str) -> Result<Client, ClientError> {
     let client = Client::connect(name)?;
     client.set_timeout(Some(AT_ONCE)).map_err(ClientError::Connection)?;
     Ok(client)
@@ -44,12 +44,12 @@ pub(crate) fn ls(args: &Ls) -> Result<ExitCode, ClientError> {
     }
     match args.json {
         true => report::answer_json(&json!({ "machines": machines })),
-        false => report::answer(&table(&machines)),
+        false => report::answer(&rows(&machines)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(machines: &[MachineInfo]) -> String {
+fn rows(machines: &[MachineInfo]) -> String {
     let mut rows = vec![["NAME", "STATE", "PID", "MEMORY", "CPUS", "UPTIME", "NICS"].map(str::to_owned)];
     for info in machines {
         let nics = info.nics.iter().map(|nic| format!("{}:{}", nic.kind, nic.link));
@@ -62,17 +62,9 @@ fn table(machines: &[MachineInfo]) -> String {
             time(info.uptime),
             nics.collect::<Vec<_>>().join(" "),
         ];
-        rows.push(row.map(|cell| printable(&cell).into_owned()));
+        rows.push(row);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..7).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    table::text(&rows)
 }
 
 /// Seconds as a person says them: the two largest units.
@@ -133,6 +125,10 @@ fn page(info: &MachineInfo) -> String {
                 "{:<10} MAC {}, MTU {}, queues {}, carried by {}",
                 "", nic.mac, nic.mtu, nic.queues, nic.carrier
             ),
+            match &nic.why_down {
+                Some(why) => format!("{:<10} the link is {}: {why}", "", if nic.up { "up" } else { "down" }),
+                None => format!("{:<10} the link is {}", "", if nic.up { "up" } else { "down" }),
+            },
         ] {
             text.push_str(printable(&line).trim_end());
             text.push('\n');

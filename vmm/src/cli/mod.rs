@@ -3,13 +3,16 @@
 pub(crate) mod args;
 mod listen_fds;
 pub(crate) mod machines;
+pub(crate) mod net;
+mod net_args;
 mod net_help;
 mod screen;
+mod table;
 
 use std::path::PathBuf;
 
+use ::net::NetConfig;
 use clap::{ArgAction, Args, Parser, Subcommand};
-use net::NetConfig;
 use vmm::MachineConfig;
 use vmm::config::{ConsoleConfig, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, MemoryConfig, NOBODY, Transport};
 
@@ -59,6 +62,8 @@ pub(crate) enum Command {
     Logs(Logs),
     #[command(display_name = "wirevm")]
     Metrics(Metrics),
+    #[command(display_name = "wirevm")]
+    Net(Net),
     #[command(display_name = "wirevm")]
     Doctor(Doctor),
     #[command(display_name = "wirevm")]
@@ -210,7 +215,7 @@ pub(crate) enum Wire {
 pub(crate) struct CpuList(Vec<u16>);
 
 fn parse_cpu_list(text: &str) -> Result<CpuList, &'static str> {
-    net::parse_cpus(text).map(CpuList)
+    ::net::parse_cpus(text).map(CpuList)
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -222,7 +227,7 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 }
 
 fn parse_net(text: &str) -> Result<NetConfig, String> {
-    ListenFds::from_env().resolve(text)?.parse().map_err(|error: net::Error| match error.remedy() {
+    ListenFds::from_env().resolve(text)?.parse().map_err(|error: ::net::Error| match error.remedy() {
         Some(remedy) => format!("{error}\n  try:   {remedy}"),
         None => error.to_string(),
     })
@@ -230,6 +235,7 @@ fn parse_net(text: &str) -> Result<NetConfig, String> {
 
 use self::args::{Console, Logs, Ls, Machine, Metrics, Stop};
 use self::listen_fds::ListenFds;
+use self::net_args::Net;
 use self::net_help::net_help;
 
 #[cfg(test)]

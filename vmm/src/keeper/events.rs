@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use net::News;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -13,6 +14,7 @@ use super::Ended;
 use super::control::{self, Server};
 use super::core::{Core, Letter, Parts};
 use super::watch::Watch;
+use super::wire_watches::WireWatches;
 use crate::error::Error;
 use crate::report;
 
@@ -35,6 +37,8 @@ mod token {
     pub(super) const AGAIN: u32 = 9;
     /// A guest's driver asks something of the wire of this NIC, and the next ones.
     pub(super) const NIC: u32 = 0x100;
+    /// Something happened in a network namespace that a wire is in.
+    pub(super) const WIRES: u32 = 0x800;
 }
 
 /// How many messages of the machine are heard before something else is looked at.
@@ -50,6 +54,7 @@ pub(super) struct Keeper {
     keys: Watch,
     typed: Watch,
     said: Watch,
+    wires: WireWatches,
     console_open: bool,
     failed: Option<event_manager::Error>,
 }
@@ -66,6 +71,7 @@ impl Keeper {
             keys: Watch::new(token::KEYS, EventSet::IN),
             typed: Watch::new(token::TYPED, EventSet::OUT),
             said: Watch::new(token::SAID, EventSet::OUT),
+            wires: WireWatches::default(),
             console_open: true,
             failed: None,
         }
@@ -162,6 +168,16 @@ impl Keeper {
         self.note(watched);
     }
 
+    /// Has the loop watch the namespaces that there are wires in now.
+    fn rewatch_wires(&mut self, ops: &mut EventOps) {
+        match self.wires.set(self.core.wires(), token::WIRES, ops) {
+            Ok(new) => {
+                new.into_iter().for_each(|namespace| self.core.hear_news(namespace, &News::of_all()));
+            }
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
     fn set_timer(&self, deadline: Option<Instant>) {
         // Zero would be never.
         let left =
@@ -217,8 +233,14 @@ impl MutEventSubscriber for Keeper {
                 self.core.read_keys();
             }
             control::TOKEN.. => self.server.process(events, ops, &mut self.core),
+            wires @ token::WIRES..control::TOKEN => {
+                if let Some((namespace, news)) = self.wires.news(wires) {
+                    self.core.hear_news(namespace, &news);
+                }
+            }
             nic => self.answer_guest((nic - token::NIC) as usize, ops),
         }
+        self.rewatch_wires(ops);
         self.deliver(ops);
         self.rewatch(ops);
     }
@@ -242,6 +264,7 @@ impl MutEventSubscriber for Keeper {
         self.note(added);
         // What came while the host was wired.
         self.core.hear_signals_before();
+        self.rewatch_wires(ops);
         self.rewatch(ops);
     }
 }

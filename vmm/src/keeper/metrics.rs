@@ -139,6 +139,9 @@ mod tests {
             mtu: 1500,
             queues: 1,
             carrier: "wirevm".into(),
+            up: true,
+            link_mode: "follow".into(),
+            why_down: None,
             links: serde_json::Value::Null,
             hops: serde_json::Value::Null,
         };

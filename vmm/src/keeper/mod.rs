@@ -20,6 +20,7 @@ pub(crate) mod sink;
 mod stopping;
 pub(crate) mod terminal;
 mod watch;
+mod wire_watches;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -199,6 +200,7 @@ fn start(
         keyboard,
         nics,
         server,
+        host: wiring,
         place,
         ready,
     }))

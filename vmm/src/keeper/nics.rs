@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use devices::virtio::net::run_on;
-use net::{NetConfig, VhostMode, Wire};
+use net::{CableSpec, LinkMode, Mac, NetConfig, VhostMode, Wire};
 use vmm::MachineConfig;
 use vmm::config::Transport;
 
@@ -16,7 +17,22 @@ use crate::protocol::{self, Channel, FilterAnswer, FilterRequest, FromMachine, M
 
 /// One NIC, as the keeper knows it.
 pub(crate) struct Nic {
-    pub(crate) wire: Wire,
+    /// None for a moment, in which it moves to one that cannot be beside the one before.
+    pub(crate) wire: Option<Wire>,
+    /// What its wire was made of last.
+    pub(crate) config: NetConfig,
+    /// Which of its wires that is.
+    number: u32,
+    /// The one that it moves to.
+    pub(super) next: Option<Wire>,
+    /// What its link is up by.
+    pub(crate) mode: LinkMode,
+    /// As its driver was told.
+    pub(crate) up: bool,
+    /// The MTU that the guest was told, and how many queue pairs its NIC has: they stay.
+    pub(crate) mtu: u16,
+    pub(crate) pairs: usize,
+    pub(crate) mac: Mac,
     /// By which the guest's driver asks for another address or other frames.
     asks: Channel<FilterAnswer, FilterRequest>,
 }
@@ -42,8 +58,9 @@ pub(crate) fn resolve(machine: &MachineConfig) -> Result<Vec<NetConfig>, Error> 
 pub(super) fn links_here(nics: &[Nic]) -> Vec<u32> {
     let here = std::fs::metadata("/proc/self/ns/net").map(|found| found.ino());
     let own = |nic: &Nic| {
-        let of_nic = |link: &net::WireLink| link.name == nic.wire.link();
-        let link = nic.wire.links().iter().find(|link| of_nic(link))?.clone();
+        let wire = nic.wire.as_ref()?;
+        let of_nic = |link: &&net::WireLink| link.name == wire.link();
+        let link = wire.links().iter().find(of_nic)?.clone();
         link.index.filter(|_| here.as_ref().is_ok_and(|here| *here == link.namespace))
     };
     nics.iter().filter_map(own).collect()
@@ -61,31 +78,45 @@ impl Nic {
         machine: &Channel<ToMachine, FromMachine>,
     ) -> Result<Self, Error> {
         let wire = Wire::open(config, host).map_err(|error| nic_error(index, config, error))?;
-        log::info!(
-            "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}{}",
-            config.wire.kind(),
-            wire.link(),
-            wire.mac(),
-            wire.mtu(),
-            wire.queues(),
-            if wire.carried() { ", carried by vhost-net" } else { "" }
-        );
-        for notice in wire.notices() {
-            log::warn!("NIC {index}: {notice}");
-        }
+        tell(index, &wire);
         let given = |source| Error::Host { what: "give a NIC to the process that runs the guest", source };
         let cable = wire.cable().map_err(given)?;
         let (asks, theirs) = Channel::pair().map_err(given)?;
-        let nic = protocol::Nic {
-            cable: cable.spec,
-            affinity: config.affinity.clone(),
-            poll: config.poll.as_micros().try_into().unwrap_or(u64::MAX),
-            carried: wire.carried(),
-        };
+        let nic = described(&wire, cable.spec, 0);
         let descriptors: Vec<_> = cable.descriptors.iter().map(AsFd::as_fd).chain([theirs.as_fd()]).collect();
         debug_assert!(descriptors.len() <= MAX_DESCRIPTORS);
         machine.send_with(&ToMachine::Nic(Box::new(nic)), &descriptors).map_err(given)?;
-        Ok(Self { wire, asks })
+        let (mtu, pairs, mac) = (wire.mtu(), wire.queues(), wire.mac());
+        let (config, mode) = (wire.config().clone(), config.link);
+        Ok(Self { wire: Some(wire), config, number: 0, next: None, mode, up: true, mtu, pairs, mac, asks })
+    }
+
+    /// Gives the machine the wire that the NIC moves to.
+    ///
+    /// # Errors
+    /// The machine does not listen, or there are no descriptors left; then it does not move.
+    pub(super) fn give_next(
+        &mut self,
+        index: usize,
+        wire: Wire,
+        machine: &Channel<ToMachine, FromMachine>,
+    ) -> io::Result<()> {
+        tell(index, &wire);
+        let cable = wire.cable()?;
+        let nic = described(&wire, cable.spec, self.number + 1);
+        let descriptors: Vec<_> = cable.descriptors.iter().map(AsFd::as_fd).collect();
+        let order = ToMachine::Swap { nic: index, wire: Some(Box::new(nic)) };
+        machine.try_send_with(&order, &descriptors)?;
+        self.next = Some(wire);
+        Ok(())
+    }
+
+    /// The machine has it on the next wire: gives the one before back.
+    pub(super) fn has_moved(&mut self) -> Option<Wire> {
+        let next = self.next.take()?;
+        self.number += 1;
+        self.config = next.config().clone();
+        self.wire.replace(next)
     }
 
     /// The socket of what the guest's driver asks.
@@ -97,18 +128,103 @@ impl Nic {
     pub(crate) fn answer(&mut self) -> bool {
         // One at a time: who has taken the machine over may ask without end.
         let request = match self.asks.try_receive() {
-            Ok(Some((FilterRequest(filter), _))) => filter,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return true,
+            Ok(Some((request, _))) => request,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Ok(None) | Err(_) => return false,
         };
-        let answer = self.wire.set_filter(&request);
+        let FilterRequest { wire, filter } = request;
+        let asked = if wire == self.number { &mut self.wire } else { &mut self.next };
+        // A wire that has gone meanwhile brings nothing.
+        let answer = asked.as_mut().map_or(Ok(()), |wire| wire.set_filter(&filter));
         let answer = answer.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
         self.asks.try_send(&FilterAnswer(answer)).is_ok()
     }
 }
 
+/// An error of a wire in one piece, with its cause and what helps.
+pub(super) fn words(error: &net::Error) -> String {
+    let text = error.with_cause();
+    error.remedy().map_or(text.clone(), |remedy| format!("{text}; try: {remedy}"))
+}
+
+/// What `spec` makes of the NIC that is on the wire `from`: a whole spec, or keys that are to be others.
+///
+/// # Errors
+/// It makes no sense, or is not for a guest that runs: why, and what helps.
+pub(super) fn to_move(
+    index: usize,
+    nic: &Nic,
+    from: &NetConfig,
+    spec: &str,
+    machine: &MachineConfig,
+) -> Result<NetConfig, String> {
+    let to = from.or_keys(spec).map_err(|error| words(&error))?;
+    if to.mac.is_some_and(|mac| mac != nic.mac) {
+        return Err(format!("the guest has the MAC {} until its end; drop mac=", nic.mac));
+    }
+    if let Some(mtu) = to.mtu.filter(|&mtu| mtu < nic.mtu) {
+        return Err(format!("the guest was told an MTU of {} bytes, and {mtu} is less; drop mtu=", nic.mtu));
+    }
+    if matches!(to.wire, net::WireConfig::Fd(_)) {
+        return Err("a machine that runs inherits no descriptors: name the tap or macvtap itself".to_owned());
+    }
+    // As many as the NIC has, if nothing is said of it.
+    let to = match to.queues == net::Queues::default() {
+        true => NetConfig { queues: net::Queues::Number(nic.pairs as u16), ..to },
+        false => to,
+    };
+    let affinity = if to.affinity.is_empty() { from.affinity.clone() } else { to.affinity.clone() };
+    let to =
+        NetConfig { affinity: Vec::new(), ..to }.for_guest(machine.cpus).map_err(|error| words(&error))?;
+    let queues = usize::from(to.queues.number());
+    if queues > nic.pairs {
+        return Err(format!(
+            "the NIC has {} queue pairs since its start, and {queues} are more; give it more by --net",
+            nic.pairs
+        ));
+    }
+    let vhost = carrier(index, to.vhost, machine.transport).map_err(|error| error.to_string())?;
+    if vhost != VhostMode::Off && queues < nic.pairs {
+        return Err(format!(
+            "vhost-net needs a queue for each of the NIC's {} queue pairs: queues={}",
+            nic.pairs, nic.pairs
+        ));
+    }
+    // A wire carries at least what the guest was told.
+    let mtu = Some(to.mtu.unwrap_or(nic.mtu));
+    Ok(NetConfig { mac: Some(nic.mac), mtu, vhost, affinity, ..to })
+}
+
+/// Says what there is to say of a wire that was just made.
+fn tell(index: usize, wire: &Wire) {
+    log::info!(
+        "NIC {index} ({}): {}, MAC {}, MTU {}, queues {}{}",
+        wire.config().wire.kind(),
+        wire.link(),
+        wire.mac(),
+        wire.mtu(),
+        wire.queues(),
+        if wire.carried() { ", carried by vhost-net" } else { "" }
+    );
+    for notice in wire.notices() {
+        log::warn!("NIC {index}: {notice}");
+    }
+}
+
+/// What the machine hears of a wire.
+fn described(wire: &Wire, cable: CableSpec, number: u32) -> protocol::Nic {
+    let config = wire.config();
+    protocol::Nic {
+        cable,
+        affinity: config.affinity.clone(),
+        poll: config.poll.as_micros().try_into().unwrap_or(u64::MAX),
+        carried: wire.carried(),
+        wire: number,
+    }
+}
+
 /// Who carries the frames of a NIC on this transport: by MMIO each interrupt has a reason that only we can write.
-fn carrier(index: usize, vhost: VhostMode, transport: Transport) -> Result<VhostMode, Error> {
+pub(super) fn carrier(index: usize, vhost: VhostMode, transport: Transport) -> Result<VhostMode, Error> {
     match (vhost, transport) {
         (VhostMode::On, Transport::Mmio) => Err(Error::VhostByMmio { index }),
         (VhostMode::Auto, Transport::Mmio) => {
@@ -132,7 +248,7 @@ fn check_cpu_affinity(machine: &MachineConfig) -> Result<(), Error> {
 }
 
 /// Tries each CPU, on a thread of its own: where one is wrong, that is said before the host is changed.
-fn try_cpus(cpus: &[u16], error: impl Fn(u16, std::io::Error) -> Error) -> Result<(), Error> {
+fn try_cpus(cpus: &[u16], error: impl Fn(u16, io::Error) -> Error) -> Result<(), Error> {
     for &cpu in cpus {
         let tried = thread::scope(|scope| scope.spawn(|| run_on(cpu)).join());
         tried

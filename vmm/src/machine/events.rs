@@ -77,7 +77,7 @@ impl Machine {
     fn hear(&mut self) {
         loop {
             match self.channel.try_receive() {
-                Ok(Some((message, _))) => self.obey(message),
+                Ok(Some((message, descriptors))) => self.obey(message, descriptors),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 // The kernel ends us when the keeper does; what makes no sense is no keeper.
                 Ok(None) | Err(_) => return self.ending.end(Outcome::Stopped),
@@ -85,7 +85,7 @@ impl Machine {
         }
     }
 
-    fn obey(&mut self, message: ToMachine) {
+    fn obey(&mut self, message: ToMachine, descriptors: Vec<OwnedFd>) {
         let answer = match message {
             ToMachine::Pause => FromMachine::Paused(self.pause().map_err(|error| error.to_string())),
             ToMachine::Resume => FromMachine::Resumed(self.resume().map_err(|error| error.to_string())),
@@ -94,6 +94,14 @@ impl Machine {
                 nics: self.nics.iter().map(Nic::counters).collect(),
                 exits: self.vcpus.exits().iter().map(|exits| [exits.port, exits.mmio, exits.other]).collect(),
             }),
+            ToMachine::Link(link) => {
+                let done = self.nic(link.nic).and_then(|nic| nic.set_link(&link));
+                FromMachine::Linked { nic: link.nic, done: done.map_err(|error| error.to_string()) }
+            }
+            ToMachine::Swap { nic, wire } => {
+                let done = self.nic(nic).and_then(|nic| nic.swap(wire.map(|wire| *wire), descriptors));
+                FromMachine::Swapped { nic, done: done.map_err(|error| error.to_string()) }
+            }
             ToMachine::Stop => return self.ending.end(Outcome::Stopped),
             // It was built.
             ToMachine::Nic(_) | ToMachine::Start => return,
@@ -101,6 +109,10 @@ impl Machine {
         if self.channel.send(&answer).is_err() {
             self.ending.end(Outcome::Stopped);
         }
+    }
+
+    fn nic(&mut self, number: usize) -> std::io::Result<&mut Nic> {
+        self.nics.get_mut(number).ok_or_else(|| std::io::Error::other("there is no such NIC"))
     }
 
     /// Running → Paused. The vCPUs first: what the guest has sent by then is on its rings.

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::net::{Counters, Handle, NetDeviceConfig, VirtioNet};
-use net::{Cable, Plugged, RxFilter};
+use net::{Backend, Cable, CableSpec, Plugged, RxFilter, Unplugged};
 
 use crate::error::Error;
 use crate::machine::sandbox::{Filters, Thread};
 use crate::protocol::{
-    Channel, FilterAnswer, FilterRequest, FromMachine, NicCounters, PairCounters, ToMachine,
+    self, Channel, FilterAnswer, FilterRequest, FromMachine, NicCounters, PairCounters, ToMachine,
 };
 
 /// One NIC, as the machine knows it.
@@ -27,7 +27,11 @@ pub(crate) struct Nic {
     carried: bool,
     /// Frames of the guest for which the wire has no way.
     ignored: Arc<AtomicU64>,
+    /// By which its driver asks the keeper, whatever the wire.
+    asks: Arc<Asks>,
 }
+
+type Asks = Channel<FilterRequest, FilterAnswer>;
 
 impl Nic {
     /// Receives each NIC from the keeper, until it says that there is no further one. Their threads are born here.
@@ -52,20 +56,39 @@ impl Nic {
         }
     }
 
-    fn new(index: usize, nic: crate::protocol::Nic, mut descriptors: Vec<OwnedFd>) -> Result<Self, Error> {
+    fn new(index: usize, nic: protocol::Nic, mut descriptors: Vec<OwnedFd>) -> Result<Self, Error> {
         let failed = |source| Error::Host { what: "make a NIC of what the keeper gave", source };
         let cut_off = || failed(io::Error::new(io::ErrorKind::InvalidData, "there are too few descriptors"));
-        let asks = Channel::<FilterRequest, FilterAnswer>::over(descriptors.pop().ok_or_else(cut_off)?);
-        let ask = move |filter: &RxFilter| ask(&asks, filter);
-        let cable = Cable { spec: nic.cable, descriptors };
-        let Plugged { backends, vhosts, mac, mtu, link, ignored } =
-            cable.plug(Box::new(ask)).map_err(failed)?;
+        let asks = Arc::new(Asks::over(descriptors.pop().ok_or_else(cut_off)?));
+        let plugged = plug(nic.cable, descriptors, 1, nic.wire, &asks).map_err(failed)?;
+        let Plugged { backends, vhosts, mac, mtu, link, ignored } = plugged;
         let (name, affinity) = (format!("net{index}"), nic.affinity);
         let config = NetDeviceConfig { name, mac, mtu: Some(mtu), affinity };
         let device = VirtioNet::new(config, backends, vhosts).map_err(failed)?;
         let device = device.with_poll(Duration::from_micros(nic.poll));
         let handle = device.handle();
-        Ok(Self { link, handle, device: Some(device), carried: nic.carried, ignored })
+        Ok(Self { link, handle, device: Some(device), carried: nic.carried, ignored, asks })
+    }
+
+    /// Has its link as it is to be.
+    pub(crate) fn set_link(&self, link: &protocol::Link) -> io::Result<()> {
+        self.handle.set_carrier(link.carrier)?;
+        self.handle.set_link(link.up)?;
+        link.announcement.clone().map_or(Ok(()), |frames| self.handle.announce(frames))
+    }
+
+    /// Moves it to another wire, or takes the one away that it has.
+    pub(crate) fn swap(&mut self, wire: Option<protocol::Nic>, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let pairs = self.handle.pairs();
+        let Some(wire) = wire else {
+            let nothing = |_| Ok::<_, io::Error>(Box::new(Unplugged::new()?) as Box<dyn Backend>);
+            return self.handle.swap((0..pairs).map(nothing).collect::<io::Result<_>>()?, Vec::new());
+        };
+        let plugged = plug(wire.cable, descriptors, pairs, wire.wire, &self.asks)?;
+        let Plugged { backends, vhosts, link, ignored, .. } = plugged;
+        self.handle.swap(backends, vhosts)?;
+        (self.link, self.ignored, self.carried) = (link, ignored, wire.carried);
+        Ok(())
     }
 
     /// The device that the guest sees.
@@ -130,6 +153,19 @@ impl Nic {
     }
 }
 
+/// Makes the backends of a wire, for a NIC of so many queue pairs at least.
+fn plug(
+    spec: CableSpec,
+    descriptors: Vec<OwnedFd>,
+    pairs: usize,
+    wire: u32,
+    asks: &Arc<Asks>,
+) -> io::Result<Plugged> {
+    let asks = Arc::clone(asks);
+    let ask = move |filter: &RxFilter| ask(&asks, wire, filter);
+    Cable { spec, descriptors }.for_pairs(pairs).plug(Box::new(ask))
+}
+
 fn read(counters: &Counters) -> PairCounters {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     PairCounters {
@@ -148,8 +184,8 @@ fn read(counters: &Counters) -> PairCounters {
 }
 
 /// Asks the keeper for other frames or another address, and waits for its answer.
-fn ask(keeper: &Channel<FilterRequest, FilterAnswer>, filter: &RxFilter) -> io::Result<()> {
-    keeper.send(&FilterRequest(filter.clone()))?;
+fn ask(keeper: &Asks, wire: u32, filter: &RxFilter) -> io::Result<()> {
+    keeper.send(&FilterRequest { wire, filter: filter.clone() })?;
     match keeper.receive()? {
         Some((FilterAnswer(answer), _)) => answer.map_err(io::Error::from_raw_os_error),
         None => Err(io::ErrorKind::BrokenPipe.into()),

@@ -62,6 +62,14 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         self.send_flags(message, &[], SendFlags::DONTWAIT)
     }
 
+    /// The same with descriptors, of which the other end gets duplicates.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send).
+    pub(crate) fn try_send_with(&self, message: &S, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_flags(message, descriptors, SendFlags::DONTWAIT)
+    }
+
     fn send_flags(&self, message: &S, descriptors: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];

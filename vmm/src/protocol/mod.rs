@@ -13,7 +13,7 @@
 //! plumbing             ─── Nic ────► one for each, with its descriptors
 //!                      ─── Start ──►
 //!                      ◄── Running   the first KVM_RUN is next
-//!   Pause, Resume, PowerButton, Counters, Stop ──►
+//!   Pause, Resume, PowerButton, Counters, Link, Swap, Stop ──►
 //!                      ◄── Ended     why; then it exits
 //! ```
 
@@ -39,8 +39,31 @@ pub(crate) enum ToMachine {
     PowerButton,
     /// Say what went over the NICs, and how the vCPUs exited; answered by [`FromMachine::Counters`].
     Counters,
+    /// Set a NIC's link up or down; answered by [`FromMachine::Linked`].
+    Link(Link),
+    /// Move a NIC to another wire, whose cable's descriptors come with this; answered by [`FromMachine::Swapped`].
+    Swap {
+        /// Its number.
+        nic: usize,
+        /// The wire; none for none at all, until there is another one.
+        wire: Option<Box<Nic>>,
+    },
     /// End now.
     Stop,
+}
+
+/// How a NIC's link is to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    /// Its number.
+    pub(crate) nic: usize,
+    /// Whether frames get through it.
+    pub(crate) up: bool,
+    /// Whether the host's link shows somebody at the guest's end.
+    pub(crate) carrier: bool,
+    /// Frames that tell the neighbours where the guest is, each behind its header, for a driver that does not do so. None where
+    /// nobody is to be told.
+    pub(crate) announcement: Option<Vec<Vec<u8>>>,
 }
 
 /// A NIC as the machine needs it.
@@ -54,6 +77,8 @@ pub(crate) struct Nic {
     pub(crate) poll: u64,
     /// The kernel carries its frames.
     pub(crate) carried: bool,
+    /// Which of the NIC's wires it is, for what its driver asks of it.
+    pub(crate) wire: u32,
 }
 
 /// From the machine to the keeper.
@@ -72,6 +97,20 @@ pub(crate) enum FromMachine {
     Resumed(Result<(), String>),
     /// The power button is pressed. `heard`: the guest has a driver for it.
     PowerButton { heard: bool },
+    /// The link of the NIC is as it was asked to be, or why not.
+    Linked {
+        /// Its number.
+        nic: usize,
+        /// Whether it is.
+        done: Result<(), String>,
+    },
+    /// The NIC is on the other wire, or why it is on the one before.
+    Swapped {
+        /// Its number.
+        nic: usize,
+        /// Whether it is.
+        done: Result<(), String>,
+    },
     /// As asked.
     Counters(Counters),
     /// Lines for the user.
@@ -144,7 +183,11 @@ pub(crate) struct PairCounters {
 
 /// What a guest's driver asks of the host's link, on the NIC's own socket; answered by a [`FilterAnswer`].
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct FilterRequest(pub(crate) RxFilter);
+pub(crate) struct FilterRequest {
+    /// Which of the NIC's wires.
+    pub(crate) wire: u32,
+    pub(crate) filter: RxFilter,
+}
 
 /// Done, or the errno of the refusal.
 #[derive(Debug, Serialize, Deserialize)]

@@ -37,6 +37,11 @@ impl Handle {
         self.counters.to_vec()
     }
 
+    /// How many queue pairs it has.
+    pub fn pairs(&self) -> usize {
+        self.pairs.len()
+    }
+
     /// The names of the pairs' threads.
     pub fn thread_names(&self) -> impl Iterator<Item = &str> {
         self.pairs.iter().map(Address::name)

@@ -37,10 +37,11 @@ fn try_rejoin(
     mac: Mac,
     port: &LinkId,
 ) -> Result<Rejoined, Error> {
-    // Whoever makes it sets it up; one that is gone again is not made by us.
+    // One that is gone again is not made by us.
     wiring.link(config.name.as_str())?;
     let uplink = free_uplink(wiring, config);
-    let bridge = join(wiring, config, uplink.as_ref())?;
+    // Whoever makes it is about to set it up.
+    let bridge = join(wiring, config, uplink.as_ref(), false)?;
     if !wiring.has_shared(&record_of(&bridge.id)) {
         keep_mac(wiring, &bridge)?;
     }

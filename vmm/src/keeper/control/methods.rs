@@ -25,6 +25,7 @@ pub(crate) enum ControlError {
     ExpectedMore,
     WrongState(String),
     ConsoleTaken,
+    NoSuchNic(String),
     Failed(String),
 }
 
@@ -40,6 +41,7 @@ impl ControlError {
             Self::ExpectedMore => service("ExpectedMore", json!({})),
             Self::WrongState(reason) => machine("WrongState", reason),
             Self::ConsoleTaken => machine("ConsoleTaken", "somebody writes on the console already"),
+            Self::NoSuchNic(reason) => machine("NoSuchNic", reason),
             Self::Failed(reason) => machine("Failed", reason),
         };
         json!({ "error": error, "parameters": parameters })
@@ -121,6 +123,14 @@ fn machine(
         "Pause" => return later(vm.pause(ticket)),
         "Resume" => return later(vm.resume(ticket)),
         "Metrics" => return later(vm.metrics(ticket)),
+        "NetLink" => match (text(call, "nic"), text(call, "mode")) {
+            (Ok(nic), Ok(mode)) => return later(vm.net_link(ticket, nic, mode)),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        },
+        "NetMove" => match (text(call, "nic"), text(call, "spec")) {
+            (Ok(nic), Ok(spec)) => return later(vm.net_move(ticket, nic, spec)),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        },
         "Wait" => {
             connection.subscribe(Subscription::End);
             return Answer::Later;
@@ -183,6 +193,11 @@ fn instance(
         "Reboot" => Err(ControlError::MethodNotImplemented(call.method.clone())),
         _ => Err(ControlError::MethodNotFound(call.method.clone())),
     })
+}
+
+/// A parameter that is text.
+fn text<'a>(call: &'a Call, name: &'static str) -> Result<&'a str, ControlError> {
+    call.parameters[name].as_str().ok_or(ControlError::InvalidParameter(name))
 }
 
 /// A number of seconds, or none given; nothing where it is something else.

@@ -58,6 +58,16 @@ pub(crate) trait Requests {
     /// # Errors
     /// It is in no state for that.
     fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError>;
+    /// Sets what a NIC's link is up by, and answers the ticket then.
+    ///
+    /// # Errors
+    /// There is no such NIC or mode.
+    fn net_link(&mut self, ticket: Ticket, nic: &str, mode: &str) -> Result<(), ControlError>;
+    /// Moves a NIC to another wire, and answers the ticket then.
+    ///
+    /// # Errors
+    /// There is no such NIC, or it cannot move there; it is where it was.
+    fn net_move(&mut self, ticket: Ticket, nic: &str, spec: &str) -> Result<(), ControlError>;
     /// Types on the guest's console; returns how many keys there was room for.
     fn type_in(&mut self, keys: &[u8]) -> usize;
     /// What the guest said last.

@@ -49,6 +49,12 @@ impl Requests for Fake {
     fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError> {
         self.pause(ticket)
     }
+    fn net_link(&mut self, ticket: Ticket, _: &str, _: &str) -> Result<(), ControlError> {
+        self.pause(ticket)
+    }
+    fn net_move(&mut self, _: Ticket, _: &str, _: &str) -> Result<(), ControlError> {
+        Err(ControlError::NoSuchNic("there is no NIC nic7; the machine has nic0".into()))
+    }
     fn type_in(&mut self, keys: &[u8]) -> usize {
         self.typed.extend(keys);
         keys.len()

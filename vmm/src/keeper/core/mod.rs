@@ -2,6 +2,7 @@
 //! put down as letters, which the loop delivers.
 
 mod requests;
+mod wires;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,7 @@ use vmm::MachineConfig;
 use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
+use self::wires::{Lost, Move};
 use super::Ended;
 use super::child::{Child, Death};
 use super::console::Console;
@@ -40,6 +42,8 @@ pub(in crate::keeper) struct Parts {
     /// After `child`, which holds their links as long as it lives.
     pub(in crate::keeper) nics: Vec<Nic>,
     pub(in crate::keeper) server: Server,
+    /// What wires are made by.
+    pub(in crate::keeper) host: net::Host,
     /// Last: the name is free once the host is as before.
     pub(in crate::keeper) place: Place,
     pub(in crate::keeper) ready: Option<Ready>,
@@ -61,6 +65,10 @@ pub(super) struct Core {
     console: Console,
     keyboard: Keyboard,
     nics: Vec<Nic>,
+    /// Of each NIC, the move that it is in, and the wire that is to be made again.
+    moves: Vec<Option<Move>>,
+    lost: Vec<Option<Lost>>,
+    host: net::Host,
     place: Place,
     ready: Option<Ready>,
     notify: Notify,
@@ -77,11 +85,15 @@ pub(super) struct Core {
     pausing: Vec<Ticket>,
     resuming: Vec<Ticket>,
     counting: Vec<Ticket>,
+    /// Who waits for the link of a NIC to be as it was asked to be.
+    linking: Vec<(usize, Ticket)>,
 }
 
 impl Core {
     pub(super) fn new(parts: Parts) -> (Self, Server) {
-        let Parts { config, signals, channel, child, console, keyboard, nics, server, place, ready } = parts;
+        let Parts { config, signals, channel, child, console, keyboard, nics, server, host, place, ready } =
+            parts;
+        let (moves, lost) = (nics.iter().map(|_| None).collect(), nics.iter().map(|_| None).collect());
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let core = Self {
             config,
@@ -91,6 +103,9 @@ impl Core {
             console,
             keyboard,
             nics,
+            moves,
+            lost,
+            host,
             place,
             ready,
             notify: Notify::from_env(),
@@ -104,6 +119,7 @@ impl Core {
             pausing: Vec::new(),
             resuming: Vec::new(),
             counting: Vec::new(),
+            linking: Vec::new(),
         };
         (core, server)
     }
@@ -143,13 +159,14 @@ impl Core {
 
     /// When something is to be done although nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.stopping.deadline()
+        self.stopping.deadline().into_iter().chain(self.next_try()).min()
     }
 
     /// Time may be up.
     pub(super) fn expire(&mut self, now: Instant) {
         let next = self.stopping.expire(now);
         self.carry_out(next);
+        self.try_again(now);
     }
 
     /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
@@ -213,6 +230,8 @@ impl Core {
                 let waiting = std::mem::take(&mut self.resuming);
                 self.answer_all(waiting, done.map(|()| json!({})));
             }
+            FromMachine::Linked { nic, done } => self.linked(nic, done),
+            FromMachine::Swapped { nic, done } => self.swapped(nic, done),
             FromMachine::Counters(counters) => self.answer_counters(&counters),
             FromMachine::PowerButton { heard } => {
                 if !heard && self.stopping.is_asked() {

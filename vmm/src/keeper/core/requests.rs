@@ -3,31 +3,16 @@
 use std::fs;
 use std::time::Duration;
 
+use net::Wire;
 use serde_json::json;
 use vmm::info::{MachineInfo, MachineState, NicInfo, ThreadInfo};
 
 use super::Core;
 use crate::keeper::control::{ControlError, Requests, Ticket};
-use crate::keeper::nics::Nic;
 use crate::protocol::ToMachine;
 
 impl Requests for Core {
     fn info(&self) -> MachineInfo {
-        let nic = |(index, nic): (usize, &Nic)| {
-            let wire = &nic.wire;
-            NicInfo {
-                name: format!("nic{index}"),
-                spec: wire.config().to_string(),
-                kind: wire.config().wire.kind().to_string(),
-                link: wire.link().to_owned(),
-                mac: wire.mac().to_string(),
-                mtu: wire.mtu(),
-                queues: wire.queues(),
-                carrier: if wire.carried() { "vhost-net" } else { "wirevm" }.to_owned(),
-                links: json!(wire.links()),
-                hops: json!(wire.hops()),
-            }
-        };
         MachineInfo {
             name: self.place.name().to_owned(),
             state: self.state,
@@ -36,7 +21,7 @@ impl Requests for Core {
             threads: threads_of(self.child.id()),
             config: self.config.clone(),
             memory: self.config.memory.bytes,
-            nics: self.nics.iter().enumerate().map(nic).collect(),
+            nics: (0..self.nics.len()).map(|index| self.nic_info(index)).collect(),
             started: self.started,
             uptime: self.since.elapsed().as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -73,6 +58,14 @@ impl Requests for Core {
         Ok(())
     }
 
+    fn net_link(&mut self, ticket: Ticket, nic: &str, mode: &str) -> Result<(), ControlError> {
+        self.link_by(ticket, nic, mode)
+    }
+
+    fn net_move(&mut self, ticket: Ticket, nic: &str, spec: &str) -> Result<(), ControlError> {
+        self.move_to(ticket, nic, spec)
+    }
+
     fn type_in(&mut self, keys: &[u8]) -> usize {
         let taken = self.keyboard.type_in(keys);
         self.keyboard.give();
@@ -81,6 +74,33 @@ impl Requests for Core {
 
     fn console_history(&self) -> Vec<u8> {
         self.console.history()
+    }
+}
+
+impl Core {
+    /// What there is to say of a NIC.
+    pub(super) fn nic_info(&self, index: usize) -> NicInfo {
+        let nic = &self.nics[index];
+        let wire = nic.wire.as_ref();
+        let why = match wire {
+            Some(wire) => wire.condition().why().map(str::to_owned),
+            None => Some("there is no wire, and it is tried to make it again".to_owned()),
+        };
+        NicInfo {
+            name: format!("nic{index}"),
+            spec: nic.config.to_string(),
+            kind: nic.config.wire.kind().to_string(),
+            link: wire.map(|wire| wire.link().to_owned()).unwrap_or_default(),
+            mac: nic.mac.to_string(),
+            mtu: nic.mtu,
+            queues: nic.pairs,
+            carrier: if wire.is_some_and(Wire::carried) { "vhost-net" } else { "wirevm" }.to_owned(),
+            up: nic.up,
+            link_mode: nic.mode.to_string(),
+            why_down: why,
+            links: json!(wire.map(Wire::links).unwrap_or_default()),
+            hops: json!(wire.map(Wire::hops).unwrap_or_default()),
+        }
     }
 }
 

@@ -107,7 +107,7 @@ const CALLS: &[Call] = &[
     call(libc::SYS_epoll_pwait, &[Main, Queue], Any, "a wait for events"),
     call(libc::SYS_epoll_ctl, &[Main, Queue], Any, "other events to wait for"),
     call(libc::SYS_dup, &[Vcpu, Queue], Any, "eventfds of a queue that starts"),
-    call(libc::SYS_eventfd2, &[Vcpu, Queue], Any, "the same"),
+    call(libc::SYS_eventfd2, ALL, Any, "the same; a carrier's, and a link's that is down"),
     call(
         libc::SYS_fcntl,
         ALL,
@@ -144,6 +144,7 @@ const MAIN_IOCTLS: &[u64] = &[
     0x4020_ae76, // KVM_IRQFD, as devices go at the end
     0x4040_ae79, // KVM_IOEVENTFD, the same
     0x4008_ae61, // KVM_IRQ_LINE, the same
+    0x8008_af00, // VHOST_GET_FEATURES, of another wire
 ];
 
 /// `linux/kvm.h`, `linux/if_tun.h` and `linux/vhost.h`.
@@ -151,6 +152,7 @@ const QUEUE_IOCTLS: &[u64] = &[
     0x4008_ae61, // KVM_IRQ_LINE, for a driver without MSI-X
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d9, // TUNSETQUEUE
+    0x4004_54e2, // TUNSETCARRIER
     0x8004_54d2, // TUNGETIFF, whether a link is gone
     0xaf01,      // VHOST_SET_OWNER
     0x4008_af00, // VHOST_SET_FEATURES

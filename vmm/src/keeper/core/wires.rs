@@ -1,0 +1,387 @@
+//! Wires while the guest runs: a NIC's link follows its wire, a wire that is lost is made again, and a NIC moves to another one.
+//!
+//! # A move
+//! ```text
+//!            new wire made             the machine has it
+//!   ┌──────┐ ─────────────► ┌──────────┐ ───────────────► ┌───────┐
+//!   │ here │                │ Swapping │                  │ there │
+//!   └──────┘ ◄───────────── └──────────┘ ◄─────┐          └───────┘
+//!      │      refused        ▲                 │ old wire made again
+//!      │ the two cannot be   │ new wire made   │
+//!      │ beside each other   │                 │
+//!      └──► ┌────────────┐ ──┘        ┌────────┴──┐
+//!           │ Unplugging │ ─────────► │ Restoring │
+//!           └────────────┘  refused   └───────────┘
+//! ```
+//! The guest's link is down meanwhile. As a rule the new wire is whole before the old one is left. Two that want the same of the
+//! host (a name, an address, a MAC on one bridge) cannot be at once: the old one goes first then, and is made again if the new one
+//! cannot be.
+
+use std::time::{Duration, Instant};
+
+use net::{Condition, LinkMode, NetConfig, News, Wire};
+use serde_json::json;
+use vmm::info::MachineState;
+
+use super::{Core, Letter};
+use crate::keeper::control::{ControlError, Ticket};
+use crate::keeper::nics::{self, Nic};
+use crate::protocol::{Link, ToMachine};
+
+/// After so long a wire that could not be made again is tried once more; and twice as long each time, up to the second.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// A move of a NIC.
+pub(super) struct Move {
+    stage: Stage,
+    /// Whom to answer; none where the keeper makes a lost wire again.
+    ticket: Option<Ticket>,
+    to: NetConfig,
+    /// What makes the wire before again.
+    from: NetConfig,
+    /// Why it is being made again.
+    failed: Option<String>,
+    /// The wire before has gone.
+    left: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Unplugging,
+    Swapping,
+    Restoring,
+}
+
+/// A wire that is to be made again later.
+pub(super) struct Lost {
+    config: NetConfig,
+    at: Instant,
+    delay: Duration,
+}
+
+impl Core {
+    /// Looks at the wires of a namespace after this news.
+    pub(in crate::keeper) fn hear_news(&mut self, namespace: u64, news: &News) {
+        for index in 0..self.nics.len() {
+            let Some(wire) = self.nics[index].wire.as_mut() else { continue };
+            if wire.namespace() != namespace {
+                continue;
+            }
+            let before = wire.condition().clone();
+            let now = wire.look(news).clone();
+            for notice in wire.take_notices() {
+                log::warn!("NIC {index}: {notice}");
+            }
+            if now != before {
+                self.say(index, &now);
+            }
+            // The link is down while a NIC moves.
+            if self.moves[index].is_some() {
+                continue;
+            }
+            match now {
+                Condition::Lost(_) => self.make_again(index),
+                Condition::Up | Condition::Down(_) => self.follow(index),
+            }
+        }
+    }
+
+    fn say(&self, index: usize, condition: &Condition) {
+        let follows = self.nics[index].mode == LinkMode::Follow;
+        match (condition.why(), follows) {
+            (Some(why), true) => log::warn!("NIC {index}: the link is down: {why}"),
+            (Some(why), false) => log::warn!("NIC {index}: {why}"),
+            (None, true) => log::warn!("NIC {index}: the link is up again"),
+            (None, false) => log::warn!("NIC {index}: frames get through again"),
+        }
+    }
+
+    /// Has the guest's link as it is to be, if it is not.
+    fn follow(&mut self, index: usize) {
+        if self.wanted(index) != self.nics[index].up {
+            self.set_link(index);
+        }
+    }
+
+    /// Whether the guest's link is to be up.
+    fn wanted(&self, index: usize) -> bool {
+        let nic = &self.nics[index];
+        match nic.mode {
+            LinkMode::Up => true,
+            LinkMode::Down => false,
+            LinkMode::Follow => nic.wire.as_ref().is_some_and(|wire| *wire.condition() == Condition::Up),
+        }
+    }
+
+    /// Has the machine set the guest's link as it is to be.
+    fn set_link(&mut self, index: usize) {
+        let up = self.wanted(index);
+        self.send_link(index, up);
+    }
+
+    fn send_link(&mut self, index: usize, up: bool) {
+        let nic = &mut self.nics[index];
+        let returns = up && !nic.up;
+        let announcement = nic.wire.as_ref().filter(|_| returns).map(Wire::announcement);
+        let link = Link { nic: index, up, carrier: nic.mode != LinkMode::Down, announcement };
+        // One that does not listen is about to end.
+        if self.channel.try_send(&ToMachine::Link(link)).is_ok() {
+            nic.up = up;
+        }
+    }
+
+    /// The machine has set it, or not.
+    pub(super) fn linked(&mut self, index: usize, done: Result<(), String>) {
+        if let Err(why) = &done {
+            log::warn!("NIC {index}: cannot set the link: {why}");
+        }
+        let (answered, waiting) =
+            std::mem::take(&mut self.linking).into_iter().partition(|(nic, _)| *nic == index);
+        self.linking = waiting;
+        let answered: Vec<(usize, Ticket)> = answered;
+        self.answer_all(answered.into_iter().map(|(_, ticket)| ticket).collect(), done.map(|()| json!({})));
+    }
+
+    pub(super) fn link_by(&mut self, ticket: Ticket, nic: &str, mode: &str) -> Result<(), ControlError> {
+        let index = self.nic_of(nic)?;
+        if self.state == MachineState::Built {
+            return Err(ControlError::WrongState("the guest does not run yet".to_owned()));
+        }
+        let mode = mode.parse().map_err(|_| ControlError::InvalidParameter("mode"))?;
+        self.nics[index].mode = mode;
+        self.set_link(index);
+        self.linking.push((index, ticket));
+        Ok(())
+    }
+
+    pub(super) fn nic_of(&self, name: &str) -> Result<usize, ControlError> {
+        let index = name.strip_prefix("nic").and_then(|number| number.parse().ok());
+        index.filter(|&index: &usize| index < self.nics.len()).ok_or_else(|| {
+            let have = match self.nics.len() {
+                0 => "the machine has none".to_owned(),
+                1 => "the machine has nic0".to_owned(),
+                count => format!("the machine has nic0 to nic{}", count - 1),
+            };
+            ControlError::NoSuchNic(format!("there is no NIC {}; {have}", net::printable(name)))
+        })
+    }
+
+    /// Moves a NIC to the wire that `spec` says.
+    pub(super) fn move_to(&mut self, ticket: Ticket, nic: &str, spec: &str) -> Result<(), ControlError> {
+        let index = self.nic_of(nic)?;
+        self.in_state(MachineState::Running)?;
+        if self.moves[index].is_some() {
+            return Err(ControlError::WrongState(format!("nic{index} is being moved")));
+        }
+        let (Some(wire), machine) = (&self.nics[index].wire, &self.config) else {
+            return Err(ControlError::WrongState(format!("nic{index} has no wire that it could leave")));
+        };
+        let from = wire.again();
+        let to =
+            nics::to_move(index, &self.nics[index], &from, spec, machine).map_err(ControlError::Failed)?;
+        if to == from {
+            return Err(ControlError::Failed(format!("nic{index} is on that wire already")));
+        }
+        let step = Move { stage: Stage::Swapping, ticket: Some(ticket), to, from, failed: None, left: false };
+        if step.from.excludes(&step.to) {
+            self.send_link(index, false);
+            return self.unplug(index, step).map_err(|(_, why)| {
+                self.follow(index);
+                ControlError::Failed(why)
+            });
+        }
+        let next = self.open(index, &step.to).map_err(ControlError::Failed)?;
+        self.send_link(index, false);
+        self.plug(index, next, step).map_err(|(_, why)| {
+            self.follow(index);
+            ControlError::Failed(why)
+        })
+    }
+
+    /// Makes a wire for a NIC that is there.
+    fn open(&self, index: usize, config: &NetConfig) -> Result<Wire, String> {
+        let wire = Wire::open(config, &self.host).map_err(|error| nics::words(&error))?;
+        let (told, mtu) = (self.nics[index].mtu, wire.mtu());
+        match mtu < told {
+            true => Err(format!("the guest was told an MTU of {told} bytes, and that wire carries {mtu}")),
+            false => Ok(wire),
+        }
+    }
+
+    /// Has the machine leave the wire, to which there is none yet.
+    fn unplug(&mut self, index: usize, step: Move) -> Result<(), (Box<Move>, String)> {
+        match self.channel.try_send(&ToMachine::Swap { nic: index, wire: None }) {
+            Ok(()) => {
+                self.moves[index] = Some(Move { stage: Stage::Unplugging, ..step });
+                Ok(())
+            }
+            Err(error) => Err((Box::new(step), error.to_string())),
+        }
+    }
+
+    /// Has the machine take the next wire.
+    fn plug(&mut self, index: usize, next: Wire, step: Move) -> Result<(), (Box<Move>, String)> {
+        match self.nics[index].give_next(index, next, &self.channel) {
+            Ok(()) => {
+                self.moves[index] = Some(step);
+                Ok(())
+            }
+            Err(error) => Err((Box::new(step), format!("cannot give the wire to the guest: {error}"))),
+        }
+    }
+
+    /// The machine has done what a move asked of it, or not.
+    pub(super) fn swapped(&mut self, index: usize, done: Result<(), String>) {
+        let Some(step) = self.moves.get_mut(index).and_then(Option::take) else { return };
+        match (step.stage, done) {
+            (Stage::Unplugging, Ok(())) => {
+                drop(self.nics[index].wire.take());
+                let step = Move { stage: Stage::Swapping, left: true, ..step };
+                match self.open(index, &step.to) {
+                    Ok(next) => {
+                        if let Err((step, why)) = self.plug(index, next, step) {
+                            self.restore(index, *step, why);
+                        }
+                    }
+                    Err(why) => self.restore(index, step, why),
+                }
+            }
+            (Stage::Swapping, Ok(())) => {
+                // The wire before is undone here.
+                drop(self.nics[index].has_moved());
+                self.arrived(index, step);
+            }
+            (Stage::Swapping | Stage::Unplugging, Err(why)) => {
+                drop(self.nics[index].next.take());
+                match step.left {
+                    true => self.restore(index, step, why),
+                    false => self.stay(index, step, why),
+                }
+            }
+            (Stage::Restoring, Ok(())) => {
+                drop(self.nics[index].has_moved());
+                let why = step.failed.clone().unwrap_or_default();
+                self.stay(index, step, why);
+            }
+            (Stage::Restoring, Err(why)) => {
+                drop(self.nics[index].next.take());
+                self.lose(index, step, &why);
+            }
+        }
+    }
+
+    /// Makes the wire before again, which went for the new one.
+    fn restore(&mut self, index: usize, step: Move, why: String) {
+        // What was lost is tried again as it was.
+        if step.ticket.is_none() && step.failed.is_none() && step.to == step.from {
+            return self.lose(index, step, &why);
+        }
+        let step = Move { stage: Stage::Restoring, failed: Some(why), ..step };
+        match self.open(index, &step.from) {
+            Ok(wire) => {
+                if let Err((step, why)) = self.plug(index, wire, step) {
+                    self.lose(index, *step, &why);
+                }
+            }
+            Err(why) => self.lose(index, step, &why),
+        }
+    }
+
+    /// The NIC is on the new wire.
+    fn arrived(&mut self, index: usize, step: Move) {
+        self.lost[index] = None;
+        let nic = &self.nics[index];
+        let link = nic.wire.as_ref().map(|wire| wire.link().to_owned()).unwrap_or_default();
+        match step.ticket {
+            Some(_) => log::info!("NIC {index} moved to {} ({link})", step.to),
+            None => log::warn!("NIC {index}: the wire is made again ({link})"),
+        }
+        if let Some(config) = self.config.net.get_mut(index) {
+            *config = step.to;
+        }
+        self.hear_all(index);
+        self.set_link(index);
+        if let Some(ticket) = step.ticket {
+            let info = self.nic_info(index);
+            self.letters.push(Letter::Answer(ticket, Ok(json!({ "nic": info }))));
+        }
+    }
+
+    /// The NIC is on the wire before, and why it did not move.
+    fn stay(&mut self, index: usize, step: Move, why: String) {
+        self.hear_all(index);
+        self.set_link(index);
+        self.refuse(step, why);
+    }
+
+    /// The NIC has no wire, which is to be made again later.
+    fn lose(&mut self, index: usize, step: Move, why: &str) {
+        drop(self.nics[index].wire.take());
+        let before = self.lost[index].take();
+        let delay = before.map_or(AGAIN, |lost| (2 * lost.delay).min(AGAIN_MAX));
+        if delay == AGAIN {
+            log::warn!("NIC {index}: the wire cannot be made again, and is tried until it can: {why}");
+        }
+        self.lost[index] = Some(Lost { config: step.from.clone(), at: Instant::now() + delay, delay });
+        let failed = step.failed.clone().unwrap_or_else(|| why.to_owned());
+        self.refuse(step, format!("{failed}; and the wire before cannot be made again: {why}"));
+        self.follow(index);
+    }
+
+    fn refuse(&mut self, step: Move, why: String) {
+        match step.ticket {
+            Some(ticket) => self.letters.push(Letter::Answer(ticket, Err(ControlError::Failed(why)))),
+            None => log::debug!("not moved: {why}"),
+        }
+    }
+
+    /// Makes a wire again whose end at the guest is gone.
+    fn make_again(&mut self, index: usize) {
+        if self.moves[index].is_some() {
+            return;
+        }
+        let Some(wire) = &self.nics[index].wire else { return };
+        let from = wire.again();
+        self.remake(index, from);
+    }
+
+    fn remake(&mut self, index: usize, from: NetConfig) {
+        let step =
+            Move { stage: Stage::Unplugging, ticket: None, to: from.clone(), from, failed: None, left: true };
+        self.send_link(index, false);
+        if let Err((step, why)) = self.unplug(index, step) {
+            self.lose(index, *step, &why);
+        }
+    }
+
+    fn hear_all(&mut self, index: usize) {
+        if let Some(wire) = self.nics[index].wire.as_mut() {
+            let now = wire.look(&News::of_all()).clone();
+            if now != Condition::Up {
+                self.say(index, &now);
+            }
+        }
+    }
+
+    /// When a lost wire is to be tried again.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        let waits = |index: &usize| self.moves[*index].is_none();
+        (0..self.nics.len()).filter(waits).filter_map(|index| Some(self.lost[index].as_ref()?.at)).min()
+    }
+
+    /// Tries the lost wires again whose time has come.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        for index in 0..self.nics.len() {
+            let due = self.lost[index].as_ref().filter(|lost| lost.at <= now && self.moves[index].is_none());
+            if let Some(config) = due.map(|lost| lost.config.clone()) {
+                self.remake(index, config);
+            }
+        }
+    }
+
+    /// Every NIC, for the loop.
+    pub(in crate::keeper) fn wires(&mut self) -> &mut [Nic] {
+        &mut self.nics
+    }
+}
