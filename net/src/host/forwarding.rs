@@ -130,6 +130,18 @@ impl Wiring {
         Ok(way_out)
     }
 
+    /// Has a link that leads elsewhere pass on for guests, as it is there only now.
+    pub(crate) fn switch_on(&mut self, switched: &Switched) -> Result<(), Error> {
+        let (family, switch) =
+            if switched.ipv6 { ("ipv6", "force_forwarding") } else { ("ipv4", "forwarding") };
+        let own = key(family, &switched.link.name, switch);
+        // Without a switch for each link, the whole host is switched on.
+        match value(&own)? {
+            Some(_) => self.set_shared(&own, &key(family, "all", "forwarding")),
+            None => Ok(()),
+        }
+    }
+
     /// The same for IPv6 alone, by the links `outward`.
     fn set_ipv6(&mut self, own: &str, stays: bool, outward: Vec<LinkId>) -> Result<(), Error> {
         // It also has the host answer the guest as a router does, RFC 4861 §7.2.5.

@@ -72,7 +72,7 @@ impl Wiring {
             connections,
         };
         // The rules are first: nothing leaves unmasked, and nobody else is passed on.
-        self.nat = Some(Nat::new(self, &plan)?);
+        self.nat = Some(Nat::new(self, link, traffic, &plan)?);
         let way_out = self.set_forwarding(link, stays, traffic)?;
 
         firewall::routed_notices(name, hosts).into_iter().for_each(|notice| self.notice(notice));
@@ -87,9 +87,48 @@ impl Wiring {
     }
 }
 
+impl Wiring {
+    /// Has the guest's connections leave by the links that lead elsewhere now: a VPN, a dock, another default route. Where a link is
+    /// new, it is told. In the wiring's network namespace.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or refuses a rule or a switch: the guest's connections leave as before.
+    pub(crate) fn follow_routes(&mut self) -> Result<(), Error> {
+        let Some(nat) = self.nat.as_ref() else { return Ok(()) };
+        let (link, traffic) = (nat.link.clone(), nat.traffic);
+        let found = self.links_to_switch(&link, traffic)?;
+        let Some(nat) = self.nat.as_mut() else { return Ok(()) };
+        let is_known = |switched: &Switched| {
+            let same =
+                |known: &Switched| known.ipv6 == switched.ipv6 && known.link.index == switched.link.index;
+            nat.switched.iter().any(same)
+        };
+        let new: Vec<_> = found.into_iter().filter(|switched| !is_known(switched)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        // The rules are first, as at the start.
+        let rules: Vec<_> = new.iter().map(table::for_guests_only).collect();
+        let appended = nat.rules.append(table::FORWARD, &rules);
+        appended.map_err(|refusal| NatError::Nft { table: format!("{:?}", nat.rules), refusal })?;
+        nat.switched.extend(new.iter().cloned());
+        let done = new.iter().try_for_each(|switched| self.switch_on(switched));
+        self.release_lock();
+        done?;
+        let mut names: Vec<_> = new.iter().map(|switched| switched.link.to_string()).collect();
+        names.dedup();
+        self.notice(format!("the guest's connections leave by {} too", names.join(" and ")));
+        Ok(())
+    }
+}
+
 /// A table in force, and the host's ports that it takes. Dropped, both go; they go with the process too.
 pub(crate) struct Nat {
-    _rules: OwnTable,
+    rules: OwnTable,
+    link: Link,
+    traffic: Traffic,
+    /// The links that pass packets on for guests only.
+    switched: Vec<Switched>,
     /// Bound, so that no program of the host begins to wait at a port that leads to the guest, nor another wirevm takes it.
     _ports: Vec<OwnedFd>,
 }
@@ -99,7 +138,7 @@ impl Nat {
     ///
     /// # Errors
     /// A port of the host is in use, or the kernel refuses the table.
-    fn new(wiring: &mut Wiring, plan: &Plan<'_>) -> Result<Self, Error> {
+    fn new(wiring: &mut Wiring, link: &Link, traffic: Traffic, plan: &Plan<'_>) -> Result<Self, Error> {
         let mut ports = Vec::new();
         for (forward, guest) in plan.forwarded() {
             let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
@@ -118,7 +157,8 @@ impl Nat {
             made => made,
         };
         let rules = rules.map_err(|refusal| NatError::Nft { table: table.name, refusal })?;
-        Ok(Self { _rules: rules, _ports: ports })
+        let (link, switched) = (link.clone(), plan.switched.to_vec());
+        Ok(Self { rules, link, traffic, switched, _ports: ports })
     }
 
     /// Tries whether the kernel takes all that a table may have, in a network namespace of its own for the moment.

@@ -104,6 +104,11 @@ impl News {
         self.all || !self.links.is_empty()
     }
 
+    /// Whether it may be about routes.
+    pub(crate) fn concerns_routes(&self) -> bool {
+        self.all || self.routes
+    }
+
     /// Takes the messages of one read (netlink(7)).
     fn hear(&mut self, mut bytes: &[u8]) {
         while let Some((header, _)) = bytes.split_at_checked(HEADER_LEN) {

@@ -8,6 +8,7 @@
 //! | the bridge is deleted | down, until there is one of its name: the guest's end joins it as it was on the old one |
 //! | the guest's end is taken out of the bridge | down, until somebody puts it back |
 //! | the uplink is unplugged | down, until there is a NIC of its name, which joins the bridge |
+//! | with `nat`, the host has a route by another link | the guest's connections leave by it |
 //! | the guest's end is deleted, by itself or with a macvtap's NIC | lost: only a new wire helps ([`Wire::open`]) |
 //!
 //! Links are told by their numbers: one of the same name and another number is another link.
@@ -15,7 +16,7 @@
 use crate::error::HostError;
 use crate::host::watch::{News, Watch};
 use crate::host::wire_link::Role;
-use crate::host::{Link, LinkId};
+use crate::host::{Link, LinkId, Wiring};
 use crate::wire::{Wire, bridge};
 use crate::{BridgeConfig, Error, WireConfig};
 
@@ -63,6 +64,18 @@ impl Wire {
     /// Looks what it is like after this `news`, and makes it whole again where it can. What it did is in its
     /// [notices](Self::take_notices).
     pub fn look(&mut self, news: &News) -> &Condition {
+        if news.concerns_routes() && self.follows_routes() {
+            let followed = self.wiring.inside(Wiring::follow_routes).and_then(|followed| followed);
+            if let Err(error) = followed {
+                let why =
+                    format!("the guest's connections do not leave by new routes: {}", error.with_cause());
+                // Every change of a route tries it again.
+                if self.unfollowed.as_ref() != Some(&why) {
+                    self.wiring.notice(why.clone());
+                    self.unfollowed = Some(why);
+                }
+            }
+        }
         if self.is_concerned(news) {
             let seen = self.look_anew();
             // The kernel does not say how it is: as before.
@@ -77,6 +90,10 @@ impl Wire {
     /// Takes what the user should know of what it did since it was made: each a sentence.
     pub fn take_notices(&mut self) -> Vec<String> {
         self.wiring.take_notices()
+    }
+
+    fn follows_routes(&self) -> bool {
+        matches!(&self.config.wire, WireConfig::Tap(tap) if tap.nat)
     }
 
     fn is_concerned(&self, news: &News) -> bool {

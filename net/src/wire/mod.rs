@@ -44,6 +44,8 @@ pub struct Wire {
     condition: Condition,
     /// The number of a link that could not be joined: it is not tried again until something else is there.
     refused: Option<u32>,
+    /// What was said when it could not follow the host's routes.
+    unfollowed: Option<String>,
     wiring: Wiring,
 }
 
@@ -93,7 +95,17 @@ impl Wire {
         parts.spec.listens = parts.listener.is_some();
         parts.spec.forwarding = parts.forwarding.is_some();
         let ends = Arc::new(Mutex::new(ends));
-        Ok(Self { config, ends, vhosts, parts, notices, condition: Condition::Up, refused: None, wiring })
+        Ok(Self {
+            config,
+            ends,
+            vhosts,
+            parts,
+            notices,
+            condition: Condition::Up,
+            refused: None,
+            unfollowed: None,
+            wiring,
+        })
     }
 
     fn ends(&self) -> MutexGuard<'_, Vec<Box<dyn Backend>>> {

@@ -21,6 +21,15 @@ const PRIORITY_FILTER: i32 = 0;
 /// Where sources are translated (`NF_IP_PRI_NAT_SRC`).
 const PRIORITY_SOURCE: i32 = 100;
 
+/// The chain of who is passed on.
+pub(super) const FORWARD: &str = "forward";
+
+/// What keeps a link that was switched on for a guest from passing on anything else; at the end of [`FORWARD`].
+pub(super) fn for_guests_only(switched: &Switched) -> Rule {
+    let matches = vec![Match::Ipv6(switched.ipv6), Match::InLink(switched.link.clone())];
+    Rule { matches, verdict: Verdict::Drop, why: "it passes packets on for guests only" }
+}
+
 /// The guest of one link, and what NAT does for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan<'a> {
@@ -79,12 +88,9 @@ impl<'a> Plan<'a> {
                 "nobody else begins a connection with the guest",
             ),
         ];
-        for Switched { link, ipv6 } in self.switched {
-            let matches = vec![Match::Ipv6(*ipv6), Match::InLink(link.clone())];
-            rules.push(rule(matches, Verdict::Drop, "it passes packets on for guests only"));
-        }
+        rules.extend(self.switched.iter().map(for_guests_only));
         Chain {
-            name: "forward",
+            name: FORWARD,
             kind: Kind::Filter,
             hook: Hook::Forward,
             device: None,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Family, Nft, Table};
+use super::{Family, Nft, Rule, Table};
 use crate::host::{Refusal, Wiring};
 
 /// A table in force. Dropped, it goes; it goes with the process too.
@@ -25,6 +25,13 @@ impl OwnTable {
         let this = Self::make(table)?;
         table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
         Ok(this)
+    }
+}
+
+impl OwnTable {
+    /// Adds rules at the end of one of its chains, all or none.
+    pub(crate) fn append(&mut self, chain: &str, rules: &[Rule]) -> Result<(), Refusal> {
+        self.nft.append(self.family, &self.name, chain, rules)
     }
 }
 

@@ -13,7 +13,7 @@ use netlink_socket2::NetlinkSocket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 
 use super::what::{self, Fate, Way};
-use super::{Elements, Family, Hook, Table};
+use super::{Elements, Family, Hook, Rule, Table};
 use crate::host::Refusal;
 
 /// What a set is of, as nft(8) numbers it: the kernel keeps it for whoever lists the set.
@@ -106,6 +106,29 @@ impl Nft {
                 let mut list = attributes.nested_expressions();
                 for one in &rule.matches {
                     list = one.encode(list, table.family);
+                }
+                rule.verdict.encode(list).end_nested();
+            }
+        })
+    }
+
+    /// Adds rules at the end of a chain of a table that this socket made, all or none.
+    pub(crate) fn append(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        rules: &[Rule],
+    ) -> Result<(), Refusal> {
+        let header = header(family.number());
+        self.batch(|batch| {
+            for rule in rules {
+                let mut request = batch.request().set_create().set_append().op_newrule_do(&header);
+                let attributes =
+                    request.encode().push_table_bytes(table.as_bytes()).push_chain_bytes(chain.as_bytes());
+                let mut list = attributes.nested_expressions();
+                for one in &rule.matches {
+                    list = one.encode(list, family);
                 }
                 rule.verdict.encode(list).end_nested();
             }
