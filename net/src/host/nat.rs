@@ -78,8 +78,7 @@ impl Wiring {
         firewall::routed_notices(name, hosts).into_iter().for_each(|notice| self.notice(notice));
         if !way_out {
             self.notice(
-                "no link of the host leads anywhere else yet, so the guest reaches the host only: start again when one does, or \
-                 have all links pass on: sudo sysctl -w net.ipv4.ip_forward=1"
+                "no link of the host leads anywhere else yet, so the guest reaches the host only until one does"
                     .to_owned(),
             );
         }

@@ -192,7 +192,11 @@ pub(super) fn to_move(
     }
     // A wire carries at least what the guest was told.
     let mtu = Some(to.mtu.unwrap_or(nic.mtu));
-    Ok(NetConfig { mac: Some(nic.mac), mtu, vhost, affinity, ..to })
+    let to = NetConfig { mac: Some(nic.mac), mtu, vhost, affinity, ..to };
+    match to == (NetConfig { mtu: Some(from.mtu.unwrap_or(nic.mtu)), ..from.clone() }) {
+        true => Err(format!("nic{index} is on that wire already")),
+        false => Ok(to),
+    }
 }
 
 /// Says what there is to say of a wire that was just made.

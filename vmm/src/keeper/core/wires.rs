@@ -180,9 +180,6 @@ impl Core {
         let from = wire.again();
         let to =
             nics::to_move(index, &self.nics[index], &from, spec, machine).map_err(ControlError::Failed)?;
-        if to == from {
-            return Err(ControlError::Failed(format!("nic{index} is on that wire already")));
-        }
         let step = Move { stage: Stage::Swapping, ticket: Some(ticket), to, from, failed: None, left: false };
         if step.from.excludes(&step.to) {
             self.send_link(index, false);
