@@ -340,10 +340,10 @@ mod stock {
         let far = lan.pid();
         host.sh(&format!(
             "ip link add br0 address 02:00:00:00:00:aa type bridge forward_delay 0; ip link set br0 up
-             for nic in up nic; do ip link add $nic type veth peer name $nic-far netns {far}; ip link set $nic up; done
-             ip link set up master br0"
+             for nic in wan nic; do ip link add $nic type veth peer name $nic-far netns {far}; ip link set $nic up; done
+             ip link set wan master br0"
         ));
-        lan.sh("for nic in up nic; do ip link set $nic-far master sw; ip link set $nic-far up; done");
+        lan.sh("for nic in wan nic; do ip link set $nic-far master sw; ip link set $nic-far up; done");
         Ok((host, lan))
     }
 
@@ -377,7 +377,7 @@ mod stock {
             if moves % 4 == 3 {
                 netns.sh(
                     "ip link del br0; sleep 0.05; ip link add br0 address 02:00:00:00:00:aa type bridge forward_delay 0
-                     ip link set br0 up; ip link set up master br0",
+                     ip link set br0 up; ip link set wan master br0",
                 );
             }
             if moves % 6 == 5 {
@@ -411,13 +411,19 @@ mod stock {
             ("ip link set wirevm0 nomaster", "ip link set wirevm0 master br0"),
         ] {
             netns.sh(down);
-            vm.sh("for i in $(seq 200); do grep -q 0 /sys/class/net/eth0/carrier && exit 0; sleep 0.05; done; false", COMMAND);
+            vm.sh(
+                "timeout 30 sh -c 'until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.05; done'",
+                COMMAND,
+            );
             netns.sh(up);
-            vm.sh("for i in $(seq 200); do grep -q 1 /sys/class/net/eth0/carrier && exit 0; sleep 0.05; done; false", COMMAND);
+            vm.sh(
+                "timeout 30 sh -c 'until grep -q 1 /sys/class/net/eth0/carrier; do sleep 0.05; done'",
+                COMMAND,
+            );
             vm.sh("ping -c 1 -W 20 172.31.0.1", COMMAND);
         }
         // The neighbours hear that it is elsewhere, without a word from the guest.
-        lan.sh("ip neigh flush all; bridge fdb show br sw | grep 02:00:00:00:00:01 | grep -q up-far");
+        lan.sh("ip neigh flush all; bridge fdb show br sw | grep 02:00:00:00:00:01 | grep -q wan-far");
         net(&netns, &vm, &["move", "vm", "nic0", "macvtap=nic"]);
         let end = Instant::now() + COMMAND;
         let heard = "bridge fdb show br sw | grep 02:00:00:00:00:01 | grep nic-far";
