@@ -1,11 +1,13 @@
 //! Frames: the seam between a NIC and its wire.
 //!
-//! A frame's way out is [`Backend::send`], and in is [`Backend::recv`]: no allocation, no lock, and no copy.
+//! A frame's way out is [`Backend::send`], and in is [`Backend::recv`]: no allocation, no lock, and no copy, except where
+//! `soft_offload/` does what a wire cannot.
 
 pub(crate) mod filter;
 pub(crate) mod iov;
 pub(crate) mod queue;
 pub(crate) mod socket;
+pub(crate) mod soft_offload;
 pub(crate) mod unplugged;
 
 use std::io;

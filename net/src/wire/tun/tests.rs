@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{SocketBackend, SocketPeer};
+use crate::{SocketBackend, SocketPeer, SoftOffload};
 
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const GATEWAY: [u8; 6] = [6, 0, 0, 0, 0, 1];
@@ -113,6 +113,29 @@ fn what_the_header_counts_from_the_frame_moves_with_it() {
     }
     send(&mut tun, &frame(&header(0, 5, 7), IPV4, &packet), &[]).unwrap();
     assert_eq!(peer.recv().unwrap()[..HEADER_LEN], header(0, 0, 7), "a start without a checksum is nothing");
+}
+
+#[test]
+fn segments_made_in_software_go_out_as_packets() {
+    let csum = Offloads { csum: true, ..Offloads::default() };
+    let (packets, peer) = SocketBackend::pair().unwrap();
+    let guest = Mac::new(GUEST).unwrap();
+    let gateway = Gateway::new(guest, vec![[10, 0, 0, 1].into()]);
+    let tun = Tun::new(packets.with_offloads(csum), guest, gateway);
+    let mut backend = SoftOffload::wrap(Box::new(tun), Offloads { uso: true, ..csum });
+    // UDP, 20 bytes of payload of which 8 are in a datagram.
+    let mut whole = packet(20 + 8 + 20, TO_V4);
+    whole[9] = 17;
+    let header = [NEEDS_CSUM, 5, 42, 0, 8, 0, 34, 0, 6, 0, 0, 0];
+    with_iov(&mut frame(&header, IPV4, &whole), &[30, 20], |iov| backend.send(iov)).unwrap();
+    for payload in [&whole[28..36], &whole[36..44], &whole[44..]] {
+        let sent = peer.recv().unwrap();
+        assert_eq!(sent[..HEADER_LEN], [NEEDS_CSUM, 0, 0, 0, 0, 0, 20, 0, 6, 0, 0, 0]);
+        let packet = &sent[HEADER_LEN..];
+        let len = 28 + payload.len();
+        assert_eq!((packet[0], packet.len(), packet[3], packet[25]), (0x45, len, len as u8, len as u8 - 20));
+        assert_eq!(&packet[28..], payload);
+    }
 }
 
 #[test]
