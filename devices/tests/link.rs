@@ -247,3 +247,26 @@ fn the_guest_is_announced_by_its_driver_or_else_by_us() {
         assert_eq!(rig.peer.recv().unwrap(), wanted);
     }
 }
+
+#[test]
+fn what_the_driver_leaves_to_the_host_is_done_on_a_wire_that_cannot() {
+    let mut rig = Rig::started(LINUX);
+    let (socket, peer) = SocketBackend::pair().unwrap();
+    peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    rig.handle.swap(vec![Box::new(socket)], Vec::new()).unwrap();
+    assert_eq!(peer.accepted(), Some(Offloads::default()), "it is asked for nothing that it cannot");
+    // UDP over IPv4 with a partial checksum: that of the pseudo header, as Linux leaves it.
+    let mut sent = frame(0, 0);
+    (sent[0], sent[6], sent[8]) = (1, 34, 6);
+    sent.extend([[2, 0, 0, 0, 0, 2], MAC].concat());
+    sent.extend([8, 0, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let pseudo = 0x0a00_u32 + 1 + 0x0a00 + 2 + 17 + 12;
+    sent.extend([0, 7, 0, 7, 0, 12]);
+    sent.extend((pseudo as u16).to_be_bytes());
+    sent.extend([1, 2, 3, 4]);
+    assert!(rig.send(&sent, &[], false));
+    let got = peer.recv().unwrap();
+    let words = got[12 + 34..].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum = words.sum::<u32>() + pseudo;
+    assert_eq!((got[0], got.len(), (sum & 0xffff) + (sum >> 16)), (0, sent.len(), 0xffff));
+}

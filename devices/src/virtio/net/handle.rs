@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use net::{Backend, Vhost};
+use net::{Backend, Offloads, SoftOffload, Vhost};
 
 use super::mailbox::{Message, ask_all};
 use super::queue_pair::{Counters, HostEnd};
@@ -21,6 +21,8 @@ pub struct Handle {
     pairs: Arc<[Address<Message>]>,
     counters: Arc<[Arc<Counters>]>,
     status: LinkStatus,
+    /// What a driver may leave to the host in the frames that it sends.
+    offered: Offloads,
 }
 
 impl Handle {
@@ -28,8 +30,9 @@ impl Handle {
         pairs: Arc<[Address<Message>]>,
         counters: Arc<[Arc<Counters>]>,
         status: LinkStatus,
+        offered: Offloads,
     ) -> Self {
-        Self { pairs, counters, status }
+        Self { pairs, counters, status, offered }
     }
 
     /// The counters of each pair. They go on over resets, and can be read at any time, also after the NIC's end.
@@ -122,7 +125,8 @@ impl Handle {
     }
 
     /// Moves the NIC to another wire: every pair takes one of `backends`, and where there are some, one of `vhosts`. Each pair changes
-    /// between two bursts. What its driver accepted holds on; the backends before are dropped.
+    /// between two bursts. What its driver accepted holds on, by [`SoftOffload`] where the wire can do less; the backends before are
+    /// dropped.
     ///
     /// # Errors
     /// There is not one for each pair; the new wire cannot be as the driver had the old one; a thread has ended. All is as before then.
@@ -132,10 +136,16 @@ impl Handle {
                 format!("the NIC has {} queue pairs, and the wire {}", self.pairs.len(), backends.len());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
+        let lacks = |backend: &dyn Backend| self.offered.only(backend.offloads()) != self.offered;
+        if !vhosts.is_empty() && backends.iter().any(|backend| lacks(&**backend)) {
+            let why = "that wire finishes less than the NIC offers, and vhost-net finishes nothing";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let mut vhosts = vhosts.into_iter();
         let mut ends = Vec::with_capacity(backends.len());
         for backend in backends {
             let carrier = vhosts.next().map(IdleCarrier::new).transpose()?;
+            let backend = SoftOffload::wrap(backend, self.offered);
             ends.push(Box::new(HostEnd { backend, carrier }));
         }
         let mut before: Vec<Box<HostEnd>> = Vec::with_capacity(ends.len());

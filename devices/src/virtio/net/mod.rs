@@ -175,7 +175,12 @@ impl VirtioNet {
 
     /// What can be asked of the card once it is in its transport.
     pub fn handle(&self) -> Handle {
-        Handle::new(Arc::clone(&self.pairs), Arc::clone(&self.counters), self.status.clone())
+        Handle::new(
+            Arc::clone(&self.pairs),
+            Arc::clone(&self.counters),
+            self.status.clone(),
+            features::host_offloads(self.features),
+        )
     }
 
     /// The counters of each pair. They go on over resets, and can be read at any time.
