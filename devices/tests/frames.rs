@@ -230,7 +230,7 @@ fn a_frame_too_large_for_its_chain_is_lost_and_counted() {
     rig.peer.send(&good).unwrap();
     assert_same(&rig.received().0, &good);
     wait("the count", || rig.dropped() == (0, 1));
-    assert_eq!(rig.counters.rx_unread.load(Ordering::Relaxed), 1);
+    assert_eq!(rig.counters.rx_too_long.load(Ordering::Relaxed), 1);
 }
 
 #[test]

@@ -19,7 +19,7 @@
 //! - `wire/`: [`Wire`], the host half of a NIC, and the only match over the kinds of wire; a file for each kind makes it (`made.rs`)
 //!   and has its descriptors: `tap.rs`, `bridge.rs`, `macvtap.rs`, `tun.rs`, `fd.rs`; `tuntap.rs`, the links of the tun driver.
 //!   `cable.rs`: what of it goes to the process that runs the guest. `routed.rs`: the subnet that host and guest share.
-//!   `vhost.rs`: vhost-net, the carrier that is not ours. `one_address.rs`: links that no second address passes.
+//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours. `one_address.rs`: links that no second address passes.
 //! - `answer/`: what a guest asks and we answer. `autoconf.rs`: `dhcp.rs` and `router.rs` in front of a backend, which tell the guest
 //!   its addresses; `listener.rs`: their ear where the kernel carries the frames. `neighbour.rs`: ARP and neighbour discovery where
 //!   there is no Ethernet. `resolver.rs`: the host's DNS servers.
@@ -77,7 +77,7 @@ pub use host::directory::{Directory, Opening};
 pub use host::finding::Finding;
 pub use host::firewall::bridged_notices;
 pub use host::holders::Holder;
-pub use host::netlink::Refusal;
+pub use host::netlink::{LinkCounters, Refusal, Tally};
 pub use host::probe::link_kinds;
 pub use host::settings::findings;
 pub use host::tun_settings::TunMode;
@@ -89,6 +89,7 @@ pub use sys::wait_exactly;
 pub use text::{printable, printable_lines};
 pub use wire::cable::{Ask, Cable, Plugged};
 pub use wire::cable_spec::CableSpec;
+pub use wire::counters::WireCounters;
 pub use wire::look::Condition;
 pub use wire::macvtap::Macvtap;
 pub use wire::tap::Tap;

@@ -3,11 +3,14 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::counters::NetCounters;
 use crate::info::{Event, MachineInfo};
 use crate::runtime::{self, Holder, NameError};
 
@@ -236,6 +239,29 @@ impl Client {
     pub fn metrics(&mut self) -> Result<String, ClientError> {
         let answer = self.call("Metrics", json!({}))?;
         Ok(answer["text"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What went over its NICs until now, or over the one of that name.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn net_counters(&mut self, nic: Option<&str>) -> Result<NetCounters, ClientError> {
+        let answer = self.call("NetCounters", json!({ "nic": nic }))?;
+        serde_json::from_value(answer["counters"].clone()).map_err(ClientError::Nonsense)
+    }
+
+    /// Waits for so long, and returns early, with true, where the machine is gone.
+    pub fn is_gone_within(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+            // Nothing was asked, so that nothing comes but the end.
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => continue,
+                ready => return ready != Ok(0),
+            }
+        }
     }
 
     /// Turns the connection into the guest's console: first what the guest said last, then what it says. Where it is to `write`,

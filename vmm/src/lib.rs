@@ -3,11 +3,12 @@
 //! - [`MachineConfig`] is what the command line, the control socket and a saved machine speak.
 //! - [`Vm`] is a running machine for a test: started, waited for, asked, and stopped.
 //! - [`runtime`]: where running machines are found, by their names.
-//! - [`client`]: calls to one that runs; [`info`]: what it answers.
+//! - [`client`]: calls to one that runs; [`info`], [`counters`]: what it answers.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod config;
+pub mod counters;
 pub mod info;
 pub mod runtime;
 mod vm;

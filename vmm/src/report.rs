@@ -128,7 +128,16 @@ pub(crate) fn reopen() {
 
 /// Prints what was asked for on standard output. A reader that leaves early, as a pager may, is no failure.
 pub(crate) fn answer(text: &str) {
-    let _ = std::io::stdout().write_all(printable_lines(text).as_bytes());
+    let _ = try_answer(text);
+}
+
+/// The same, for who goes on as long as somebody reads it.
+///
+/// # Errors
+/// Nobody does.
+pub(crate) fn try_answer(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(printable_lines(text).as_bytes()).and_then(|()| out.flush())
 }
 
 /// The same of JSON, as one line: what would be escaped as text is escaped as JSON.
@@ -136,7 +145,7 @@ pub(crate) fn answer_json(value: &serde_json::Value) {
     answer(&json_line(value));
 }
 
-fn json_line(value: &serde_json::Value) -> String {
+pub(crate) fn json_line(value: &serde_json::Value) -> String {
     let mut line = String::new();
     // Such characters are in strings, and nowhere else.
     for c in value.to_string().chars() {

@@ -12,6 +12,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::nat::Nat;
 use super::nft::{
     Chain, Elements, End, Family, Hook, Kind, LISTS, Match, OwnTable, Rule, Set, Table, Verdict,
 };
@@ -236,6 +237,17 @@ impl Wiring {
             }
         }
         Ok(())
+    }
+
+    /// How many frames that the guest sent by the link of that index our tables have dropped. What the kernel does not say counts
+    /// as nothing.
+    pub(crate) fn guarded(&mut self, link: u32) -> u64 {
+        let nat = self.nat.iter_mut().map(Nat::rules_mut);
+        let counts = self.guard.iter_mut().chain(nat).map(|table| {
+            let asked = table.dropped(link);
+            asked.inspect_err(|refusal| log::debug!("{table:?} does not say what it dropped: {refusal}"))
+        });
+        counts.flatten().fold(0, u64::saturating_add)
     }
 
     /// The addresses that somebody gave the host on the link.

@@ -160,6 +160,11 @@ impl Nat {
         Ok(Self { rules, link, traffic, switched, _ports: ports })
     }
 
+    /// Its rules.
+    pub(super) fn rules_mut(&mut self) -> &mut OwnTable {
+        &mut self.rules
+    }
+
     /// Tries whether the kernel takes all that a table may have, in a network namespace of its own for the moment.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod metrics;
 mod neighbour;
 mod route;
 mod station;
+mod statistics;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -32,6 +33,7 @@ pub(crate) use self::macvlan::{NewMacvlan, is_of_ours};
 pub(crate) use self::neighbour::LinkNeighbour;
 pub(crate) use self::route::LinkRoute;
 pub(crate) use self::station::Placed;
+pub use self::statistics::{LinkCounters, Tally};
 use crate::text::word;
 use crate::{HostAddress, MacvtapMode, TunMode, printable};
 

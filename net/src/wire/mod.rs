@@ -3,6 +3,7 @@
 mod bridge;
 pub(crate) mod cable;
 pub(crate) mod cable_spec;
+pub(crate) mod counters;
 mod fd;
 pub(crate) mod look;
 pub(crate) mod macvtap;

@@ -10,7 +10,7 @@ use vmm::runtime;
 
 use super::machines::connect;
 use super::net_args::{Mode, NetCommand, NetLink, NetLs, NetMove};
-use super::table;
+use super::{net_show, table};
 use crate::report;
 
 /// How long a move may take: a wire waits for others that change the host.
@@ -19,6 +19,7 @@ const MOVE: Duration = Duration::from_secs(120);
 pub(crate) fn run(command: &NetCommand) -> Result<ExitCode, ClientError> {
     match command {
         NetCommand::Ls(args) => ls(args),
+        NetCommand::Show(args) => net_show::show(args),
         NetCommand::Link(args) => link(args),
         NetCommand::Move(args) => move_to(args),
     }

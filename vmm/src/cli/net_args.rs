@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::net_show::NetShow;
+
 /// Ask about, and change, the network cards of machines that run.
 #[derive(Debug, Args)]
 pub(crate) struct Net {
@@ -13,6 +15,7 @@ pub(crate) struct Net {
 #[derive(Debug, Subcommand)]
 pub(crate) enum NetCommand {
     Ls(NetLs),
+    Show(NetShow),
     Link(NetLink),
     Move(NetMove),
 }

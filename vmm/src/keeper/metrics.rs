@@ -1,13 +1,12 @@
 //! A machine's counters in the text that Prometheus reads (its exposition format, version 0.0.4).
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
+use vmm::counters::{Direction, HostDirection, NetCounters, NicCounters, QueueCounters};
 use vmm::info::{MachineInfo, MachineState};
 
-use crate::protocol::{Counters, NicCounters, PairCounters};
-
-/// The counters of a machine, and of the links whose frames the kernel carries.
-pub(crate) fn text(info: &MachineInfo, counters: &Counters) -> String {
+/// The counters of a machine: `net`, and how each vCPU has exited (port, MMIO, other).
+pub(crate) fn text(info: &MachineInfo, net: &NetCounters, exits: &[[u64; 3]]) -> String {
     let mut text = String::new();
     let vm = quoted(&info.name);
     head(&mut text, "wirevm_state", "gauge", "The state that the machine is in");
@@ -20,96 +19,105 @@ pub(crate) fn text(info: &MachineInfo, counters: &Counters) -> String {
     head(&mut text, "wirevm_memory_bytes", "gauge", "The guest's memory");
     let _ = writeln!(text, "wirevm_memory_bytes{{vm={vm}}} {}", info.memory);
     head(&mut text, "wirevm_exits_total", "counter", "Exits of a vCPU to user space, by what the guest did");
-    for (cpu, exits) in counters.exits.iter().enumerate() {
+    for (cpu, exits) in exits.iter().enumerate() {
         for (kind, count) in ["port", "mmio", "other"].iter().zip(exits) {
             let _ = writeln!(text, "wirevm_exits_total{{vm={vm},vcpu=\"{cpu}\",kind=\"{kind}\"}} {count}");
         }
     }
-    type Read = fn(&PairCounters) -> u64;
-    // Name, the label of the cause, what it is, and where it stands; of one family after another.
-    let families: [(&str, &str, &str, Read); 11] = [
-        ("wirevm_sent_frames_total", "", "Frames that the guest sent", |pair| pair.tx_frames),
-        ("wirevm_sent_bytes_total", "", "Bytes of these", |pair| pair.tx_bytes),
-        (
-            "wirevm_sent_dropped_total",
-            ",cause=\"refused\"",
-            "Frames of the guest that went nowhere",
-            |pair| pair.tx_dropped.saturating_sub(pair.tx_too_long),
-        ),
-        ("wirevm_sent_dropped_total", ",cause=\"too_long\"", "", |pair| pair.tx_too_long),
-        ("wirevm_received_frames_total", "", "Frames that the guest received", |pair| pair.rx_frames),
-        ("wirevm_received_bytes_total", "", "Bytes of these", |pair| pair.rx_bytes),
-        (
-            "wirevm_received_dropped_total",
-            ",cause=\"unread\"",
-            "Frames that did not come to the guest",
-            |pair| pair.rx_unread,
-        ),
-        ("wirevm_received_dropped_total", ",cause=\"unfit\"", "", |pair| {
-            pair.rx_dropped.saturating_sub(pair.rx_unread)
-        }),
-        ("wirevm_kicks_total", "", "Notifications of the driver that woke the queue pair's thread", |pair| {
-            pair.kicks
-        }),
-        ("wirevm_interrupts_total", "", "Interrupts of the guest", |pair| pair.interrupts),
-        ("wirevm_system_calls_total", "", "System calls of the queue pair's thread", |pair| pair.calls),
-    ];
-    for (family, cause, help, read) in families {
-        if !help.is_empty() {
-            head(&mut text, family, "counter", help);
-        }
-        for (nic, NicCounters { pairs, .. }) in info.nics.iter().zip(&counters.nics) {
-            for (number, pair) in pairs.iter().enumerate() {
-                let labels = format!("vm={vm},nic={},queue=\"{number}\"{cause}", quoted(&nic.name));
-                let _ = writeln!(text, "{family}{{{labels}}} {}", read(pair));
-            }
-        }
-    }
-    head(
-        &mut text,
-        "wirevm_ignored_frames_total",
-        "counter",
-        "Frames for which the wire has no way: on a tun, what is not IP",
-    );
-    for (nic, counters) in info.nics.iter().zip(&counters.nics) {
-        let labels = format!("vm={vm},nic={}", quoted(&nic.name));
-        let _ = writeln!(text, "wirevm_ignored_frames_total{{{labels}}} {}", counters.ignored);
-    }
-    text.push_str(&links(&vm, info));
+    queues(&mut text, &vm, net);
+    nics(&mut text, &vm, net);
+    links(&mut text, &vm, net);
     text
 }
 
-/// What the host counts on the link of each NIC, seen from the guest: of vhost-net there is nothing else.
-fn links(vm: &str, info: &MachineInfo) -> String {
-    // The host sends what the guest receives.
-    const FAMILIES: [(&str, &str, &str); 6] = [
-        ("wirevm_link_sent_frames_total", "rx_packets", "Frames that came from the guest by the host's link"),
-        ("wirevm_link_sent_bytes_total", "rx_bytes", "Bytes of these"),
-        ("wirevm_link_sent_dropped_total", "rx_dropped", "Frames of the guest that the host's link dropped"),
-        (
-            "wirevm_link_received_frames_total",
-            "tx_packets",
-            "Frames that went to the guest by the host's link",
-        ),
-        ("wirevm_link_received_bytes_total", "tx_bytes", "Bytes of these"),
-        (
-            "wirevm_link_received_dropped_total",
-            "tx_dropped",
-            "Frames for the guest that the host's link dropped",
-        ),
+/// What each queue pair has counted.
+fn queues(text: &mut String, vm: &str, net: &NetCounters) {
+    let queues = || {
+        net.nics.iter().flat_map(|nic| {
+            let labels = move |queue| format!("vm={vm},nic={},queue=\"{queue}\"", quoted(&nic.name));
+            nic.queues.iter().enumerate().map(move |(number, queue)| (labels(number), queue))
+        })
+    };
+    type Way = fn(&QueueCounters) -> &Direction;
+    let ways: [(&str, &str, &str, Way); 2] = [
+        ("sent", "Frames that the guest sent", "Frames of the guest that went nowhere", |queue| &queue.sent),
+        ("received", "Frames that the guest received", "Frames that did not come to the guest", |queue| {
+            &queue.received
+        }),
     ];
-    let mut text = String::new();
-    for (family, file, help) in FAMILIES {
-        head(&mut text, family, "counter", help);
-        for nic in &info.nics {
-            // A link in another network namespace is out of sight here.
-            let path = format!("/sys/class/net/{}/statistics/{file}", nic.link);
-            let Ok(count) = std::fs::read_to_string(path) else { continue };
-            let labels = format!("vm={vm},nic={},link={}", quoted(&nic.name), quoted(&nic.link));
-            let _ = writeln!(text, "{family}{{{labels}}} {}", count.trim());
-        }
+    for (word, frames, dropped, way) in ways {
+        let family = format!("wirevm_{word}_frames_total");
+        counter(text, &family, frames, queues().map(|(labels, queue)| (labels, way(queue).frames)));
+        let family = format!("wirevm_{word}_bytes_total");
+        counter(text, &family, "Bytes of these", queues().map(|(labels, queue)| (labels, way(queue).bytes)));
+        let family = format!("wirevm_{word}_dropped_total");
+        let by_cause = queues().flat_map(|(labels, queue)| {
+            let causes = way(queue).dropped.iter();
+            causes.map(move |(cause, count)| (format!("{labels},cause={}", quoted(cause)), *count))
+        });
+        counter(text, &family, dropped, by_cause);
     }
-    text
+    type Read = fn(&QueueCounters) -> u64;
+    let families: [(&str, &str, Read); 3] = [
+        ("wirevm_kicks_total", "Notifications of the driver that woke the queue pair's thread", |queue| {
+            queue.kicks
+        }),
+        ("wirevm_interrupts_total", "Interrupts of the guest", |queue| queue.interrupts),
+        ("wirevm_system_calls_total", "System calls of the queue pair's thread", |queue| queue.system_calls),
+    ];
+    for (family, help, read) in families {
+        counter(text, family, help, queues().map(|(labels, queue)| (labels, read(queue))));
+    }
+}
+
+/// What was lost behind the queue pairs.
+fn nics(text: &mut String, vm: &str, net: &NetCounters) {
+    for (family, cause, help) in [
+        (
+            "wirevm_ignored_frames_total",
+            "not_ip",
+            "Frames for which the wire has no way: on a tun, what is not IP",
+        ),
+        ("wirevm_guard_dropped_total", "guard", "Frames of the guest under addresses that are not its own"),
+    ] {
+        let of_nic = |nic: &NicCounters| {
+            let labels = format!("vm={vm},nic={}", quoted(&nic.name));
+            (labels, nic.dropped.get(cause).copied().unwrap_or_default())
+        };
+        counter(text, family, help, net.nics.iter().map(of_nic));
+    }
+}
+
+/// What the host counts on the link of each NIC, seen from the guest: of vhost-net there is nothing else.
+fn links(text: &mut String, vm: &str, net: &NetCounters) {
+    let links = |received: bool| {
+        net.nics.iter().filter_map(move |nic| {
+            let host = nic.host.as_ref()?;
+            let labels = format!("vm={vm},nic={},link={}", quoted(&nic.name), quoted(&nic.link));
+            Some((labels, if received { host.received } else { host.sent }))
+        })
+    };
+    type Read = fn(HostDirection) -> u64;
+    let families: [(&str, bool, &str, Read); 6] = [
+        ("sent_frames", false, "Frames that came from the guest by the host's link", |way| way.frames),
+        ("sent_bytes", false, "Bytes of these", |way| way.bytes),
+        ("sent_dropped", false, "Frames of the guest that the host's link dropped", |way| way.dropped),
+        ("received_frames", true, "Frames that went to the guest by the host's link", |way| way.frames),
+        ("received_bytes", true, "Bytes of these", |way| way.bytes),
+        ("received_dropped", true, "Frames for the guest that the host's link dropped", |way| way.dropped),
+    ];
+    for (what, received, help, read) in families {
+        let family = format!("wirevm_link_{what}_total");
+        counter(text, &family, help, links(received).map(|(labels, way)| (labels, read(way))));
+    }
+}
+
+/// A family of counters: the labels and the value of each.
+fn counter(text: &mut String, family: &str, help: &str, all: impl Iterator<Item = (impl Display, u64)>) {
+    head(text, family, "counter", help);
+    for (labels, count) in all {
+        let _ = writeln!(text, "{family}{{{labels}}} {count}");
+    }
 }
 
 fn head(text: &mut String, family: &str, kind: &str, help: &str) {
@@ -124,27 +132,12 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use vmm::MachineConfig;
-    use vmm::info::NicInfo;
+    use vmm::counters::{Dropped, HostCounters};
 
     use super::*;
 
     #[test]
     fn each_counter_has_its_labels() {
-        let nic = NicInfo {
-            name: "nic0".into(),
-            spec: "tap".into(),
-            kind: "tap".into(),
-            link: "no-such-link".into(),
-            mac: String::new(),
-            mtu: 1500,
-            queues: 1,
-            carrier: "wirevm".into(),
-            up: true,
-            link_mode: "follow".into(),
-            why_down: None,
-            links: serde_json::Value::Null,
-            hops: serde_json::Value::Null,
-        };
         let info = MachineInfo {
             name: "we\"b".into(),
             state: MachineState::Paused,
@@ -153,24 +146,31 @@ mod tests {
             threads: Vec::new(),
             config: MachineConfig::new("vmlinuz"),
             memory: 512 << 20,
-            nics: vec![nic],
+            nics: Vec::new(),
             started: 0,
             uptime: 7,
             version: String::new(),
         };
-        let pair = PairCounters {
-            tx_frames: 3,
-            tx_dropped: 9,
-            tx_too_long: 2,
-            rx_bytes: 99,
-            rx_dropped: 6,
-            rx_unread: 5,
+        let dropped = |cause: &str, count| Dropped::from([(cause.to_owned(), count)]);
+        let queue = QueueCounters {
+            sent: Direction { frames: 3, bytes: 0, dropped: dropped("refused", 7) },
+            received: Direction { frames: 0, bytes: 99, dropped: dropped("no_buffer", 1) },
             kicks: 12,
-            ..PairCounters::default()
+            ..QueueCounters::default()
         };
-        let counters =
-            Counters { nics: vec![NicCounters { pairs: vec![pair], ignored: 5 }], exits: vec![[10, 20, 30]] };
-        let text = text(&info, &counters);
+        let (from, to) = (
+            HostDirection { frames: 40, bytes: 41, dropped: 42 },
+            HostDirection { frames: 50, bytes: 51, dropped: 52 },
+        );
+        let nic = NicCounters {
+            name: "nic0".into(),
+            carrier: "wirevm".into(),
+            link: "tap0".into(),
+            queues: vec![queue],
+            host: Some(HostCounters { sent: from, received: to }),
+            dropped: [dropped("not_ip", 5), dropped("guard", 6)].into_iter().flatten().collect(),
+        };
+        let text = text(&info, &NetCounters { at: 0, nics: vec![nic] }, &[[10, 20, 30]]);
         for line in [
             "wirevm_state{vm=\"we\\\"b\",state=\"paused\"} 1",
             "wirevm_state{vm=\"we\\\"b\",state=\"running\"} 0",
@@ -179,11 +179,12 @@ mod tests {
             "wirevm_sent_frames_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 3",
             "wirevm_received_bytes_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 99",
             "wirevm_sent_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"refused\"} 7",
-            "wirevm_sent_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"too_long\"} 2",
-            "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"unread\"} 5",
-            "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"unfit\"} 1",
+            "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"no_buffer\"} 1",
             "wirevm_kicks_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 12",
             "wirevm_ignored_frames_total{vm=\"we\\\"b\",nic=\"nic0\"} 5",
+            "wirevm_guard_dropped_total{vm=\"we\\\"b\",nic=\"nic0\"} 6",
+            "wirevm_link_sent_frames_total{vm=\"we\\\"b\",nic=\"nic0\",link=\"tap0\"} 40",
+            "wirevm_link_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",link=\"tap0\"} 52",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

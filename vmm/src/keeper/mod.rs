@@ -8,6 +8,7 @@ mod child;
 mod console;
 mod control;
 mod core;
+mod counters;
 pub(crate) mod detach;
 mod events;
 mod keyboard;

@@ -119,6 +119,11 @@ impl Nic {
         self.wire.replace(next)
     }
 
+    /// Who carries its frames, in a word.
+    pub(crate) fn carrier(&self) -> &'static str {
+        if self.wire.as_ref().is_some_and(Wire::carried) { "vhost-net" } else { "wirevm" }
+    }
+
     /// The socket of what the guest's driver asks.
     pub(crate) fn asks(&self) -> &Channel<FilterAnswer, FilterRequest> {
         &self.asks

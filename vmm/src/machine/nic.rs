@@ -120,9 +120,8 @@ impl Nic {
 
     /// What went over the wire.
     pub(crate) fn counters(&self) -> NicCounters {
-        let pairs = if self.carried { Vec::new() } else { self.handle.counters() };
         NicCounters {
-            pairs: pairs.iter().map(|pair| read(pair)).collect(),
+            pairs: self.handle.counters().iter().map(|pair| read(pair)).collect(),
             ignored: self.ignored.load(Ordering::Relaxed),
         }
     }
@@ -130,7 +129,7 @@ impl Nic {
     /// Logs what went over the wire.
     pub(crate) fn log_counters(&self) {
         let NicCounters { pairs, ignored } = self.counters();
-        for pair in pairs {
+        for pair in pairs.iter().filter(|_| !self.carried) {
             log::info!(
                 "{}: sent {} frames ({} bytes, {} lost), received {} ({} bytes, {} lost), {} interrupts, {} system calls",
                 self.link,
@@ -173,9 +172,13 @@ fn read(counters: &Counters) -> PairCounters {
         tx_bytes: read(&counters.tx_bytes),
         tx_dropped: read(&counters.tx_dropped),
         tx_too_long: read(&counters.tx_too_long),
+        tx_link_down: read(&counters.tx_link_down),
+        tx_host_down: read(&counters.tx_host_down),
         rx_frames: read(&counters.rx_frames),
         rx_bytes: read(&counters.rx_bytes),
         rx_dropped: read(&counters.rx_dropped),
+        rx_too_long: read(&counters.rx_too_long),
+        rx_no_buffer: read(&counters.rx_no_buffer),
         rx_unread: read(&counters.rx_unread),
         kicks: read(&counters.kicks),
         interrupts: read(&counters.interrupts),

@@ -150,7 +150,7 @@ pub(crate) enum End {
 /// What happened so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counters {
-    /// For each NIC that our own threads carry, each queue pair.
+    /// Each NIC, in order.
     pub(crate) nics: Vec<NicCounters>,
     /// Exits of each vCPU: port, MMIO, other.
     pub(crate) exits: Vec<[u64; 3]>,
@@ -159,7 +159,7 @@ pub(crate) struct Counters {
 /// What went over one NIC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct NicCounters {
-    /// Each queue pair; none where the kernel carries the frames.
+    /// Each queue pair: what our own threads carried.
     pub(crate) pairs: Vec<PairCounters>,
     /// Frames of the guest for which the wire has no way.
     pub(crate) ignored: u64,
@@ -172,9 +172,13 @@ pub(crate) struct PairCounters {
     pub(crate) tx_bytes: u64,
     pub(crate) tx_dropped: u64,
     pub(crate) tx_too_long: u64,
+    pub(crate) tx_link_down: u64,
+    pub(crate) tx_host_down: u64,
     pub(crate) rx_frames: u64,
     pub(crate) rx_bytes: u64,
     pub(crate) rx_dropped: u64,
+    pub(crate) rx_too_long: u64,
+    pub(crate) rx_no_buffer: u64,
     pub(crate) rx_unread: u64,
     pub(crate) kicks: u64,
     pub(crate) interrupts: u64,

@@ -26,6 +26,11 @@ impl OwnTable {
         table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
         Ok(this)
     }
+
+    /// How many packets that came in by the link of that index its rules have dropped.
+    pub(crate) fn dropped(&mut self, link: u32) -> Result<u64, Refusal> {
+        self.nft.dropped(self.family, &self.name, link)
+    }
 }
 
 impl OwnTable {

@@ -143,6 +143,30 @@ impl Nft {
         })
     }
 
+    /// How many packets that came in by the link of that index the rules of a table of ours have dropped. They count what they
+    /// drop and nothing else.
+    pub(crate) fn dropped(&mut self, family: Family, name: &str, link: u32) -> Result<u64, Refusal> {
+        usable()?;
+        let mut request = nftables::Request::new().op_getrule_dump(&header(family.number()));
+        request.encode().push_table_bytes(name.as_bytes());
+        let mut replies = self.socket.request(&request)?;
+        let mut dropped = 0_u64;
+        while let Some((_, rule)) = replies.recv().transpose()? {
+            let expressions: Vec<_> = rule.get_expressions().into_iter().flatten().flatten().collect();
+            let expressions: Vec<_> =
+                expressions.into_iter().map(|nftables::ExprListAttrs::Elem(one)| one).collect();
+            // A table of the family `netdev` sees nothing but what comes in by its link.
+            if family == Family::Netdev || asks_for_in_link(&expressions, link) {
+                let counts = expressions.iter().filter_map(|one| match one.get_data() {
+                    Ok(ExprOps::Counter(counter)) => counter.get_packets().ok(),
+                    _ => None,
+                });
+                dropped = counts.fold(dropped, u64::saturating_add);
+            }
+        }
+        Ok(dropped)
+    }
+
     /// The chains of every table on the forward hook, and what they do with what `link` sends and gets. `EPERM` without
     /// `CAP_NET_ADMIN`.
     pub(crate) fn forward_chains(&mut self, link: &str) -> Result<Vec<ForwardChain>, Refusal> {
@@ -296,6 +320,17 @@ fn speaks_of(expressions: &[IterableExprAttrs<'_>], link: &str) -> bool {
                     Some(end) => value[..end] == *link.as_bytes(),
                     None => link.as_bytes().starts_with(value),
                 }
+        }
+        _ => false,
+    })
+}
+
+/// True where a rule asks whether a packet came in by the link of that index.
+fn asks_for_in_link(expressions: &[IterableExprAttrs<'_>], link: u32) -> bool {
+    expressions.windows(2).any(|pair| match (pair[0].get_data(), pair[1].get_data()) {
+        (Ok(ExprOps::Meta(meta)), Ok(ExprOps::Cmp(compare))) => {
+            let value = compare.get_data().and_then(|data| data.get_value()).unwrap_or_default();
+            meta.get_key().is_ok_and(|key| key == MetaKeys::Iif as u32) && *value == link.to_ne_bytes()
         }
         _ => false,
     })

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vmm::info::MachineState;
 
 use super::connection::{Call, Connection, Subscription};
-use super::{Requests, Ticket, service};
+use super::{CountersForm, Requests, Ticket, service};
 
 /// The interfaces, and what describes them.
 pub(super) const INTERFACES: [(&str, &str); 3] = [
@@ -122,7 +122,11 @@ fn machine(
         },
         "Pause" => return later(vm.pause(ticket)),
         "Resume" => return later(vm.resume(ticket)),
-        "Metrics" => return later(vm.metrics(ticket)),
+        "Metrics" => return later(vm.count(ticket, CountersForm::Metrics)),
+        "NetCounters" => {
+            let nic = call.parameters["nic"].as_str().map(str::to_owned);
+            return later(vm.count(ticket, CountersForm::Net(nic)));
+        }
         "NetLink" => match (text(call, "nic"), text(call, "mode")) {
             (Ok(nic), Ok(mode)) => return later(vm.net_link(ticket, nic, mode)),
             (Err(error), _) | (_, Err(error)) => Err(error),

@@ -37,6 +37,15 @@ pub(crate) struct Ticket {
     serial: u64,
 }
 
+/// How a client wants counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CountersForm {
+    /// All, as text for Prometheus.
+    Metrics,
+    /// Those of the NICs, or of the one of that name, as [`NetCounters`](vmm::counters::NetCounters).
+    Net(Option<String>),
+}
+
 /// What the keeper does for a client.
 pub(crate) trait Requests {
     /// What the machine is.
@@ -53,11 +62,11 @@ pub(crate) trait Requests {
     /// # Errors
     /// It is in no state for that.
     fn resume(&mut self, ticket: Ticket) -> Result<(), ControlError>;
-    /// Counts, and answers the ticket then.
+    /// Counts, and answers the ticket then, in this form.
     ///
     /// # Errors
-    /// It is in no state for that.
-    fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError>;
+    /// It is in no state for that, or there is no such NIC.
+    fn count(&mut self, ticket: Ticket, form: CountersForm) -> Result<(), ControlError>;
     /// Sets what a NIC's link is up by, and answers the ticket then.
     ///
     /// # Errors

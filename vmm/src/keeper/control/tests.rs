@@ -46,7 +46,7 @@ impl Requests for Fake {
     fn resume(&mut self, _: Ticket) -> Result<(), ControlError> {
         Err(ControlError::WrongState("the machine is running, not paused".into()))
     }
-    fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+    fn count(&mut self, ticket: Ticket, _: CountersForm) -> Result<(), ControlError> {
         self.pause(ticket)
     }
     fn net_link(&mut self, ticket: Ticket, _: &str, _: &str) -> Result<(), ControlError> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use vmm::MachineConfig;
+use vmm::counters::NetCounters;
 use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
@@ -15,7 +16,8 @@ use self::wires::{Lost, Move};
 use super::Ended;
 use super::child::{Child, Death};
 use super::console::Console;
-use super::control::{ControlError, Requests, Server, Ticket};
+use super::control::{ControlError, CountersForm, Requests, Server, Ticket};
+use super::counters;
 use super::detach::Ready;
 use super::keyboard::{Command, Keyboard};
 use super::metrics;
@@ -84,7 +86,7 @@ pub(super) struct Core {
     /// Who waits for the machine to stand still, to go on, and to count.
     pausing: Vec<Ticket>,
     resuming: Vec<Ticket>,
-    counting: Vec<Ticket>,
+    counting: Vec<(Ticket, CountersForm)>,
     /// Who waits for the link of a NIC to be as it was asked to be.
     linking: Vec<(usize, Ticket)>,
 }
@@ -264,11 +266,25 @@ impl Core {
         }
     }
 
-    fn answer_counters(&mut self, counters: &Counters) {
+    fn answer_counters(&mut self, counted: &Counters) {
         let waiting = std::mem::take(&mut self.counting);
-        if !waiting.is_empty() {
-            let text = metrics::text(&self.info(), counters);
-            self.answer_all(waiting, Ok(json!({ "text": text })));
+        if waiting.is_empty() {
+            return;
+        }
+        let at = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let net = counters::of_nics(at, &mut self.nics, counted);
+        for (ticket, form) in waiting {
+            let answer = match form {
+                CountersForm::Metrics => {
+                    json!({ "text": metrics::text(&self.info(), &net, &counted.exits) })
+                }
+                CountersForm::Net(None) => json!({ "counters": net }),
+                CountersForm::Net(Some(nic)) => {
+                    let nics = net.nics.iter().filter(|counted| counted.name == nic).cloned();
+                    json!({ "counters": NetCounters { nics: nics.collect(), ..net } })
+                }
+            };
+            self.letters.push(Letter::Answer(ticket, Ok(answer)));
         }
     }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use vmm::info::{MachineInfo, MachineState, NicInfo, ThreadInfo};
 
 use super::Core;
-use crate::keeper::control::{ControlError, Requests, Ticket};
+use crate::keeper::control::{ControlError, CountersForm, Requests, Ticket};
 use crate::protocol::ToMachine;
 
 impl Requests for Core {
@@ -49,12 +49,15 @@ impl Requests for Core {
         Ok(())
     }
 
-    fn metrics(&mut self, ticket: Ticket) -> Result<(), ControlError> {
+    fn count(&mut self, ticket: Ticket, form: CountersForm) -> Result<(), ControlError> {
         if self.state == MachineState::Built {
             return Err(ControlError::WrongState("the guest does not run yet".to_owned()));
         }
+        if let CountersForm::Net(Some(nic)) = &form {
+            self.nic_of(nic)?;
+        }
         self.request(&ToMachine::Counters)?;
-        self.counting.push(ticket);
+        self.counting.push((ticket, form));
         Ok(())
     }
 
@@ -94,7 +97,7 @@ impl Core {
             mac: nic.mac.to_string(),
             mtu: nic.mtu,
             queues: nic.pairs,
-            carrier: if wire.is_some_and(Wire::carried) { "vhost-net" } else { "wirevm" }.to_owned(),
+            carrier: nic.carrier().to_owned(),
             up: nic.up,
             link_mode: nic.mode.to_string(),
             why_down: why,

@@ -20,8 +20,7 @@ impl QueuePair {
         let rings = rx.ring.map(memory)?;
         let (posted, shortage) = (&mut self.posted, &mut self.shortage);
         let overflow = VolatileSlice::from(&mut self.overflow[..]);
-        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut unread, mut calls) =
-            (0, 0, 0, 0, 0, 0, 0);
+        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
         let (mut next, mut interrupted) = (Next::Work, false);
         posted.clear();
         let mut space = self.iov.start();
@@ -55,7 +54,9 @@ impl QueuePair {
                 }
                 // Lost as on a wire; the chains are as good as before for the next one.
                 lost => {
-                    unread += u64::from(lost.is_err());
+                    if let Err(error) = lost {
+                        counters.count_unread(&error);
+                    }
                     dropped += 1;
                     used += 1;
                 }
@@ -76,7 +77,6 @@ impl QueuePair {
         count(&counters.rx_frames, frames);
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
-        count(&counters.rx_unread, unread);
         count(&counters.calls, calls);
         Ok(signal_used(rx, &rings, &**interrupt, counters)? || interrupted)
     }

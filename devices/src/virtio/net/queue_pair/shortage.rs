@@ -109,8 +109,10 @@ impl Shortage {
         let result = if len <= space.len() {
             space.write_at(0, &self.held);
             Ok(len)
-        } else if room == Room::Enough || self.is_over() {
+        } else if room == Room::Enough {
             Err(io::ErrorKind::FileTooLarge.into())
+        } else if self.is_over() {
+            Err(io::ErrorKind::StorageFull.into())
         } else {
             return None;
         };

@@ -59,7 +59,10 @@ impl QueuePair {
                     next = Next::Host;
                     break;
                 }
-                Err(_) => dropped += 1,
+                Err(error) => {
+                    counters.count_refused(&error);
+                    dropped += 1;
+                }
             }
             ring.push_used(&rings, chain.head, 0);
         }
