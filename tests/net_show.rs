@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::netns::Netns;
@@ -129,5 +130,153 @@ fn who_watches_hears_of_it_until_the_machine_ends() {
     let _ = (lines.count(), rates.count());
     for watcher in [&mut json, &mut page, &mut late] {
         assert!(watcher.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_nic_is_held_to_a_rate_while_it_runs() {
+    let world = need!(World::new());
+    let net = |word: &str, args: &[&str]| {
+        let mut command = wirevm();
+        command.args(["net", word]).args(args).env("WIREVM_RUNTIME_DIR", world.dir.path("run"));
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let limit = |args: &[&str]| net("rate", args);
+    let specs = || {
+        let mut command = wirevm();
+        command.args(["show", "web", "--json"]).env("WIREVM_RUNTIME_DIR", world.dir.path("run"));
+        let info: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        let of_wires = [0, 1].map(|nic| info["nics"][nic]["spec"].as_str().unwrap().to_owned());
+        let of_config = [0, 1].map(|nic| info["config"]["net"][nic].as_str().unwrap().to_owned());
+        [of_wires, of_config].concat()
+    };
+    let before = specs();
+    assert!(before.iter().all(|spec| !spec.contains("rate=")), "{before:?}");
+    for (limits, said) in
+        [("rate=20M:100M,pps=10000", ",rate=20M:100M,pps=10k"), ("pps=7,burst=5", ",pps=7,burst=5")]
+    {
+        let done = limit(&["web", "nic0", limits]);
+        assert!(done.status.success() && done.stdout.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+        let now = specs();
+        assert!(now[0].contains(said) && now[2].contains(said), "{now:?}");
+        assert_eq!((&now[1], &now[3]), (&before[1], &before[3]), "the other one is as it was");
+    }
+    let done: Value = serde_json::from_slice(&limit(&["web", "nic0", "off", "--json"]).stdout).unwrap();
+    assert_eq!(done["limits"], "off");
+    assert_eq!(specs(), before);
+    // A move keeps it, unless it says otherwise.
+    for (spec, rate) in
+        [("rate=1M", Some(",rate=1M")), ("bridge=br1", Some(",rate=1M")), ("bridge=br0,rate=off", None)]
+    {
+        let moved = net("move", &["web", "nic1", spec]);
+        assert!(moved.status.success(), "{spec}: {}", String::from_utf8_lossy(&moved.stderr));
+        let now = specs();
+        assert_eq!(now[1].contains(",rate="), rate.is_some(), "{spec}: {now:?}");
+        assert!(rate.is_none_or(|rate| now[1].contains(rate) && now[3].contains(rate)), "{spec}: {now:?}");
+    }
+    assert!(limit(&["web", "nic1", "pps=5"]).status.success());
+    for spec in ["vhost=on", "bridge=br1,vhost=on"] {
+        let refused = net("move", &["web", "nic1", spec]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("vhost-net keeps no rate"), "{said}");
+    }
+    for (args, status, word) in [
+        (["web", "nic7", "rate=1M"], 1, "nic0 to nic1"),
+        (["web", "nic0", "rate=1"], 2, "16k to 1000G"),
+        (["web", "nic0", "50M"], 2, "rate=100M"),
+        (["none", "nic0", "off"], 1, "none"),
+    ] {
+        let refused = limit(&args);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(status) && said.contains(word), "{args:?}: {said}");
+    }
+}
+
+/// Stock Linux guests.
+mod stock {
+    use super::*;
+    use harness::stock;
+    use harness::traffic::Noise;
+
+    const COMMAND: Duration = Duration::from_secs(60);
+    const TRANSFER: Duration = Duration::from_secs(240);
+    /// Bits per second that the guest sends and receives.
+    const RATES: [u64; 2] = [4_000_000, 8_000_000];
+    /// The largest frame, without its virtio header.
+    const FRAME: u64 = 65_550;
+
+    /// Ends a thread that loops until then, also where an assertion fails.
+    struct Over<'a>(&'a AtomicBool);
+
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What a machine has counted: when, and the bytes and the waits of each direction.
+    struct Sample {
+        at: u64,
+        bytes: [u64; 2],
+        waits: [u64; 2],
+    }
+
+    fn sample(netns: &Netns) -> Sample {
+        let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
+        let output = command.args(["net", "show", "rated", "nic0", "--json"]).output().unwrap();
+        let said: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+        let queue = &said["nics"][0]["queues"][0];
+        let both = |what: &str| ["sent", "received"].map(|way| queue[way][what].as_u64().unwrap());
+        Sample { at: said["at"].as_u64().unwrap(), bytes: both("bytes"), waits: both("rate_waits") }
+    }
+
+    #[test]
+    fn a_guest_moves_no_more_than_its_rate_allows() {
+        let kernel = need!(stock::fastest());
+        let netns = need!(Netns::new());
+        let net = "tap,host=172.31.0.1/24,rate=4M:8M";
+        let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["--name", "rated", "--net", net]);
+        let noise = Noise::serve(&netns, [172, 31, 0, 1].into(), 2 << 20);
+        // Counters are read before the time is, so the time of the sample before them is no later.
+        let (began, before) = (sample(&netns).at, sample(&netns));
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let at_end = Over(&over);
+            let watcher = scope.spawn(|| {
+                loop {
+                    let last = over.load(Ordering::Relaxed);
+                    let now = sample(&netns);
+                    let micros = now.at - began;
+                    for ((rate, is), was) in RATES.into_iter().zip(now.bytes).zip(before.bytes) {
+                        let most = rate / 8 * (micros + 10_000) / 1_000_000 + FRAME;
+                        assert!(
+                            is - was <= most,
+                            "{} bytes of {most} in {micros} us at {rate} bit/s",
+                            is - was
+                        );
+                    }
+                    if last {
+                        return assert!(now.waits.iter().all(|waits| *waits > 0), "{:?}", now.waits);
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            });
+            vm.sh(&noise.guest_commands(), TRANSFER);
+            drop(at_end);
+            watcher.join().unwrap();
+        });
+        noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
+
+        // Nothing waits any more for a rate that is off.
+        let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
+        assert!(command.args(["net", "rate", "rated", "nic0", "off"]).status().unwrap().success());
+        let before = sample(&netns).waits;
+        let noise = Noise::serve(&netns, [172, 31, 0, 1].into(), 8 << 20);
+        vm.sh(&noise.guest_commands(), TRANSFER);
+        noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
+        assert_eq!(sample(&netns).waits, before);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
     }
 }

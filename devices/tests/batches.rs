@@ -89,6 +89,7 @@ impl Bench {
             offloads: Offloads::default(),
             filter: RxFilter::new(Mac::random().unwrap()),
             poll: Duration::ZERO,
+            rate: None,
             counters: Arc::clone(&counters),
             broken: Arc::default(),
         });

@@ -13,6 +13,7 @@ mod macvtap;
 mod moving;
 mod poll;
 mod queues;
+mod rate;
 pub(crate) mod table;
 mod tap;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use self::fd::FdConfig;
 pub use self::link::LinkMode;
 pub use self::macvtap::{MacvtapConfig, MacvtapMode};
 pub use self::queues::Queues;
+pub use self::rate::{RateLimit, RateLimits};
 pub use self::table::{Key, Kind, Repeat, WireKind, keys, kinds};
 pub use self::tap::{Forward, Protocol, TapConfig};
 pub use self::tun::TunConfig;
@@ -62,6 +64,8 @@ pub struct NetConfig {
     pub poll: Duration,
     /// What carries the frames; on a tun, always wirevm's own threads.
     pub vhost: VhostMode,
+    /// What it may send and receive in a second; nothing is limited where vhost-net carries the frames.
+    pub rate: RateLimits,
     /// What the guest may ask of its link, on a macvtap or an inherited descriptor; true on the others, whose links bring every
     /// frame unasked. False: the guest keeps its own MAC, and what its driver asks is followed only in the frames to this MAC
     /// and to groups; another MAC and promiscuous mode are refused.
@@ -77,7 +81,7 @@ pub struct NetConfig {
     pub netns: Option<NetnsName>,
 }
 
-serde_as_text!(Forward, LinkMode, MacvtapMode, NetConfig, Protocol, Queues, VhostMode);
+serde_as_text!(Forward, LinkMode, MacvtapMode, NetConfig, Protocol, Queues, RateLimits, VhostMode);
 
 /// The kinds of wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +153,17 @@ impl NetConfig {
         }]
     }
 
+    /// Refuses a rate for frames that vhost-net carries.
+    ///
+    /// # Errors
+    /// It has a rate, and vhost-net is to carry its frames.
+    pub fn check_rate(&self) -> Result<(), Error> {
+        if self.rate.is_off() || self.vhost != VhostMode::On {
+            return Ok(());
+        }
+        Err(SpecError::RateByVhost { rate: self.rate.to_string() }.into())
+    }
+
     /// Refuses an MTU that is too small for the host's IPv6 address.
     fn check_mtu(&self) -> Result<(), Error> {
         let hosts = match &self.wire {
@@ -201,13 +216,32 @@ impl FromStr for NetConfig {
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
         let link = keys.take("link", str::parse)?.unwrap_or_default();
+        let (limit, pps) = (keys.take("rate", rate::parse_rate)?, keys.take("pps", rate::parse_pps)?);
+        let burst = keys.take("burst", rate::parse_burst)?;
+        let rate = RateLimits::new(limit, pps, burst);
+        let rate = rate
+            .map_err(|why| Error::value("burst", burst.unwrap_or_default().as_millis().to_string(), why))?;
         let trust = keys.take("trust", on_or_off)?.unwrap_or(true);
         let asked = keys.take("guard", on_or_off)?;
         let (guard, must_guard) = (asked.unwrap_or(true), asked == Some(true));
         let netns = keys.take("netns", str::parse)?;
-        let this =
-            Self { wire, mac, mtu, queues, affinity, poll, vhost, trust, guard, must_guard, link, netns };
+        let this = Self {
+            wire,
+            mac,
+            mtu,
+            queues,
+            affinity,
+            poll,
+            vhost,
+            rate,
+            trust,
+            guard,
+            must_guard,
+            link,
+            netns,
+        };
         this.check_mtu()?;
+        this.check_rate()?;
         this.check_affinity().map(|()| this)
     }
 }
@@ -240,6 +274,9 @@ impl fmt::Display for NetConfig {
         }
         if self.vhost != VhostMode::default() {
             write!(f, ",vhost={}", self.vhost)?;
+        }
+        if !self.rate.is_off() {
+            write!(f, ",{}", self.rate)?;
         }
         if !self.trust {
             f.write_str(",trust=off")?;

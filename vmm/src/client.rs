@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use net::RateLimits;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Deserialize;
@@ -248,6 +249,14 @@ impl Client {
     pub fn net_counters(&mut self, nic: Option<&str>) -> Result<NetCounters, ClientError> {
         let answer = self.call("NetCounters", json!({ "nic": nic }))?;
         serde_json::from_value(answer["counters"].clone()).map_err(ClientError::Nonsense)
+    }
+
+    /// Holds the NIC of that name (`nic0`) to `limits` from now on.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call): there is no such NIC, or vhost-net carries its frames.
+    pub fn net_rate(&mut self, nic: &str, limits: &RateLimits) -> Result<(), ClientError> {
+        self.call("NetRate", json!({ "nic": nic, "limits": limits })).map(drop)
     }
 
     /// Waits for so long, and returns early, with true, where the machine is gone.

@@ -63,6 +63,9 @@ pub struct Direction {
     pub bytes: u64,
     /// Frames that did not.
     pub dropped: Dropped,
+    /// How often frames waited for the NIC's rate.
+    #[serde(default)]
+    pub rate_waits: u64,
 }
 
 /// What the host counted on a link.

@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 23] = [
+static KEYS: [Key; 26] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -346,6 +346,33 @@ static KEYS: [Key; 23] = [
         ..KEY
     },
     Key {
+        name: "rate",
+        value: "off|BITS[:BITS]",
+        default: Some("off"),
+        help: "bits per second that the guest sends and receives at most, with k, M or G; two values: sent, received",
+        example: "20M:100M",
+        section: Some("a-rate"),
+        ..KEY
+    },
+    Key {
+        name: "pps",
+        value: "off|FRAMES[:FRAMES]",
+        default: Some("off"),
+        help: "frames per second, likewise",
+        example: "10k",
+        section: Some("a-rate"),
+        ..KEY
+    },
+    Key {
+        name: "burst",
+        value: "MILLISECONDS",
+        default: Some("10 with a rate"),
+        help: "how much of the rate may go at once after a pause, 5 to 1000",
+        example: "20",
+        section: Some("a-rate"),
+        ..KEY
+    },
+    Key {
         name: "netns",
         value: "NAME",
         kinds: &[Tap, Bridge, Macvtap, Tun],
@@ -459,6 +486,7 @@ mod tests {
         match name {
             "guest" => ",host=10.0.0.1/24",
             "forward" => ",nat",
+            "burst" => ",rate=100M",
             "source" => ",mode=source",
             _ => "",
         }
@@ -531,5 +559,6 @@ mod tests {
         );
         assert!(help("poll").contains("10000"));
         assert!(help("vlan").contains("1 to 4094"));
+        assert!(help("burst").contains("5 to 1000"));
     }
 }

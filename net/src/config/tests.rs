@@ -1,4 +1,5 @@
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 
 use proptest::collection::vec;
 use proptest::option;
@@ -330,6 +331,21 @@ fn a_refusal_says_what_there_is() {
 }
 
 #[test]
+fn a_rate_is_wirevm_s_to_keep() {
+    assert!(parse("tap").unwrap().rate.is_off());
+    let config = parse("bridge=br0,rate=20M:100M,pps=10k,burst=20,vhost=auto").unwrap();
+    assert_eq!(config.rate, "rate=20M:100M,pps=10k,burst=20".parse().unwrap());
+    refused("tap,burst=20", "burst=20: there is neither a rate= nor a pps=");
+    refused("tap,rate=fast", "rate=fast: it is bits per second, 16k to 1000G");
+    let error = parse("macvtap=eth0,vhost=on,rate=1M").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "vhost=on with rate=1M: vhost-net keeps no rate, for its frames do not go through wirevm"
+    );
+    assert!(error.is_usage() && error.remedy().unwrap().contains("drop vhost=on"));
+}
+
+#[test]
 fn serde_checks_a_spec_as_the_parser_does() {
     let refusal = |json: &str| serde_json::from_str::<NetConfig>(json).unwrap_err().to_string();
     assert!(refusal(r#""bridge=br0,nat""#).contains("bridge has no key \"nat\""));
@@ -386,6 +402,8 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
         1 => "poll=[0-9]{1,5}",
         1 => "vhost=(on|off|auto|x)",
+        1 => "(rate|pps)=[0-9]{1,6}[kMG]?(:(off|[0-9]{1,4}M))?",
+        1 => "burst=[0-9]{1,4}",
         1 => "trust=(on|off)",
         1 => "guard=(on|off)",
         1 => "isolated=(on|off)",
@@ -474,13 +492,21 @@ fn specs() -> impl Strategy<Value = NetConfig> {
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
     let poll = (0..=10_000u64).prop_map(Duration::from_micros);
     let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
-    let carrier = (queues, any::<bool>(), poll, vhost, any::<bool>(), any::<[bool; 2]>());
+    let rate = prop_oneof![
+        2 => Just(RateLimits::default()),
+        1 => (16_000..1_000_000_000_000u64, option::of(1..1_000_000u64), 5..=1000u64).prop_map(|(bits, frames, burst)| {
+            let sent = RateLimit { bits: NonZeroU64::new(bits), frames: frames.and_then(NonZeroU64::new) };
+            RateLimits { sent, received: RateLimit::default(), burst: Duration::from_millis(burst) }
+        }),
+    ];
+    let carrier = (queues, any::<bool>(), poll, (vhost, rate), any::<bool>(), any::<[bool; 2]>());
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
-        |(wire, mac, mtu, (queues, bound, poll, vhost, trust, [guard, must_guard]), netns)| {
+        |(wire, mac, mtu, (queues, bound, poll, (vhost, rate), trust, [guard, must_guard]), netns)| {
             let trust = trust || wire.kind().key("trust").is_none();
             let guards = wire.kind().key("guard").is_some();
             let (guard, must_guard) = (guard || !guards, guard && must_guard && guards);
-            let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
+            let no_vhost = matches!(wire, WireConfig::Tun(_)) || vhost == VhostMode::On && !rate.is_off();
+            let vhost = if no_vhost { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),
@@ -494,6 +520,7 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 affinity: (0..cpus).collect(),
                 poll,
                 vhost,
+                rate,
                 trust,
                 guard,
                 must_guard,

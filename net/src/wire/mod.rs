@@ -30,7 +30,9 @@ use crate::host::{self, Host, Wiring, announce};
 use crate::wire::cable::{Ask, Cable, Plugged};
 use crate::wire::look::Condition;
 use crate::wire::made::{Made, Parts};
-use crate::{Backend, Error, HEADER_LEN, Mac, NetConfig, NetnsName, RxFilter, Vhost, VhostMode, WireConfig};
+use crate::{
+    Backend, Error, HEADER_LEN, Mac, NetConfig, NetnsName, RateLimits, RxFilter, Vhost, VhostMode, WireConfig,
+};
 
 /// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
 /// link, when every descriptor of its [`cable`](Self::cable) is closed as well.
@@ -74,7 +76,7 @@ impl Wire {
             None => Mac::random().map_err(|source| HostError::RandomMac { source })?,
         };
         let mut of_vhost = Vec::new();
-        let vhosts = vhost::open(config.vhost, config.queues.number(), &mut of_vhost)?;
+        let vhosts = vhost::open(config, &mut of_vhost)?;
         let vhost = if vhosts.is_empty() { VhostMode::Off } else { config.vhost };
         let config = NetConfig { vhost, ..config.clone() };
         let made = match &config.netns {
@@ -128,6 +130,11 @@ impl Wire {
             WireConfig::Bridge(_) | WireConfig::Macvtap(_) | WireConfig::Fd(_) => {}
         }
         config
+    }
+
+    /// Says what the NIC is held to now, for [`config`](Self::config).
+    pub fn note_rate(&mut self, limits: RateLimits) {
+        self.config.rate = limits;
     }
 
     /// The guest's Ethernet address, as it was made.

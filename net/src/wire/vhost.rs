@@ -22,7 +22,7 @@ use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Gues
 
 use crate::error::VhostError;
 use crate::sys::VHOST_DEVICE as DEVICE;
-use crate::{Error, VhostMode};
+use crate::{Error, NetConfig, VhostMode};
 
 const VHOST: u32 = 0xaf;
 /// A descriptor that stands for none.
@@ -344,11 +344,19 @@ unsafe fn call(device: &File, request: libc::Ioctl, argument: usize) -> io::Resu
     }
 }
 
-/// vhost-net for each of `queues` queue pairs, as `mode` says; none where wirevm's own threads are to carry the frames. Where that is
-/// so for want of vhost-net, a notice says why.
-pub(crate) fn open(mode: VhostMode, queues: u16, notices: &mut Vec<String>) -> Result<Vec<Vhost>, Error> {
+/// vhost-net for each queue pair, as `config` says; none where wirevm's own threads are to carry the frames. Where that is so although
+/// vhost-net was to be tried, a notice says why.
+pub(crate) fn open(config: &NetConfig, notices: &mut Vec<String>) -> Result<Vec<Vhost>, Error> {
+    let (mode, queues) = (config.vhost, config.queues.number());
     match mode {
         VhostMode::Off => return Ok(Vec::new()),
+        VhostMode::Auto if !config.rate.is_off() => {
+            notices.push(format!(
+                "wirevm's own threads carry the frames, for vhost-net keeps no rate ({})",
+                config.rate
+            ));
+            return Ok(Vec::new());
+        }
         VhostMode::On | VhostMode::Auto => {}
     }
     let opened: io::Result<Vec<_>> = (0..queues).map(|_| Vhost::open()).collect();
@@ -383,7 +391,16 @@ mod tests {
     #[test]
     fn off_it_is_not_looked_for() {
         let mut notices = Vec::new();
-        assert!(open(VhostMode::Off, 4, &mut notices).unwrap().is_empty() && notices.is_empty());
+        let tap = "tap,queues=4".parse().unwrap();
+        assert!(open(&tap, &mut notices).unwrap().is_empty() && notices.is_empty());
+    }
+
+    #[test]
+    fn who_is_to_keep_a_rate_carries_the_frames() {
+        let mut notices = Vec::new();
+        let tap = "tap,vhost=auto,rate=100M".parse().unwrap();
+        assert!(open(&tap, &mut notices).unwrap().is_empty());
+        assert!(matches!(&notices[..], [notice] if notice.contains("rate=100M")), "{notices:?}");
     }
 
     #[test]
@@ -393,10 +410,11 @@ mod tests {
             return;
         }
         let mut notices = Vec::new();
-        let error = open(VhostMode::On, 1, &mut notices).unwrap_err();
+        let [on, auto] = ["tap,vhost=on", "tap,vhost=auto"].map(|spec| spec.parse().unwrap());
+        let error = open(&on, &mut notices).unwrap_err();
         assert_eq!(error.to_string(), "cannot open /dev/vhost-net");
         assert!(error.remedy().unwrap().contains("modprobe vhost_net") && notices.is_empty());
-        assert!(open(VhostMode::Auto, 1, &mut notices).unwrap().is_empty());
+        assert!(open(&auto, &mut notices).unwrap().is_empty());
         assert!(
             matches!(&notices[..], [notice] if notice.contains("own threads") && notice.contains(DEVICE))
         );

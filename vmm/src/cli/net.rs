@@ -10,7 +10,7 @@ use vmm::runtime;
 
 use super::machines::connect;
 use super::net_args::{Mode, NetCommand, NetLink, NetLs, NetMove};
-use super::{net_show, table};
+use super::{net_rate, net_show, table};
 use crate::report;
 
 /// How long a move may take: a wire waits for others that change the host.
@@ -22,6 +22,7 @@ pub(crate) fn run(command: &NetCommand) -> Result<ExitCode, ClientError> {
         NetCommand::Show(args) => net_show::show(args),
         NetCommand::Link(args) => link(args),
         NetCommand::Move(args) => move_to(args),
+        NetCommand::Rate(args) => net_rate::rate(args),
     }
 }
 

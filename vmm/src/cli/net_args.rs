@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::net_rate::NetRate;
 use super::net_show::NetShow;
 
 /// Ask about, and change, the network cards of machines that run.
@@ -18,6 +19,7 @@ pub(crate) enum NetCommand {
     Show(NetShow),
     Link(NetLink),
     Move(NetMove),
+    Rate(NetRate),
 }
 
 /// List the network cards of a machine, or of all.

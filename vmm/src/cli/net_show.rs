@@ -81,6 +81,7 @@ fn per_second(before: &NetCounters, now: &NetCounters) -> NetCounters {
         frames: rate(was.frames, is.frames),
         bytes: rate(was.bytes, is.bytes),
         dropped: dropped(&was.dropped, &is.dropped),
+        rate_waits: rate(was.rate_waits, is.rate_waits),
     };
     let of_host = |was: HostDirection, is: HostDirection| HostDirection {
         frames: rate(was.frames, is.frames),
@@ -142,6 +143,14 @@ fn page(counters: &NetCounters, unit: &str, number: fn(u64) -> String) -> String
         text.push_str(&aligned(&rows));
         if let Some(lost) = lost(nic, unit, number) {
             text.push_str(&format!("lost: {lost}\n"));
+        }
+        let waits = |way: fn(&QueueCounters) -> &Direction| {
+            nic.queues.iter().map(|queue| way(queue).rate_waits).sum()
+        };
+        let waits = [waits(|queue| &queue.sent), waits(|queue| &queue.received)];
+        if waits != [0, 0] {
+            let [sent, received] = waits.map(number);
+            text.push_str(&format!("waited for the rate: sent {sent}{unit}, received {received}{unit}\n"));
         }
     }
     text
@@ -208,8 +217,12 @@ mod tests {
 
     fn counters(at: u64, scale: u64) -> NetCounters {
         let dropped = |cause: &str, count| Dropped::from([(cause.to_owned(), count)]);
-        let direction =
-            |frames, cause| Direction { frames, bytes: 1000 * frames, dropped: dropped(cause, scale) };
+        let direction = |frames, cause| Direction {
+            frames,
+            bytes: 1000 * frames,
+            dropped: dropped(cause, scale),
+            rate_waits: if cause == "too_long" { scale } else { 0 },
+        };
         let queue = QueueCounters {
             sent: direction(100 * scale, "too_long"),
             received: direction(200 * scale, "no_buffer"),
@@ -241,6 +254,7 @@ mod tests {
                 "queue 1 300 300000 3 600 600000 3 21 0 0",
                 "link tap0 300 300000 0 300 300000 0",
                 "lost: sent too_long 6, received no_buffer 6, sent guard 6",
+                "waited for the rate: sent 6, received 0",
             ]
         );
         let columns: Vec<_> = page.lines().skip(2).take(2).map(|line| line.find("300000").unwrap()).collect();

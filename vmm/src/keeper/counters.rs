@@ -38,6 +38,7 @@ fn of_pair(pair: &PairCounters) -> QueueCounters {
         sent: Direction {
             frames: pair.tx_frames,
             bytes: pair.tx_bytes,
+            rate_waits: pair.tx_rate_waits,
             dropped: dropped([
                 ("too_long", tx_too_long),
                 ("link_down", tx_link_down),
@@ -48,6 +49,7 @@ fn of_pair(pair: &PairCounters) -> QueueCounters {
         received: Direction {
             frames: pair.rx_frames,
             bytes: pair.rx_bytes,
+            rate_waits: pair.rx_rate_waits,
             dropped: dropped([
                 ("too_long", rx_too_long),
                 ("no_buffer", rx_no_buffer),

@@ -56,6 +56,9 @@ fn queues(text: &mut String, vm: &str, net: &NetCounters) {
             causes.map(move |(cause, count)| (format!("{labels},cause={}", quoted(cause)), *count))
         });
         counter(text, &family, dropped, by_cause);
+        let family = format!("wirevm_{word}_rate_waits_total");
+        let waits = queues().map(|(labels, queue)| (labels, way(queue).rate_waits));
+        counter(text, &family, "How often frames waited for the NIC's rate", waits);
     }
     type Read = fn(&QueueCounters) -> u64;
     let families: [(&str, &str, Read); 3] = [
@@ -153,8 +156,8 @@ mod tests {
         };
         let dropped = |cause: &str, count| Dropped::from([(cause.to_owned(), count)]);
         let queue = QueueCounters {
-            sent: Direction { frames: 3, bytes: 0, dropped: dropped("refused", 7) },
-            received: Direction { frames: 0, bytes: 99, dropped: dropped("no_buffer", 1) },
+            sent: Direction { frames: 3, bytes: 0, dropped: dropped("refused", 7), rate_waits: 8 },
+            received: Direction { frames: 0, bytes: 99, dropped: dropped("no_buffer", 1), rate_waits: 0 },
             kicks: 12,
             ..QueueCounters::default()
         };
@@ -180,6 +183,7 @@ mod tests {
             "wirevm_received_bytes_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 99",
             "wirevm_sent_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"refused\"} 7",
             "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"no_buffer\"} 1",
+            "wirevm_sent_rate_waits_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 8",
             "wirevm_kicks_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 12",
             "wirevm_ignored_frames_total{vm=\"we\\\"b\",nic=\"nic0\"} 5",
             "wirevm_guard_dropped_total{vm=\"we\\\"b\",nic=\"nic0\"} 6",

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use devices::virtio::net::run_on;
-use net::{CableSpec, LinkMode, Mac, NetConfig, VhostMode, Wire};
+use net::{CableSpec, LinkMode, Mac, NetConfig, RateLimits, VhostMode, Wire};
 use vmm::MachineConfig;
 use vmm::config::Transport;
 
@@ -124,6 +124,14 @@ impl Nic {
         if self.wire.as_ref().is_some_and(Wire::carried) { "vhost-net" } else { "wirevm" }
     }
 
+    /// The machine holds it to these limits now.
+    pub(super) fn has_rate(&mut self, limits: RateLimits) {
+        self.config.rate = limits;
+        if let Some(wire) = &mut self.wire {
+            wire.note_rate(limits);
+        }
+    }
+
     /// The socket of what the guest's driver asks.
     pub(crate) fn asks(&self) -> &Channel<FilterAnswer, FilterRequest> {
         &self.asks
@@ -188,6 +196,13 @@ pub(super) fn to_move(
             nic.pairs
         ));
     }
+    // So is its rate.
+    let says = |key: &str| spec.split(',').any(|part| part.split('=').next() == Some(key));
+    let to = match says("rate") || says("pps") {
+        true => to,
+        false => NetConfig { rate: from.rate, ..to },
+    };
+    to.check_rate().map_err(|error| words(&error))?;
     let vhost = carrier(index, to.vhost, machine.transport).map_err(|error| error.to_string())?;
     if vhost != VhostMode::Off && queues < nic.pairs {
         return Err(format!(
@@ -228,6 +243,7 @@ fn described(wire: &Wire, cable: CableSpec, number: u32) -> protocol::Nic {
         affinity: config.affinity.clone(),
         poll: config.poll.as_micros().try_into().unwrap_or(u64::MAX),
         carried: wire.carried(),
+        rate: config.rate,
         wire: number,
     }
 }

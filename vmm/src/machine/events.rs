@@ -102,6 +102,10 @@ impl Machine {
                 let done = self.nic(nic).and_then(|nic| nic.swap(wire.map(|wire| *wire), descriptors));
                 FromMachine::Swapped { nic, done: done.map_err(|error| error.to_string()) }
             }
+            ToMachine::Rate { nic, limits } => {
+                let done = self.nic(nic).and_then(|nic| nic.set_rate(&limits));
+                FromMachine::Rated { nic, done: done.map_err(|error| error.to_string()) }
+            }
             ToMachine::Stop => return self.ending.end(Outcome::Stopped),
             // It was built.
             ToMachine::Nic(_) | ToMachine::Start => return,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::net::{Counters, Handle, NetDeviceConfig, VirtioNet};
-use net::{Backend, Cable, CableSpec, Plugged, RxFilter, Unplugged};
+use net::{Backend, Cable, CableSpec, Plugged, RateLimits, RxFilter, Unplugged};
 
 use crate::error::Error;
 use crate::machine::sandbox::{Filters, Thread};
@@ -67,6 +67,7 @@ impl Nic {
         let device = VirtioNet::new(config, backends, vhosts).map_err(failed)?;
         let device = device.with_poll(Duration::from_micros(nic.poll));
         let handle = device.handle();
+        handle.set_rate(&nic.rate).map_err(failed)?;
         Ok(Self { link, handle, device: Some(device), carried: nic.carried, ignored, asks })
     }
 
@@ -75,6 +76,11 @@ impl Nic {
         self.handle.set_carrier(link.carrier)?;
         self.handle.set_link(link.up)?;
         link.announcement.clone().map_or(Ok(()), |frames| self.handle.announce(frames))
+    }
+
+    /// Holds it to other limits.
+    pub(crate) fn set_rate(&self, limits: &RateLimits) -> io::Result<()> {
+        self.handle.set_rate(limits)
     }
 
     /// Moves it to another wire, or takes the one away that it has.
@@ -87,6 +93,7 @@ impl Nic {
         let plugged = plug(wire.cable, descriptors, pairs, wire.wire, &self.asks)?;
         let Plugged { backends, vhosts, link, ignored, .. } = plugged;
         self.handle.swap(backends, vhosts)?;
+        self.handle.set_rate(&wire.rate)?;
         (self.link, self.ignored, self.carried) = (link, ignored, wire.carried);
         Ok(())
     }
@@ -169,12 +176,14 @@ fn read(counters: &Counters) -> PairCounters {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     PairCounters {
         tx_frames: read(&counters.tx_frames),
+        tx_rate_waits: read(&counters.tx_rate_waits),
         tx_bytes: read(&counters.tx_bytes),
         tx_dropped: read(&counters.tx_dropped),
         tx_too_long: read(&counters.tx_too_long),
         tx_link_down: read(&counters.tx_link_down),
         tx_host_down: read(&counters.tx_host_down),
         rx_frames: read(&counters.rx_frames),
+        rx_rate_waits: read(&counters.rx_rate_waits),
         rx_bytes: read(&counters.rx_bytes),
         rx_dropped: read(&counters.rx_dropped),
         rx_too_long: read(&counters.rx_too_long),

@@ -19,7 +19,7 @@
 
 mod channel;
 
-use net::{CableSpec, RxFilter};
+use net::{CableSpec, RateLimits, RxFilter};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::channel::{Channel, MAX_DESCRIPTORS};
@@ -48,6 +48,8 @@ pub(crate) enum ToMachine {
         /// The wire; none for none at all, until there is another one.
         wire: Option<Box<Nic>>,
     },
+    /// Hold a NIC to these limits; answered by [`FromMachine::Rated`].
+    Rate { nic: usize, limits: RateLimits },
     /// End now.
     Stop,
 }
@@ -77,6 +79,8 @@ pub(crate) struct Nic {
     pub(crate) poll: u64,
     /// The kernel carries its frames.
     pub(crate) carried: bool,
+    /// What it is held to.
+    pub(crate) rate: RateLimits,
     /// Which of the NIC's wires it is, for what its driver asks of it.
     pub(crate) wire: u32,
 }
@@ -113,6 +117,8 @@ pub(crate) enum FromMachine {
     },
     /// As asked.
     Counters(Counters),
+    /// The NIC is held to the limits, or why not.
+    Rated { nic: usize, done: Result<(), String> },
     /// Lines for the user.
     Print(String),
     /// It cannot start, or failed.
@@ -169,12 +175,14 @@ pub(crate) struct NicCounters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PairCounters {
     pub(crate) tx_frames: u64,
+    pub(crate) tx_rate_waits: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) tx_dropped: u64,
     pub(crate) tx_too_long: u64,
     pub(crate) tx_link_down: u64,
     pub(crate) tx_host_down: u64,
     pub(crate) rx_frames: u64,
+    pub(crate) rx_rate_waits: u64,
     pub(crate) rx_bytes: u64,
     pub(crate) rx_dropped: u64,
     pub(crate) rx_too_long: u64,

@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use net::{Backend, Offloads, SoftOffload, Vhost};
+use net::{Backend, Offloads, RateLimits, SoftOffload, Vhost};
 
 use super::mailbox::{Message, ask_all};
-use super::queue_pair::{Counters, HostEnd};
+use super::queue_pair::{Counters, HostEnd, NicRate};
 use super::state::PairState;
 use super::status::LinkStatus;
 use super::vhost::IdleCarrier;
@@ -163,6 +163,19 @@ impl Handle {
                 let _ = pair.ask(|reply| Message::Exchange(old, reply)).wait();
             }
             return Err(failed);
+        }
+        Ok(())
+    }
+
+    /// Holds the NIC to these limits from now on, all of its pairs together, or to none. The limits before count no more; nothing is
+    /// lost. Frames that the kernel carries are not held.
+    ///
+    /// # Errors
+    /// A thread has ended.
+    pub fn set_rate(&self, limits: &RateLimits) -> io::Result<()> {
+        let rate = NicRate::new(limits, self.pairs.len()).map(Arc::new);
+        for answer in ask_all(&self.pairs, |_, reply| Message::Rate(rate.clone(), reply)) {
+            answer?;
         }
         Ok(())
     }

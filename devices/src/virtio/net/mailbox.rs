@@ -18,7 +18,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::control::{Control, OtherPairs, PairCommand};
 use super::error::Error;
-use super::queue_pair::{HostEnd, ReceiveSpace};
+use super::queue_pair::{HostEnd, NicRate, ReceiveSpace};
 use super::state::PairState;
 use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::mailbox::{Address, Answer, Gone, Reply};
@@ -52,6 +52,8 @@ pub enum Message {
     Carrier(bool, Reply<()>),
     /// Interrupts the driver, if there is one: the configuration has changed.
     ConfigChanged(Reply<io::Result<()>>),
+    /// Keeps to this rate, which all pairs share, or to none.
+    Rate(Option<Arc<NicRate>>, Reply<()>),
     /// Sends these frames, each behind its header, as if the guest did.
     Send(Vec<Vec<u8>>, Reply<()>),
 }

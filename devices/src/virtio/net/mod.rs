@@ -142,6 +142,7 @@ impl VirtioNet {
                 present: true,
                 cut: false,
                 filter: RxFilter::new(config.mac),
+                rate: None,
                 had_driver: false,
             };
             threads.push(spawn(life, config.affinity.get(number).copied())?);

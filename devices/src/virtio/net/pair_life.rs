@@ -35,7 +35,7 @@ use std::sync::Arc;
 use super::error::Error;
 use super::features::guest_offloads;
 use super::mailbox::{Message, Start};
-use super::queue_pair::{Counters, HostEnd, PairParts, QueuePair};
+use super::queue_pair::{Counters, HostEnd, NicRate, PairParts, QueuePair};
 use super::state::PairState;
 use super::vhost::Load;
 use crate::log_once::LogOnce;
@@ -64,6 +64,8 @@ pub(super) struct PairLife {
     pub(super) cut: bool,
     /// Which frames the driver before it says otherwise receives.
     pub(super) filter: RxFilter,
+    /// The NIC's rate, if it has one.
+    pub(super) rate: Option<Arc<NicRate>>,
     /// A driver has started it before.
     pub(super) had_driver: bool,
 }
@@ -119,6 +121,13 @@ impl PairLife {
                 State::Running(pair) | State::Paused(pair) => pair.tell_config(),
                 State::Idle(_) | State::Ended(_) | State::Between => Ok(()),
             }),
+            Message::Rate(rate, reply) => {
+                if let State::Running(pair) | State::Paused(pair) | State::Ended(pair) = &mut self.state {
+                    pair.set_rate(rate.clone());
+                }
+                self.rate = rate;
+                reply.send(());
+            }
             Message::Send(frames, reply) => {
                 self.send(frames);
                 reply.send(());
@@ -251,6 +260,7 @@ impl PairLife {
             offloads,
             filter: self.filter.clone(),
             poll,
+            rate: self.rate.clone(),
             counters: Arc::clone(&self.counters),
             broken: Arc::clone(&self.broken),
         })))

@@ -131,6 +131,13 @@ fn machine(
             (Ok(nic), Ok(mode)) => return later(vm.net_link(ticket, nic, mode)),
             (Err(error), _) | (_, Err(error)) => Err(error),
         },
+        "NetRate" => match (text(call, "nic"), text(call, "limits")) {
+            (Ok(nic), Ok(limits)) => match limits.parse() {
+                Ok(limits) => return later(vm.net_rate(ticket, nic, limits)),
+                Err(why) => Err(ControlError::Failed(why)),
+            },
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        },
         "NetMove" => match (text(call, "nic"), text(call, "spec")) {
             (Ok(nic), Ok(spec)) => return later(vm.net_move(ticket, nic, spec)),
             (Err(error), _) | (_, Err(error)) => Err(error),

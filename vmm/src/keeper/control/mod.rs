@@ -14,6 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
+use net::RateLimits;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde_json::{Value, json};
@@ -77,6 +78,11 @@ pub(crate) trait Requests {
     /// # Errors
     /// There is no such NIC, or it cannot move there; it is where it was.
     fn net_move(&mut self, ticket: Ticket, nic: &str, spec: &str) -> Result<(), ControlError>;
+    /// Holds a NIC to these limits, and answers the ticket then.
+    ///
+    /// # Errors
+    /// There is no such NIC, or it cannot be held.
+    fn net_rate(&mut self, ticket: Ticket, nic: &str, limits: RateLimits) -> Result<(), ControlError>;
     /// Types on the guest's console; returns how many keys there was room for.
     fn type_in(&mut self, keys: &[u8]) -> usize;
     /// What the guest said last.

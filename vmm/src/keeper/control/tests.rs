@@ -18,6 +18,7 @@ struct Fake {
     tickets: Vec<Ticket>,
     stops: Vec<(Option<Duration>, bool)>,
     typed: Vec<u8>,
+    rates: Vec<RateLimits>,
 }
 
 impl Requests for Fake {
@@ -54,6 +55,10 @@ impl Requests for Fake {
     }
     fn net_move(&mut self, _: Ticket, _: &str, _: &str) -> Result<(), ControlError> {
         Err(ControlError::NoSuchNic("there is no NIC nic7; the machine has nic0".into()))
+    }
+    fn net_rate(&mut self, ticket: Ticket, _: &str, limits: RateLimits) -> Result<(), ControlError> {
+        self.rates.push(limits);
+        self.pause(ticket)
     }
     fn type_in(&mut self, keys: &[u8]) -> usize {
         self.typed.extend(keys);

@@ -1,6 +1,8 @@
 //! What the keeper knows of its machine, and does with it: state, console, requests, and the end. What is to be told to clients is
 //! put down as letters, which the loop delivers.
 
+mod counting;
+mod rates;
 mod requests;
 mod wires;
 
@@ -8,7 +10,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use vmm::MachineConfig;
-use vmm::counters::NetCounters;
 use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
@@ -16,11 +17,9 @@ use self::wires::{Lost, Move};
 use super::Ended;
 use super::child::{Child, Death};
 use super::console::Console;
-use super::control::{ControlError, CountersForm, Requests, Server, Ticket};
-use super::counters;
+use super::control::{ControlError, CountersForm, Server, Ticket};
 use super::detach::Ready;
 use super::keyboard::{Command, Keyboard};
-use super::metrics;
 use super::nics::Nic;
 use super::notify::Notify;
 use super::signals::{Signal, Signals};
@@ -29,7 +28,7 @@ use super::stopping::{Do, Stopping};
 use super::terminal;
 use crate::error::Error;
 use crate::machine::sandbox;
-use crate::protocol::{Channel, Counters, End, Failure, FromMachine, ToMachine};
+use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
 use crate::report;
 use crate::sys;
 
@@ -89,6 +88,8 @@ pub(super) struct Core {
     counting: Vec<(Ticket, CountersForm)>,
     /// Who waits for the link of a NIC to be as it was asked to be.
     linking: Vec<(usize, Ticket)>,
+    /// Who waits for a NIC to be held to other limits, in the order in which they asked.
+    rating: Vec<(usize, Ticket)>,
 }
 
 impl Core {
@@ -122,6 +123,7 @@ impl Core {
             resuming: Vec::new(),
             counting: Vec::new(),
             linking: Vec::new(),
+            rating: Vec::new(),
         };
         (core, server)
     }
@@ -235,6 +237,7 @@ impl Core {
             FromMachine::Linked { nic, done } => self.linked(nic, done),
             FromMachine::Swapped { nic, done } => self.swapped(nic, done),
             FromMachine::Counters(counters) => self.answer_counters(&counters),
+            FromMachine::Rated { nic, done } => self.rated(nic, done),
             FromMachine::PowerButton { heard } => {
                 if !heard && self.stopping.is_asked() {
                     let next = self.stopping.force(Instant::now());
@@ -263,28 +266,6 @@ impl Core {
         for ticket in tickets {
             let answer = answer.clone().map_err(ControlError::Failed);
             self.letters.push(Letter::Answer(ticket, answer));
-        }
-    }
-
-    fn answer_counters(&mut self, counted: &Counters) {
-        let waiting = std::mem::take(&mut self.counting);
-        if waiting.is_empty() {
-            return;
-        }
-        let at = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let net = counters::of_nics(at, &mut self.nics, counted);
-        for (ticket, form) in waiting {
-            let answer = match form {
-                CountersForm::Metrics => {
-                    json!({ "text": metrics::text(&self.info(), &net, &counted.exits) })
-                }
-                CountersForm::Net(None) => json!({ "counters": net }),
-                CountersForm::Net(Some(nic)) => {
-                    let nics = net.nics.iter().filter(|counted| counted.name == nic).cloned();
-                    json!({ "counters": NetCounters { nics: nics.collect(), ..net } })
-                }
-            };
-            self.letters.push(Letter::Answer(ticket, Ok(answer)));
         }
     }
 

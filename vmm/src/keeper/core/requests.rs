@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use net::Wire;
+use net::{RateLimits, Wire};
 use serde_json::json;
 use vmm::info::{MachineInfo, MachineState, NicInfo, ThreadInfo};
 
@@ -67,6 +67,10 @@ impl Requests for Core {
 
     fn net_move(&mut self, ticket: Ticket, nic: &str, spec: &str) -> Result<(), ControlError> {
         self.move_to(ticket, nic, spec)
+    }
+
+    fn net_rate(&mut self, ticket: Ticket, nic: &str, limits: RateLimits) -> Result<(), ControlError> {
+        self.hold_to(ticket, nic, limits)
     }
 
     fn type_in(&mut self, keys: &[u8]) -> usize {

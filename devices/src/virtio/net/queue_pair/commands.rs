@@ -2,8 +2,9 @@
 //! the kernel leaves to it.
 
 use std::io;
+use std::sync::Arc;
 
-use super::{Next, PairParts, QueuePair};
+use super::{Next, NicRate, PairParts, QueuePair};
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::net::control::PairCommand;
 use crate::virtio::net::mailbox::PairQueue;
@@ -130,6 +131,17 @@ impl QueuePair {
         }
         if let Err(error) = self.wake_carrier(runs) {
             log::warn!("{}: wirevm carries the frames from now on: {error}", self.parts.name);
+        }
+    }
+
+    /// Holds the NIC to another rate, or to none. What waits for the one before goes by the new one.
+    #[cold]
+    pub(in crate::virtio::net) fn set_rate(&mut self, rate: Option<Arc<NicRate>>) {
+        self.parts.rate = rate;
+        for next in [&mut self.transmit, &mut self.receive] {
+            if matches!(next, Next::Tokens(_)) {
+                *next = Next::Work;
+            }
         }
     }
 

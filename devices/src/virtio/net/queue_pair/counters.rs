@@ -20,6 +20,8 @@ pub struct Counters {
     pub tx_link_down: AtomicU64,
     /// Those of them that the host refused because its own link is down or gone.
     pub tx_host_down: AtomicU64,
+    /// Times that the guest's frames waited for the NIC's rate.
+    pub tx_rate_waits: AtomicU64,
     pub rx_frames: AtomicU64,
     pub rx_bytes: AtomicU64,
     /// Frames that did not come to the driver: those that follow, and what it cannot read by what it accepted.
@@ -31,6 +33,8 @@ pub struct Counters {
     pub rx_no_buffer: AtomicU64,
     /// Those of them that the host failed to hand over.
     pub rx_unread: AtomicU64,
+    /// Times that frames for the guest waited for the NIC's rate.
+    pub rx_rate_waits: AtomicU64,
     /// Kicks of the driver that woke the pair's thread: several before it wakes are one.
     pub kicks: AtomicU64,
     pub interrupts: AtomicU64,

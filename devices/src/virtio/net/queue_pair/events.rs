@@ -134,6 +134,7 @@ mod tests {
             offloads: net::Offloads::default(),
             filter: net::RxFilter::new(net::Mac::random().unwrap()),
             poll: std::time::Duration::ZERO,
+            rate: None,
             counters: Arc::default(),
             broken: Arc::default(),
         })

@@ -5,8 +5,8 @@
 //! [`QueuePair::process`].
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
-//! descriptor is registered edge-triggered once and for all, or, receiving, for the control queue to enable the pair. An event
-//! for which nobody waits costs a wake-up and nothing else.
+//! descriptor is registered edge-triggered once and for all, or for the NIC's rate to allow more, or, receiving, for the control queue to
+//! enable the pair. An event for which nobody waits costs a wake-up and nothing else.
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the
@@ -31,6 +31,7 @@
 //! | `commands.rs` | what a pair does beside moving frames |
 //! | `exchange.rs` | another host's end for a pair at work |
 //! | `events.rs` | which event wakes what |
+//! | `rate.rs` | how much may go in a second |
 //! | `counters.rs` | what it counts |
 
 mod burst;
@@ -38,6 +39,7 @@ mod commands;
 mod counters;
 pub(super) mod events;
 mod exchange;
+mod rate;
 mod receive;
 mod receive_space;
 mod shortage;
@@ -45,6 +47,7 @@ mod transmit;
 
 pub use self::counters::Counters;
 use self::counters::count;
+pub use self::rate::NicRate;
 pub use self::receive_space::ReceiveSpace;
 
 use std::collections::VecDeque;
@@ -83,6 +86,8 @@ enum Next {
     Driver,
     /// The host said "not now": its descriptor tells.
     Host,
+    /// The NIC has moved as much as its rate allows: time brings more, by then.
+    Tokens(Instant),
     /// The driver has not enabled the pair, which then receives nothing: the control queue tells.
     Control,
     /// The kernel carries the frames.
@@ -121,6 +126,8 @@ pub struct PairParts {
     pub filter: RxFilter,
     /// For how long its thread polls before it sleeps, or the kernel's.
     pub poll: Duration,
+    /// The NIC's rate, if it has one.
+    pub rate: Option<Arc<NicRate>>,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Whether it was said that a driver broke its rings.
@@ -229,7 +236,12 @@ impl QueuePair {
     /// How long a thread without work may sleep at most, if not for ever.
     pub(super) fn waits(&self) -> Option<Duration> {
         let owed = self.owed.map(|owed| owed.saturating_duration_since(Instant::now()));
-        self.look_again.into_iter().chain(owed).chain(self.shortage.waits()).min()
+        let tokens = [self.transmit, self.receive].into_iter().filter_map(|next| match next {
+            Next::Tokens(at) => Some(at.saturating_duration_since(Instant::now())),
+            _ => None,
+        });
+        let shortage = self.shortage.waits().filter(|_| !matches!(self.receive, Next::Tokens(_)));
+        self.look_again.into_iter().chain(owed).chain(tokens).chain(shortage).min()
     }
 
     /// Counts a system call by which its thread waits.
@@ -326,6 +338,11 @@ impl QueuePair {
         }
         if matches!(self.receive, Next::Ring | Next::Driver) && self.shortage.is_over() {
             self.receive = Next::Work;
+        }
+        for next in [&mut self.transmit, &mut self.receive] {
+            if matches!(*next, Next::Tokens(at) if Instant::now() >= at) {
+                *next = Next::Work;
+            }
         }
         Ok(())
     }

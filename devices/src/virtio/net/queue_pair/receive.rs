@@ -5,8 +5,9 @@ use std::io;
 use net::HEADER_LEN;
 use vm_memory::VolatileSlice;
 
-use super::burst::{BATCH, BURST, BURST_BYTES, signal_used};
+use super::burst::{BATCH, BURST, signal_used};
 use super::counters::count;
+use super::rate::{Allowance, Way};
 use super::receive_space::{Room, fill, gather};
 use super::shortage::Shortage;
 use super::{Next, PairParts, QueuePair};
@@ -16,7 +17,15 @@ impl QueuePair {
     /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
     /// and what is left at the end goes back on the ring. True: the driver was interrupted.
     pub(super) fn receive(&mut self) -> Result<bool, Error> {
-        let PairParts { memory, rx, backend, counters, interrupt, space: wanted, .. } = &mut self.parts;
+        let PairParts { memory, rx, backend, counters, interrupt, space: wanted, rate, .. } = &mut self.parts;
+        let allowed = match rate.as_ref().map_or(Ok(Allowance::FULL), |rate| rate.allow(Way::Received)) {
+            Ok(allowed) => allowed,
+            Err(at) => {
+                count(&counters.rx_rate_waits, 1);
+                self.receive = Next::Tokens(at);
+                return Ok(false);
+            }
+        };
         let rings = rx.ring.map(memory)?;
         let (posted, shortage) = (&mut self.posted, &mut self.shortage);
         let overflow = VolatileSlice::from(&mut self.overflow[..]);
@@ -24,7 +33,7 @@ impl QueuePair {
         let (mut next, mut interrupted) = (Next::Work, false);
         posted.clear();
         let mut space = self.iov.start();
-        while used < BURST && bytes < BURST_BYTES {
+        while used < BURST && bytes < allowed.bytes && frames < allowed.frames {
             if used >= shown + BATCH {
                 interrupted |= signal_used(rx, &rings, &**interrupt, counters)?;
                 shown = used;
@@ -74,6 +83,9 @@ impl QueuePair {
             self.overflow = Shortage::overflow();
         }
         self.receive = next;
+        if let Some(rate) = rate {
+            rate.settle(Way::Received, allowed, bytes, frames);
+        }
         count(&counters.rx_frames, frames);
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);

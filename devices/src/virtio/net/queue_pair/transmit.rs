@@ -4,8 +4,9 @@ use std::io;
 
 use net::{HEADER_LEN, Sent};
 
-use super::burst::{BATCH, BURST, BURST_BYTES, signal_used};
+use super::burst::{BATCH, signal_used};
 use super::counters::count;
+use super::rate::{Allowance, Way};
 use super::{Next, PairParts, QueuePair};
 use crate::virtio::queue::Error;
 
@@ -15,15 +16,23 @@ const MAX_FRAME: usize = HEADER_LEN + 18 + 65536;
 impl QueuePair {
     /// Guest to host. Each frame is done, deferred, or ends the burst. True: the driver wants an interrupt for the last of it.
     pub(super) fn transmit(&mut self) -> Result<bool, Error> {
-        let PairParts { memory, tx, backend, counters, interrupt, .. } = &mut self.parts;
+        let PairParts { memory, tx, backend, counters, interrupt, rate, .. } = &mut self.parts;
+        let allowed = match rate.as_ref().map_or(Ok(Allowance::FULL), |rate| rate.allow(Way::Sent)) {
+            Ok(allowed) => allowed,
+            Err(at) => {
+                count(&counters.tx_rate_waits, 1);
+                self.transmit = Next::Tokens(at);
+                return Ok(false);
+            }
+        };
         let rings = tx.ring.map(memory)?;
         let (mut frames, mut bytes, mut dropped, mut too_long, mut calls) = (0, 0, 0, 0, 0);
         let mut next = Next::Work;
-        for used in 0..BURST {
+        for used in 0..allowed.frames {
             if used != 0 && used % BATCH == 0 {
                 signal_used(tx, &rings, &**interrupt, counters)?;
             }
-            if bytes >= BURST_BYTES {
+            if bytes >= allowed.bytes {
                 break;
             }
             let ring = &mut tx.ring;
@@ -67,6 +76,9 @@ impl QueuePair {
             ring.push_used(&rings, chain.head, 0);
         }
         self.transmit = next;
+        if let Some(rate) = rate {
+            rate.settle(Way::Sent, allowed, bytes, frames);
+        }
         count(&counters.tx_frames, frames);
         count(&counters.tx_bytes, bytes);
         count(&counters.tx_dropped, dropped);

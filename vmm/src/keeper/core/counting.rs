@@ -1,0 +1,34 @@
+//! The answers to those who ask for counters.
+
+use serde_json::json;
+use vmm::counters::NetCounters;
+
+use super::{Core, Letter};
+use crate::keeper::control::{CountersForm, Requests};
+use crate::keeper::{counters, metrics};
+use crate::protocol::Counters;
+
+impl Core {
+    /// The machine has counted its part.
+    pub(super) fn answer_counters(&mut self, counted: &Counters) {
+        let waiting = std::mem::take(&mut self.counting);
+        if waiting.is_empty() {
+            return;
+        }
+        let at = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let net = counters::of_nics(at, &mut self.nics, counted);
+        for (ticket, form) in waiting {
+            let answer = match form {
+                CountersForm::Metrics => {
+                    json!({ "text": metrics::text(&self.info(), &net, &counted.exits) })
+                }
+                CountersForm::Net(None) => json!({ "counters": net }),
+                CountersForm::Net(Some(nic)) => {
+                    let nics = net.nics.iter().filter(|counted| counted.name == nic).cloned();
+                    json!({ "counters": NetCounters { nics: nics.collect(), ..net } })
+                }
+            };
+            self.letters.push(Letter::Answer(ticket, Ok(answer)));
+        }
+    }
+}
