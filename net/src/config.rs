@@ -7,6 +7,7 @@ pub(crate) mod affinity;
 mod bridge;
 pub(crate) mod dns;
 mod fd;
+pub(crate) mod guests;
 mod keys;
 mod link;
 mod macvtap;

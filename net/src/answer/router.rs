@@ -56,8 +56,8 @@ impl Router {
     pub(crate) const MTU_MIN: u16 = 1280;
 
     /// For the subnet of `host`, from the link with the Ethernet address `mac` and the link-local `address`. `mtu` is in
-    /// bytes. Of `dns` the first three are told, as many as resolvers look at, and the domains of `search` to look in. `forwarding` is the link's setting
-    /// `net.ipv6.conf.LINK.forwarding`, read anew for each advertisement; none where it does not forward.
+    /// bytes. Of `dns` the first three are told, as many as resolvers look at, and the domains of `search` to look in. Without
+    /// `slaac` the guest is to make no address of it.
     ///
     /// None where the MTU is too small for IPv6.
     pub fn new(
@@ -67,42 +67,38 @@ impl Router {
         mtu: u16,
         dns: &[Ipv6Addr],
         search: &[Domain],
-        forwarding: Option<File>,
+        slaac: bool,
     ) -> Option<Self> {
         let (on_link, autonomous) = (NdiscPrefixInfoFlags::ON_LINK, NdiscPrefixInfoFlags::ADDRCONF);
         let mac = EthernetAddress(mac);
         let mut options = message::Options::default();
         options.push_link(mac, mtu);
         match host.prefix() {
+            // Nobody else is in the subnet of the host alone.
+            128 => {}
+            _ if !slaac => options.push_prefix(host, on_link),
             SLAAC_PREFIX => options.push_prefix(host, on_link | autonomous),
             prefix if prefix < SLAAC_PREFIX => {
                 options.push_prefix(host, on_link);
                 let in_it = HostV6::new(host.address(), SLAAC_PREFIX);
                 in_it.ok().into_iter().for_each(|host| options.push_prefix(host, on_link | autonomous));
             }
-            // Nobody else is in the subnet of the host alone.
-            128 => {}
             _ => options.push_prefix(host, on_link),
         }
         options.push_dns(&dns[..dns.len().min(3)]);
         options.push_search(search);
-        let (options, slaac) = (options.into_bytes(), host.prefix() <= SLAAC_PREFIX);
-        (mtu >= Self::MTU_MIN).then_some(Self {
-            mac,
-            address,
-            options,
-            slaac,
-            forwarding: forwarding.map(Arc::new),
-        })
+        let (options, slaac) = (options.into_bytes(), slaac && host.prefix() <= SLAAC_PREFIX);
+        (mtu >= Self::MTU_MIN).then_some(Self { mac, address, options, slaac, forwarding: None })
     }
 
-    /// The same with another way to look whether the host forwards.
+    /// The same with a way to look whether the host forwards: the link's setting `net.ipv6.conf.LINK.forwarding`, read anew for
+    /// each advertisement; none where it does not forward.
     #[must_use]
     pub(crate) fn with_forwarding(self, forwarding: Option<File>) -> Self {
         Self { forwarding: forwarding.map(Arc::new), ..self }
     }
 
-    /// True where the guest can make its address of what it is told: the prefix has 64 bits at most.
+    /// True where the guest makes its address of what it is told: it shall, and the prefix has 64 bits at most.
     pub fn has_slaac(&self) -> bool {
         self.slaac
     }

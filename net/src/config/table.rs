@@ -163,9 +163,9 @@ static KEYS: [Key; 26] = [
     },
     Key {
         name: "guest",
-        value: "ADDRESS",
-        kinds: &[Tun],
-        default: Some("the next address of the subnet"),
+        value: "ADDRESS[/LENGTH]",
+        kinds: &[Tap, Tun],
+        default: Some("the next address of the subnet; of IPv6, one that the guest forms"),
         help: "the guest's address in the subnet of host=",
         repeat: Repeat::PerFamily,
         example: "10.0.0.2",

@@ -1,10 +1,12 @@
 //! `tap[=NAME]`
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::WireKind;
 use super::dns::DnsConfig;
+use super::guests;
 use super::keys::{Keys, kind_link, number, on_or_off};
 use crate::{Error, HostAddress, LinkName};
 
@@ -15,6 +17,9 @@ pub struct TapConfig {
     pub name: Option<LinkName>,
     /// The host's addresses on it, at most one of each family. If there is none, a new tap with `dhcp` gets a free subnet.
     pub hosts: Vec<HostAddress>,
+    /// The guest's addresses, at most one for each address of `hosts`, in its subnet. Without one, the guest has
+    /// [`HostAddress::guest`], or of IPv6 what it makes itself.
+    pub guests: Vec<IpAddr>,
     /// True if wirevm tells the guest its address, by DHCP and router advertisement.
     pub dhcp: bool,
     /// What it tells of names.
@@ -31,6 +36,7 @@ impl Default for TapConfig {
         Self {
             name: None,
             hosts: Vec::new(),
+            guests: Vec::new(),
             dhcp: true,
             dns: DnsConfig::default(),
             nat: false,
@@ -63,10 +69,19 @@ impl TapConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
         let name = kind_link(WireKind::Tap, name)?;
         let hosts = keys.take_hosts()?;
+        let guests = guests::take(keys, &hosts)?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
         let dns = DnsConfig::take(keys, dhcp)?;
         let nat = keys.take("nat", on_or_off)?.unwrap_or(false);
         let forwards = keys.take_all("forward", Forward::from_str)?;
+        let is_alone = |guest: &&IpAddr| {
+            hosts.iter().any(|host| host.guest().is_none() && guests::given(&[**guest], *host).is_some())
+        };
+        if let Some(guest) = guests.iter().find(is_alone) {
+            let why =
+                "the host is alone in its subnet: use a shorter prefix, or a tun, which needs no subnet";
+            return Err(Error::value("guest", guest.to_string(), why));
+        }
         if let Some(alone) = hosts.iter().find(|host| dhcp && host.v4().is_some() && host.guest().is_none()) {
             let why =
                 "a /32 leaves no address for DHCP to give the guest: add dhcp=off, or use a shorter prefix";
@@ -84,7 +99,7 @@ impl TapConfig {
                 return Err(Error::value("forward", forward.to_string(), why));
             }
         }
-        Ok(Self { name, hosts, dhcp, dns, nat, forwards })
+        Ok(Self { name, hosts, guests, dhcp, dns, nat, forwards })
     }
 
     pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,6 +108,9 @@ impl TapConfig {
         }
         for host in &self.hosts {
             write!(f, ",host={host}")?;
+        }
+        for guest in &self.guests {
+            write!(f, ",guest={guest}")?;
         }
         if !self.dhcp {
             f.write_str(",dhcp=off")?;

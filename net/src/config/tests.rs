@@ -46,6 +46,8 @@ fn a_tap_has_hosts_nat_and_forwards() {
     assert!(config.dhcp && config.nat);
     assert_eq!(shown(&config.forwards), ["tcp:8080:80", "udp:53:5353"]);
 
+    let config = tap("tap,host=172.31.0.1/24,guest=172.31.0.9/24,guest=fd00::9,host=fd00::1/64");
+    assert_eq!(shown(&config.guests), ["172.31.0.9", "fd00::9"]);
     assert!(!tap("tap,host=172.31.0.1/24,dhcp=off").dhcp);
     assert!(tap("tap,dhcp=on").dhcp, "a subnet is chosen");
     assert_eq!(tap("tap,host=172.31.0.1/32,dhcp=off").hosts[0].prefix(), 32);
@@ -281,12 +283,23 @@ fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
         refused(&format!("macvtap=eth0,mode={mode},host=10.0.0.1/24"), "host=10.0.0.1/24");
     }
     refused("macvtap=eth0,dhcp=on", "dhcp=");
-    refused("tun,guest=10.0.0.2", "guest=10.0.0.2: it needs a host=");
-    refused("tun,host=10.0.0.1/24,guest=fd00::2", "guest=fd00::2: it needs a host=");
-    refused("tun,host=10.0.0.1/24,guest=10.0.1.2", "guest=10.0.1.2: it is not in the subnet");
-    refused("tun,host=10.0.0.1/24,guest=10.0.0.1", "guest=10.0.0.1: the host has it");
-    refused("tun,host=10.0.0.1/24,guest=10.0.0.255", "guest=10.0.0.255");
-    refused("tun,host=10.0.0.1/24,guest=10.0.0.2,guest=10.0.0.3", "guest=10.0.0.3");
+    for kind in ["tap", "tun"] {
+        refused(&format!("{kind},guest=10.0.0.2"), "guest=10.0.0.2: it needs a host=");
+        let spec = |guest: &str| format!("{kind},host=10.0.0.1/24,guest={guest}");
+        for (guest, why) in [
+            ("fd00::2", "fd00::2: it needs a host="),
+            ("10.0.1.2", "10.0.1.2: it is not in the subnet"),
+            ("10.0.0.1", "10.0.0.1: the host has it"),
+            ("10.0.0.255", "10.0.0.255: this is the broadcast address"),
+            ("10.0.0.0", "10.0.0.0: this is the address of the subnet"),
+            ("10.0.0.2/16", "10.0.0.2/16: the length is that of host="),
+            ("10.0.0.2/", "10.0.0.2/: expected an address"),
+            ("10.0.0.2,guest=10.0.0.3", "10.0.0.3: there is one"),
+        ] {
+            refused(&spec(guest), &format!("guest={why}"));
+        }
+    }
+    refused("tap,host=10.0.0.1/32,guest=10.0.0.2,dhcp=off", "guest=10.0.0.2: the host is alone");
     refused("tun,host=10.0.0.1/32", "guest=");
     refused("tun,host=fd00::1/128", "guest=");
     refused("tun,nat", "nat");
@@ -450,20 +463,23 @@ fn wires() -> impl Strategy<Value = WireConfig> {
         let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
         Forward { protocol, host_port, guest_port }
     });
-    let tap = (option::of(links()), hosts(), any::<bool>(), dns(), vec(forward, 0..4)).prop_map(
-        |(name, hosts, dhcp, dns, mut forwards)| {
+    let guests = |hosts: &[HostAddress]| -> Vec<IpAddr> {
+        let next = hosts.iter().filter_map(|host| host.guest());
+        next.filter(|guest| HostAddress::new(*guest, 32).is_ok()).collect()
+    };
+    let tap = (option::of(links()), hosts(), any::<[bool; 2]>(), dns(), vec(forward, 0..4)).prop_map(
+        move |(name, hosts, [dhcp, given], dns, mut forwards)| {
+            let guests = if given { guests(&hosts) } else { Vec::new() };
             forwards.dedup_by_key(|forward| forward.host_port);
             let nat = !forwards.is_empty();
             let dhcp = dhcp || (nat && hosts.is_empty());
             let dns = if dhcp { dns } else { DnsConfig::default() };
-            WireConfig::Tap(TapConfig { name, hosts, dhcp, dns, nat, forwards })
+            WireConfig::Tap(TapConfig { name, hosts, guests, dhcp, dns, nat, forwards })
         },
     );
     let tun = (option::of(links()), hosts(), any::<bool>(), dns(), any::<bool>()).prop_map(
-        |(name, hosts, dhcp, dns, guests)| {
-            let next = hosts.iter().filter_map(|host| host.guest());
-            let next = next.filter(|guest| HostAddress::new(*guest, 32).is_ok());
-            let guests = if guests { next.collect() } else { Vec::new() };
+        move |(name, hosts, dhcp, dns, given)| {
+            let guests = if given { guests(&hosts) } else { Vec::new() };
             let dns = if dhcp { dns } else { DnsConfig::default() };
             WireConfig::Tun(TunConfig { name, hosts, guests, dhcp, dns })
         },

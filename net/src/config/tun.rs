@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::WireKind;
 use super::dns::DnsConfig;
+use super::guests;
 use super::keys::{Keys, kind_link, on_or_off};
 use crate::{Error, HostAddress, LinkName};
 
@@ -35,23 +36,10 @@ impl TunConfig {
     pub(super) fn parse(name: Option<&str>, keys: &mut Keys<'_>) -> Result<Self, Error> {
         let name = kind_link(WireKind::Tun, name)?;
         let hosts = keys.take_hosts()?;
-        let guests: Vec<IpAddr> =
-            keys.take_all("guest", |text| text.parse().map_err(|_| "expected an address, 10.0.0.2"))?;
+        let guests = guests::take(keys, &hosts)?;
         let dhcp = keys.take("dhcp", on_or_off)?.unwrap_or(true);
         let dns = DnsConfig::take(keys, dhcp)?;
         let this = Self { name, hosts, guests, dhcp, dns };
-        for (index, &guest) in this.guests.iter().enumerate() {
-            let twice = this.guests[..index].iter().any(|other| other.is_ipv4() == guest.is_ipv4());
-            let refusal = if twice {
-                Err("there is one for IPv4 and one for IPv6 at most")
-            } else {
-                match this.hosts.iter().find(|host| host.address().is_ipv4() == guest.is_ipv4()) {
-                    None => Err("it needs a host= of the same family"),
-                    Some(host) => check_guest(*host, guest),
-                }
-            };
-            refusal.map_err(|why| Error::value("guest", guest.to_string(), why))?;
-        }
         if let Some(host) = this.hosts.iter().find(|host| this.guest(**host).is_none()) {
             let why = "the prefix leaves no address for the guest: add guest=, or use a shorter prefix";
             return Err(Error::value("host", host.to_string(), why));
@@ -61,8 +49,7 @@ impl TunConfig {
 
     /// The guest's address for one of `hosts`: as given, or the next one of the subnet.
     pub fn guest(&self, host: HostAddress) -> Option<IpAddr> {
-        let same = |guest: &&IpAddr| guest.is_ipv4() == host.address().is_ipv4();
-        self.guests.iter().find(same).copied().or(host.guest())
+        guests::beside(&self.guests, host)
     }
 
     pub(super) fn write_spec(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,18 +67,5 @@ impl TunConfig {
         }
         self.dns.write_spec(f)?;
         Ok(())
-    }
-}
-
-/// # Errors
-/// Says why the guest cannot have the address `guest` if the host has `host`.
-fn check_guest(host: HostAddress, guest: IpAddr) -> Result<(), &'static str> {
-    let bits = if guest.is_ipv4() { 32 } else { 128 };
-    if guest == host.address() {
-        Err("the host has it: host=")
-    } else if host.prefix() < bits && !host.overlaps(guest, bits) {
-        Err("it is not in the subnet of host=")
-    } else {
-        HostAddress::new(guest, host.prefix()).map(drop)
     }
 }

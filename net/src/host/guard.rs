@@ -57,12 +57,12 @@ enum Addresses {
 }
 
 impl Own {
-    /// Of a guest that is told `told`, where the host has `host`. It makes its own addresses of an IPv6 subnet.
-    pub(crate) fn new(host: HostAddress, told: Option<IpAddr>) -> Self {
-        let guest = match told {
-            Some(told) if told.is_ipv4() || host.guest().is_none() => Addresses::One(told),
-            _ if host.guest().is_some() => Addresses::Subnet,
-            _ => Addresses::Any,
+    /// Of a guest that has `only` this address where the host has `host`, or none in particular.
+    pub(crate) fn new(host: HostAddress, only: Option<IpAddr>) -> Self {
+        let guest = match only {
+            Some(only) => Addresses::One(only),
+            None if host.guest().is_some() => Addresses::Subnet,
+            None => Addresses::Any,
         };
         Self { host, guest }
     }
@@ -288,8 +288,8 @@ mod tests {
     use super::*;
 
     fn lines(ethernet: bool, owns: &[(&str, Option<&str>)]) -> Vec<String> {
-        let own = |(host, told): &(&str, Option<&str>)| {
-            Own::new(host.parse().unwrap(), told.map(|told| told.parse().unwrap()))
+        let own = |(host, only): &(&str, Option<&str>)| {
+            Own::new(host.parse().unwrap(), only.map(|only| only.parse().unwrap()))
         };
         let owns: Vec<_> = owns.iter().map(own).collect();
         let link = LinkId { index: 7, name: "tap0".to_owned() };
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_not_told_has_its_subnet_but_not_the_hosts_address() {
-        let lines = lines(false, &[("172.31.0.1/16", None), ("fd00::1/64", Some("fd00::2"))]);
+        let lines = lines(false, &[("172.31.0.1/16", None), ("fd00::1/64", None)]);
         let expected = [
             "ip daddr 172.31.0.0/16 ip daddr != 172.31.0.1 ip saddr 172.31.0.0/16 ip saddr != 172.31.0.1 \
              add @sources { ip saddr } add @targets { ip daddr } accept",
@@ -333,6 +333,13 @@ mod tests {
             assert!(lines.iter().any(|one| one == line), "{line} in {lines:#?}");
         }
         assert!(!lines.iter().any(|line| line.contains("arp")), "there is none on a tun: {lines:#?}");
+    }
+
+    #[test]
+    fn a_guest_whose_ipv6_address_is_given_makes_no_other() {
+        let lines = lines(true, &[("fd00::1/64", Some("fd00::7"))]);
+        assert!(lines.contains(&"ip6 saddr fd00::7/128 accept".to_owned()), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("saddr fd00::/64")), "{lines:#?}");
     }
 
     #[test]

@@ -17,18 +17,22 @@ use self::table::Plan;
 use super::forwarding::{Switched, Traffic};
 use super::nft::OwnTable;
 use super::{Link, LinkId, Refusal, Wiring, firewall, guard};
+use crate::config::guests;
 use crate::error::NatError;
 use crate::{Error, Forward, HostAddress, Mac, Protocol, TapConfig, sys};
 
 /// The addresses at which the host's ports reach the guest: one family's, IPv4 where there is it, for of the other it is not
-/// sure. In a /64 the guest makes itself an IPv6 address, by its MAC as a rule (RFC 4291 appendix A).
-fn guests(hosts: &[HostAddress], mac: Mac) -> Vec<IpAddr> {
-    let ipv4 = hosts.iter().filter_map(|host| host.v4()).find_map(|host| host.guest());
-    let ipv6 = hosts.iter().filter_map(|host| host.v6()).find_map(|host| match host.prefix() {
-        64 => Some(by_mac(host.network(), mac)),
-        _ => host.guest(),
-    });
-    ipv4.map(IpAddr::V4).or(ipv6.map(IpAddr::V6)).into_iter().collect()
+/// sure. In a /64 the guest makes itself an IPv6 address, by its MAC as a rule (RFC 4291 appendix A), unless one of `given` is it.
+fn guests(hosts: &[HostAddress], given: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
+    let guest = |&host: &HostAddress| match host {
+        HostAddress::V6(own) if own.prefix() == 64 => {
+            let by_mac = by_mac(own.network(), mac).into();
+            Some(guests::given(given, host).unwrap_or(by_mac))
+        }
+        _ => guests::beside(given, host),
+    };
+    let all: Vec<_> = hosts.iter().filter_map(guest).collect();
+    all.iter().find(|guest| guest.is_ipv4()).or(all.first()).copied().into_iter().collect()
 }
 
 /// The address that a MAC makes in a subnet of 64 bits.
@@ -60,7 +64,7 @@ impl Wiring {
             (hosts.iter().any(|host| host.v4().is_some()), hosts.iter().any(|host| host.v6().is_some()));
         let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && !forwards.is_empty() };
         let switched = self.links_to_switch(link, traffic)?;
-        let guests = guests(hosts, mac);
+        let guests = guests(hosts, &config.guests, mac);
         let connections = guarded.then(guard::most_connections);
         let plan = Plan {
             link: &link.id,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::{Change, Link, Wiring};
+use super::{Change, Link, Refusal, Wiring};
 use crate::error::HostError;
 use crate::{Error, HostAddress};
 
@@ -40,6 +40,29 @@ impl FromStr for Peer {
 }
 
 impl Wiring {
+    /// Refuses the guest's addresses `guests` where the host has one of them, on any link: what is sent there would stay with the
+    /// host.
+    ///
+    /// # Errors
+    /// A link of the host has it.
+    pub(crate) fn check_guests(&mut self, guests: &[IpAddr]) -> Result<(), Error> {
+        if guests.is_empty() {
+            return Ok(());
+        }
+        let all = self.netlink().addresses().map_err(asked)?;
+        match all.iter().find(|own| guests.contains(&own.address)) {
+            Some(own) => self.refuse_guest(own.address, own.link),
+            None => Ok(()),
+        }
+    }
+
+    /// That the link number `on` has the address `guest` at one of its ends.
+    fn refuse_guest(&mut self, guest: IpAddr, on: u32) -> Result<(), Error> {
+        let link = self.netlink().link_by_index(on).map_err(asked)?;
+        let on = link.map(|link| link.id.name).unwrap_or_default();
+        Err(HostError::GuestTaken { guest, on }.into())
+    }
+
     /// Gives `link` the host's address of `peer`, and so the host a route to the guest's, unless it has it already. `stays`
     /// is as in [`set_link`](Self::set_link).
     ///
@@ -49,23 +72,23 @@ impl Wiring {
     /// # Errors
     /// Another link has the guest's address, at either end.
     pub(crate) fn set_peer(&mut self, link: &Link, stays: bool, peer: Peer) -> Result<(), Error> {
-        let asked = |refusal| HostError::Ask { what: "the host's addresses".to_owned(), refusal };
         let all = self.netlink().addresses().map_err(asked)?;
         let is_guest = |other: &&super::netlink::AddressOnLink| {
             other.address == peer.guest || other.subnet == peer.guest && other.prefix == peer.host.prefix()
         };
         match all.iter().find(is_guest) {
             Some(ours) if ours.link == link.id.index && ours.address == peer.host.address() => return Ok(()),
-            Some(other) => {
-                let name = self.netlink().link_by_index(other.link).map_err(asked)?.map(|link| link.id.name);
-                return Err(HostError::GuestTaken { guest: peer.guest, on: name.unwrap_or_default() }.into());
-            }
+            Some(other) => return self.refuse_guest(peer.guest, other.link),
             None => {}
         }
         let back = stays.then(|| Change::RemovePeer(link.id.clone(), peer));
         let change = Change::AddPeer(link.id.clone(), peer);
         self.make(change, back, "the host's address, and a route to the guest's")
     }
+}
+
+fn asked(refusal: Refusal) -> HostError {
+    HostError::Ask { what: "the host's addresses".to_owned(), refusal }
 }
 
 #[cfg(test)]

@@ -236,7 +236,7 @@ mod tests {
             1500,
             &[],
             &[],
-            None,
+            true,
         );
         let spec = CableSpec { gateway: Some(gateway), lease, router, ..spec(3) };
         let text = serde_json::to_string(&spec).unwrap();

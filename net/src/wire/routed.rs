@@ -9,6 +9,7 @@ use crate::answer::dhcp::Lease;
 use crate::answer::resolver;
 use crate::answer::router::Router;
 use crate::config::dns::DnsConfig;
+use crate::config::guests;
 use crate::error::HostError;
 use crate::host::{Link, Wiring, free_subnet};
 use crate::{Error, HostAddress, Mac};
@@ -61,19 +62,19 @@ pub(crate) struct Guest<'a> {
     pub(crate) resolves: bool,
     /// What it is told of names.
     pub(crate) dns: &'a DnsConfig,
+    /// Its addresses that the user chose.
+    pub(crate) given: &'a [IpAddr],
 }
 
-/// What the `guest` is told where the host has `hosts` at its `end`, which is up, and the guest shall have the address
-/// `address_beside` each.
+/// What the `guest` is told where the host has `hosts` at its `end`, which is up.
 pub(crate) fn guest_config(
     wiring: &mut Wiring,
     end: End<'_>,
     hosts: &[HostAddress],
-    address_beside: &dyn Fn(HostAddress) -> Option<IpAddr>,
     guest: Guest<'_>,
 ) -> GuestConfig {
     let mut config = GuestConfig::default();
-    let Guest { mac, mtu, resolves, dns: DnsConfig { servers, search } } = guest;
+    let Guest { mac, mtu, resolves, dns: DnsConfig { servers, search }, given } = guest;
     let dns = if servers.is_empty() { resolver::servers(wiring.netns()) } else { servers.clone() };
     if resolves && dns.is_empty() && !hosts.is_empty() {
         wiring.notice(NO_DNS.to_owned());
@@ -83,7 +84,7 @@ pub(crate) fn guest_config(
         match address {
             HostAddress::V4(host) => {
                 let dns: Vec<_> = dns.iter().filter_map(v4).collect();
-                let guest = address_beside(address).as_ref().and_then(v4);
+                let guest = guests::beside(given, address).as_ref().and_then(v4);
                 config.lease = guest.map(|guest| {
                     Lease::to(mac, guest, host, end.mac, mtu).with_dns(&dns).with_search(search)
                 });
@@ -98,16 +99,22 @@ pub(crate) fn guest_config(
                 };
                 let dns: Vec<_> = dns.iter().filter_map(v6).collect();
                 config.forwarding = File::open(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).ok();
-                config.router = Router::new(end.mac, address, host, mtu, &dns, search, None);
-                match &config.router {
-                    None => wiring.notice(format!(
+                let given = guests::given(given, HostAddress::V6(host));
+                config.router = Router::new(end.mac, address, host, mtu, &dns, search, given.is_none());
+                match (&config.router, given) {
+                    (None, _) => wiring.notice(format!(
                         "the guest is told nothing of {host}: an MTU of {mtu} is too small for IPv6, which needs 1280"
                     )),
-                    Some(router) if !router.has_slaac() => wiring.notice(format!(
+                    (Some(_), Some(guest)) => wiring.notice(format!(
+                        "the guest has {guest} once it is set there by hand (ip address add {guest}/{} dev LINK), and makes no other \
+                         IPv6 address: router advertisement names none",
+                        host.prefix()
+                    )),
+                    (Some(router), None) if !router.has_slaac() => wiring.notice(format!(
                         "the guest cannot make an address of {host}: that takes a prefix of 64 bits or less; give it one \
                          by hand"
                     )),
-                    Some(_) => {}
+                    (Some(_), None) => {}
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::answer::listener::Listener;
+use crate::config::guests;
 use crate::error::HostError;
 use crate::frames::queue::Queue;
 use crate::host::guard::Own;
@@ -43,10 +44,11 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     } else {
         wiring.refuse_routers(&link.id);
     }
+    wiring.check_guests(&config.guests)?;
     wiring.warn_of_other_routes(&link.id, &hosts)?;
     if all.guard {
-        let told = |host: &HostAddress| host.guest().filter(|_| config.dhcp);
-        let owns: Vec<_> = hosts.iter().map(|host| Own::new(*host, told(host))).collect();
+        let only = |host: &HostAddress| guests::only(&config.guests, *host, config.dhcp);
+        let owns: Vec<_> = hosts.iter().map(|host| Own::new(*host, only(host))).collect();
         wiring.guard(&link, stays, &owns, config.nat)?;
     }
     wiring.set_link(&link, stays, mtu, &hosts)?;
@@ -57,8 +59,8 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link, hosts)?;
     let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let guest = Guest { mac, mtu: guest_mtu, resolves: config.nat, dns: &config.dns };
-    let guest_config = routed::guest_config(&mut wiring, end, hosts, &HostAddress::guest, guest);
+    let guest = Guest { mac, mtu: guest_mtu, resolves: config.nat, dns: &config.dns, given: &config.guests };
+    let guest_config = routed::guest_config(&mut wiring, end, hosts, guest);
     let answers = guest_config.lease.is_some() || guest_config.router.is_some();
     let listener = if answers { Listener::beside(&mut wiring, &link, all.vhost)? } else { None };
     wiring.release_lock();

@@ -24,6 +24,7 @@ use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
 use crate::answer::neighbour::{self, Gateway, Replies};
+use crate::config::guests;
 use crate::error::HostError;
 use crate::host::guard::Own;
 use crate::host::wire_link::Role;
@@ -82,15 +83,12 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
         wiring.refuse_routers(&link.id);
     }
     if all.guard {
-        let told = |host: HostAddress| {
-            let same = |guest: &&IpAddr| guest.is_ipv4() == host.address().is_ipv4();
-            let by_dhcp = host.guest().filter(|_| config.dhcp);
-            config.guests.iter().find(same).copied().or(by_dhcp)
-        };
-        let owns: Vec<_> = hosts.iter().map(|host| Own::new(*host, told(*host))).collect();
+        let only = |host: &HostAddress| guests::only(&config.guests, *host, config.dhcp);
+        let owns: Vec<_> = hosts.iter().map(|host| Own::new(*host, only(host))).collect();
         wiring.guard(&link, stays, &owns, false)?;
     }
     let (alone, in_subnets): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| host.guest().is_none());
+    wiring.check_guests(&config.guests)?;
     wiring.warn_of_other_routes(&link.id, &hosts)?;
     wiring.set_link(&link, stays, mtu, &in_subnets)?;
     for host in alone {
@@ -106,16 +104,8 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     }
     let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let guest = Guest { mac, mtu: guest_mtu, resolves: false, dns: &config.dns };
-    let guest_config = routed::guest_config(&mut wiring, end, hosts, &|host| config.guest(host), guest);
-    if let (Some(router), Some(guest)) =
-        (&guest_config.router, config.guests.iter().find(|guest| guest.is_ipv6()))
-        && router.has_slaac()
-    {
-        wiring.notice(format!(
-            "the guest makes an IPv6 address itself; {guest} is its only if it is set there by hand"
-        ));
-    }
+    let guest = Guest { mac, mtu: guest_mtu, resolves: false, dns: &config.dns, given: &config.guests };
+    let guest_config = routed::guest_config(&mut wiring, end, hosts, guest);
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, guest_mtu, device.offloads());
     parts.spec.gateway = Some(gateway);

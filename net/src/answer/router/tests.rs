@@ -21,7 +21,7 @@ const SLLA: [u8; 8] = [1, 1, 2, 0, 0, 0, 0, 1];
 
 fn router(host: &str, forwarding: Option<File>) -> Router {
     let host = host.parse::<crate::HostAddress>().unwrap().v6().unwrap();
-    Router::new(HOST_MAC, HOST, host, 1400, &[DNS], &[], forwarding).unwrap()
+    Router::new(HOST_MAC, HOST, host, 1400, &[DNS], &[], true).unwrap().with_forwarding(forwarding)
 }
 
 /// A router solicitation of the guest with these options, with its header.
@@ -134,13 +134,13 @@ fn a_solicitation_is_told_all_that_the_guest_needs() {
     assert_eq!(advert(&ours, &unspecified), Advert { to: TO_ALL, ..expected }, "it has no address yet");
 
     let host = HostV6::new("fd00::1".parse().unwrap(), 64).unwrap();
-    let bare = Router::new(HOST_MAC, HOST, host, 1280, &[], &[], None).unwrap();
+    let bare = Router::new(HOST_MAC, HOST, host, 1280, &[], &[], true).unwrap();
     assert_eq!(advert(&bare, &unspecified).dns, [0; 0]);
-    assert!(Router::new(HOST_MAC, HOST, host, 1279, &[], &[], None).is_none(), "too small for IPv6");
-    let many = Router::new(HOST_MAC, HOST, host, 65521, &[DNS; 9], &[], None).unwrap();
+    assert!(Router::new(HOST_MAC, HOST, host, 1279, &[], &[], true).is_none(), "too small for IPv6");
+    let many = Router::new(HOST_MAC, HOST, host, 65521, &[DNS; 9], &[], true).unwrap();
     assert_eq!(advert(&many, &unspecified).dns.len(), 6 + 3 * 16);
     let search = ["lan", "example.org"].map(|domain| domain.parse().unwrap());
-    let told = Router::new(HOST_MAC, HOST, host, 1400, &[], &search, None).unwrap();
+    let told = Router::new(HOST_MAC, HOST, host, 1400, &[], &search, true).unwrap();
     let mut answer = [0; ANSWER_MAX];
     let len = told.advertise(&mut answer);
     // Type, units of 8 octets, reserved, for ever, the names (RFC 8106 §5.2).
@@ -160,6 +160,17 @@ fn a_guest_can_make_an_address_of_a_slash_64() {
     assert_eq!(told("fd00::7:0:0:0:1/48"), (vec!["fd00::/48 80".into(), "fd00:0:0:7::/64 c0".into()], true));
     assert_eq!(told("fd00::1/112"), (vec!["fd00::/112 80".into()], false));
     assert_eq!(told("fd00::1/128"), (vec![], false));
+}
+
+#[test]
+fn a_guest_that_has_an_address_makes_none() {
+    for host in ["fd00::1/48", "fd00::1/64"] {
+        let host: crate::HostAddress = host.parse().unwrap();
+        let ours = Router::new(HOST_MAC, HOST, host.v6().unwrap(), 1400, &[], &[], false).unwrap();
+        let advert = advert(&ours, &solicitation(GUEST, ALL_ROUTERS, &SLLA));
+        let on_link = ("fd00::".parse().unwrap(), host.prefix(), 0x80);
+        assert_eq!((advert.prefixes, ours.has_slaac()), (vec![on_link], false));
+    }
 }
 
 /// A file with this text, that nobody else sees.

@@ -3,9 +3,14 @@ use crate::error::NatError;
 use crate::host::nft::Table;
 
 fn lines(link: &str, hosts: &[&str], forwards: &[&str]) -> Vec<String> {
+    lines_with(link, hosts, &[], forwards)
+}
+
+fn lines_with(link: &str, hosts: &[&str], given: &[&str], forwards: &[&str]) -> Vec<String> {
+    let given: Vec<IpAddr> = given.iter().map(|guest| guest.parse().unwrap()).collect();
     let hosts: Vec<HostAddress> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     let forwards: Vec<Forward> = forwards.iter().map(|forward| forward.parse().unwrap()).collect();
-    let guests = guests(&hosts, "02:00:00:00:00:01".parse().unwrap());
+    let guests = guests(&hosts, &given, "02:00:00:00:00:01".parse().unwrap());
     let [link, nic] = [link, "eth0"].map(|name| LinkId { index: 7, name: name.to_owned() });
     let switched = [Switched { link: nic, ipv6: true }];
     let plan = Plan {
@@ -59,6 +64,15 @@ fn a_port_leads_to_the_ipv6_address_that_the_guest_makes() {
     assert!(slaac.contains("output ip6 daddr != ::1 fib daddr type local"), "{slaac}");
     let other = lines("tap0", &["fd00::1/112"], &["tcp:8080:80"]).join("\n");
     assert!(other.contains("dnat ip6 to [fd00::2]:80"), "{other}");
+}
+
+#[test]
+fn a_port_leads_to_the_address_that_the_guest_is_given() {
+    let port = ["tcp:8080:80"];
+    let of_both = lines_with("tap0", &["fd00::1/64", "172.31.0.1/24"], &["fd00::7", "172.31.0.9"], &port);
+    assert!(of_both.join("\n").contains("tcp dport 8080 dnat ip to 172.31.0.9:80"), "{of_both:#?}");
+    let ipv6 = lines_with("tap0", &["fd00::1/64"], &["fd00::7"], &port).join("\n");
+    assert!(ipv6.contains("dnat ip6 to [fd00::7]:80") && !ipv6.contains("ff:fe00"), "{ipv6}");
 }
 
 #[test]
