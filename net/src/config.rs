@@ -7,6 +7,7 @@ pub(crate) mod affinity;
 mod bridge;
 pub(crate) mod dns;
 mod fd;
+mod forward;
 pub(crate) mod guests;
 mod keys;
 mod link;
@@ -30,12 +31,13 @@ use std::time::Duration;
 pub use self::bridge::BridgeConfig;
 pub use self::dns::{DnsConfig, Domain};
 pub use self::fd::FdConfig;
+pub use self::forward::{Forward, Protocol};
 pub use self::link::LinkMode;
 pub use self::macvtap::{MacvtapConfig, MacvtapMode};
 pub use self::queues::Queues;
 pub use self::rate::{RateLimit, RateLimits};
 pub use self::table::{Key, Kind, Repeat, WireKind, keys, kinds};
-pub use self::tap::{Forward, Protocol, TapConfig};
+pub use self::tap::TapConfig;
 pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
 use crate::error::SpecError;
@@ -133,8 +135,29 @@ impl NetConfig {
         }
     }
 
-    /// The links and descriptors of the host that this NIC uses alone, in words, so that a second NIC with the same is refused.
-    pub fn claims(&self) -> Vec<String> {
+    /// What of the host this NIC and `other` would both have alone, in words; none where both can be.
+    pub fn conflict(&self, other: &Self) -> Option<String> {
+        let theirs = other.claims();
+        let both = self.claims().into_iter().find(|claim| theirs.contains(claim));
+        both.or_else(|| {
+            let theirs = other.forwards();
+            let mut pairs =
+                self.forwards().iter().flat_map(|ours| theirs.iter().map(move |their| (ours, their)));
+            let (protocol, port) =
+                pairs.find_map(|(ours, their)| Some((ours.protocol, ours.shared_port(their)?)))?;
+            (self.netns == other.netns).then(|| format!("{protocol} port {port} of the host (forward=)"))
+        })
+    }
+
+    fn forwards(&self) -> &[Forward] {
+        match &self.wire {
+            WireConfig::Tap(tap) => &tap.forwards,
+            _ => &[],
+        }
+    }
+
+    /// The links and descriptors of the host that this NIC uses alone, in words.
+    fn claims(&self) -> Vec<String> {
         let claim = match &self.wire {
             WireConfig::Tap(TapConfig { name: Some(name), .. }) => format!("the tap {name}"),
             WireConfig::Tun(TunConfig { name: Some(name), .. }) => format!("the tun {name}"),

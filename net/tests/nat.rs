@@ -337,8 +337,10 @@ fn ports_of_the_host_lead_into_the_guest_by_ipv6() {
 fn the_lines_give_the_same_table_by_hand() {
     in_namespace("the_lines_give_the_same_table_by_hand", || {
         let _world = world();
-        let spec = "tap,host=172.31.0.1/28,host=fd00::1/60,nat,forward=8080:80,forward=udp:5353:53";
-        let (opened, lines) = open(spec);
+        let ports = "8080:80 udp:5353:53 127.0.0.1:7000-7002:7000-7002 8000-8010:9000-9010 [2001:db8::1]:8000-8002:80-82";
+        let ports = ports.replace(' ', ",forward=");
+        let spec = format!("tap,host=172.31.0.1/28,host=fd00::1/60,nat,forward={ports}");
+        let (opened, lines) = open(&spec);
         let tables =
             || ["inet", "netdev"].map(|family| run(&format!("nft -s list table {family} wirevm-wirevm0")));
         let ours = tables();

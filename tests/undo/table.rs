@@ -54,7 +54,7 @@ pub(crate) const WIRES: [Wire; 30] = [
     Wire { host: &[NIC], spec: "tap" },
     Wire { host: &[TAP], spec: "tap=tap0,host=172.31.0.1/24,mtu=1400" },
     Wire { host: &[NIC], spec: "tap,nat,forward=8080:80" },
-    Wire { host: &[NIC, TAP], spec: "tap=tap0,host=172.31.0.1/24,nat,forward=udp:5353:53" },
+    Wire { host: &[NIC, TAP], spec: "tap=tap0,host=172.31.0.1/24,nat,forward=udp:53-54:153-154" },
     Wire { host: &[], spec: "tap,host=172.31.0.1/24,queues=2" },
     Wire { host: &[], spec: "bridge=br0" },
     Wire { host: &[BRIDGE], spec: "bridge=br1" },

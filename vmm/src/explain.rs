@@ -179,6 +179,7 @@ nothing else; without, where the host is a router.
 
   wirevm run ... --net tap,host=172.31.0.1/24             a subnet that the host routes
   wirevm run ... --net tap,nat,forward=8080:80            out by NAT, and one port in
+  wirevm run ... --net tap,nat,forward=127.0.0.1:8080:80  the same, for the host itself only
   wirevm run ... --net tap=tap0                           a tap of yours, as it is
 ",
         ),

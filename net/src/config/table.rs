@@ -211,9 +211,9 @@ static KEYS: [Key; 26] = [
     },
     Key {
         name: "forward",
-        value: "[tcp:|udp:]HOSTPORT:GUESTPORT",
+        value: "[tcp:|udp:][ADDRESS:]PORT[-PORT]:PORT[-PORT]",
         kinds: &[Tap],
-        help: "a port of the host that leads into the guest; needs nat",
+        help: "a port of the host, or a range, that leads to as many of the guest; needs nat",
         repeat: Repeat::Any,
         example: "8080:80",
         ..KEY

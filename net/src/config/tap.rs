@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use super::WireKind;
 use super::dns::DnsConfig;
+use super::forward::{self, Forward};
 use super::guests;
-use super::keys::{Keys, kind_link, number, on_or_off};
+use super::keys::{Keys, kind_link, on_or_off};
 use crate::{Error, HostAddress, LinkName};
 
 /// A tap that the host routes to.
@@ -26,7 +27,7 @@ pub struct TapConfig {
     pub dns: DnsConfig,
     /// True if the guest's packets leave the host under the host's own address.
     pub nat: bool,
-    /// The ports of the host that are forwarded to the guest, each port of a protocol once; none without `nat`.
+    /// The ports of the host that are forwarded to the guest, each port of an address and protocol once; none without `nat`.
     pub forwards: Vec<Forward>,
 }
 
@@ -43,26 +44,6 @@ impl Default for TapConfig {
             forwards: Vec::new(),
         }
     }
-}
-
-/// A port of the host that is forwarded to the guest, written `[tcp:|udp:]HOSTPORT:GUESTPORT`; neither port is 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Forward {
-    /// Of both ports.
-    pub protocol: Protocol,
-    /// On every address of the host.
-    pub host_port: u16,
-    /// On the guest's address.
-    pub guest_port: u16,
-}
-
-/// A protocol that has ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 impl TapConfig {
@@ -91,14 +72,7 @@ impl TapConfig {
             let why = "the guest needs an address that the host knows: add host=, or drop dhcp=off";
             return Err(Error::value("nat", "on".to_owned(), why));
         }
-        let port = |forward: &Forward| (forward.protocol, forward.host_port);
-        for (index, forward) in forwards.iter().enumerate() {
-            let twice = forwards[..index].iter().any(|other| port(other) == port(forward));
-            if twice || !nat {
-                let why = if twice { "this port of the host is forwarded already" } else { "it needs nat" };
-                return Err(Error::value("forward", forward.to_string(), why));
-            }
-        }
+        forward::check(&forwards, nat)?;
         Ok(Self { name, hosts, guests, dhcp, dns, nat, forwards })
     }
 
@@ -123,55 +97,5 @@ impl TapConfig {
             write!(f, ",forward={forward}")?;
         }
         Ok(())
-    }
-}
-
-impl FromStr for Forward {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "expected two ports from 1 to 65535, HOSTPORT:GUESTPORT, after tcp: or udp:";
-        let named = text.split_once(':').and_then(|(word, ports)| Some((word.parse().ok()?, ports)));
-        let (protocol, ports) = named.unwrap_or((Protocol::Tcp, text));
-        let (host, guest) = ports.split_once(':').ok_or(FORM)?;
-        let port = |text| number(text).filter(|&port| port != 0).ok_or(FORM);
-        Ok(Self { protocol, host_port: port(host)?, guest_port: port(guest)? })
-    }
-}
-
-impl Protocol {
-    /// Its number in an IP packet.
-    pub(crate) fn number(self) -> u8 {
-        match self {
-            Self::Tcp => libc::IPPROTO_TCP as u8,
-            Self::Udp => libc::IPPROTO_UDP as u8,
-        }
-    }
-}
-
-impl FromStr for Protocol {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "tcp" => Ok(Self::Tcp),
-            "udp" => Ok(Self::Udp),
-            _ => Err("it is tcp or udp"),
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-impl fmt::Display for Forward {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.protocol, self.host_port, self.guest_port)
     }
 }

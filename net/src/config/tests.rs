@@ -259,6 +259,10 @@ fn what_makes_no_sense_is_refused_naming_the_key() {
     refused("tap,nat,dhcp=off", "nat=on");
     refused("tap,forward=80:80", "forward=tcp:80:80: it needs nat");
     refused("tap,nat,forward=80:80,forward=tcp:80:81", "forward=tcp:80:81: this port of the host");
+    refused("tap,nat,forward=70-90:70-90,forward=127.0.0.1:80:81", "forward=tcp:127.0.0.1:80:81: this port");
+    refused("tap,nat,forward=1000-1256:1000-1256", "256 ports of the host at most");
+    refused("tap,nat,forward=1000-1199:1000-1199,forward=udp:1000-1099:1-100", "256 ports of the host");
+    assert!(parse("tap,nat,forward=1000-1255:1000-1255").is_ok());
     for ports in ["80", "80:", ":80", "0:80", "80:0", "65536:1", "80:+1", "sctp:1:2", "tcp:1:2:3", "tcp:80"] {
         refused(&format!("tap,nat,forward={ports}"), &format!("forward={ports}"));
     }
@@ -381,6 +385,13 @@ fn two_nics_cannot_have_one_end() {
     for shared in ["tap", "tun", "bridge=br0,uplink=eth0", "macvtap=eth0"] {
         assert_eq!(claim(shared), [""; 0], "{shared}");
     }
+    let conflict = |one: &str, another: &str| parse(one).unwrap().conflict(&parse(another).unwrap());
+    assert_eq!(conflict("fd=5:7", "fd=9:7").as_deref(), Some("the descriptor 7"));
+    assert_eq!(conflict("tap=t0", "tap=t1"), None);
+    let (many, one) = ("tap,nat,forward=8000-8010:8000-8010", "tap,nat,forward=127.0.0.1:8005:80");
+    assert_eq!(conflict(many, one).as_deref(), Some("tcp port 8005 of the host (forward=)"));
+    assert_eq!(conflict(many, &format!("{one},netns=vpn")), None);
+    assert_eq!(conflict(many, "tap,nat,forward=8011:80,forward=udp:8000:80"), None);
 }
 
 /// The text of some keys of each kind, with values that are often right.
@@ -404,7 +415,7 @@ fn texts() -> impl Strategy<Value = String> {
         2 => "nat",
         1 => "dns=[0-9]{1,3}\\.0\\.0\\.1",
         1 => "search=[a-z.]{0,5}",
-        1 => "forward=((tcp|udp):)?[1-9][0-9]{0,3}:[1-9][0-9]{0,3}",
+        1 => "forward=((tcp|udp):)?([0-9.]{7,9}:)?[1-9][0-9]{0,3}(-[1-9][0-9]{0,3})?:[1-9][0-9]{0,3}(-[0-9]{4})?(/udp)?",
         1 => "uplink=[a-z]{1,4}",
         1 => "vlan=[0-9]{1,4}",
         1 => "mode=(private|vepa|bridge|passthru|source)",
@@ -459,18 +470,29 @@ fn dns() -> impl Strategy<Value = DnsConfig> {
 }
 
 fn wires() -> impl Strategy<Value = WireConfig> {
-    let forward = (any::<bool>(), 1..=u16::MAX, 1..=u16::MAX).prop_map(|(tcp, host_port, guest_port)| {
-        let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
-        Forward { protocol, host_port, guest_port }
-    });
+    let address = option::of(prop_oneof![
+        (1..=9u8).prop_map(|last| IpAddr::from([192, 0, 2, last])),
+        (1..=9u16).prop_map(|last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last])),
+    ]);
+    let forward = (any::<bool>(), address, 1..=65_000u16, 1..=65_000u16, 1..=64u16).prop_map(
+        |(tcp, address, host_port, guest_port, count)| {
+            let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+            Forward { protocol, address, host_port, guest_port, count }
+        },
+    );
     let guests = |hosts: &[HostAddress]| -> Vec<IpAddr> {
         let next = hosts.iter().filter_map(|host| host.guest());
         next.filter(|guest| HostAddress::new(*guest, 32).is_ok()).collect()
     };
-    let tap = (option::of(links()), hosts(), any::<[bool; 2]>(), dns(), vec(forward, 0..4)).prop_map(
+    let tap = (option::of(links()), hosts(), any::<[bool; 2]>(), dns(), vec(forward, 0..5)).prop_map(
         move |(name, hosts, [dhcp, given], dns, mut forwards)| {
             let guests = if given { guests(&hosts) } else { Vec::new() };
-            forwards.dedup_by_key(|forward| forward.host_port);
+            let mut taken: Vec<Forward> = Vec::new();
+            forwards.retain(|forward| {
+                let is_free = taken.iter().all(|other| other.shared_port(forward).is_none());
+                taken.extend(is_free.then_some(*forward));
+                is_free
+            });
             let nat = !forwards.is_empty();
             let dhcp = dhcp || (nat && hosts.is_empty());
             let dns = if dhcp { dns } else { DnsConfig::default() };

@@ -121,7 +121,7 @@ pub fn too_many_files(error: &(dyn std::error::Error + 'static)) -> Option<Strin
             let limit = limit.map(|limit| format!(" above {limit}")).unwrap_or_default();
             format!(
                 "raise the limit of open files{limit} (ulimit -Hn and -n; LimitNOFILE= of a systemd unit), or ask for fewer \
-                 queue pairs (queues=)"
+                 queue pairs (queues=) or ports (forward=)"
             )
         }
         _ => "the whole host has too many open files: sudo sysctl -w fs.file-max=NUMBER, with more than there is".to_owned(),

@@ -11,12 +11,22 @@ use crate::{Forward, Protocol};
 #[non_exhaustive]
 pub enum NatError {
     /// The port is already in use on the host.
-    #[error("forward={forward}: cannot take {} port {} of the host", forward.protocol, forward.host_port)]
+    #[error("forward={forward}: cannot take {} port {port} of {}", forward.protocol, owner(forward))]
     PortTaken {
         /// The ports.
         forward: Forward,
+        /// The port of the host.
+        port: u16,
         /// The reason.
         source: io::Error,
+    },
+    /// The guest has no address of the family of the host's.
+    #[error("forward={forward}: the guest on {link} has no address of IPv{}", if forward.address.is_some_and(|address| address.is_ipv6()) { 6 } else { 4 })]
+    NoGuestAddress {
+        /// The ports.
+        forward: Forward,
+        /// The link.
+        link: String,
     },
     /// The host has no address on the link, and so no subnet there.
     #[error("nat: the host has no address on {link}, and so no subnet whose addresses it could translate")]
@@ -39,7 +49,10 @@ impl NatError {
     /// What a person can do about it, where we know.
     pub(crate) fn remedy(&self) -> Option<String> {
         Some(match self {
-            Self::PortTaken { forward, source } => port_remedy(forward, source)?,
+            Self::PortTaken { forward, port, source } => port_remedy(forward, *port, source)?,
+            Self::NoGuestAddress { .. } => {
+                "add host= of that family, and the guest gets one; or name an address of the host of the other family".to_owned()
+            }
             Self::NothingToMasquerade { .. } => "give it one: host=ADDRESS/LENGTH".to_owned(),
             Self::Nft { table, refusal } => match refusal.errno()? {
                 libc::EPERM => ROOT.to_owned(),
@@ -58,16 +71,29 @@ impl NatError {
     }
 }
 
+/// Whose the ports are.
+fn owner(forward: &Forward) -> String {
+    forward.address.map_or("the host".to_owned(), |address| address.to_string())
+}
+
 /// What to do where a port of the host cannot be taken.
-fn port_remedy(forward: &Forward, source: &io::Error) -> Option<String> {
-    let Forward { protocol, host_port, guest_port } = forward;
+fn port_remedy(forward: &Forward, port: u16, source: &io::Error) -> Option<String> {
+    let Forward { protocol, address, guest_port, count, .. } = forward;
     let socket = match protocol {
         Protocol::Tcp => 't',
         Protocol::Udp => 'u',
     };
     match source.kind() {
-        io::ErrorKind::AddrInUse => Some(format!(
-            "take another one, forward={protocol}:PORT:{guest_port}; who has it: sudo ss -{socket}anp 'sport = :{host_port}'"
+        io::ErrorKind::AddrInUse => {
+            let another = match count {
+                1 => format!("another one, forward={protocol}:PORT:{guest_port}"),
+                _ => "a range without it".to_owned(),
+            };
+            Some(format!("take {another}; who has it: sudo ss -{socket}anp 'sport = :{port}'"))
+        }
+        io::ErrorKind::AddrNotAvailable => Some(format!(
+            "name an address that the host has (ip -brief address), or none for every one{}",
+            address.map(|address| format!(": {address} is not there, or not usable yet")).unwrap_or_default()
         )),
         io::ErrorKind::PermissionDenied => {
             Some("run it as root or with CAP_NET_BIND_SERVICE, or take a port from 1024 on".to_owned())

@@ -115,7 +115,7 @@ fn table(link: &LinkId, ethernet: bool, owns: &[Own]) -> Table {
         let remembers = |one: &Match| matches!(one, Match::Remember(_, _, set) if *set == name);
         let is_used = rules.iter().any(|rule: &Rule| rule.matches.iter().any(remembers));
         let of = Elements::Addresses { ipv6: [SOURCES6, TARGETS6].contains(&name), minutes: MINUTES };
-        is_used.then_some(Set { name, of, size: ADDRESSES, why })
+        is_used.then_some(Set { name: name.to_owned(), of, size: ADDRESSES, why })
     };
     let (from, to) = ("what the guest has sent from", "what the guest has sent to in its subnet");
     let sets = [set(SOURCES, from), set(SOURCES6, from), set(TARGETS, to), set(TARGETS6, to)];
@@ -165,7 +165,10 @@ fn of_family(owns: &[Own], ipv6: bool) -> Vec<Rule> {
         rules.push(accept(vec![nobody], "whether somebody has an address (RFC 4862 5.4)"));
     } else {
         let nobody = Match::Source(Ipv4Addr::UNSPECIFIED.into(), 32);
-        rules.push(accept(vec![nobody, Match::Port(Protocol::Udp, 67)], "the guest asks for an address"));
+        rules.push(accept(
+            vec![nobody, Match::Ports(Protocol::Udp, 67..=67)],
+            "the guest asks for an address",
+        ));
     }
     rules.push(drop_of(vec![Match::Ipv6(ipv6)], NOT_OWN));
     rules
@@ -175,7 +178,7 @@ fn of_family(owns: &[Own], ipv6: bool) -> Vec<Rule> {
 pub(super) fn connections(link: &LinkId, most: u32) -> (Set, Chain) {
     const NAME: &str = "connections";
     let why = "the guest's connections, on many short lists";
-    let set = Set { name: NAME, of: Elements::Connections, size: LISTS, why };
+    let set = Set { name: NAME.to_owned(), of: Elements::Connections, size: LISTS, why };
     let matches = vec![Match::InLink(link.clone()), Match::NewBeyond(NAME, most / LISTS)];
     let chain = Chain {
         name: "new",

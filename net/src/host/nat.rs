@@ -21,8 +21,8 @@ use crate::config::guests;
 use crate::error::NatError;
 use crate::{Error, Forward, HostAddress, Mac, Protocol, TapConfig, sys};
 
-/// The addresses at which the host's ports reach the guest: one family's, IPv4 where there is it, for of the other it is not
-/// sure. In a /64 the guest makes itself an IPv6 address, by its MAC as a rule (RFC 4291 appendix A), unless one of `given` is it.
+/// The guest's addresses at which the host's ports reach it, at most one of each family. In a /64 the guest makes itself an IPv6
+/// address, by its MAC as a rule (RFC 4291 appendix A), unless one of `given` is it.
 fn guests(hosts: &[HostAddress], given: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
     let guest = |&host: &HostAddress| match host {
         HostAddress::V6(own) if own.prefix() == 64 => {
@@ -32,7 +32,17 @@ fn guests(hosts: &[HostAddress], given: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
         _ => guests::beside(given, host),
     };
     let all: Vec<_> = hosts.iter().filter_map(guest).collect();
-    all.iter().find(|guest| guest.is_ipv4()).or(all.first()).copied().into_iter().collect()
+    let first = |ipv4| all.iter().find(move |guest| guest.is_ipv4() == ipv4).copied();
+    first(true).into_iter().chain(first(false)).collect()
+}
+
+/// The one of the guest's addresses `guests` to which `forward` leads: of the family of the host's address, or where that is every
+/// one, of IPv4 if there is one: of the other it is not sure that the guest has it.
+fn guest_of(forward: &Forward, guests: &[IpAddr]) -> Option<IpAddr> {
+    match forward.address {
+        Some(address) => guests.iter().find(|guest| guest.is_ipv4() == address.is_ipv4()).copied(),
+        None => guests.first().copied(),
+    }
 }
 
 /// The address that a MAC makes in a subnet of 64 bits.
@@ -62,19 +72,18 @@ impl Wiring {
         }
         let (ipv4, ipv6) =
             (hosts.iter().any(|host| host.v4().is_some()), hosts.iter().any(|host| host.v6().is_some()));
-        let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && !forwards.is_empty() };
+        let from_loopback = forwards.iter().any(Forward::is_from_loopback);
+        let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && from_loopback };
         let switched = self.links_to_switch(link, traffic)?;
         let guests = guests(hosts, &config.guests, mac);
+        let leads = |forward: &Forward| Some((*forward, guest_of(forward, &guests)?));
+        let forwards = forwards.iter().map(|forward| {
+            leads(forward).ok_or_else(|| NatError::NoGuestAddress { forward: *forward, link: name.clone() })
+        });
+        let forwards = forwards.collect::<Result<Vec<_>, _>>()?;
         let connections = guarded.then(guard::most_connections);
-        let plan = Plan {
-            link: &link.id,
-            hosts,
-            guests: &guests,
-            forwards,
-            switched: &switched,
-            guarded,
-            connections,
-        };
+        let plan =
+            Plan { link: &link.id, hosts, forwards: &forwards, switched: &switched, guarded, connections };
         // The rules are first: nothing leaves unmasked, and nobody else is passed on.
         self.nat = Some(Nat::new(self, link, traffic, &plan)?);
         let way_out = self.set_forwarding(link, stays, traffic)?;
@@ -143,9 +152,17 @@ impl Nat {
     /// A port of the host is in use, or the kernel refuses the table.
     fn new(wiring: &mut Wiring, link: &Link, traffic: Traffic, plan: &Plan<'_>) -> Result<Self, Error> {
         let mut ports = Vec::new();
-        for (forward, guest) in plan.forwarded() {
-            let port = bind(forward.protocol, guest.is_ipv4(), forward.host_port);
-            ports.push(port.map_err(|source| NatError::PortTaken { forward: *forward, source })?);
+        for (forward, guest) in plan.forwards {
+            let every =
+                if guest.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            for port in forward.host_ports() {
+                let bound = bind(forward.protocol, SocketAddr::new(forward.address.unwrap_or(every), port));
+                ports.push(bound.map_err(|source| NatError::PortTaken {
+                    forward: *forward,
+                    port,
+                    source,
+                })?);
+            }
         }
         let table = plan.table();
         let rules = match OwnTable::make_told(&table, wiring) {
@@ -177,15 +194,17 @@ impl Nat {
         let hosts =
             ["172.31.0.1/24", "172.31.0.1/30", "fd00::1/64"].map(|host| host.parse().expect("a host's"));
         let guests: Vec<IpAddr> = hosts.iter().filter_map(|host: &HostAddress| host.guest()).collect();
-        let forward = Forward { protocol: Protocol::Tcp, host_port: 8080, guest_port: 80 };
+        let forwards = ["8080:80", "udp:192.0.2.1:8000-8001:8000-8001", "[2001:db8::1]:8000-8001:9000-9001"];
+        let forwards = forwards.map(|forward| forward.parse().expect("ports"));
+        let forwards =
+            forwards.map(|forward| (forward, guest_of(&forward, &guests).expect("of both families")));
         // Only their numbers count, and nobody has these.
         let [link, nic] = ["wirevm0", "eth0"].map(|name| LinkId { index: u32::MAX, name: name.to_owned() });
         let switched = [Switched { link: nic, ipv6: false }];
         let plan = Plan {
             link: &link,
             hosts: &hosts,
-            guests: &guests,
-            forwards: &[forward],
+            forwards: &forwards,
             switched: &switched,
             guarded: true,
             connections: None,
@@ -203,21 +222,18 @@ impl Nat {
     }
 }
 
-/// A socket on a port of every address of the host. It does not listen: a connection that reaches it is refused.
-fn bind(protocol: Protocol, ipv4: bool, port: u16) -> io::Result<OwnedFd> {
+/// A socket on a port of an address of the host, or of every one. It does not listen: a connection that reaches it is refused.
+fn bind(protocol: Protocol, to: SocketAddr) -> io::Result<OwnedFd> {
     let kind = match protocol {
         Protocol::Tcp => SocketType::STREAM,
         Protocol::Udp => SocketType::DGRAM,
     };
-    let (family, any): (_, IpAddr) = match ipv4 {
-        true => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
-        false => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
-    };
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-    if !ipv4 {
+    if to.is_ipv6() {
         net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
-    net::bind(&socket, &SocketAddr::new(any, port))?;
+    net::bind(&socket, &to)?;
     Ok(socket)
 }
 

@@ -11,7 +11,8 @@ mod socket;
 mod what;
 mod words;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 
 use super::LinkId;
 
@@ -39,7 +40,7 @@ pub(crate) enum Family {
 /// What rules put there, so many at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Set {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) of: Elements,
     pub(crate) size: u32,
     /// What for, in a few words.
@@ -53,6 +54,8 @@ pub(crate) enum Elements {
     Addresses { ipv6: bool, minutes: u32 },
     /// Lists of connections ([`Match::NewBeyond`]).
     Connections,
+    /// From these ports on, a port for each ([`ToPort::ByMap`]): as many as the set's size.
+    Ports { from: u16, to: u16 },
 }
 
 /// Which of a packet's addresses.
@@ -147,8 +150,8 @@ pub(crate) enum Match {
     NewBeyond(&'static str, u32),
     /// It is of no connection, and not the first packet of one; so it is not translated either.
     Invalid,
-    /// It is of this protocol, to this port.
-    Port(crate::Protocol, u16),
+    /// It is of this protocol, to one of these ports.
+    Ports(crate::Protocol, RangeInclusive<u16>),
     /// In a table of the family `netdev`.
     Frame(frame::FrameMatch),
 }
@@ -162,6 +165,17 @@ pub(crate) enum Verdict {
     Drop,
     /// The connection seems to come from an address of the link that it leaves by.
     Masquerade,
-    /// The connection goes there instead.
-    DestinationNat(SocketAddr),
+    /// The connection goes to this address instead.
+    DestinationNat(IpAddr, ToPort),
+}
+
+/// The port of a connection whose destination is translated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToPort {
+    /// As it was.
+    Same,
+    /// This one.
+    One(u16),
+    /// What the map of this name has for it.
+    ByMap(crate::Protocol, String),
 }

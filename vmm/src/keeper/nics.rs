@@ -1,7 +1,6 @@
 //! NICs: the wires that the machine's configuration asks for, opened on the host.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -285,21 +284,17 @@ fn try_cpus(cpus: &[u16], error: impl Fn(u16, io::Error) -> Error) -> Result<(),
 
 /// Refuses two NICs with one MAC or one end on the host, which would otherwise fail later and in stranger words.
 fn check_distinct(configs: &[NetConfig]) -> Result<(), Error> {
-    let (mut macs, mut claims) = (HashMap::new(), HashMap::new());
+    let mut macs = HashMap::new();
     for (index, config) in configs.iter().enumerate() {
         if let Some(mac) = config.mac
             && let Some(first) = macs.insert(mac, index)
         {
             return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second: index });
         }
-        for claim in config.claims() {
-            match claims.entry(claim) {
-                Entry::Vacant(free) => drop(free.insert(index)),
-                Entry::Occupied(taken) => {
-                    let first = *taken.get();
-                    return Err(Error::SameTwice { what: taken.remove_entry().0, first, second: index });
-                }
-            }
+        let mut before = configs[..index].iter().enumerate();
+        if let Some((first, what)) = before.find_map(|(first, other)| Some((first, other.conflict(config)?)))
+        {
+            return Err(Error::SameTwice { what, first, second: index });
         }
     }
     Ok(())

@@ -5,10 +5,10 @@
 //! guest's, or to a port that is forwarded. What the host forwarded before is not spoken of here, and passes as before.
 
 use std::iter;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::forwarding::Switched;
-use super::super::nft::{Chain, End, Family, Hook, Kind, Match, Rule, Table, Verdict};
+use super::super::nft::{Chain, Elements, End, Family, Hook, Kind, Match, Rule, Set, Table, ToPort, Verdict};
 use super::super::{LinkId, guard};
 use crate::{Forward, HostAddress};
 
@@ -37,9 +37,8 @@ pub(super) struct Plan<'a> {
     pub(super) link: &'a LinkId,
     /// The host's addresses there.
     pub(super) hosts: &'a [HostAddress],
-    /// The guest's addresses that ports lead to.
-    pub(super) guests: &'a [IpAddr],
-    pub(super) forwards: &'a [Forward],
+    /// The host's ports, and the address of the guest to which they lead.
+    pub(super) forwards: &'a [(Forward, IpAddr)],
     /// The links that pass packets on for guests only.
     pub(super) switched: &'a [Switched],
     /// What comes in by the link is from the subnets of `hosts`.
@@ -48,16 +47,11 @@ pub(super) struct Plan<'a> {
     pub(super) connections: Option<u32>,
 }
 
-impl<'a> Plan<'a> {
-    /// Each port that is forwarded, with each address that it leads to.
-    pub(super) fn forwarded(self) -> impl Iterator<Item = (&'a Forward, &'a IpAddr)> {
-        let Self { guests, forwards, .. } = self;
-        forwards.iter().flat_map(move |forward| guests.iter().map(move |guest| (forward, guest)))
-    }
-
+impl Plan<'_> {
     pub(super) fn table(self) -> Table {
         let connections = self.connections.map(|most| guard::connections(self.link, most));
-        let (sets, mut chains): (Vec<_>, Vec<_>) = connections.into_iter().unzip();
+        let (mut sets, mut chains): (Vec<_>, Vec<_>) = connections.into_iter().unzip();
+        sets.extend(self.forwards.iter().enumerate().filter_map(|(index, (forward, _))| map(index, forward)));
         let name = Table::name_for(&self.link.name);
         let table = |chains| Table { family: Family::Inet, name, sets, chains };
         if self.forwards.is_empty() {
@@ -139,15 +133,32 @@ impl<'a> Plan<'a> {
 
     /// The host's ports that lead into the guest.
     fn to_guest(self, name: &'static str, hook: Hook, why: &'static str) -> Chain {
-        let rules = self.forwarded().map(|(forward, &guest)| {
-            let mut matches =
-                vec![Match::DestinationIsLocal, Match::Port(forward.protocol, forward.host_port)];
+        let forwards = self.forwards.iter().enumerate();
+        // Nobody but the host itself is to reach an address of its loopback: not a neighbour, who may send a packet there too.
+        let forwards = forwards.filter(|(_, (forward, _))| {
+            hook == Hook::Output || !forward.address.is_some_and(|address| address.is_loopback())
+        });
+        let rules = forwards.map(|(index, (forward, guest))| {
+            let mut matches = match forward.address {
+                Some(address) => vec![Match::Destination(address, if address.is_ipv4() { 32 } else { 128 })],
+                None => vec![Match::DestinationIsLocal],
+            };
             // A packet from ::1 leaves the host by no link.
-            if hook == Hook::Output && guest.is_ipv6() {
+            if hook == Hook::Output && guest.is_ipv6() && forward.address.is_none() {
                 matches.insert(0, Match::Other(End::Destination, Ipv6Addr::LOCALHOST.into()));
             }
-            let verdict = Verdict::DestinationNat(SocketAddr::new(guest, forward.guest_port));
-            Rule { matches, verdict, why: "this port of the host leads into the guest" }
+            matches.push(Match::Ports(forward.protocol, forward.host_ports()));
+            let port = match forward.count {
+                1 => ToPort::One(forward.guest_port),
+                _ if forward.host_port == forward.guest_port => ToPort::Same,
+                _ => ToPort::ByMap(forward.protocol, map_name(index)),
+            };
+            let verdict = Verdict::DestinationNat(*guest, port);
+            let why = match forward.count {
+                1 => "this port of the host leads into the guest",
+                _ => "these ports of the host lead into the guest",
+            };
+            Rule { matches, verdict, why }
         });
         Chain {
             name,
@@ -176,4 +187,17 @@ impl<'a> Plan<'a> {
             rules: vec![Rule { matches, verdict: Verdict::Drop, why }],
         }
     }
+}
+
+/// What has the guest's port for each of the host's, where these are many and others.
+fn map(index: usize, forward: &Forward) -> Option<Set> {
+    let Forward { host_port: from, guest_port: to, count, .. } = *forward;
+    let why = "the guest's port for each port of the host";
+    let set = Set { name: map_name(index), of: Elements::Ports { from, to }, size: count.into(), why };
+    (count > 1 && from != to).then_some(set)
+}
+
+/// Of the map of the forward at `index`.
+fn map_name(index: usize) -> String {
+    format!("ports{index}")
 }

@@ -11,12 +11,13 @@ fn lines_with(link: &str, hosts: &[&str], given: &[&str], forwards: &[&str]) -> 
     let hosts: Vec<HostAddress> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     let forwards: Vec<Forward> = forwards.iter().map(|forward| forward.parse().unwrap()).collect();
     let guests = guests(&hosts, &given, "02:00:00:00:00:01".parse().unwrap());
+    let forwards: Vec<_> =
+        forwards.into_iter().map(|forward| (forward, guest_of(&forward, &guests).unwrap())).collect();
     let [link, nic] = [link, "eth0"].map(|name| LinkId { index: 7, name: name.to_owned() });
     let switched = [Switched { link: nic, ipv6: true }];
     let plan = Plan {
         link: &link,
         hosts: &hosts,
-        guests: &guests,
         forwards: &forwards,
         switched: &switched,
         guarded: true,
@@ -73,6 +74,34 @@ fn a_port_leads_to_the_address_that_the_guest_is_given() {
     assert!(of_both.join("\n").contains("tcp dport 8080 dnat ip to 172.31.0.9:80"), "{of_both:#?}");
     let ipv6 = lines_with("tap0", &["fd00::1/64"], &["fd00::7"], &port).join("\n");
     assert!(ipv6.contains("dnat ip6 to [fd00::7]:80") && !ipv6.contains("ff:fe00"), "{ipv6}");
+}
+
+#[test]
+fn ports_of_an_address_are_no_others() {
+    let hosts = ["172.31.0.1/30", "fd00::1/64"];
+    let forwards = ["udp:192.0.2.5:8000-8010:8000-8010", "[2001:db8::1]:8080:80", "8000-8002:9000-9002"];
+    let lines = lines("tap0", &hosts, &forwards);
+    let rules = |chain: &str| {
+        let start = format!("nft 'add rule inet wirevm-tap0 {chain} ");
+        lines.iter().filter_map(|line| line.strip_prefix(&start)).collect::<Vec<_>>()
+    };
+    let expected = [
+        "ip daddr 192.0.2.5/32 udp dport 8000-8010 dnat ip to 172.31.0.2'",
+        "ip6 daddr 2001:db8::1/128 tcp dport 8080 dnat ip6 to [fd00::ff:fe00:1]:80'",
+        "fib daddr type local tcp dport 8000-8002 dnat ip to 172.31.0.2:tcp dport map @ports2'",
+    ];
+    assert_eq!((rules("prerouting"), rules("output")), (expected.to_vec(), expected.to_vec()));
+    let map = "nft 'add map inet wirevm-tap0 ports2 { type inet_service : inet_service; size 3; \
+               elements = { 8000 : 9000, 8001 : 9001, 8002 : 9002 }; }'";
+    assert!(lines.contains(&map.to_owned()), "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("add map")).count(), 1);
+}
+
+#[test]
+fn a_port_of_the_loopback_is_the_hosts_own() {
+    let lines = lines("tap0", &["172.31.0.1/30"], &["127.0.0.1:8080:80"]).join("\n");
+    assert!(lines.contains("output ip daddr 127.0.0.1/32 tcp dport 8080 dnat"), "{lines}");
+    assert!(!lines.contains("prerouting ip daddr 127.0.0.1"), "{lines}");
 }
 
 #[test]

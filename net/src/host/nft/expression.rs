@@ -10,7 +10,7 @@ use netlink_bindings::nftables::{
 
 use netlink_bindings::utils::{Pusher, align, finalize_nested_header, push_header, push_nested_header};
 
-use super::{End, Family, LISTS, Match, Verdict};
+use super::{End, Family, LISTS, Match, ToPort, Verdict};
 
 /// The registers that expressions hand values on in (`linux/netfilter/nf_tables.h`, `enum nft_registers`).
 const REGISTER: u32 = 1;
@@ -71,10 +71,15 @@ impl Match {
                 other(list, c"dynset", &[&remember(set)[..], &[(7, attributes(&limit))]].concat())
             }
             Self::Invalid => of_connection(list, CtKeys::State, INVALID),
-            Self::Port(protocol, port) => {
+            Self::Ports(protocol, ports) => {
                 let list = compare(meta(list, MetaKeys::L4Proto), CmpOps::Eq, &[protocol.number()]);
                 let list = payload(list, PayloadBase::TransportHeader, 2, 2);
-                compare(list, CmpOps::Eq, &port.to_be_bytes())
+                let (first, last) = (ports.start(), ports.end());
+                if first == last {
+                    return compare(list, CmpOps::Eq, &first.to_be_bytes());
+                }
+                let list = compare(list, CmpOps::Gte, &first.to_be_bytes());
+                compare(list, CmpOps::Lte, &last.to_be_bytes())
             }
             Self::Frame(one) => one.encode(list),
         }
@@ -90,12 +95,25 @@ impl Verdict {
                 decide(list, VerdictCode::Drop)
             }
             Self::Masquerade => list.nested_elem().push_name(c"masq").end_nested(),
-            Self::DestinationNat(to) => {
-                let list = immediate(list, REGISTER, &octets(to.ip()));
-                let list = immediate(list, SECOND_REGISTER, &to.port().to_be_bytes());
+            Self::DestinationNat(to, port) => {
+                let mut list = immediate(list, REGISTER, &octets(*to));
+                list = match port {
+                    ToPort::Same => list,
+                    ToPort::One(port) => immediate(list, SECOND_REGISTER, &port.to_be_bytes()),
+                    ToPort::ByMap(_, map) => {
+                        let load = list.nested_elem().nested_data_payload().push_dreg(SECOND_REGISTER);
+                        let load =
+                            load.push_base(PayloadBase::TransportHeader as u32).push_offset(2).push_len(2);
+                        let list = load.end_nested().end_nested();
+                        other(list, c"lookup", &look_up(map))
+                    }
+                };
                 let nat = list.nested_elem().nested_data_nat().push_type(NAT_OF_DESTINATION);
-                let nat = nat.push_family(nfproto(to.is_ipv6()).into());
-                let nat = nat.push_reg_addr_min(REGISTER).push_reg_proto_min(SECOND_REGISTER);
+                let nat = nat.push_family(nfproto(to.is_ipv6()).into()).push_reg_addr_min(REGISTER);
+                let nat = match port {
+                    ToPort::Same => nat,
+                    ToPort::One(_) | ToPort::ByMap(..) => nat.push_reg_proto_min(SECOND_REGISTER),
+                };
                 nat.end_nested().end_nested()
             }
         }
@@ -154,6 +172,13 @@ const EXPRESSION_DATA: u16 = 2;
 fn remember(set: &str) -> [(u16, Vec<u8>); 3] {
     let number = |number: u32| number.to_be_bytes().to_vec();
     [(1, [set.as_bytes(), &[0]].concat()), (3, number(0)), (4, number(REGISTER))]
+}
+
+/// What the map has for the second register goes into the same: `NFTA_LOOKUP_SET`, `_SREG`, and `_DREG`. The bindings count these
+/// otherwise than the kernel.
+fn look_up(map: &str) -> [(u16, Vec<u8>); 3] {
+    let register = || SECOND_REGISTER.to_be_bytes().to_vec();
+    [(1, [map.as_bytes(), &[0]].concat()), (2, register()), (3, register())]
 }
 
 /// An expression that the bindings do not know: its attributes, by their numbers.

@@ -13,6 +13,7 @@ use netlink_socket2::NetlinkSocket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 
 use super::what::{self, Fate, Way};
+use super::words;
 use super::{Elements, Family, Hook, Rule, Table};
 use crate::host::Refusal;
 
@@ -20,6 +21,10 @@ use crate::host::Refusal;
 const INTEGER: u32 = 4;
 const IPV4_ADDRESS: u32 = 7;
 const IPV6_ADDRESS: u32 = 8;
+const PORT: u32 = 13;
+
+/// Of a set whose elements are put there by rules, for some time.
+const TIMEOUT: u32 = SetFlags::Timeout as u32 | SetFlags::Eval as u32;
 
 /// What nft(8) keeps with a set of `typeof ct id`, and needs to show it as such (its `src/mnl.c`): types, lengths and values, of
 /// the key's byte order (2, the host's), and of the expression that it is of: 12, `ct`, with the key 23, `id`, in neither direction.
@@ -67,24 +72,40 @@ impl Nft {
             let mut request = batch.request().set_create().set_excl().op_newtable_do(&family);
             request.encode().push_name_bytes(name).push_flags(TableFlags::Owner as u32);
             for (id, set) in table.sets.iter().enumerate() {
-                let (of, len, timeout) = match set.of {
-                    Elements::Addresses { ipv6: false, minutes } => (IPV4_ADDRESS, 4, minutes),
-                    Elements::Addresses { ipv6: true, minutes } => (IPV6_ADDRESS, 16, minutes),
-                    Elements::Connections => (INTEGER, 4, 0),
+                let (of, len, timeout, flags) = match set.of {
+                    Elements::Addresses { ipv6: false, minutes } => (IPV4_ADDRESS, 4, minutes, TIMEOUT),
+                    Elements::Addresses { ipv6: true, minutes } => (IPV6_ADDRESS, 16, minutes, TIMEOUT),
+                    Elements::Connections => (INTEGER, 4, 0, SetFlags::Eval as u32),
+                    Elements::Ports { .. } => (PORT, 2, 0, SetFlags::Map as u32),
                 };
-                let flags = if timeout == 0 { 0 } else { SetFlags::Timeout as u32 };
                 let mut request = batch.request().set_create().op_newset_do(&family);
                 let attributes = request.encode().push_table_bytes(name).push_name_bytes(set.name.as_bytes());
-                let attributes = attributes.push_flags(flags | SetFlags::Eval as u32);
-                let attributes = attributes.push_key_type(of).push_key_len(len);
+                let attributes = attributes.push_flags(flags).push_key_type(of).push_key_len(len);
+                let attributes = match set.of {
+                    Elements::Ports { .. } => attributes.push_data_type(of).push_data_len(len),
+                    Elements::Addresses { .. } | Elements::Connections => attributes,
+                };
                 let attributes = attributes.nested_desc().push_size(set.size).end_nested();
                 // The number is the transaction's.
                 let attributes = attributes.push_id(id as u32 + 1);
-                if timeout != 0 {
+                match set.of {
                     // Big-endian, though the bindings do not say so.
-                    attributes.push_timeout((u64::from(timeout) * 60_000).to_be());
-                } else {
-                    attributes.push_userdata(&TYPEOF_CT_ID);
+                    Elements::Addresses { .. } => {
+                        drop(attributes.push_timeout((u64::from(timeout) * 60_000).to_be()));
+                    }
+                    Elements::Connections => drop(attributes.push_userdata(&TYPEOF_CT_ID)),
+                    Elements::Ports { from, to } => {
+                        drop(attributes);
+                        let mut request = batch.request().set_create().op_newsetelem_do(&family);
+                        let list =
+                            request.encode().push_table_bytes(name).push_set_bytes(set.name.as_bytes());
+                        let mut list = list.nested_elements();
+                        for (from, to) in words::ports(from, to, set.size) {
+                            let pair = list.nested_elem();
+                            let pair = pair.nested_key().push_value(&from.to_be_bytes()).end_nested();
+                            list = pair.nested_data().push_value(&to.to_be_bytes()).end_nested().end_nested();
+                        }
+                    }
                 }
             }
             for chain in &table.chains {

@@ -1,9 +1,9 @@
 //! Tables as the lines that nft(8) takes.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Chain, Elements, End, Family, Hook, Kind, LISTS, Match, Rule, Set, Table, Verdict};
+use super::{Chain, Elements, End, Family, Hook, Kind, LISTS, Match, Rule, Set, Table, ToPort, Verdict};
 use crate::host::Step;
 
 impl Table {
@@ -31,8 +31,14 @@ impl Table {
                     format!("type {of}; size {size}; flags dynamic,timeout; timeout {minutes}m;")
                 }
                 Elements::Connections => format!("typeof ct id; size {size}; flags dynamic;"),
+                Elements::Ports { from, to } => {
+                    let pairs = ports(*from, *to, *size).map(|(from, to)| format!("{from} : {to}"));
+                    let pairs = pairs.collect::<Vec<_>>().join(", ");
+                    format!("type inet_service : inet_service; size {size}; elements = {{ {pairs} }};")
+                }
             };
-            steps.push(Step { command: format!("nft 'add set {table} {name} {{ {set} }}'"), why });
+            let what = if matches!(of, Elements::Ports { .. }) { "map" } else { "set" };
+            steps.push(Step { command: format!("nft 'add {what} {table} {name} {{ {set} }}'"), why });
         }
         for Chain { name, kind, hook, device, priority, why, rules } in &self.chains {
             let device = device.as_ref().map(|link| format!(" device \"{link}\"")).unwrap_or_default();
@@ -131,7 +137,11 @@ impl fmt::Display for Match {
                 write!(f, "ct state new add @{set} {{ ct id & {mask} ct count over {count} }}")
             }
             Self::Invalid => f.write_str("ct state invalid"),
-            Self::Port(protocol, port) => write!(f, "{protocol} dport {port}"),
+            Self::Ports(protocol, ports) => {
+                let (first, last) = (ports.start(), ports.end());
+                write!(f, "{protocol} dport {first}")?;
+                if first == last { Ok(()) } else { write!(f, "-{last}") }
+            }
             Self::Frame(one) => one.fmt(f),
         }
     }
@@ -143,9 +153,26 @@ impl fmt::Display for Verdict {
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("counter drop"),
             Self::Masquerade => f.write_str("masquerade"),
-            Self::DestinationNat(to) => write!(f, "dnat {} to {to}", family(&to.ip())),
+            Self::DestinationNat(to, port) => {
+                write!(f, "dnat {} to ", family(to))?;
+                match (port, to) {
+                    (ToPort::Same, _) => write!(f, "{to}"),
+                    (ToPort::One(port), _) => write!(f, "{}", SocketAddr::new(*to, *port)),
+                    (ToPort::ByMap(protocol, map), IpAddr::V4(to)) => {
+                        write!(f, "{to}:{protocol} dport map @{map}")
+                    }
+                    (ToPort::ByMap(protocol, map), IpAddr::V6(to)) => {
+                        write!(f, "[{to}]:{protocol} dport map @{map}")
+                    }
+                }
+            }
         }
     }
+}
+
+/// The pairs of a map of so many ports.
+pub(super) fn ports(from: u16, to: u16, size: u32) -> impl Iterator<Item = (u16, u16)> {
+    (from..=u16::MAX).zip(to..=u16::MAX).take(size as usize)
 }
 
 /// The family's word of nft(8).
