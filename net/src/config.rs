@@ -22,6 +22,7 @@ mod tap;
 mod tests;
 mod tun;
 mod vhost;
+pub(crate) mod vlans;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -40,6 +41,7 @@ pub use self::table::{Key, Kind, Repeat, WireKind, keys, kinds};
 pub use self::tap::TapConfig;
 pub use self::tun::TunConfig;
 pub use self::vhost::VhostMode;
+pub use self::vlans::{VlanRange, Vlans};
 use crate::error::SpecError;
 use crate::text::serde_as_text;
 

@@ -61,8 +61,8 @@ pub use config::LinkMode;
 pub use config::affinity::{parse_cpus, write_cpus};
 pub use config::{
     BridgeConfig, DnsConfig, Domain, FdConfig, Forward, Key, Kind, MTU, MacvtapConfig, MacvtapMode,
-    NetConfig, Protocol, Queues, RateLimit, RateLimits, Repeat, TapConfig, TunConfig, VhostMode, WireConfig,
-    WireKind, keys, kinds,
+    NetConfig, Protocol, Queues, RateLimit, RateLimits, Repeat, TapConfig, TunConfig, VhostMode, VlanRange,
+    Vlans, WireConfig, WireKind, keys, kinds,
 };
 pub use error::{
     BridgeError, ChangeKind, Error, FdError, FdProblem, HostError, MacvtapError, NatError, ParentProblem,

@@ -49,7 +49,7 @@ const VLANS: &str = "ip link add vlans type bridge vlan_filtering 1; ip link del
 const NAMESPACE: &str = "ip netns add there; ip -n there tuntap add tap0 mode tap vnet_hdr
     ip -n there link set tap0 up; ip -n there link set tap0 down";
 
-pub(crate) const WIRES: [Wire; 30] = [
+pub(crate) const WIRES: [Wire; 31] = [
     Wire { host: &[], spec: "tap,host=172.31.0.1/24,mtu=9000" },
     Wire { host: &[NIC], spec: "tap" },
     Wire { host: &[TAP], spec: "tap=tap0,host=172.31.0.1/24,mtu=1400" },
@@ -64,6 +64,7 @@ pub(crate) const WIRES: [Wire; 30] = [
     Wire { host: &[IDLE], spec: "bridge=br0,uplink=nic" },
     Wire { host: &[VLANS], spec: "bridge=br0,vlan=10" },
     Wire { host: &[VLANS, NIC], spec: "bridge=br0,vlan=10,uplink=nic" },
+    Wire { host: &[VLANS, NIC], spec: "bridge=br0,vlan=10:20-30,native=5,uplink=nic" },
     Wire { host: &[NIC], spec: "macvtap=nic" },
     Wire { host: &[NIC], spec: "macvtap=nic,mtu=1400,host=192.0.2.250/29" },
     Wire { host: &[IDLE], spec: "macvtap=nic,mode=vepa,host=192.0.2.250/29" },

@@ -205,6 +205,7 @@ as well. Wi-Fi cannot be a port, for an access point takes frames from one MAC a
   wirevm run ... --net bridge=br0                       made where absent; goes with its last guest
   wirevm run ... --net bridge=br0,uplink=eth1           on eth1's LAN
   wirevm run ... --net bridge=br0,vlan=20               a port of VLAN 20
+  wirevm run ... --net bridge=br0,vlan=20:30-39         a trunk: these VLANs with their tags
 ",
         ),
         Wire::Macvtap => (

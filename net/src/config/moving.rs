@@ -35,16 +35,14 @@ impl NetConfig {
             a.iter().any(|a| b.iter().any(|b| a.overlaps(b.address(), b.prefix())))
         };
         let ports = |config: &Self| match &config.wire {
-            WireConfig::Tap(tap) => {
-                tap.forwards.iter().map(|forward| (forward.protocol, forward.host_port)).collect()
-            }
+            WireConfig::Tap(tap) => tap.forwards.clone(),
             _ => Vec::new(),
         };
         let (own_ports, other_ports) = (ports(self), ports(other));
         let (own, others) = (self.places(), other.places());
         own.iter().any(|name| others.contains(name))
             || shares(self.hosts(), other.hosts())
-            || own_ports.iter().any(|port| other_ports.contains(port))
+            || own_ports.iter().any(|port| other_ports.iter().any(|other| port.shared_port(other).is_some()))
     }
 
     /// The links of the host that it takes for itself, or has the guest's MAC at.

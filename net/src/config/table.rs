@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 26] = [
+static KEYS: [Key; 27] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -228,10 +228,18 @@ static KEYS: [Key; 26] = [
     },
     Key {
         name: "vlan",
+        value: "ID[-ID][:ID[-ID]]...",
+        kinds: &[Bridge],
+        help: "the guest's VLAN, 1 to 4094, without tags at the guest; several, or a range, are a trunk, with tags",
+        example: "100",
+        ..KEY
+    },
+    Key {
+        name: "native",
         value: "ID",
         kinds: &[Bridge],
-        help: "the guest's VLAN, 1 to 4094",
-        example: "100",
+        help: "the VLAN of a trunk whose frames have no tag at the guest",
+        example: "5",
         ..KEY
     },
     Key {
@@ -488,6 +496,7 @@ mod tests {
             "forward" => ",nat",
             "burst" => ",rate=100M",
             "source" => ",mode=source",
+            "native" => ",vlan=10:20",
             _ => "",
         }
     }

@@ -59,7 +59,15 @@ fn a_tap_has_hosts_nat_and_forwards() {
 fn a_bridge_has_an_uplink_and_a_vlan() {
     let WireConfig::Bridge(config) = wire("bridge=br0,uplink=eth1,vlan=4094") else { panic!() };
     assert_eq!((config.name.as_str(), config.uplink.unwrap().as_str()), ("br0", "eth1"));
-    assert_eq!(config.vlan, Some(4094));
+    assert_eq!(config.vlans, Some(Vlans::Access(4094)));
+    let WireConfig::Bridge(config) = wire("bridge=br0,native=5,vlan=20-30:10") else { panic!() };
+    let trunk = config.vlans.unwrap();
+    assert_eq!(
+        (shown(trunk.tagged()), trunk.untagged()),
+        (vec!["10".to_owned(), "20-30".to_owned()], Some(5))
+    );
+    let WireConfig::Bridge(config) = wire("bridge=br0,vlan=10,native=5") else { panic!() };
+    assert_eq!(shown(config.vlans.unwrap().tagged()), ["10"]);
 }
 
 #[test]
@@ -275,6 +283,12 @@ fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
     refused("bridge=br0,uplink=br0", "uplink=br0");
     refused("bridge=br0,vlan=0", "vlan=0");
     refused("bridge=br0,vlan=4095", "vlan=4095");
+    refused("bridge=br0,vlan=10:20-", "vlan=10:20-: a VLAN is from 1 to 4094");
+    refused("bridge=br0,vlan=10:10", "vlan=10:10: a VLAN is there twice");
+    refused("bridge=br0,native=5", "native=5: it is of a trunk");
+    refused("bridge=br0,vlan=1-9,native=5", "native=5: its frames have no tag");
+    refused("bridge=br0,vlan=5,native=5", "native=5: its frames have no tag");
+    refused("bridge=br0,vlan=10,native=0", "native=0: a VLAN is from 1 to 4094");
     refused("bridge=br0,host=10.0.0.1/24", "host=");
     refused("bridge=br0,nat", "bridge has no key \"nat\"");
     refused("macvtap", "macvtap=");
@@ -417,7 +431,8 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "search=[a-z.]{0,5}",
         1 => "forward=((tcp|udp):)?([0-9.]{7,9}:)?[1-9][0-9]{0,3}(-[1-9][0-9]{0,3})?:[1-9][0-9]{0,3}(-[0-9]{4})?(/udp)?",
         1 => "uplink=[a-z]{1,4}",
-        1 => "vlan=[0-9]{1,4}",
+        1 => "vlan=[0-9]{1,4}([:-][0-9]{1,4}){0,2}",
+        1 => "native=[0-9]{1,4}",
         1 => "mode=(private|vepa|bridge|passthru|source)",
         1 => "source=02:00:00:00:00:0[0-9]",
         1 => "mac=02:00:00:00:00:0[0-9]",
@@ -506,10 +521,17 @@ fn wires() -> impl Strategy<Value = WireConfig> {
             WireConfig::Tun(TunConfig { name, hosts, guests, dhcp, dns })
         },
     );
-    let bridge = (links(), option::of(links()), option::of(1..=4094u16), any::<bool>());
-    let bridge = bridge.prop_map(|(name, uplink, vlan, isolated)| {
+    let bounds = proptest::collection::btree_set(2..=4094u16, 2..9);
+    let trunk = (bounds, any::<bool>()).prop_map(|(bounds, native)| {
+        let bounds: Vec<_> = bounds.into_iter().collect();
+        let tagged = bounds.chunks_exact(2).map(|pair| VlanRange { first: pair[0], last: pair[1] }).collect();
+        Vlans::Trunk { tagged, native: native.then_some(1) }
+    });
+    let vlans = prop_oneof![(1..=4094u16).prop_map(Vlans::Access), trunk];
+    let bridge = (links(), option::of(links()), option::of(vlans), any::<bool>());
+    let bridge = bridge.prop_map(|(name, uplink, vlans, isolated)| {
         let uplink = uplink.filter(|uplink| *uplink != name);
-        WireConfig::Bridge(BridgeConfig { name, uplink, vlan, isolated })
+        WireConfig::Bridge(BridgeConfig { name, uplink, vlans, isolated })
     });
     let modes = ["private", "vepa", "bridge", "passthru"].map(|mode| mode.parse().unwrap());
     let macvtap = (links(), proptest::sample::select(modes.to_vec()), hosts(), option::of(macs())).prop_map(

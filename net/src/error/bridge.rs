@@ -40,10 +40,10 @@ pub enum BridgeError {
         problem: UplinkProblem,
     },
     /// The bridge has no VLANs.
-    #[error("vlan={vlan}: {bridge} does not filter VLANs")]
+    #[error("vlan={vlans}: {bridge} does not filter VLANs")]
     NoVlans {
-        /// The VLAN.
-        vlan: u16,
+        /// The VLANs, as `vlan=` has them.
+        vlans: String,
         /// The bridge.
         bridge: String,
     },

@@ -10,7 +10,7 @@ use super::{
     VlanMember, announce, namespace, tun_settings,
 };
 use crate::error::ChangeKind;
-use crate::{HostAddress, NetnsName};
+use crate::{HostAddress, NetnsName, VlanRange};
 
 /// A change of the host. Made a second time, it is refused or changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub(crate) enum Change {
     Join(LinkId, LinkId),
     /// The bridge keeps the VLANs of its ports apart.
     FilterVlans(LinkId),
-    AddVlan(LinkId, u16, VlanMember),
+    AddVlan(LinkId, VlanRange, VlanMember),
     RemoveVlan(LinkId, u16),
     Sysctl(Sysctl),
     /// A tap or tun to which nobody is attached has these `IFF_*` flags, and no offloads.
@@ -129,7 +129,7 @@ impl Change {
             Self::Leave(port) => netlink.set_master(port, None),
             Self::Join(port, bridge) => netlink.set_master(port, Some(bridge)),
             Self::FilterVlans(bridge) => netlink.filter_vlans(bridge),
-            Self::AddVlan(port, vlan, member) => netlink.add_vlan(port, *vlan, *member),
+            Self::AddVlan(port, vlans, member) => netlink.add_vlans(port, *vlans, *member),
             Self::RemoveVlan(port, vlan) => netlink.remove_vlan(port, *vlan),
             Self::Sysctl(sysctl) => sysctl.make(),
             Self::TunFlags(link, flags) => tun_settings::set(netlink, link, *flags, None),
@@ -384,10 +384,13 @@ mod tests {
             (Change::Join(link(), bridge), "ip link set dev tap0 master br0"),
             (Change::FilterVlans(link()), "ip link set dev tap0 type bridge vlan_filtering 1"),
             (
-                Change::AddVlan(link(), 5, VlanMember::Untagged),
+                Change::AddVlan(link(), VlanRange::one(5), VlanMember::Untagged),
                 "bridge vlan add dev tap0 vid 5 pvid untagged",
             ),
-            (Change::AddVlan(link(), 5, VlanMember::Tagged), "bridge vlan add dev tap0 vid 5"),
+            (
+                Change::AddVlan(link(), VlanRange { first: 5, last: 9 }, VlanMember::Tagged),
+                "bridge vlan add dev tap0 vid 5-9",
+            ),
             (Change::RemoveVlan(link(), 1), "bridge vlan del dev tap0 vid 1"),
             (delete_namespace, "ip netns del vpn"),
             (

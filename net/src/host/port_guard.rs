@@ -11,6 +11,7 @@ use super::announce::hears_routers;
 use super::nft::frame::{FrameMatch, Icmp, Icmpv6, Tag};
 use super::nft::{Chain, Family, Hook, Kind, Match, OwnTable, Rule, Table, Verdict};
 use super::{LinkId, Refusal, Wiring};
+use crate::config::vlans::Vlans;
 use crate::error::{BridgeError, HostError};
 use crate::{Error, Mac};
 
@@ -26,14 +27,15 @@ const DHCP_CLIENTS: [u16; 2] = [68, 546];
 /// Before other chains see the frame (`NF_IP_PRI_RAW`).
 const PRIORITY: i32 = -300;
 
-/// The table for the guest `mac` at `port`, to which the addresses `kept` do not belong; `tags`: the bridge decides on tags.
+/// The table for the guest `mac` at `port`, to which the addresses `kept` do not belong. Of the tags of its VLANs the bridge decides.
 ///
 /// It sees each frame that the port brings before any other part of the host does, the bridge and its spanning tree included. (A
 /// chain of the family `bridge` sees neither the frames that a bridge keeps for itself nor, once the link is renamed, any of that
 /// link's.)
-fn table(port: &LinkId, mac: Mac, tags: bool, kept: &[IpAddr]) -> Table {
+fn table(port: &LinkId, mac: Mac, vlans: Option<&Vlans>, kept: &[IpAddr]) -> Table {
     use FrameMatch::{
-        Advertises, ArpMacOtherThan, SourceOtherThan, Tagged, TaggedInside, To, ToReservedGroup, UdpTo,
+        Advertises, ArpMacOtherThan, InVlans, SourceOtherThan, Tagged, TaggedInside, To, ToReservedGroup,
+        UdpTo,
     };
     let mac = mac.octets();
     let mut rules = Vec::new();
@@ -46,8 +48,11 @@ fn table(port: &LinkId, mac: Mac, tags: bool, kept: &[IpAddr]) -> Table {
     }
     for tag in [Tag::Customer, Tag::Service] {
         // The kernel takes the first tag off before it asks.
-        let one = if tags { TaggedInside(tag) } else { Tagged(tag) };
+        let one = if vlans.is_some() { TaggedInside(tag) } else { Tagged(tag) };
         drop(one, "it is in the VLAN that its port is in");
+    }
+    for others in vlans.map(Vlans::others).unwrap_or_default() {
+        drop(InVlans(others), "these VLANs are not the guest's");
     }
     drop(
         FrameMatch::Icmpv6(Icmpv6::RouterAdvertisement),
@@ -89,8 +94,8 @@ fn table(port: &LinkId, mac: Mac, tags: bool, kept: &[IpAddr]) -> Table {
 }
 
 impl Wiring {
-    /// Guards `bridge` and all on it from what the guest `mac` at `port` sends, before the port is up; `tags`: it may send tags,
-    /// on which the bridge decides.
+    /// Guards `bridge` and all on it from what the guest `mac` at `port` sends, before the port is up. It may send the tags of
+    /// `vlans`, on which the bridge decides.
     ///
     /// # Errors
     /// The kernel refuses the rules.
@@ -99,10 +104,10 @@ impl Wiring {
         port: &LinkId,
         bridge: &LinkId,
         mac: Mac,
-        tags: bool,
+        vlans: Option<&Vlans>,
     ) -> Result<(), Error> {
         let kept = self.addresses_to_keep(bridge)?;
-        let made = OwnTable::make_told(&table(port, mac, tags, &kept), self);
+        let made = OwnTable::make_told(&table(port, mac, vlans, &kept), self);
         self.guard.push(made.map_err(|refusal| BridgeError::Guard { port: port.name.clone(), refusal })?);
         Ok(())
     }
@@ -142,16 +147,17 @@ impl Wiring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::VlanRange;
 
     #[test]
     fn a_table_is_lines_for_the_shell() {
         let port = LinkId { index: 7, name: "wirevm0".to_owned() };
-        let lines = |tags| {
+        let lines = |vlans: Option<&Vlans>| {
             let kept = ["10.0.0.1", "fe80::1"].map(|address| address.parse().unwrap());
-            let table = table(&port, "02:00:00:00:00:01".parse().unwrap(), tags, &kept);
+            let table = table(&port, "02:00:00:00:00:01".parse().unwrap(), vlans, &kept);
             table.steps().into_iter().map(|step| step.command).collect::<Vec<_>>()
         };
-        let without = lines(false);
+        let without = lines(None);
         assert_eq!(
             without[..3],
             [
@@ -178,7 +184,11 @@ mod tests {
             let line = format!("nft 'add rule netdev wirevm-wirevm0 guard {rule} counter drop'");
             assert!(without.contains(&line), "{rule}: {without:#?}");
         }
-        let with = lines(true).join("\n");
+        let trunk = Vlans::Trunk { tagged: vec![VlanRange { first: 20, last: 30 }], native: Some(4094) };
+        let with = lines(Some(&trunk)).join("\n");
+        for others in ["vlan id 1-19 ", "vlan id 31-4093 "] {
+            assert!(with.contains(&format!("guard {others}counter drop")), "{others}: {with}");
+        }
         assert!(with.contains("meta protocol 8021q counter") && !with.contains("ether type"), "{with}");
     }
 }

@@ -9,6 +9,7 @@ mod passing;
 mod port;
 mod settings;
 pub(crate) mod uplink;
+mod vlans;
 
 use self::port::Port;
 use crate::error::{BridgeError, ChangeKind, HostError};
@@ -34,8 +35,8 @@ pub(crate) fn open(config: &BridgeConfig, mac: Mac, all: &NetConfig, host: &Host
     if !wiring.has_shared(&record_of(&bridge.id)) {
         keep_mac(&mut wiring, &bridge)?;
     }
-    if let Some(vlan) = config.vlan {
-        check_vlan(&mut wiring, vlan, &bridge.id, uplink.as_ref())?;
+    if let Some(vlans) = &config.vlans {
+        vlans::check(&mut wiring, vlans, &bridge.id, uplink.as_ref())?;
     }
     if let Some(nic) = &uplink {
         join_uplink(&mut wiring, nic, &bridge.id, None)?;
@@ -98,20 +99,6 @@ fn check_mac(
     }
 }
 
-/// Refuses a VLAN that a link of the host takes from a port before the bridge sees it.
-fn check_vlan(wiring: &mut Wiring, vlan: u16, bridge: &LinkId, uplink: Option<&Link>) -> Result<(), Error> {
-    let links = wiring.links()?;
-    let is_port = |index: u32| {
-        let port = links.iter().find(|link| link.id.index == index);
-        port.is_some_and(|port| port.master == Some(bridge.index))
-            || uplink.is_some_and(|nic| nic.id.index == index)
-    };
-    match links.iter().find(|link| link.vlan == Some(vlan) && link.lower.is_some_and(is_port)) {
-        Some(by) => Err(BridgeError::VlanTaken { vlan, by: by.id.name.clone() }.into()),
-        None => Ok(()),
-    }
-}
-
 /// The record of a bridge that wirevm made.
 fn record_of(bridge: &LinkId) -> String {
     format!("bridge:{}", bridge.index)
@@ -161,12 +148,12 @@ fn join(
     for index in uplinks_of(wiring, &link.id)? {
         wiring.join(&uplink_record_of(&link.id, &LinkId { index, name: String::new() }))?;
     }
-    if let Some(vlan) = config.vlan
+    if let Some(vlans) = &config.vlans
         && link.bridge.is_none_or(|bridge| !bridge.vlan_filtering)
     {
         // Every port is in the default VLAN, so that nothing changes for the others.
         if !wiring.has_shared(&record_of(&link.id)) {
-            return Err(BridgeError::NoVlans { vlan, bridge: name.to_owned() }.into());
+            return Err(BridgeError::NoVlans { vlans: vlans.to_string(), bridge: name.to_owned() }.into());
         }
         let why = "each port in its VLAN";
         wiring.make(Change::FilterVlans(link.id), None, why)?;
@@ -202,7 +189,7 @@ fn make(wiring: &mut Wiring, config: &BridgeConfig, id: &LinkId, uplink: Option<
         Some(mac) => mac,
         None => Mac::random().map_err(|source| HostError::RandomMac { source })?,
     };
-    let filter = config.vlan.is_some();
+    let filter = config.vlans.is_some();
     let word = if filter { " vlan_filtering 1" } else { "" };
     let command =
         format!("ip link add name {name} address {mac} type bridge stp_state 0 forward_delay 0{word}");

@@ -10,6 +10,7 @@ use netlink_bindings::utils::{chop_header, find_attr};
 use serde::{Deserialize, Serialize};
 
 use super::{LinkId, Netlink, Refusal};
+use crate::VlanRange;
 
 /// What the bridge driver says of its link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,7 @@ const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 const BRIDGE_VLAN_INFO_PVID: u16 = 1 << 1;
 const BRIDGE_VLAN_INFO_UNTAGGED: u16 = 1 << 2;
 const BRIDGE_VLAN_INFO_RANGE_BEGIN: u16 = 1 << 3;
+const BRIDGE_VLAN_INFO_RANGE_END: u16 = 1 << 4;
 /// `RTEXT_FILTER_BRVLAN_COMPRESSED` (`linux/rtnetlink.h`).
 const VLANS_AS_RANGES: u32 = 1 << 2;
 
@@ -163,21 +165,26 @@ impl Netlink {
         Ok(all)
     }
 
-    /// Puts a bridge's port into a VLAN.
-    pub(crate) fn add_vlan(&mut self, port: &LinkId, vlan: u16, member: VlanMember) -> Result<(), Refusal> {
+    /// Puts a bridge's port into VLANs.
+    pub(crate) fn add_vlans(
+        &mut self,
+        port: &LinkId,
+        vlans: VlanRange,
+        member: VlanMember,
+    ) -> Result<(), Refusal> {
         let flags = match member {
             VlanMember::Untagged => BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED,
             VlanMember::Tagged => 0,
         };
         let mut request = rt_link::Request::new().op_setlink_do(&of_bridge(port));
-        push_vlan(request.encode().as_vec_mut(), vlan, flags);
+        push_vlans(request.encode().as_vec_mut(), vlans, flags);
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
     /// Takes a bridge's port out of a VLAN.
     pub(crate) fn remove_vlan(&mut self, port: &LinkId, vlan: u16) -> Result<(), Refusal> {
         let mut request = rt_link::Request::new().op_dellink_do(&of_bridge(port));
-        push_vlan(request.encode().as_vec_mut(), vlan, 0);
+        push_vlans(request.encode().as_vec_mut(), VlanRange::one(vlan), 0);
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 }
@@ -202,9 +209,18 @@ fn vlans(spec: &[u8]) -> Vec<u16> {
     vlans
 }
 
-/// The attribute of one VLAN: the crates have none for this family.
-fn push_vlan(to: &mut Vec<u8>, vlan: u16, flags: u16) {
-    for half in [12, IFLA_AF_SPEC, 8, IFLA_BRIDGE_VLAN_INFO, flags, vlan] {
+/// The attribute of one VLAN or a range: the crates have none for this family.
+fn push_vlans(to: &mut Vec<u8>, vlans: VlanRange, flags: u16) {
+    let VlanRange { first, last } = vlans;
+    let infos = match first == last {
+        true => vec![(flags, first)],
+        false => {
+            vec![(flags | BRIDGE_VLAN_INFO_RANGE_BEGIN, first), (flags | BRIDGE_VLAN_INFO_RANGE_END, last)]
+        }
+    };
+    let len = 4 + 8 * infos.len() as u16;
+    let info = |(flags, vlan)| [8, IFLA_BRIDGE_VLAN_INFO, flags, vlan];
+    for half in [len, IFLA_AF_SPEC].into_iter().chain(infos.into_iter().flat_map(info)) {
         to.extend(half.to_ne_bytes());
     }
 }
@@ -229,5 +245,17 @@ mod tests {
         assert_eq!(of(&[(BRIDGE_VLAN_INFO_RANGE_BEGIN, 10), (1 << 4, 13), (0, 20)]), [10, 11, 12, 13, 20]);
         assert_eq!(of(&[]), [0; 0]);
         assert_eq!(vlans(&[8, 0, 2]), [0; 0], "cut off");
+    }
+
+    #[test]
+    fn vlans_are_asked_for_as_they_are_read() {
+        for (range, wanted) in
+            [(VlanRange::one(7), vec![7]), (VlanRange { first: 20, last: 23 }, vec![20, 21, 22, 23])]
+        {
+            let mut spec = Vec::new();
+            push_vlans(&mut spec, range, 0);
+            assert_eq!(usize::from(u16::from_ne_bytes([spec[0], spec[1]])), spec.len());
+            assert_eq!(vlans(&spec[4..]), wanted);
+        }
     }
 }

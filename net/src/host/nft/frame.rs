@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use netlink_bindings::nftables::{CmpOps, MetaKeys, PayloadBase};
 
 use super::expression::{Expressions, compare, masked, meta, of_protocol, payload};
+use crate::VlanRange;
 
 /// A question about a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) enum FrameMatch {
     To([u8; 6]),
     /// It has a tag of this kind.
     Tagged(Tag),
+    /// It has a customer's tag of one of these VLANs.
+    InVlans(VlanRange),
     /// Behind a tag it has one more, of this kind.
     TaggedInside(Tag),
     /// It is an ICMP message of this type.
@@ -60,6 +63,7 @@ impl fmt::Display for FrameMatch {
             Self::ToReservedGroup => f.write_str("ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00"),
             Self::To(address) => write!(f, "ether daddr {}", mac(*address)),
             Self::Tagged(tag) => write!(f, "ether type {tag}"),
+            Self::InVlans(vlans) => write!(f, "vlan id {vlans}"),
             Self::TaggedInside(tag) => write!(f, "meta protocol {tag}"),
             Self::Icmp(Icmp::Redirect) => f.write_str("icmp type redirect"),
             Self::Icmpv6(kind) => write!(f, "icmpv6 type {kind}"),
@@ -116,6 +120,16 @@ impl FrameMatch {
             Self::Tagged(tag) => {
                 let list = payload(ethernet(list), LinkLayerHeader, 12, 2);
                 compare(list, CmpOps::Eq, &(*tag as u16).to_be_bytes())
+            }
+            Self::InVlans(vlans) => {
+                let list = Self::Tagged(Tag::Customer).encode(list);
+                // Without the priority and the drop eligible indicator.
+                let list = masked(payload(list, LinkLayerHeader, 14, 2), &[0x0f, 0xff]);
+                let VlanRange { first, last } = vlans;
+                if first == last {
+                    return compare(list, CmpOps::Eq, &first.to_be_bytes());
+                }
+                compare(compare(list, CmpOps::Gte, &first.to_be_bytes()), CmpOps::Lte, &last.to_be_bytes())
             }
             Self::TaggedInside(tag) => of_protocol(list, *tag as libc::c_int),
             Self::Icmp(kind) => {

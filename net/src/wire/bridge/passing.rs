@@ -1,6 +1,7 @@
 //! What keeps a bridge from passing the guest's frames though all was made as it was asked for: a sentence for each, with what
 //! helps. A bridge that somebody made, and its ports, are set by him, and are left as they are.
 
+use crate::config::vlans::VlanRange;
 use crate::error::HostError;
 use crate::host::netlink::{Bridge, Port, PortState, Stp};
 use crate::host::{Link, LinkId, Wiring};
@@ -27,8 +28,8 @@ enum Problem {
     Isolated,
     /// The spanning tree protocol keeps it from making a loop.
     Blocking,
-    /// It is not in the guest's VLAN.
-    OtherVlan(u16),
+    /// It is in none of the guest's VLANs, of which this is the first.
+    OtherVlan(VlanRange),
 }
 
 impl Problem {
@@ -65,8 +66,8 @@ impl Problem {
     }
 }
 
-/// What is wrong with a port that somebody else made, as seen from a guest in `vlan`, if the bridge has VLANs.
-fn problem(link: &Link, port: Port, links: &[Link], vlan: Option<(u16, &[u16])>) -> Option<Problem> {
+/// What is wrong with a port that somebody else made, as seen from a guest in the first of `vlans`, where the port is in the second.
+fn problem(link: &Link, port: Port, links: &[Link], vlans: (&[VlanRange], &[u16])) -> Option<Problem> {
     if !link.up {
         return Some(Problem::Down);
     }
@@ -88,7 +89,9 @@ fn problem(link: &Link, port: Port, links: &[Link], vlan: Option<(u16, &[u16])>)
     if carries_one_address(link, links).is_some() {
         return Some(Problem::OneAddress);
     }
-    vlan.filter(|(vlan, of_port)| !of_port.contains(vlan)).map(|(vlan, _)| Problem::OtherVlan(vlan))
+    let (of_guest, of_port) = vlans;
+    let is_shared = of_guest.iter().any(|range| of_port.iter().any(|&vlan| range.contains(vlan)));
+    of_guest.first().filter(|_| !is_shared).map(|&first| Problem::OtherVlan(first))
 }
 
 /// What a guest at `port` of `bridge` should know, once all is up, as `config` has it. `uplink`: the port that was asked for.
@@ -105,16 +108,23 @@ pub(super) fn notices(
         return Ok(Vec::new());
     };
     let mut notices: Vec<_> = spanning_tree(bridge, of_bridge).into_iter().collect();
-    let vlan = of_bridge.vlan_filtering.then_some(config.vlan.unwrap_or(of_bridge.default_pvid));
-    if vlan == Some(0) {
+    // None at all where the bridge does not have them.
+    let of_guest: Vec<_> = match &config.vlans {
+        _ if !of_bridge.vlan_filtering => Vec::new(),
+        Some(vlans) => vlans.all().collect(),
+        None => {
+            Some(of_bridge.default_pvid).filter(|&vlan| vlan != 0).map(VlanRange::one).into_iter().collect()
+        }
+    };
+    if of_bridge.vlan_filtering && of_guest.is_empty() {
         notices.push(format!(
             "{bridge} filters VLANs and has none for new ports (vlan_default_pvid 0), so the guest reaches nobody: say in which \
              it is, vlan=ID"
         ));
     }
-    let vlan = vlan.filter(|&vlan| vlan != 0);
     let asked = |refusal| HostError::Ask { what: format!("the VLANs of {bridge}"), refusal };
-    let vlans = vlan.map(|_| wiring.netlink().port_vlans()).transpose().map_err(asked)?.unwrap_or_default();
+    let vlans = (!of_guest.is_empty()).then(|| wiring.netlink().port_vlans());
+    let vlans = vlans.transpose().map_err(asked)?.unwrap_or_default();
     let of_port = |link: &Link| vlans.get(&link.id.index).map_or(&[][..], Vec::as_slice);
 
     // Other guests' ends tell nothing: their programs may not run.
@@ -126,7 +136,7 @@ pub(super) fn notices(
             // It matters between two such ports.
             let isolated = has.isolated && config.isolated;
             let found = Port { isolated, ..has };
-            Some((link, problem(link, found, &links, vlan.map(|vlan| (vlan, of_port(link))))))
+            Some((link, problem(link, found, &links, (&of_guest, of_port(link)))))
         })
         .collect();
     let is_uplink = |link: &Link| uplink.is_some_and(|uplink| uplink.index == link.id.index);

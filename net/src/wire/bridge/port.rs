@@ -1,9 +1,9 @@
 //! The guest's end as a port of a bridge: how it is set, which VLAN it is in, and what the guest may send.
 
-use super::uplinks_of;
-use crate::error::{ChangeKind, HostError};
+use super::vlans;
+use crate::error::ChangeKind;
 use crate::host::netlink::Placed;
-use crate::host::{Change, Link, LinkId, Netlink, VlanMember, Wiring};
+use crate::host::{Change, Link, LinkId, Netlink, Wiring};
 use crate::{BridgeConfig, Error, MTU, Mac, NetConfig};
 
 /// What says how a port is to be.
@@ -67,8 +67,8 @@ impl Port<'_> {
         let Self { config, all, mac } = self;
         let why = "what comes in here goes out at the other ports";
         wiring.make(Change::Join(port.clone(), bridge.id.clone()), None, why)?;
-        if let Some(vlan) = config.vlan {
-            put_into_vlan(wiring, bridge, port, vlan)?;
+        if let Some(vlans) = &config.vlans {
+            vlans::put_into(wiring, bridge, port, vlans)?;
         }
         if all.guard || config.isolated {
             let (learning, isolated) = (" learning off guard on", " isolated on");
@@ -95,8 +95,8 @@ impl Port<'_> {
     /// It must guard, and the kernel cannot.
     fn guard(self, wiring: &mut Wiring, port: &LinkId, bridge: &LinkId) -> Result<(), Error> {
         let Self { config, all, mac } = self;
-        let tags = config.vlan.is_some();
-        let made = if all.guard { wiring.guard_port(port, bridge, mac, tags) } else { Ok(()) };
+        let vlans = config.vlans.as_ref();
+        let made = if all.guard { wiring.guard_port(port, bridge, mac, vlans) } else { Ok(()) };
         match &made {
             Err(_) if all.must_guard => return made,
             Err(error) => {
@@ -109,26 +109,4 @@ impl Port<'_> {
         }
         Ok(())
     }
-}
-
-/// Has what comes from `port` without a tag be in `vlan`, and nothing else go out there.
-fn put_into_vlan(wiring: &mut Wiring, bridge: &Link, port: &LinkId, vlan: u16) -> Result<(), Error> {
-    let default = bridge.bridge.map_or(0, |bridge| bridge.default_pvid);
-    if vlan == default {
-        return Ok(());
-    }
-    let why = "the guest's VLAN, which it sees without a tag";
-    wiring.make(Change::AddVlan(port.clone(), vlan, VlanMember::Untagged), None, why)?;
-    if default != 0 {
-        let why = "where a port is by default";
-        wiring.make(Change::RemoveVlan(port.clone(), default), None, why)?;
-    }
-    // Of an uplink that was a port before us, somebody else has said its VLANs.
-    for index in uplinks_of(wiring, &bridge.id)? {
-        let asked = |refusal| HostError::Ask { what: "the bridge's uplink".to_owned(), refusal };
-        let Some(nic) = wiring.netlink().link_by_index(index).map_err(asked)? else { continue };
-        let why = "the VLAN goes out with its tag";
-        wiring.make(Change::AddVlan(nic.id, vlan, VlanMember::Tagged), None, why)?;
-    }
-    Ok(())
 }
