@@ -73,7 +73,8 @@ pub struct SoftOffload {
 struct Begun {
     /// Segments that the wire took; 0 if there is no such packet.
     segments: usize,
-    /// Length of the frame, and its first bytes, by which it is recognised: they have the packet's identification or sequence number.
+    /// Length of the frame and its first bytes, by which it is recognised: usually the packet's identification or sequence number is
+    /// among them. Another frame that is alike in all of these loses its first segments, as on a wire.
     len: usize,
     head: [u8; Self::HEAD],
 }
