@@ -47,6 +47,7 @@
 //! | `virtio/net/queue_pair/` | the two loops, `transmit` and `receive`, and what each waits for |
 //! | `virtio/net/pair_life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
 //! | `virtio/net/pair_thread.rs` | its thread: work, polling, sleep |
+//! | `virtio/net/kick_moderation.rs` | when that thread holds kicks off for a moment |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |
 //! | `tests/` | the NIC whole, with the mock driver at one end and a socket at the other; the PCI bus with a driver |
 //!

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 
+use super::kick_moderation::KickModeration;
 use super::mailbox::Message;
-use super::moderation::Moderation;
 use super::pair_life::{PairLife, State, unwatch};
 use super::queue_pair::events::{EDGE, FREE};
 use crate::virtio::mailbox::Mailbox;
@@ -59,11 +59,11 @@ pub(super) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<
     })
 }
 
-/// The thread's life: while the pair runs, frames until there are none, then it polls for a while (`poll=`) or closes its eyes
-/// ([`Moderation`]), then it sleeps until something happens.
+/// The thread's life: while the pair runs, frames until there are none, then it polls for a while (`poll=`) or holds kicks off
+/// ([`KickModeration`]), then it sleeps until something happens.
 fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
     let mut timer = PollTimer { until: None };
-    let mut moderation = Moderation::new();
+    let mut kicks = KickModeration::new();
     let mut began = Instant::now();
     loop {
         let worker = subscriber(&mut manager, id);
@@ -75,7 +75,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                 let worked = pair.process();
                 let mut looks_again = false;
                 if !pair.has_work() && !timer.polls_on(pair.poll(), worked) {
-                    match moderation.closes_eyes(began.elapsed(), pair.moved()) {
+                    match kicks.holds_off(began.elapsed(), pair.moved()) {
                         // No message, no interrupt that is owed, and no other direction waits for longer than that.
                         Some(time) => {
                             thread::sleep(time);
@@ -103,7 +103,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
         let happened = manager.run_with_timeout(timeout);
         began = Instant::now();
         if timeout != 0 {
-            moderation.woken(began - asleep);
+            kicks.woken(began - asleep);
         }
         match happened {
             Ok(0) if timeout > 0 => {
