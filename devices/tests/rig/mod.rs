@@ -116,18 +116,25 @@ impl Rig {
     pub fn polling(poll: Duration) -> Self {
         let (backend, peer) = SocketBackend::pair().unwrap();
         peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self::around(Box::new(backend.with_offloads(ALL)), peer, poll)
+        Self::around(Box::new(backend.with_offloads(ALL)), peer, poll, Vec::new())
+    }
+
+    /// A rig whose pair runs on that CPU.
+    pub fn on(cpu: u16) -> Self {
+        let (backend, peer) = SocketBackend::pair().unwrap();
+        peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self::around(Box::new(backend.with_offloads(ALL)), peer, Duration::ZERO, vec![cpu])
     }
 
     /// A rig around any backend; `peer` is the wire if it is a socket.
     pub fn with(backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
-        Self::around(backend, peer, Duration::ZERO)
+        Self::around(backend, peer, Duration::ZERO, Vec::new())
     }
 
-    fn around(backend: Box<dyn Backend>, peer: SocketPeer, poll: Duration) -> Self {
+    fn around(backend: Box<dyn Backend>, peer: SocketPeer, poll: Duration, affinity: Vec<u16>) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let nic =
-            VirtioNet::new(config("test", Some(MTU)), vec![backend], Vec::new()).unwrap().with_poll(poll);
+        let config = NetDeviceConfig { affinity, ..config("test", Some(MTU)) };
+        let nic = VirtioNet::new(config, vec![backend], Vec::new()).unwrap().with_poll(poll);
         let counters = nic.counters().remove(0);
         let handle = nic.handle();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
