@@ -3,8 +3,8 @@
 //! **Invariant: it is spawned with the device and ends with it.** Drivers come and go meanwhile, by messages in its
 //! [`Mailbox`]. So no vCPU ever makes a thread, and no queue's thread inherits a vCPU's CPUs, policy or control group.
 //!
-//! At its birth it takes its name and its CPU; its scheduling policy is that of the process. What it waits with (an epoll descriptor, eventfds) its spawner makes
-//! before it, for where that fails there is no thread yet.
+//! At its birth it takes its name and its CPU; its scheduling policy is that of the process. What it waits with (an epoll descriptor,
+//! eventfds) its spawner makes before it, for where that fails there is no thread yet.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};

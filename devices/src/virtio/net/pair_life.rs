@@ -20,8 +20,8 @@
 //!   may be in hand, on another pair's thread, that is not paused yet.
 //! - *Ended*: its driver broke a ring and was asked for a reset. It touches neither rings nor backend, and no event reaches it.
 //!
-//! Where its frames go is another question: in each of these states it has what is plugged in, or [`Unplugged`](net::Unplugged) while the link is
-//! down, and what was plugged in lies beside.
+//! Where its frames go is another question: in each of these states it has what is plugged in, or [`Unplugged`](net::Unplugged) while
+//! the link is down, and what was plugged in lies beside.
 //!
 //! It is the NIC that is paused, not its driver: `Pause` and `Resume` concern a pair that is idle or has ended as well, though it
 //! does nothing in either case. A driver that starts a paused NIC is *Paused* at once, and one that resets it leaves it paused.

@@ -2,7 +2,7 @@
 //!
 //! **Invariant: the pair owns all it touches** - two rings, the backend, the eventfds - and lives on its thread, which makes it
 //! when a driver starts and takes it apart at the reset. There is no lock, no allocation and no copy of a payload in
-//! [`QueuePair::process`].
+//! [`QueuePair::process`], but for a frame that comes while the driver has posted too little for it: `shortage.rs` copies that one.
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
 //! descriptor is registered edge-triggered once and for all, or for the NIC's rate to allow more, or, receiving, for the control queue to

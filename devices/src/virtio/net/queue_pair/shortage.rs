@@ -4,7 +4,8 @@
 //! is. So a pair that has little room for a moment waits until the driver has posted more, which costs nothing. A driver may never
 //! do so: one that posts little at any time, or posts again only when most is used. So the pair waits for [`REFILL`] at most, and
 //! then reads frames with memory of its own behind the room. One that fits the room is where it belongs, without a copy. One that
-//! does not is held, and copied into what the driver posts next; it is lost where that does not come within [`HELD`].
+//! does not is held, and copied into what the driver posts next; it is lost where that does not come within [`HELD`]. These are the
+//! only payloads that a pair copies.
 //!
 //! Once it was waited for in vain, there is no further wait until a frame did not fit: a driver that posts little pays for one.
 
