@@ -43,6 +43,7 @@
 //! | `virtio/net/error.rs` | why a NIC could not start |
 //! | `virtio/net/features.rs` | the feature bits, and the host's offloads that they stand for |
 //! | `virtio/net/control.rs` | the control queue: which frames, with what left to do, under which address, by how many pairs |
+//! | `virtio/net/control/command.rs` | what a command on it says |
 //! | `virtio/net/vhost.rs` | the kernel as the carrier of frames, in place of the two loops |
 //! | `virtio/net/queue_pair/` | the two loops, `transmit` and `receive`, and what each waits for |
 //! | `virtio/net/pair_life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
