@@ -406,7 +406,7 @@ fn a_frame_that_the_driver_cannot_read_is_lost_and_counted() {
 #[test]
 fn only_what_the_backend_can_is_offered() {
     let rig = Rig::new();
-    let control = F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR | F_GUEST_ANNOUNCE;
+    let control = F_NOTF_COAL | F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_MAC_ADDR | F_GUEST_ANNOUNCE;
     let always =
         F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF | control;
     let always = always | F_IN_ORDER | F_RING_RESET | F_SPEED_DUPLEX;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use devices::BusDevice;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mock::{Buffer, MockMmio, MockRing};
-use devices::virtio::net::{NetDeviceConfig, VirtioNet, run_on};
+use devices::virtio::net::{Counters, NetDeviceConfig, VirtioNet, run_on};
 use net::{Backend, Iov, Mac, Offloads, RxFilter, Sent, SocketBackend, SocketPeer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -32,6 +32,7 @@ struct Many {
     device: MmioTransport,
     peers: Vec<SocketPeer>,
     refuses: Arc<AtomicBool>,
+    counters: Vec<Arc<Counters>>,
     /// Receive and transmit ring of each pair.
     rings: Vec<[MockRing; 2]>,
     control: MockRing,
@@ -52,9 +53,10 @@ impl Many {
             peers.push(peer);
         }
         let nic = VirtioNet::new(config("test", Some(MTU)), backends, Vec::new()).unwrap();
+        let counters = nic.counters();
         let device = MmioTransport::new(Box::new(nic), memory.clone(), EventFd::new(0).unwrap()).unwrap();
         let (rings, control) = rings(&memory);
-        Self { memory, device, peers, refuses, rings, control, control_index: 0 }
+        Self { memory, device, peers, refuses, counters, rings, control, control_index: 0 }
     }
 
     /// One whose driver has set so many pairs up, and the control queue where it is with these features.
@@ -346,6 +348,33 @@ fn each_pair_hears_of_the_offloads_and_all_go_back_where_one_refuses() {
     assert_eq!((many.command(&offloads_set(checksums)), accepted(&many)), (OK, vec![want; PAIRS]));
     many.start(MANY, PAIRS);
     assert_eq!(accepted(&many), [negotiated; PAIRS], "until the reset");
+}
+
+#[test]
+fn each_pair_holds_its_interrupts_as_the_driver_has_said() {
+    let features = MANY | F_NOTF_COAL;
+    let mut many = Many::started(features, PAIRS);
+    let interrupts = |many: &Many| -> Vec<_> {
+        many.counters.iter().map(|counters| counters.interrupts.load(Ordering::Relaxed)).collect()
+    };
+    let send = |many: &mut Many, frames: usize| {
+        for pair in 0..PAIRS {
+            many.rings[pair][1].want_interrupts(true);
+            (0..frames).for_each(|_| many.send(pair));
+        }
+    };
+    assert_eq!(many.command(&coalesce(TX_SET, 4, u32::MAX)), OK);
+    send(&mut many, 3);
+    assert_eq!(interrupts(&many), [0; PAIRS]);
+    // Other limits hold at once, on every pair.
+    assert_eq!(many.command(&coalesce(TX_SET, 3, u32::MAX)), OK);
+    wait("an interrupt of each", || interrupts(&many) == [1; PAIRS]);
+    send(&mut many, 2);
+    assert_eq!(interrupts(&many), [1; PAIRS]);
+
+    many.start(features, PAIRS);
+    send(&mut many, 1);
+    wait("one for each frame after a reset", || interrupts(&many) == [2; PAIRS]);
 }
 
 #[test]

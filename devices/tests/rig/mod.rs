@@ -38,6 +38,7 @@ pub const F_CTRL_RX_EXTRA: u64 = 1 << 20;
 pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 pub const F_MQ: u64 = 1 << 22;
 pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
+pub const F_NOTF_COAL: u64 = 1 << 53;
 pub const F_GUEST_USO4: u64 = 1 << 54;
 pub const F_GUEST_USO6: u64 = 1 << 55;
 pub const F_HOST_USO: u64 = 1 << 56;
@@ -67,6 +68,13 @@ pub const COMMANDS: u64 =
 /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` (virtio 1.2 §5.1.6.5.6).
 pub fn offloads_set(bits: u64) -> Vec<u8> {
     [&[5, 0][..], &bits.to_le_bytes()].concat()
+}
+
+/// `VIRTIO_NET_CTRL_NOTF_COAL_TX_SET` and `_RX_SET` (virtio 1.3 §5.1.6.5.9).
+pub const TX_SET: u8 = 0;
+pub const RX_SET: u8 = 1;
+pub fn coalesce(which: u8, max_packets: u32, max_usecs: u32) -> Vec<u8> {
+    [&[6, which][..], &max_packets.to_le_bytes(), &max_usecs.to_le_bytes()].concat()
 }
 
 pub const MEMORY: usize = 16 << 20;

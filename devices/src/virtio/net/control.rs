@@ -1,8 +1,9 @@
-//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, what is left undone in them, its address, and
-//! how many queue pairs are enabled.
+//! The control virtqueue (virtio 1.2 §5.1.6.5): which frames the NIC receives, what is left undone in them, its address, how many
+//! queue pairs are enabled, and how long interrupts are held.
 //!
-//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`], other [`Offloads`] or another number of pairs, the
-//! backends take that, and only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as before.
+//! **Invariant: a command never fails half.** It becomes a new [`RxFilter`], other [`Offloads`] or [`CoalesceSettings`], or another
+//! number of pairs, the pairs take that, and only then is it what holds; otherwise the driver reads `VIRTIO_NET_ERR` and all is as
+//! before.
 //!
 //! It rides on the thread of the first queue pair, whose backend it is that filters, and reaches the other pairs by message
 //! ([`OtherPairs`]). A command may allocate, up to two lists of addresses (`command::MAX_ADDRESSES`) for each pair; frames wait for it
@@ -20,6 +21,7 @@ use vm_memory::GuestMemoryMmap;
 
 use self::command::{Change, understand};
 use super::features::guest_offloads;
+use super::queue_pair::CoalesceSettings;
 use super::status::LinkStatus;
 use crate::log_once::LogOnce;
 use crate::virtio::device::{ActiveQueue, Interrupt};
@@ -63,6 +65,8 @@ pub enum PairCommand {
     Filter(RxFilter),
     /// Leave other work to the driver in the frames that it receives.
     Offloads(Offloads),
+    /// Hold interrupts like this.
+    Coalesce(CoalesceSettings),
 }
 
 /// The pairs after the first, as the control queue sees them.
@@ -97,6 +101,7 @@ pub struct Control {
     status: LinkStatus,
     filter: RxFilter,
     offloads: Offloads,
+    coalescing: CoalesceSettings,
     /// The pairs after the first.
     others: Box<dyn OtherPairs>,
     /// Whether it was said that the host refused something.
@@ -123,6 +128,7 @@ impl Control {
             status,
             filter,
             offloads,
+            coalescing: CoalesceSettings::default(),
             others,
             refused,
             pairs: 1,
@@ -156,6 +162,11 @@ impl Control {
     /// What the driver takes in the frames that it receives.
     pub(super) fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    /// How long interrupts are held.
+    pub(super) fn coalescing(&self) -> CoalesceSettings {
+        self.coalescing
     }
 
     /// What the driver kicks.
@@ -199,6 +210,7 @@ impl Control {
             status,
             filter,
             offloads,
+            coalescing,
             others,
             refused,
             pairs,
@@ -215,7 +227,8 @@ impl Control {
             return Err(Error::TooShort(chain.head));
         }
         let most = others.count() as u16 + 1;
-        let result = understand(&command, *accepted, filter, most).and_then(|change| match change {
+        let understood = understand(&command, *accepted, filter, *coalescing, most);
+        let result = understood.and_then(|change| match change {
             Change::Filter(new) => {
                 backend.set_filter(&new)?;
                 mac.set(new.mac);
@@ -232,6 +245,9 @@ impl Control {
                         log::log!(refused.level(), "{name}: cannot go back to the offloads before: {error}");
                     }
                 })
+            }
+            Change::Coalesce(new) => {
+                others.command_all(&|_| PairCommand::Coalesce(new)).map(|()| *coalescing = new)
             }
             Change::Announced => {
                 status.announced();

@@ -3,6 +3,10 @@
 //! Not offered is `VIRTIO_NET_F_RSS`: the host's kernel chooses the queue of a frame that it brings, and brings an answer where the
 //! question went out. Another choice would take a BPF program in a tap (`TUNSETSTEERINGEBPF`), a right to load it, and has no way
 //! into a macvtap.
+//!
+//! Not offered is `VIRTIO_NET_F_VQ_NOTF_COAL` either: with [`VIRTIO_NET_F_NOTF_COAL`] the driver sets all queues of a direction at once,
+//! which is what `ethtool -C` does. For each queue by itself it would take a command that is read back, and other values after the
+//! reset of a queue than before; a Linux driver would use it for `adaptive-rx`, which asks the device anew with each change of load.
 
 use net::Offloads;
 use virtio_bindings::virtio_net::*;
@@ -19,12 +23,13 @@ const GUEST: [u32; 5] = [
 ];
 
 /// The bits of the control queue's commands (§5.1.3), whatever the backends can do.
-const CONTROL: [u32; 5] = [
+const CONTROL: [u32; 6] = [
     VIRTIO_NET_F_CTRL_VQ,
     VIRTIO_NET_F_CTRL_RX,
     VIRTIO_NET_F_CTRL_RX_EXTRA,
     VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_NOTF_COAL,
 ];
 
 /// What all of several backends can do.

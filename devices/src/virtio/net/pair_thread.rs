@@ -1,10 +1,14 @@
 //! The thread of a queue pair: when it works, when it polls, and when it sleeps.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::kick_moderation::KickModeration;
 use super::mailbox::Message;
@@ -13,13 +17,15 @@ use super::queue_pair::events::{EDGE, FREE};
 use crate::virtio::mailbox::Mailbox;
 use crate::virtio::queue_thread::QueueThread;
 
-/// The mailbox's event, behind the pair's.
+/// The mailbox's event, behind the pair's, and the timer's.
 const MAIL: u32 = FREE;
+const TIMER: u32 = FREE + 1;
 
 /// What the thread runs: the pair, and the mailbox by which it is told.
 struct Worker {
     mailbox: Mailbox<Message>,
     life: PairLife,
+    timer: InterruptTimer,
     /// The device is dropped.
     over: bool,
     watch_error: Option<event_manager::Error>,
@@ -32,6 +38,7 @@ impl MutEventSubscriber for Worker {
                 let Self { mailbox, life, .. } = self;
                 self.over = mailbox.take(|message| life.receive(message, ops)).is_break();
             }
+            (TIMER, _) => self.timer.rang = true,
             (_, State::Running(pair)) => pair.note(events),
             // Its events are watched while it runs.
             _ => {}
@@ -39,7 +46,9 @@ impl MutEventSubscriber for Worker {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        self.watch_error = ops.add(Events::with_data(self.mailbox.wake(), MAIL, EDGE)).err();
+        let Self { mailbox, timer, .. } = self;
+        let added = ops.add(Events::with_data(mailbox.wake(), MAIL, EDGE));
+        self.watch_error = added.and_then(|()| ops.add(Events::with_data(&timer.fd, TIMER, EDGE))).err();
     }
 }
 
@@ -51,7 +60,8 @@ pub(super) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<
     let name = life.name.clone();
     QueueThread::spawn(&name, cpu, |mailbox| {
         let mut manager = EventManager::new_with_capacity(8).map_err(io::Error::other)?;
-        let id = manager.add_subscriber(Worker { mailbox, life, over: false, watch_error: None });
+        let timer = InterruptTimer::new()?;
+        let id = manager.add_subscriber(Worker { mailbox, life, timer, over: false, watch_error: None });
         match subscriber(&mut manager, id).watch_error.take() {
             None => Ok(move || run(manager, id)),
             Some(error) => Err(io::Error::other(error)),
@@ -65,8 +75,15 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
     let mut timer = PollTimer { until: None };
     let mut kicks = KickModeration::new();
     let mut began = Instant::now();
+    let mut slept = None;
     loop {
         let worker = subscriber(&mut manager, id);
+        // Its own timer says nothing of how often the driver kicks.
+        if !std::mem::take(&mut worker.timer.rang)
+            && let Some(slept) = slept.take()
+        {
+            kicks.woken(slept);
+        }
         if worker.over {
             return;
         }
@@ -78,7 +95,8 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                     match kicks.holds_off(began.elapsed(), pair.moved()) {
                         // No message, no interrupt that is owed, and no other direction waits for longer than that.
                         Some(time) => {
-                            thread::sleep(time);
+                            let due = pair.interrupt_due();
+                            thread::sleep(due.map_or(time, |due| time.min(left(due))));
                             looks_again = true;
                         }
                         None => pair.arm(),
@@ -94,7 +112,8 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                 if looks_again || pair.has_work() || timer.polls() {
                     0
                 } else {
-                    pair.waits().map_or(-1, millis)
+                    let without_timer = pair.interrupt_due().and_then(|due| worker.timer.set(due));
+                    pair.waits().into_iter().chain(without_timer).min().map_or(-1, millis)
                 }
             }
             _ => -1,
@@ -102,9 +121,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
         let asleep = Instant::now();
         let happened = manager.run_with_timeout(timeout);
         began = Instant::now();
-        if timeout != 0 {
-            kicks.woken(began - asleep);
-        }
+        slept = (timeout != 0).then_some(began - asleep);
         match happened {
             Ok(0) if timeout > 0 => {
                 if let State::Running(pair) = &mut subscriber(&mut manager, id).life.state {
@@ -128,6 +145,50 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
 /// No less than `time`, as epoll_wait(2) takes it.
 fn millis(time: Duration) -> i32 {
     time.as_millis().saturating_add(1).try_into().unwrap_or(i32::MAX)
+}
+
+/// Wakes the thread for an interrupt that is held, in microseconds, where epoll_wait(2) has milliseconds.
+struct InterruptTimer {
+    fd: OwnedFd,
+    /// What it is set to.
+    due: Option<Instant>,
+    /// It has woken the thread.
+    rang: bool,
+}
+
+impl InterruptTimer {
+    /// Makes its descriptor.
+    ///
+    /// # Errors
+    /// There is none left.
+    fn new() -> io::Result<Self> {
+        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self { fd, due: None, rang: false })
+    }
+
+    /// Sets it, unless it is set like this. An interrupt that goes out sooner leaves it set: it wakes the thread once for nothing.
+    ///
+    /// How long it is until then, where the kernel does not set it.
+    fn set(&mut self, due: Instant) -> Option<Duration> {
+        if self.due != Some(due) {
+            let left = left(due);
+            // No time at all would stop it.
+            let once =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()).max(1) };
+            let when = Itimerspec { it_interval: Timespec::default(), it_value: once };
+            if let Err(error) = timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &when) {
+                log::debug!("cannot set a timer: {error}");
+                return Some(left);
+            }
+            self.due = Some(due);
+        }
+        None
+    }
+}
+
+/// How long it is until then.
+fn left(due: Instant) -> Duration {
+    due.saturating_duration_since(Instant::now())
 }
 
 /// Whether a thread without work polls a while longer.
@@ -158,4 +219,32 @@ impl PollTimer {
 
 fn subscriber(manager: &mut EventManager<Worker>, id: SubscriberId) -> &mut Worker {
     manager.subscriber_mut(id).expect("the worker is never removed")
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    #[test]
+    fn the_timer_rings_for_what_it_is_set_to_and_is_set_once() {
+        let mut timer = InterruptTimer::new().unwrap();
+        let rings = |timer: &InterruptTimer, timeout| {
+            poll(&mut [PollFd::new(&timer.fd, PollFlags::IN)], Some(&timeout)).unwrap() == 1
+        };
+        let (now, long) = (Timespec { tv_sec: 0, tv_nsec: 0 }, Timespec { tv_sec: 10, tv_nsec: 0 });
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(timer.set(later), None);
+        assert!(!rings(&timer, now));
+        // One that is due already rings as well; zero would stop it.
+        let due = Instant::now();
+        timer.set(due);
+        assert!(rings(&timer, long));
+        // Set anew, it would have forgotten that it rang.
+        timer.set(due);
+        assert!(rings(&timer, now));
+        timer.set(later);
+        assert!(!rings(&timer, now));
+    }
 }

@@ -53,6 +53,11 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Chains that the driver was shown since it was last interrupted, or wanted not to be.
+    pub fn unsignalled(&self) -> u16 {
+        self.shown.wrapping_sub(self.signalled)
+    }
+
     /// Whether the driver wants an interrupt for what it was [shown](Self::show). What it has taken note of meanwhile, it wants
     /// none for any more; without EVENT_IDX it cannot say that.
     ///

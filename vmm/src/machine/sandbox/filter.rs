@@ -106,6 +106,7 @@ const CALLS: &[Call] = &[
     call(libc::SYS_epoll_wait, &[Main, Queue], Any, "a wait for events"),
     call(libc::SYS_epoll_pwait, &[Main, Queue], Any, "a wait for events"),
     call(libc::SYS_epoll_ctl, &[Main, Queue], Any, "other events to wait for"),
+    call(libc::SYS_timerfd_settime, &[Queue], Any, "an interrupt that its driver has held (coalescing)"),
     call(libc::SYS_dup, &[Vcpu, Queue], Any, "eventfds of a queue that starts"),
     call(libc::SYS_eventfd2, ALL, Any, "the same; a carrier's, and a link's that is down"),
     call(

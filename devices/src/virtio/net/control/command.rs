@@ -6,6 +6,7 @@ use net::{Addresses, Iov, Mac, Offloads, RxFilter};
 use virtio_bindings::virtio_net::*;
 
 use crate::virtio::net::features::{guest_offloads, may_set};
+use crate::virtio::net::queue_pair::{CoalesceLimits, CoalesceSettings};
 
 /// Addresses that each list of a MAC table keeps. A longer list stands for all addresses of its sort, as in every NIC.
 const MAX_ADDRESSES: usize = 64;
@@ -17,17 +18,20 @@ pub(super) enum Change {
     Filter(RxFilter),
     /// What the driver takes in the frames it receives.
     Offloads(Offloads),
+    /// How long interrupts are held.
+    Coalesce(CoalesceSettings),
     /// How many pairs are enabled.
     Pairs(u16),
     /// The driver has announced its guest.
     Announced,
 }
 
-/// What `command` changes, with `filter` before it and `most` pairs at most.
+/// What `command` changes, with `filter` and `coalescing` before it and `most` pairs at most.
 pub(super) fn understand(
     command: &Iov<'_>,
     accepted: u64,
     filter: &RxFilter,
+    coalescing: CoalesceSettings,
     most: u16,
 ) -> io::Result<Change> {
     // A command of a feature that was not negotiated is as unknown as any other.
@@ -68,6 +72,12 @@ pub(super) fn understand(
                 .then(|| Change::Offloads(guest_offloads(bits)))
                 .ok_or_else(|| malformed("an offload was not negotiated"));
         }
+        (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET) if has(VIRTIO_NET_F_NOTF_COAL) => {
+            return Ok(Change::Coalesce(CoalesceSettings { transmit: limits(command)?, ..coalescing }));
+        }
+        (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET) if has(VIRTIO_NET_F_NOTF_COAL) => {
+            return Ok(Change::Coalesce(CoalesceSettings { receive: limits(command)?, ..coalescing }));
+        }
         _ => return Err(malformed("there is no such command")),
     }
     Ok(Change::Filter(new))
@@ -94,6 +104,13 @@ fn addresses(command: &Iov<'_>, at: &mut usize) -> io::Result<Addresses> {
         return Ok(Addresses::Every);
     }
     (0..count).map(|index| read(command, first + 6 * index)).collect::<io::Result<_>>().map(Addresses::Only)
+}
+
+/// `virtio_net_ctrl_coal` (§5.1.6.5.9).
+fn limits(command: &Iov<'_>) -> io::Result<Option<CoalesceLimits>> {
+    exact(command, HEADER_LEN + 8)?;
+    let (packets, usecs) = (read(command, HEADER_LEN)?, read(command, HEADER_LEN + 4)?);
+    Ok(CoalesceLimits::new(u32::from_le_bytes(packets), u32::from_le_bytes(usecs)))
 }
 
 /// The byte of a command that switches something.

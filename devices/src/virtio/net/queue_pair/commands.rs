@@ -20,6 +20,8 @@ impl QueuePair {
             Some(control) => {
                 let more = control.process(memory, &**interrupt, &mut **backend)?;
                 (*offloads, *filter) = (control.offloads(), control.filter().clone());
+                let coalescing = control.coalescing();
+                self.set_coalescing(coalescing);
                 more
             }
             None => false,
@@ -67,8 +69,11 @@ impl QueuePair {
     /// The ring is broken, or the kernel does not say where it is.
     #[cold]
     pub(in crate::virtio::net) fn pause(&mut self) -> io::Result<()> {
-        // It had a millisecond to look by itself; a paused pair has no clock.
-        if self.owed.take().is_some() {
+        // A paused pair has no clock: the driver hears now of what it was to hear of later.
+        if self.rx_coalescer.release() {
+            self.signal_received().map_err(io::Error::other)?;
+        }
+        if self.tx_coalescer.release() | self.owed.take().is_some() {
             self.signal_sent(false).map_err(io::Error::other)?;
         }
         let PairParts { memory, rx, tx, carrier, .. } = &mut self.parts;
@@ -103,8 +108,12 @@ impl QueuePair {
             PairQueue::Receive => {
                 self.receive = Next::Reset;
                 self.shortage.forget();
+                self.rx_coalescer.release();
             }
-            PairQueue::Transmit => (self.transmit, self.owed) = (Next::Reset, None),
+            PairQueue::Transmit => {
+                (self.transmit, self.owed) = (Next::Reset, None);
+                self.tx_coalescer.release();
+            }
             PairQueue::Control => self.control_reset = true,
         }
     }
@@ -167,6 +176,10 @@ impl QueuePair {
         match command {
             PairCommand::Filter(new) => backend.set_filter(&new).map(|()| *filter = new),
             PairCommand::Offloads(new) => backend.set_offloads(new).map(|()| *offloads = new),
+            PairCommand::Coalesce(settings) => {
+                self.set_coalescing(settings);
+                Ok(())
+            }
             PairCommand::Enable(enable) => {
                 backend.set_enabled(enable)?;
                 *enabled = enable;

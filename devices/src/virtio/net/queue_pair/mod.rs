@@ -16,6 +16,9 @@
 //! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
 //! the end of the same turn, or [`PATIENCE`] after an interrupt that made the driver look, if it did not.
 //!
+//! **Invariant: an interrupt that the driver has held is never lost** ([`coalescing`]). It goes out with the frame that makes it due,
+//! or its thread wakes in time; a pause, and other limits, end the hold. A driver that has set nothing pays one test for it.
+//!
 //! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways, and until the reset. Then the thread
 //! has the control queue, and little else.
 //!
@@ -26,6 +29,7 @@
 //! | `mod.rs` | the pair, one turn of it, and what it waits for |
 //! | `transmit.rs`, `receive.rs` | the two loops |
 //! | `burst.rs` | how much each moves in a turn, and how the driver hears of it |
+//! | `coalescing.rs` | interrupts that are held, as the driver has set it |
 //! | `receive_space.rs` | the buffers that a received frame fills |
 //! | `shortage.rs` | what happens while there are too few of them |
 //! | `commands.rs` | what a pair does beside moving frames |
@@ -35,6 +39,7 @@
 //! | `counters.rs` | what it counts |
 
 mod burst;
+mod coalescing;
 mod commands;
 mod counters;
 pub(super) mod events;
@@ -45,6 +50,7 @@ mod receive_space;
 mod shortage;
 mod transmit;
 
+pub use self::coalescing::{CoalesceLimits, CoalesceSettings};
 pub use self::counters::Counters;
 use self::counters::count;
 pub use self::rate::NicRate;
@@ -59,6 +65,7 @@ use net::{Backend, IovBuffer, Offloads, RxFilter};
 use vm_memory::GuestMemoryMmap;
 
 use self::burst::signal_used;
+use self::coalescing::Coalescer;
 use self::receive_space::Posted;
 use self::shortage::Shortage;
 use super::control::Control;
@@ -155,6 +162,9 @@ pub struct QueuePair {
     look_again: Option<Duration>,
     /// The driver wants an interrupt for what was sent, and had one for what it received: until then it may look by itself.
     owed: Option<Instant>,
+    /// What holds the interrupts of each queue, where the driver has set that.
+    rx_coalescer: Coalescer,
+    tx_coalescer: Coalescer,
     /// Turns in a row in which nothing came after what was sent.
     unanswered: u32,
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
@@ -180,6 +190,8 @@ impl QueuePair {
             asked: parts.carrier.is_some(),
             look_again: None,
             owed: None,
+            rx_coalescer: Coalescer::default(),
+            tx_coalescer: Coalescer::default(),
             unanswered: 0,
             parts,
             transmit,
@@ -233,7 +245,7 @@ impl QueuePair {
         rx_frames.load(Ordering::Relaxed).wrapping_add(tx_frames.load(Ordering::Relaxed))
     }
 
-    /// How long a thread without work may sleep at most, if not for ever.
+    /// How long a thread without work may sleep at most, if not for ever. A [held](Self::interrupt_due) interrupt has a timer beside it.
     pub(super) fn waits(&self) -> Option<Duration> {
         let owed = self.owed.map(|owed| owed.saturating_duration_since(Instant::now()));
         let tokens = [self.transmit, self.receive].into_iter().filter_map(|next| match next {
@@ -289,19 +301,26 @@ impl QueuePair {
             // Instead of the interrupt, and of the event that would tell; in vain, it is a system call for nothing.
             self.receive = Next::Work;
         }
-        let interrupted = self.receive == Next::Work && self.receive()?;
+        let interrupted = if self.receive == Next::Work {
+            self.receive()?
+        } else {
+            self.rx_coalescer.is_held() && self.signal_received()?
+        };
         if wanted {
             self.unanswered = if interrupted { 0 } else { self.unanswered.wrapping_add(1) };
         }
-        if wanted || self.owed.is_some() {
+        if wanted || self.owed.is_some() || self.tx_coalescer.is_held() {
             self.signal_sent(interrupted)?;
         }
         Ok(worked)
     }
 
-    /// Interrupts the driver for what was sent, unless it was `interrupted` just now, or does not want that any more.
+    /// Interrupts the driver for what was sent, unless that is held, it was `interrupted` just now, or does not want it any more.
     fn signal_sent(&mut self, interrupted: bool) -> Result<(), Error> {
         let PairParts { memory, tx, counters, interrupt, .. } = &mut self.parts;
+        if self.owed.is_none() && self.tx_coalescer.holds(&tx.ring) {
+            return Ok(());
+        }
         let rings = tx.ring.map(memory)?;
         if interrupted || self.owed.is_some() {
             let now = Instant::now();
@@ -311,6 +330,7 @@ impl QueuePair {
         }
         // It looks once more whether that is wanted.
         self.owed = None;
+        self.tx_coalescer.release();
         signal_used(tx, &rings, &**interrupt, counters).map(drop)
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use net::HEADER_LEN;
 use vm_memory::VolatileSlice;
 
-use super::burst::{BATCH, BURST, signal_used};
+use super::burst::{BATCH, BURST};
 use super::counters::count;
 use super::rate::{Allowance, Way};
 use super::receive_space::{Room, fill, gather};
@@ -27,16 +27,18 @@ impl QueuePair {
             }
         };
         let rings = rx.ring.map(memory)?;
-        let (posted, shortage) = (&mut self.posted, &mut self.shortage);
+        let (posted, shortage, coalescer) = (&mut self.posted, &mut self.shortage, &mut self.rx_coalescer);
         let overflow = VolatileSlice::from(&mut self.overflow[..]);
-        let (mut used, mut shown, mut frames, mut bytes, mut dropped, mut calls) = (0, 0, 0, 0, 0, 0);
+        let (mut used, mut shown, mut frames, mut told, mut bytes) = (0, 0, 0, 0, 0);
+        let (mut dropped, mut calls) = (0, 0);
         let (mut next, mut interrupted) = (Next::Work, false);
         posted.clear();
         let mut space = self.iov.start();
         while used < BURST && bytes < allowed.bytes && frames < allowed.frames {
             if used >= shown + BATCH {
-                interrupted |= signal_used(rx, &rings, &**interrupt, counters)?;
-                shown = used;
+                let more = frames - told;
+                interrupted |= coalescer.signal(rx, &rings, &**interrupt, counters, more, false)?;
+                (shown, told) = (used, frames);
             }
             let received = match gather(&mut rx.ring, &rings, *wanted, &mut space, posted)? {
                 Room::Enough if shortage.is_none() => {
@@ -90,6 +92,7 @@ impl QueuePair {
         count(&counters.rx_bytes, bytes);
         count(&counters.rx_dropped, dropped);
         count(&counters.calls, calls);
-        Ok(signal_used(rx, &rings, &**interrupt, counters)? || interrupted)
+        let (more, dry) = (frames - told, next == Next::Ring);
+        Ok(coalescer.signal(rx, &rings, &**interrupt, counters, more, dry)? || interrupted)
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use net::{HEADER_LEN, Sent};
 
-use super::burst::{BATCH, signal_used};
+use super::burst::BATCH;
 use super::counters::count;
 use super::rate::{Allowance, Way};
 use super::{Next, PairParts, QueuePair};
@@ -26,11 +26,13 @@ impl QueuePair {
             }
         };
         let rings = tx.ring.map(memory)?;
-        let (mut frames, mut bytes, mut dropped, mut too_long, mut calls) = (0, 0, 0, 0, 0);
+        let coalescer = &mut self.tx_coalescer;
+        let (mut frames, mut bytes, mut dropped, mut too_long, mut calls, mut told) = (0, 0, 0, 0, 0, 0);
         let mut next = Next::Work;
         for used in 0..allowed.frames {
             if used != 0 && used % BATCH == 0 {
-                signal_used(tx, &rings, &**interrupt, counters)?;
+                coalescer.signal(tx, &rings, &**interrupt, counters, used - told, false)?;
+                told = used;
             }
             if bytes >= allowed.bytes {
                 break;
@@ -85,6 +87,10 @@ impl QueuePair {
         count(&counters.tx_too_long, too_long);
         count(&counters.calls, calls);
         tx.ring.show(&rings)?;
-        tx.ring.wants_interrupt(&rings)
+        let wanted = tx.ring.wants_interrupt(&rings)?;
+        if wanted {
+            coalescer.add(frames + dropped - told);
+        }
+        Ok(wanted)
     }
 }
