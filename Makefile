@@ -29,7 +29,7 @@ kernel: ## the slim guest kernel, built from Debian's source; some minutes, and 
 	@resources/guest-kernel/build
 
 build: ## the release program, target/release/wirevm, which needs no library
-	@cargo rustc --release --package vmm --bin wirevm -- -C target-feature=+crt-static
+	@cargo rustc --release --package vmm --bin wirevm -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 
 clean: ## remove all that was built and fetched
 	@rm -rf "$(TARGET)"
