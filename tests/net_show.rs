@@ -279,4 +279,39 @@ mod stock {
         vm.type_in("poweroff\n");
         vm.ends_with(0, COMMAND);
     }
+
+    /// What vhost-net carries is counted on the link, both ways, and held to no rate.
+    #[test]
+    fn what_the_kernel_carries_is_counted_on_the_link() {
+        let kernel = need!(stock::fastest());
+        if !std::path::Path::new("/dev/vhost-net").exists() {
+            harness::skip!("there is no /dev/vhost-net");
+        }
+        let netns = need!(Netns::new());
+        let net = "tap,host=172.31.0.1/24,vhost=on";
+        let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["--name", "carried", "--net", net]);
+        let asked = |args: &[&str]| {
+            let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
+            command.args(["net", args[0], "carried", "nic0"]).args(&args[1..]).output().unwrap()
+        };
+        let frames = || {
+            let nic = serde_json::from_slice::<Value>(&asked(&["show", "--json"]).stdout).unwrap()["nics"][0]
+                .clone();
+            assert_eq!(nic["carrier"], "vhost-net", "{nic}");
+            ["sent", "received"].map(|way| nic["host"][way]["frames"].as_u64().unwrap())
+        };
+        let before = frames();
+        vm.sh("ping -c 5 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        let after = frames();
+        assert!(after[0] >= before[0] + 5 && after[1] >= before[1] + 5, "{before:?} {after:?}");
+        let refused = asked(&["rate", "rate=10M"]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        let remedy = "wirevm net move carried nic0 vhost=off,rate=10M";
+        assert!(refused.status.code() == Some(1) && said.contains(remedy), "{said}");
+        let moved = asked(&["move", "vhost=off,rate=10M"]);
+        assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+        vm.sh("ping -c 2 -i 0.2 -W 10 172.31.0.1", COMMAND);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+    }
 }
