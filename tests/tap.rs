@@ -1,5 +1,6 @@
 //! A NIC on a tap: the wire made, moved over and taken back.
 
+use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -255,6 +256,57 @@ fn what_explain_prints_makes_the_same_wire_by_hand() {
 }
 
 #[test]
+fn the_hosts_resolver_answers_by_the_keeper() {
+    let netns = need!(Netns::with_own_run());
+    netns.sh("mount -t tmpfs etc /etc; echo nameserver 127.0.0.53 >/etc/resolv.conf");
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, forever());
+    let net = "tap,host=172.31.0.1/24,nat";
+    let args = ["run", "--name", "asks", "--kernel", kernel.to_str().unwrap(), "--net", net];
+    let mut vm = Vm::start_in(&netns, &args);
+    vm.expect("running\n", SOON);
+    let socket = |at: &'static str| {
+        let bound = netns.spawn(move || UdpSocket::bind(at).unwrap()).join().unwrap();
+        bound.set_read_timeout(Some(SOON)).unwrap();
+        bound
+    };
+    let resolver = socket("127.0.0.53:53");
+    let ask_at = |server: &str| {
+        let asker = socket("0.0.0.0:0");
+        for id in 0..20 {
+            let query = [0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1];
+            asker.send_to(&query, server).unwrap();
+            let mut message = [0; 64];
+            let (len, from) = resolver.recv_from(&mut message).unwrap();
+            assert_eq!(message[2..len], query[2..]);
+            message[2] |= 0x80;
+            resolver.send_to(&message[..len], from).unwrap();
+            let len = asker.recv(&mut message).unwrap();
+            assert_eq!((message[..3].to_vec(), len), (vec![0, id, 0x81], query.len()));
+        }
+    };
+    ask_at("172.31.0.1:53");
+    // To a wire that is made before the old one goes, one that is made after it, one without a relay, and back.
+    for (to, server) in [
+        ("tap,host=172.31.1.1/24,nat", Some("172.31.1.1:53")),
+        ("tap,host=172.31.1.1/24,nat,mtu=1500", Some("172.31.1.1:53")),
+        ("tap,host=172.31.2.1/24", None),
+        (net, Some("172.31.0.1:53")),
+    ] {
+        let moved = format!("{} net move asks nic0 {to}", harness::wirevm_path().display());
+        netns.try_sh(&moved).unwrap_or_else(|why| panic!("{to}: {why}\n{}", vm.state()));
+        match server {
+            Some(server) => ask_at(server),
+            None => assert_eq!(netns.sh("ss -Hlun 'sport = 53'").lines().count(), 1, "the resolver alone"),
+        }
+    }
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
+    drop(resolver);
+    netns.spawn(|| UdpSocket::bind("0.0.0.0:53").expect("nobody listens any more")).join().unwrap();
+}
+
+#[test]
 fn an_unprivileged_user_may_use_a_tap_made_for_him() {
     if std::fs::metadata("/dev/net/tun").is_err() {
         skip!("this machine has no /dev/net/tun");
@@ -392,6 +444,32 @@ mod stock {
         assert_eq!(gateway.trim(), "172.30.0.1", "{}", vm.state());
         vm.sh("ping -c 2 -W 10 172.30.0.1", COMMAND);
         netns.sh("ping -c 2 -i 0.2 -W 10 172.30.0.2");
+    }
+
+    #[test]
+    fn a_guest_behind_nat_asks_the_hosts_resolver() {
+        let kernel = need!(stock::fastest());
+        let netns = need!(Netns::with_own_run());
+        netns.sh("mount -t tmpfs etc /etc; echo nameserver 127.0.0.53 >/etc/resolv.conf");
+        let resolver = netns.spawn(|| UdpSocket::bind("127.0.0.53:53").unwrap()).join().unwrap();
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            let mut message = [0; 512];
+            while let Ok((len, from)) = resolver.recv_from(&mut message) {
+                let mut answer = message[..len].to_vec();
+                (answer[2], answer[3]) = (0x81, 0x80);
+                // The type is the last but one of the question, and an address of IPv4 is type 1.
+                if answer.ends_with(&[0, 1, 0, 1]) {
+                    answer[7] = 1;
+                    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 99]);
+                }
+                let _ = resolver.send_to(&answer, from);
+            }
+        });
+        let mut vm = boot(&kernel, &netns, "tap,host=172.31.0.1/24,nat");
+        assert_eq!(vm.sh("cat /etc/resolv.conf", COMMAND).trim(), "nameserver 172.31.0.1");
+        let found = vm.sh("nslookup example.test", COMMAND);
+        assert!(found.contains("192.0.2.99"), "{found}");
     }
 
     #[test]

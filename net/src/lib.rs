@@ -22,7 +22,8 @@
 //!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours. `one_address.rs`: links that no second address passes.
 //! - `answer/`: what a guest asks and we answer. `autoconf.rs`: `dhcp.rs` and `router.rs` in front of a backend, which tell the guest
 //!   its addresses; `listener.rs`: their ear where the kernel carries the frames. `neighbour.rs`: ARP and neighbour discovery where
-//!   there is no Ethernet. `resolver.rs`: the host's DNS servers.
+//!   there is no Ethernet. `resolver.rs`: the host's DNS servers; `relay.rs`: what
+//!   the guest asks those on the host's loopback.
 //! - `host/`: the host's plumbing, [`Step`] and undo. `context.rs`: [`Host`], what the process gives every wire. `change.rs`: each change.
 //!   `deferred_undo.rs`: what is taken back later. `directory.rs`: where records are. `journal.rs`, `clean.rs`: the records that outlive us, and undoing those of the dead.
 //!   `fd_reserve.rs`: descriptors for that. `wait.rs`: one at a time. `namespace.rs`: network namespaces. `netlink.rs` and

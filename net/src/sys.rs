@@ -288,6 +288,14 @@ pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Only what comes in by the link of that index comes to `socket`, and what it sends leaves by that one (`SO_BINDTOIFINDEX`, socket(7)).
+pub(crate) fn bind_to_link(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let (value, len) = ((&raw const index).cast(), size_of_val(&index) as libc::socklen_t);
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX);
+    // SAFETY: the option reads one int, which `index` has the size of.
+    checked(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, len) } as isize).map(drop)
+}
+
 /// What iptables reads of its table `filter`, for IPv4 or IPv6 (`linux/netfilter_ipv4/ip_tables.h`): `IPT_SO_GET_INFO`, and
 /// then `IPT_SO_GET_ENTRIES`.
 pub(crate) fn iptables_filter(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<(Vec<u8>, Vec<u8>)> {

@@ -4,6 +4,7 @@ pub(crate) mod autoconf;
 pub(crate) mod dhcp;
 pub(crate) mod listener;
 pub(crate) mod neighbour;
+pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod router;
 

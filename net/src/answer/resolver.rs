@@ -21,14 +21,25 @@ pub(crate) fn servers(netns: Option<&NetnsName>) -> Vec<IpAddr> {
     files(netns).map(read).find(|servers| !servers.is_empty()).unwrap_or_default()
 }
 
+/// The first server that only the host of `netns` reaches, or ours: on the loopback of that network namespace. Another one's is not
+/// asked: whoever is in a namespace shall not be heard outside of it.
+pub(crate) fn on_loopback(netns: Option<&NetnsName>) -> Option<IpAddr> {
+    let text = fs::read_to_string(files(netns).next()?).ok()?;
+    nameservers(&text).find(IpAddr::is_loopback)
+}
+
 /// The servers in the text of a resolv.conf that another machine can reach.
 fn parse(text: &str) -> Vec<IpAddr> {
+    // Link-local ones have the host's interface behind a `%`, and are no address here.
+    nameservers(text).filter(is_reachable).collect()
+}
+
+fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> {
     let lines = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next() == Some("nameserver")).then(|| words.next())?
     });
-    // Link-local ones have the host's interface behind a `%`, and are no address here.
-    lines.filter_map(|address| address.parse().ok()).filter(is_reachable).collect()
+    lines.filter_map(|address| address.parse().ok())
 }
 
 #[cfg(test)]

@@ -188,6 +188,7 @@ static KEYS: [Key; 27] = [
         help: "a DNS server that the guest is told of, three of each family at most",
         repeat: Repeat::Any,
         example: "192.0.2.53",
+        section: Some("dns-behind-nat"),
         ..KEY
     },
     Key {

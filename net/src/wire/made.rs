@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use crate::answer::listener::Listener;
+use crate::answer::relay::Relay;
 use crate::host::Wiring;
 use crate::host::wire_link::WireLink;
 use crate::wire::cable_spec::CableSpec;
@@ -14,6 +15,7 @@ pub(crate) struct Parts {
     pub(crate) spec: CableSpec,
     pub(crate) listener: Option<Listener>,
     pub(crate) forwarding: Option<File>,
+    pub(crate) relay: Option<Relay>,
     pub(crate) links: Vec<WireLink>,
     /// The host's addresses on the link, of a kind that has some: those of the configuration, or those that were chosen.
     pub(crate) hosts: Vec<HostAddress>,
@@ -39,7 +41,7 @@ impl Parts {
             lease: None,
             router: None,
         };
-        Self { spec, listener: None, forwarding: None, links: Vec::new(), hosts: Vec::new() }
+        Self { spec, listener: None, forwarding: None, relay: None, links: Vec::new(), hosts: Vec::new() }
     }
 }
 

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::answer::listener::Listener;
+use crate::answer::relay::Relay;
 use crate::error::HostError;
 use crate::host::wire_link::{Role, WireLink};
 use crate::host::{self, Host, Wiring, announce};
@@ -224,6 +225,18 @@ impl Wire {
 
     fn policy(&self) -> Policy {
         Policy { trust: self.config.trust, own: self.mac() }
+    }
+
+    /// Where it is the guest's DNS server: readable when there is something for [`hand_dns_on`](Self::hand_dns_on).
+    pub fn dns(&self) -> Option<BorrowedFd<'_>> {
+        self.parts.relay.as_ref().map(Relay::fd)
+    }
+
+    /// Hands the guest's queries on to the host's resolver, and the answers back: some of them at once.
+    pub fn hand_dns_on(&mut self) {
+        if let Some(relay) = &mut self.parts.relay {
+            relay.hand_on();
+        }
     }
 
     /// Its descriptors, duplicated, and what they are.

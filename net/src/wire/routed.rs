@@ -1,17 +1,19 @@
 //! A wire that the host routes to: the subnet that host and guest share, and what the guest is told of it.
 
 use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::answer::dhcp::Lease;
+use crate::answer::relay::{self, Relay};
 use crate::answer::resolver;
 use crate::answer::router::Router;
 use crate::config::dns::DnsConfig;
 use crate::config::guests;
 use crate::error::HostError;
-use crate::host::{Link, Wiring, free_subnet};
+use crate::host::{Link, LinkId, Wiring, free_subnet};
 use crate::{Error, HostAddress, Mac};
 
 /// A subnet for `link` that nothing is routed to: of IPv4, and of IPv6 where the kernel has it for the link.
@@ -34,10 +36,10 @@ pub(crate) struct GuestConfig {
     pub(crate) router: Option<Router>,
     /// Whether the host forwards from the link, for the router.
     pub(crate) forwarding: Option<File>,
+    /// The DNS server that the guest is told of, where it is us.
+    pub(crate) relay: Option<Relay>,
 }
 
-/// What listens on the host's loopback, the guest does not reach: to lead it there would take `route_localnet`, and many a
-/// resolver (systemd's, Docker's) would still not answer what came in by another link.
 const NO_DNS: &str = "the guest is told of no DNS server: resolv.conf names none that another machine than the host can reach. Name \
                       one by dns=, or in /etc/resolv.conf (for a network namespace, in \
                       /etc/netns/NAME/resolv.conf)";
@@ -46,7 +48,7 @@ const NO_DNS: &str = "the guest is told of no DNS server: resolv.conf names none
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End<'a> {
     /// The host's link.
-    pub(crate) link: &'a str,
+    pub(crate) link: &'a LinkId,
     pub(crate) mac: [u8; 6],
     /// Where a router is advertised from; none where IPv6 is off, or its addresses are made by hand.
     pub(crate) link_local: Option<Ipv6Addr>,
@@ -64,6 +66,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) dns: &'a DnsConfig,
     /// Its addresses that the user chose.
     pub(crate) given: &'a [IpAddr],
+    /// The host's port of DNS leads to it.
+    pub(crate) has_dns_port: bool,
 }
 
 /// What the `guest` is told where the host has `hosts` at its `end`, which is up.
@@ -74,12 +78,12 @@ pub(crate) fn guest_config(
     guest: Guest<'_>,
 ) -> GuestConfig {
     let mut config = GuestConfig::default();
-    let Guest { mac, mtu, resolves, dns: DnsConfig { servers, search }, given } = guest;
-    let dns = if servers.is_empty() { resolver::servers(wiring.netns()) } else { servers.clone() };
+    let Guest { mac, mtu, resolves, dns: DnsConfig { servers, search }, given, .. } = guest;
+    let mut dns = if servers.is_empty() { resolver::servers(wiring.netns()) } else { servers.clone() };
     if resolves && dns.is_empty() && !hosts.is_empty() {
-        wiring.notice(NO_DNS.to_owned());
+        (dns, config.relay) = own_dns(wiring, end.link, hosts, guest.has_dns_port);
     }
-    let name = end.link;
+    let name = &end.link.name;
     for &address in hosts {
         match address {
             HostAddress::V4(host) => {
@@ -120,6 +124,43 @@ pub(crate) fn guest_config(
         }
     }
     config
+}
+
+/// The DNS servers for a guest on `link` where all that the host has are on its loopback: the host's addresses `hosts`, where a relay
+/// hands queries on. To lead the guest to the loopback would take `route_localnet`, which opens it for more than DNS, and many a
+/// resolver (systemd's, Docker's) would still not answer what came in by another link.
+fn own_dns(
+    wiring: &mut Wiring,
+    link: &LinkId,
+    hosts: &[HostAddress],
+    has_dns_port: bool,
+) -> (Vec<IpAddr>, Option<Relay>) {
+    let addresses: Vec<_> = hosts.iter().map(|host| host.address()).collect();
+    let shown = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ");
+    let resolver = resolver::on_loopback(wiring.netns()).filter(|_| !has_dns_port);
+    let Some(resolver) = resolver else {
+        wiring.notice(NO_DNS.to_owned());
+        return (Vec::new(), None);
+    };
+    match Relay::open(link.index, &addresses, resolver) {
+        Ok(relay) => {
+            let command = format!("# answer DNS on {link} at {shown}: by {resolver}");
+            wiring
+                .tell(command, "the host's own resolver, which the guest does not reach; it goes when we go");
+            (addresses, Some(relay))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            wiring.notice(format!(
+                "the guest's DNS server is the host's own that listens on {shown}, port {}: it must answer there, else name one by dns=",
+                relay::PORT
+            ));
+            (addresses, None)
+        }
+        Err(error) => {
+            wiring.notice(format!("{NO_DNS}. {resolver} cannot be asked for the guest at {shown}: {error}"));
+            (Vec::new(), None)
+        }
+    }
 }
 
 /// The link-local address that the kernel gave the link, if it did. It is not asked for where none of `hosts` needs it.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::answer::listener::Listener;
+use crate::answer::relay;
 use crate::config::guests;
 use crate::error::HostError;
 use crate::frames::queue::Queue;
@@ -58,15 +59,25 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
 
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
     let link_local = routed::link_local(&mut wiring, &link, hosts)?;
-    let end = routed::End { link: &name, mac: link.mac.unwrap_or_default(), link_local };
-    let guest = Guest { mac, mtu: guest_mtu, resolves: config.nat, dns: &config.dns, given: &config.guests };
+    let end = routed::End { link: &link.id, mac: link.mac.unwrap_or_default(), link_local };
+    let guest = Guest {
+        mac,
+        mtu: guest_mtu,
+        resolves: config.nat,
+        dns: &config.dns,
+        given: &config.guests,
+        has_dns_port: config.forwards.iter().any(|forward| {
+            let is_here = |address| hosts.iter().any(|host| host.address() == address);
+            forward.address.is_none_or(is_here) && forward.host_ports().contains(&relay::PORT)
+        }),
+    };
     let guest_config = routed::guest_config(&mut wiring, end, hosts, guest);
     let answers = guest_config.lease.is_some() || guest_config.router.is_some();
     let listener = if answers { Listener::beside(&mut wiring, &link, all.vhost)? } else { None };
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, guest_mtu, tap.offloads());
     (parts.spec.lease, parts.spec.router) = (guest_config.lease, guest_config.router);
-    (parts.listener, parts.forwarding) = (listener, guest_config.forwarding);
+    (parts.listener, parts.forwarding, parts.relay) = (listener, guest_config.forwarding, guest_config.relay);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
     parts.hosts = all_hosts;
     Ok(Made { ends: made::ends(tap, others), parts, wiring })

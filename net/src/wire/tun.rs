@@ -102,9 +102,16 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     if let Some(address) = routed::link_local(&mut wiring, &link, &hosts)? {
         gateway = gateway.with_link_local(address);
     }
-    let end = End { link: &name, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
+    let end = End { link: &link.id, mac: gateway.mac(), link_local: Some(gateway.link_local()) };
     let hosts = if config.dhcp { &hosts[..] } else { &[] };
-    let guest = Guest { mac, mtu: guest_mtu, resolves: false, dns: &config.dns, given: &config.guests };
+    let guest = Guest {
+        mac,
+        mtu: guest_mtu,
+        resolves: false,
+        dns: &config.dns,
+        given: &config.guests,
+        has_dns_port: false,
+    };
     let guest_config = routed::guest_config(&mut wiring, end, hosts, guest);
     wiring.release_lock();
     let mut parts = Parts::new(&name, mac, guest_mtu, device.offloads());

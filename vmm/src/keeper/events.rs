@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::Ended;
 use super::control::{self, Server};
 use super::core::{Core, Letter, Parts};
+use super::dns_watches::DnsWatches;
 use super::watch::Watch;
 use super::wire_watches::WireWatches;
 use crate::error::Error;
@@ -37,6 +38,8 @@ mod token {
     pub(super) const AGAIN: u32 = 9;
     /// A guest's driver asks something of the wire of this NIC, and the next ones.
     pub(super) const NIC: u32 = 0x100;
+    /// The guest asks a DNS server by this NIC, and the next ones, or has an answer.
+    pub(super) const DNS: u32 = 0x200;
     /// Something happened in a network namespace that a wire is in.
     pub(super) const WIRES: u32 = 0x800;
 }
@@ -55,6 +58,7 @@ pub(super) struct Keeper {
     typed: Watch,
     said: Watch,
     wires: WireWatches,
+    dns: DnsWatches,
     console_open: bool,
     failed: Option<event_manager::Error>,
 }
@@ -72,6 +76,7 @@ impl Keeper {
             typed: Watch::new(token::TYPED, EventSet::OUT),
             said: Watch::new(token::SAID, EventSet::OUT),
             wires: WireWatches::default(),
+            dns: DnsWatches::default(),
             console_open: true,
             failed: None,
         }
@@ -168,8 +173,10 @@ impl Keeper {
         self.note(watched);
     }
 
-    /// Has the loop watch the namespaces that there are wires in now.
+    /// Has the loop watch the namespaces that there are wires in now, and the relays that these have.
     fn rewatch_wires(&mut self, ops: &mut EventOps) {
+        let watched = self.dns.set(self.core.nics_mut(), token::DNS, ops);
+        self.note(watched);
         match self.wires.set(self.core.wires(), token::WIRES, ops) {
             Ok(new) => {
                 new.into_iter().for_each(|namespace| self.core.hear_news(namespace, &News::of_all()));
@@ -236,6 +243,12 @@ impl MutEventSubscriber for Keeper {
             wires @ token::WIRES..control::TOKEN => {
                 if let Some((namespace, news)) = self.wires.news(wires) {
                     self.core.hear_news(namespace, &news);
+                }
+            }
+            dns @ token::DNS..token::WIRES => {
+                let nic = self.core.nics_mut().get_mut((dns - token::DNS) as usize);
+                if let Some(wire) = nic.and_then(|nic| nic.wire.as_mut()) {
+                    wire.hand_dns_on();
                 }
             }
             nic => self.answer_guest((nic - token::NIC) as usize, ops),

@@ -10,6 +10,7 @@ mod control;
 mod core;
 mod counters;
 pub(crate) mod detach;
+mod dns_watches;
 mod events;
 mod keyboard;
 mod metrics;

@@ -136,6 +136,11 @@ impl Nic {
         &self.asks
     }
 
+    /// Which of its wires it has.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
     /// Answers what it asked; false once nobody asks any more.
     pub(crate) fn answer(&mut self) -> bool {
         // One at a time: who has taken the machine over may ask without end.
