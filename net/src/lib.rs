@@ -19,19 +19,23 @@
 //! - `wire/`: [`Wire`], the host half of a NIC, and the only match over the kinds of wire; a file for each kind makes it (`made.rs`)
 //!   and has its descriptors: `tap.rs`, `bridge.rs`, `macvtap.rs`, `tun.rs`, `fd.rs`; `tuntap.rs`, the links of the tun driver.
 //!   `cable.rs`: what of it goes to the process that runs the guest. `routed.rs`: the subnet that host and guest share.
-//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours. `one_address.rs`: links that no second address passes.
+//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours. `one_address.rs`: links that no second
+//!   address passes. `look.rs`: whether frames get through, and how a wire is made whole again.
 //! - `answer/`: what a guest asks and we answer. `autoconf.rs`: `dhcp.rs` and `router.rs` in front of a backend, which tell the guest
 //!   its addresses; `listener.rs`: their ear where the kernel carries the frames. `neighbour.rs`: ARP and neighbour discovery where
 //!   there is no Ethernet. `resolver.rs`: the host's DNS servers; `relay.rs`: what
 //!   the guest asks those on the host's loopback.
 //! - `host/`: the host's plumbing, [`Step`] and undo. `context.rs`: [`Host`], what the process gives every wire. `change.rs`: each change.
-//!   `deferred_undo.rs`: what is taken back later. `directory.rs`: where records are. `journal.rs`, `clean.rs`: the records that outlive us, and undoing those of the dead.
+//!   `deferred_undo.rs`: what is taken back later. `directory.rs`: where records are. `journal.rs`, `clean.rs`: the records that
+//!   outlive us, and undoing those of the dead.
 //!   `fd_reserve.rs`: descriptors for that. `wait.rs`: one at a time. `namespace.rs`: network namespaces. `netlink.rs` and
-//!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap. `identity.rs`: which link an undo is for. `in_use.rs`: bridges that others use. `siblings.rs`: other runtime directories.
-//!   `nat.rs`: NAT. `guard.rs`: that a guest sends under its own addresses. `forwarding.rs`: that the kernel passes packets on. `firewall.rs`: what others' rules drop.
+//!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap.
+//!   `identity.rs`: which link an undo is for. `in_use.rs`: bridges that others use. `siblings.rs`: other runtime directories.
+//!   `nat.rs`: NAT. `guard.rs`: that a guest sends under its own addresses. `forwarding.rs`: that the kernel passes packets on.
+//!   `firewall.rs`: what others' rules drop.
 //!   `belongings.rs`: what moves from an uplink to its bridge. `announce.rs`: how the neighbours hear of it.
-//!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`: which
-//!   kinds of link this kernel makes. `port_guard.rs`: what a guest may not send into a bridge. `mac_taken.rs`: that its
+//!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`:
+//!   which kinds of link this kernel makes. `watch.rs`: news of links and routes. `sharing.rs`: what several wirevm share. `port_guard.rs`: what a guest may not send into a bridge. `mac_taken.rs`: that its
 //!   address is free. `tun_settings.rs`: how a link of the tun driver is left.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense. `error/`:
 //!   [`Error`], an enum for each kind of wire.

@@ -211,8 +211,13 @@ impl Error {
             }
             Self::Register(_) => "run as root, under a name that machinectl list does not have; or leave --register away".into(),
             Self::CpuAffinityCount { affinity, cpus } => {
-                let (count, list) = (affinity.len(), vec![affinity[0]; *cpus as usize]);
-                format!("take --cpus {count}, or name as many CPUs, one perhaps more than once: {}", net::write_cpus(&list))
+                let count = affinity.len();
+                // An example of a few; hundreds of numbers say nothing more.
+                let example = match *cpus {
+                    cpus @ ..=8 => format!(": {}", net::write_cpus(&vec![affinity[0]; cpus as usize])),
+                    _ => String::new(),
+                };
+                format!("take --cpus {count}, or name {cpus} CPUs, one perhaps more than once{example}")
             }
             Self::CpuAffinity { .. } => online("--cpu-affinity"),
             Self::Affinity { .. } => online("affinity="),

@@ -20,11 +20,13 @@
 //! - `keeper/mod.rs`: its life. `events.rs`: its loop. `core/`: what it knows of the machine and does with it. `child.rs`: the
 //!   machine's process. `nics.rs`: wires, and what guests ask of them. `stopping.rs`: how an end is asked for, and enforced.
 //!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
-//!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`, `metrics.rs`, `signals.rs`: what their names say.
+//!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`,
+//!   `metrics.rs`, `signals.rs`: what their names say.
 //! - `machine/mod.rs`: its life. `build.rs`: what it is made of. `events.rs`: its loop. `vcpus.rs`: the vCPUs' threads, which run,
 //!   stand still and end together. `nic.rs`, `output.rs`: devices' other ends. `ending.rs`: why a guest ends.
 //!   `sandbox/`: what confines it; `filter.rs` has each system call of each kind of thread, with a reason.
-//! - `kvm/`: memory, the bus, CPUID, vCPUs and their `gate.rs`, interrupts; `transport.rs`: where the guest finds its devices; `hugepages.rs`: the
+//! - `kvm/`: memory, the bus, CPUID, vCPUs and their `gate.rs`, interrupts; `transport.rs`: where the guest finds its devices;
+//!   `hugepages.rs`: the
 //!   host's pools of them.
 //! - `doctor.rs`, `doctor/`: what this host can do. `explain.rs`: what each wire is.
 //!

@@ -2,7 +2,8 @@
 //! resolver on the host's loopback (systemd-resolved's, Docker's, a dnsmasq), and its answers back: over UDP here, over TCP in
 //! `connections.rs`.
 //!
-//! What the guest sends is hostile. A query over UDP is handed on as it is but for its ID, and only if it is one (RFC 1035 §4.1.1) and not long;
+//! What the guest sends is hostile. A query over UDP is handed on as it is but for its ID, and only if it is one (RFC 1035 §4.1.1) and
+//! not long;
 //! [`WAITING`] at most wait for their answers, so that a guest keeps no more of the resolver busy. Only what comes in by the guest's
 //! link is heard, and an answer leaves by that link only.
 

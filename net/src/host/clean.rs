@@ -19,7 +19,8 @@ const WHY: &str = "left by a wirevm that is gone";
 /// step. [`Wire::open`](crate::Wire::open) begins with it.
 ///
 /// What they made is known by their records, and each link by its namespace, its number, and what else tells it from others (see
-/// `identity.rs`), whatever name it has by now: what anybody else made since is not touched. A change that cannot be taken back is logged and stays recorded, for the next time, and so is one of
+/// `identity.rs`), whatever name it has by now: what anybody else made since is not touched. A change that cannot be taken back is
+/// logged and stays recorded, for the next time, and so is one of
 /// which nobody here can tell whether it is there still.
 ///
 /// Returns the steps.

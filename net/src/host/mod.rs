@@ -121,7 +121,8 @@ enum Undo {
 }
 
 impl Wiring {
-    /// Begins to change the `host`, in the thread's network namespace, which has the name `netns` where it is not the process's own: waits for other wirevm that do, and takes back what
+    /// Begins to change the `host`, in the thread's network namespace, which has the name `netns` where it is not the process's own:
+    /// waits for other wirevm that do, and takes back what
     /// the dead have left. From then on the others wait, until [`release_lock`](Self::release_lock).
     ///
     /// # Errors

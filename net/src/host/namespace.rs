@@ -111,7 +111,8 @@ impl Namespace {
         Ok(self)
     }
 
-    /// The namespace `id`, and where it was found: our own, one with a process in it, or one that is mounted somewhere, as `ip netns` does. None
+    /// The namespace `id`, and where it was found: our own, one with a process in it, or one that is mounted somewhere, as `ip netns`
+    /// does. None
     /// where none of these is it: then it is gone, with every link that it had.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! A bridge that is not there is made: without spanning tree, so that a port forwards at once, and with an Ethernet address
 //! that stays, while the kernel's own choice is that of a port, which changes when the port leaves. All wirevm that are on it
-//! share it (the records `bridge:NUMBER` and `uplink:NUMBER:NUMBER`, for names change), and it goes with the last one. A bridge that was there stays.
+//! share it (the records `bridge:NUMBER` and `uplink:NUMBER:NUMBER`, for names change), and it goes with the last one. A bridge that
+//! was there stays.
 
 pub(in crate::wire) mod follow;
 mod passing;
@@ -115,7 +116,8 @@ fn uplinks_of(wiring: &Wiring, bridge: &LinkId) -> Result<Vec<u32>, Error> {
     Ok(numbers.iter().filter_map(|number| number.parse().ok()).collect())
 }
 
-/// The bridge, made where it is absent, and set up for as long as we are there where it is down and `sets_up`; what other wirevm have made of
+/// The bridge, made where it is absent, and set up for as long as we are there where it is down and `sets_up`; what other wirevm have
+/// made of
 /// it is ours too from now on.
 fn join(
     wiring: &mut Wiring,

@@ -48,7 +48,8 @@ pub(crate) fn level_lines(transport: Transport) -> &'static [u32] {
     }
 }
 
-/// Attaches `devices`, which are not more than [`limit`], to the guest's buses, and `reset` amid the ports of PCI: what they notify reaches them without an exit, as do
+/// Attaches `devices`, which are not more than [`limit`], to the guest's buses, and `reset` amid the ports of PCI: what they notify
+/// reaches them without an exit, as do
 /// their interrupts the guest.
 ///
 /// # Errors

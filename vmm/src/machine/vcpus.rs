@@ -13,7 +13,8 @@ pub(crate) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts the threads, each on its CPU of the host if there is a list, which confine themselves, and wait: see [`wait_until_confined`](Self::wait_until_confined).
+    /// Starts the threads, each on its CPU of the host if there is a list, which confine themselves, and wait: see
+    /// [`wait_until_confined`](Self::wait_until_confined).
     ///
     /// # Errors
     /// There are no threads left.

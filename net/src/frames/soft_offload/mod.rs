@@ -22,7 +22,8 @@
 //!
 //! **Where we differ from the kernel:**
 //! - `hdr_len` is ignored: it is only a hint (virtio 1.3 §5.1.6.2.2).
-//! - A packet to be cut whose checksum is not left to the host is dropped; Linux would still cut TCP. Drivers must not send it (§5.1.6.2.1).
+//! - A packet to be cut whose checksum is not left to the host is dropped; Linux would still cut TCP. Drivers must not send it
+//!   (§5.1.6.2.1).
 //! - A packet whose payload fits one segment is sent; Linux drops it if payload and TCP options together do not fit.
 //! - TCP segments of less than 8 bytes are dropped: no stack sends them, and one frame would become up to 65000.
 //! - UDP fragmentation (`GSO_UDP`), tunnels and accurate ECN are dropped: no NIC of ours offers them.
