@@ -4,10 +4,12 @@
 //! probes nor calibrates by them. What a PC has by custom and this machine has not (keyboard controller, VGA)
 //! is said to be absent.
 
+mod pci;
+
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, AmlStr, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion,
-    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
+    AmlStr, And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
+    If, Interrupt, Local, Memory32Fixed, Method, MethodCall, Name, Notify, OpRegion, OpRegionSpace, Package,
+    Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{self, AccessSize, GAS};
@@ -21,9 +23,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
 use crate::layout::{
-    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, ECAM_LEN, GED, GED_GSI, GED_POWER_BUTTON, IOAPIC, LAPIC,
-    PCI_CONFIG, PCI_CONFIG_LEN, PCI_WINDOW, PCI_WINDOW_LEN, PVPANIC, RESET, RESET_VALUE, RTC, RTC_CENTURY,
-    RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5, VirtioMmio, pci_line,
+    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, GED, GED_GSI, GED_POWER_BUTTON, GED_SLOTS, IOAPIC, LAPIC,
+    PVPANIC, RESET, RESET_VALUE, RTC, RTC_CENTURY, RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
+    VirtioMmio,
 };
 
 const OEM_ID: [u8; 6] = *b"WIREVM";
@@ -143,20 +145,20 @@ fn madt(cpus: u32) -> impl Aml {
     table(*b"APIC", 6, &body)
 }
 
-/// §5.2.11.1: the serial port, the clock, the panic device, the power button and its event device, the PCI bus or the virtio
-/// devices, and the sleep state S5.
+/// §5.2.11.1: the serial port, the clock, the panic device, the PCI bus or the virtio devices, the power button and the event
+/// device, and the sleep state S5.
 fn dsdt(config: &AcpiConfig<'_>) -> Result<impl Aml, Error> {
     let mut devices = Vec::new();
     serial(&mut devices);
     clock(&mut devices);
     panic_device(&mut devices);
-    power_button(&mut devices);
     for (index, device) in config.virtio_mmio.iter().enumerate() {
         virtio_mmio(index, device, &mut devices)?;
     }
     if config.pci {
-        pci(&mut devices);
+        pci::bus(&mut devices);
     }
+    event_device(config.pci, &mut devices);
     let mut body = Scope::raw(Path::new("_SB_"), devices);
     let values = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
     Name::new(Path::new("_S5_"), &values).to_aml_bytes(&mut body);
@@ -214,8 +216,8 @@ fn panic_device(sink: &mut Vec<u8>) {
     .to_aml_bytes(sink);
 }
 
-/// The power button (§4.8.2.2.1.2) and the generic event device (§5.6.9) that tells of it.
-fn power_button(sink: &mut Vec<u8>) {
+/// The power button (§4.8.2.2.1.2) and the generic event device (§5.6.9) that tells of it, and of the slots of the PCI bus.
+fn event_device(pci: bool, sink: &mut Vec<u8>) {
     let button = Path::new("PWRB");
     Device::new(Path::new("PWRB"), vec![&Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"))])
         .to_aml_bytes(sink);
@@ -236,7 +238,14 @@ fn power_button(sink: &mut Vec<u8>) {
     let pressed = And::new(&ZERO, &local, &GED_POWER_BUTTON);
     let notify = Notify::new(&button, &STATUS_BUTTON_PRESSED);
     let tell = If::new(&pressed, vec![&notify]);
-    let method = Method::new(Path::new("_EVT"), 1, true, vec![&fetch, &tell]);
+    let asked = And::new(&ZERO, &local, &GED_SLOTS);
+    let scan = MethodCall::new(Path::new(pci::SCAN), vec![]);
+    let look = If::new(&asked, vec![&scan]);
+    let mut steps: Vec<&dyn Aml> = vec![&fetch, &tell];
+    if pci {
+        steps.push(&look);
+    }
+    let method = Method::new(Path::new("_EVT"), 1, true, steps);
     Device::new(
         Path::new("GED_"),
         vec![
@@ -271,64 +280,13 @@ fn virtio_mmio(index: usize, device: &VirtioMmio, sink: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
-/// The PCI bus, with one bus number, one window for memory, and for each slot the line of its pin INTA# (§6.2.13). The ECAM is what
-/// a motherboard device claims (PCI Firmware 3.3 §4.1.2), else Linux leaves it alone.
-fn pci(sink: &mut Vec<u8>) {
-    let window_end = (PCI_WINDOW + PCI_WINDOW_LEN - 1) as u32;
-    let buses = AddressSpace::new_bus_number(0u16, 0);
-    let ports = IO::new(PCI_CONFIG, PCI_CONFIG, 1, PCI_CONFIG_LEN as u8);
-    let window = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        PCI_WINDOW as u32,
-        window_end,
-        None,
-    );
-    let pins: Vec<_> = (1..PCI_SLOTS)
-        .map(|slot| ((slot << 16) as u32 | 0xffff, pci_line(slot)))
-        .map(|(function, line)| OwnedPackage(vec![function, 0, 0, line]))
-        .collect();
-    let pins = Package::new(pins.iter().map(|pin| pin as &dyn Aml).collect());
-    Device::new(
-        Path::new("PCI0"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
-            &Name::new(Path::new("_UID"), &ZERO),
-            &Name::new(Path::new("_BBN"), &ZERO),
-            &Name::new(Path::new("_SEG"), &ZERO),
-            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&buses, &ports, &window])),
-            &Name::new(Path::new("_PRT"), &pins),
-        ],
-    )
-    .to_aml_bytes(sink);
-    let ecam = Memory32Fixed::new(true, ECAM as u32, ECAM_LEN as u32);
-    Device::new(
-        Path::new("ECAM"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
-            &Name::new(Path::new("_UID"), &ZERO),
-            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ecam])),
-        ],
-    )
-    .to_aml_bytes(sink);
-}
-
-/// A package of numbers.
-struct OwnedPackage(Vec<u32>);
-
-impl Aml for OwnedPackage {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        Package::new(self.0.iter().map(|number| number as &dyn Aml).collect()).to_aml_bytes(sink);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::process::Command;
 
     use super::*;
-    use crate::layout::{VIRTIO_MMIO_MAX, virtio_mmio};
+    use crate::layout::{VIRTIO_MMIO_MAX, pci_line, virtio_mmio};
     use crate::testing::{bytes, memory};
 
     /// Writes the tables for a machine, and reads them back from the RSDP on: each found by its address,
@@ -411,6 +369,20 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_without_a_bus_has_no_slots() {
+        let has = |pci, name: &[u8]| tables_with(1, 0, pci)[3].windows(4).any(|at| at == name);
+        for name in [b"S001", b"S01F", b"SCAN", b"_EJ0", b"_OST"] {
+            assert_eq!(
+                (has(true, name), has(false, name)),
+                (true, false),
+                "{}",
+                String::from_utf8_lossy(name)
+            );
+        }
+        assert!(!has(true, b"S000") && !has(true, b"S020"));
+    }
+
+    #[test]
     fn mcfg_has_the_ecam_of_one_bus() {
         let mcfg = &tables_with(1, 0, true)[4];
         assert_eq!(mcfg[44..], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -482,6 +454,18 @@ mod tests {
             r#"Name (_HID, "ACPI0013""#,
             "If ((Local0 & One)) { Notify (PWRB, 0x80) // Status Change }",
             "OperationRegion (GREG, SystemIO, 0x0603, One)",
+            r"If ((Local0 & 0x02)) { \_SB.PCI0.SCAN () }",
+            "OperationRegion (HREG, SystemIO, 0x0610, 0x10)",
+            "LOOK, 32, LEAV, 32, EJEC, 32, WORD, 32 }",
+            "Local0 = (Arg1 & 0x07FF) Local0 <<= 0x10 Local1 = (Arg2 & 0xFFFF) Local1 |= Local0 Local0 = (Arg0 << 0x1B) \
+             WORD = (Local1 | Local0) }",
+            "{ SAID (Zero, Arg0, Arg1) }",
+            "Device (S01F) { Name (_ADR, 0x001F0000) // _ADR: Address Name (_SUN, 0x1F) // _SUN: Slot User Number Method \
+             (_EJ0, 1, NotSerialized) // _EJx: Eject Device, x=0-9 { EJEC = 0x80000000 }",
+            "{ SAID (0x1F, Arg0, Arg1) }",
+            "Local0 = LOOK /* \\_SB_.PCI0.LOOK */ Local1 = LEAV /* \\_SB_.PCI0.LEAV */ If ((Local0 & One)) { Notify \
+             (\\_SB.PCI0, Zero) // Bus Check } If ((Local0 & 0x02)) { Notify (S001, One) // Device Check } If ((Local1 & \
+             0x02)) { Notify (S001, 0x03) // Eject Request }",
             r#"Device (V002) { Name (_HID, "LNRO0005") // _HID: Hardware ID Name (_UID, 0x02)"#,
             "Memory32Fixed (ReadWrite, 0xC0002000, // Address Base 0x00001000, // Address Length )",
             "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000007, }",

@@ -128,10 +128,29 @@ pub const RESET: u16 = 0x602;
 /// The register of the generic event device: a byte of pending events, cleared by reading it.
 pub const GED: u16 = 0x603;
 
+/// The registers by which NICs are plugged and unplugged, of 32 bits each: see [`HOTPLUG_LOOK`] and those after it.
+pub const HOTPLUG: u16 = 0x610;
+/// The number of their ports.
+pub const HOTPLUG_LEN: u16 = 16;
+/// Offset of the slots that the guest is to look at, a bit each, cleared by reading it. Bit 0 is the whole bus.
+pub const HOTPLUG_LOOK: u16 = 0;
+/// Offset of the slots that the guest is to let go, likewise.
+pub const HOTPLUG_LEAVE: u16 = 4;
+/// Offset of the slots that the guest lets go, which it writes.
+pub const HOTPLUG_EJECT: u16 = 8;
+/// Offset of the guest's word on what it was asked (ACPI 6.5 §6.3.5), which it writes: slot, event and status, at these shifts.
+pub const HOTPLUG_STATUS: u16 = 12;
+/// In a word of the guest's: where the five bits of the slot begin.
+pub const HOTPLUG_SLOT_SHIFT: u8 = 27;
+/// In a word of the guest's: where the eleven bits of the event begin; below are sixteen of the status.
+pub const HOTPLUG_EVENT_SHIFT: u8 = 16;
+
 /// The interrupt line of the generic event device.
 pub const GED_GSI: u32 = 9;
 /// The bit of the [`GED`] register that means: the power button was pressed.
 pub const GED_POWER_BUTTON: u8 = 1 << 0;
+/// The bit of the [`GED`] register that means: slots of the PCI bus are to be looked at, or let go.
+pub const GED_SLOTS: u8 = 1 << 1;
 /// The value that resets the machine when written to [`RESET`].
 pub const RESET_VALUE: u8 = 1;
 /// The value that the guest writes to [`SLEEP_CONTROL`] to power off: SLP_TYPx of S5 and SLP_EN.
@@ -229,6 +248,7 @@ mod tests {
             ("sleep status", SLEEP_STATUS.into(), 1),
             ("reset", RESET.into(), 1),
             ("ged", GED.into(), 1),
+            ("hot plug", HOTPLUG.into(), HOTPLUG_LEN.into()),
             ("pci configuration", PCI_CONFIG.into(), PCI_CONFIG_LEN.into()),
         ]);
     }

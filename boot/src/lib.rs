@@ -114,6 +114,12 @@ pub fn leaves_acpi_out(cmdline: &str) -> Option<&str> {
     cmdline::without_io_apic(cmdline)
 }
 
+/// The word of this command line, if there is one, for which a guest does not use ACPI, though it may have its tables: `acpi=off`, and those
+/// that [leave it out](leaves_acpi_out).
+pub fn uses_no_acpi(cmdline: &str) -> Option<&str> {
+    if cmdline::without_acpi(cmdline) { Some("acpi=off") } else { leaves_acpi_out(cmdline) }
+}
+
 /// Whether a guest with this command line looks for no PCI bus (`pci=off`).
 pub fn looks_for_no_pci(cmdline: &str) -> bool {
     cmdline::without_pci(cmdline)
