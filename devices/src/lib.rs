@@ -30,6 +30,7 @@
 //! | `rtc.rs` | the clock of a PC, which shows the host's time |
 //! | `pci.rs` | the bus: configuration space by ECAM and ports, the window of the BARs; `Function` |
 //! | `pci/config.rs`, `pci/msix.rs` | a function's configuration space; its vectors, their table, masks and pending bits |
+//! | `pci/hotplug.rs` | the registers by which functions come and go while the guest runs |
 //! | `pci/routes.rs` | `EventRoutes`: a function's events without exits |
 //! | `virtio/device.rs` | the seam: `VirtioDevice` below, `Interrupt` above, `Activation` between them |
 //! | `virtio/transport/setup.rs` | what a driver sets before its device runs: status, features, queues |

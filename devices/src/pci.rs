@@ -5,14 +5,18 @@
 //!
 //! Configuration space is reached by ECAM (PCI Express Base 5.0 §7.2.2) and by the port mechanism (PCI Local Bus 3.0
 //! §3.2.2.3.2). Functions interrupt by MSI-X; each also has the pin INTA#, for drivers without.
+//!
+//! Functions come and go while the guest runs ([`hotplug`] tells the guest). The lock of the slots is held for a look at them alone,
+//! and never while a function is called: a vCPU may still be in a call to one that is taken out, which answers nothing more.
 
 pub mod config;
+pub mod hotplug;
 pub mod msix;
 mod routes;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use self::config::{BAR0, Configuration, INTERRUPT_LINE, Identity};
 pub use self::routes::EventRoutes;
@@ -34,22 +38,39 @@ pub trait Function: BusDevice {
 
     /// Another function has left the addresses where it answered: events that were refused there may be listened to now.
     fn listen_again(&self) {}
+
+    /// It is taken out of its slot. When this returns, it touches no guest memory, has no thread and listens to nothing; whoever still
+    /// calls it writes to nothing.
+    fn unplug(&self);
 }
 
 /// The host bridge, which operating systems leave alone: vendor and device are those of QEMU's generic one.
 const HOST_BRIDGE: Identity =
     Identity { vendor: 0x1b36, device: 0x0008, revision: 0, class: 0x06_0000, subsystem: (0, 0) };
 
-/// The bus, complete before the guest runs and never changed after.
+/// In slot 0 is the host bridge, which is none of these.
+type Slots = [Slot; 1 + RootComplex::FUNCTIONS];
+
+#[derive(Default)]
+struct Slot {
+    function: Option<Arc<dyn Function>>,
+    /// Where one answered that was taken out, until there is another one. What is read there is zero rather than all ones: Linux's driver
+    /// of a virtio device whose status does not become zero waits for that for ever, with all hot plug behind it (`vp_reset` of
+    /// `drivers/virtio/virtio_pci_modern.c`). That a function is gone, configuration space tells.
+    left: Option<Range<u64>>,
+}
+
+/// The bus.
 pub struct RootComplex {
     bridge: Configuration,
-    /// By slot, from 1.
-    functions: Vec<Arc<dyn Function>>,
+    slots: RwLock<Slots>,
     window: Range<u64>,
     /// Where the next BAR goes.
     free: u64,
     /// The address register of the port mechanism.
     address: AtomicU32,
+    /// A bit for each slot whose function the guest has looked at.
+    known: AtomicU32,
 }
 
 impl RootComplex {
@@ -60,16 +81,16 @@ impl RootComplex {
     /// all the same, for Linux takes one without any for broken, and says so.
     pub fn new(window: Range<u64>) -> Self {
         let (bridge, free) = (Configuration::new(HOST_BRIDGE), window.start);
-        Self { bridge, functions: Vec::new(), window, free, address: AtomicU32::new(0) }
+        let [address, known] = [0; 2].map(AtomicU32::new);
+        Self { bridge, slots: RwLock::default(), window, free, address, known }
     }
 
-    /// Puts a function into the next slot, and sets it up as firmware does: sizes its BAR by writing ones (§6.2.5.1), gives it the
+    /// Puts a function into the first free slot before the guest runs, and sets it up as firmware does: sizes its BAR by writing ones (§6.2.5.1), gives it the
     /// next address, and notes the interrupt line that its pin is on. The guest switches it on.
     ///
     /// # Panics
     /// Where there is no slot or no address left: who builds the machine counts.
     pub fn add(&mut self, function: Arc<dyn Function>, line: u8) {
-        assert!(self.functions.len() < Self::FUNCTIONS, "no slot is left");
         let mut bar = u32::MAX.to_le_bytes();
         function.write_config(BAR0, &bar);
         function.read_config(BAR0, &mut bar);
@@ -78,44 +99,104 @@ impl RootComplex {
         self.free = base + len;
         assert!(self.free <= self.window.end, "the window is full");
         function.write_config(BAR0, &(base as u32).to_le_bytes());
+        let slot = (1..=Self::FUNCTIONS).find(|slot| self.function(*slot).is_none());
+        assert!(slot.is_some_and(|slot| self.plug(slot, function, line)), "no slot is left");
+    }
+
+    /// Puts a function into a slot, from 1 on, while the guest runs. The guest gives it its addresses. False where the slot is not
+    /// free, or there is no such one.
+    pub fn plug(&self, slot: usize, function: Arc<dyn Function>, line: u8) -> bool {
         function.write_config(INTERRUPT_LINE, &[line]);
-        self.functions.push(function);
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        match slots.get_mut(slot) {
+            Some(place) if slot > 0 && place.function.is_none() => {
+                self.known.fetch_and(!(1 << slot), Ordering::Relaxed);
+                *place = Slot { function: Some(function), left: None };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the function out of a slot, whose configuration space reads as ones from now on, and [has it end](Function::unplug). False where there was
+    /// none.
+    pub fn unplug(&self, slot: usize) -> bool {
+        let function = {
+            let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(place) = slots.get_mut(slot) else { return false };
+            let Some(function) = place.function.take() else { return false };
+            place.left = function.decodes();
+            function
+        };
+        function.unplug();
+        self.listen_again();
+        true
+    }
+
+    /// Whether the guest has looked at the function in a slot.
+    pub fn is_known(&self, slot: usize) -> bool {
+        1 << slot & self.known.load(Ordering::Relaxed) != 0
+    }
+
+    fn slots(&self) -> RwLockReadGuard<'_, Slots> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn function(&self, slot: usize) -> Option<Arc<dyn Function>> {
+        self.slots().get(slot)?.function.clone()
+    }
+
+    /// A function has left its addresses to others.
+    fn listen_again(&self) {
+        let functions: Vec<_> = self.slots().iter().filter_map(|slot| slot.function.clone()).collect();
+        functions.iter().for_each(|function| function.listen_again());
     }
 
     /// Reads `data` at `offset` into the ECAM's form of an address: bus, device, function, register.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let Some((number, register)) = split(offset, data.len()) else { return };
-        match number.checked_sub(1) {
-            None => self.bridge.read(register, data),
-            Some(index) => {
-                if let Some(function) = self.functions.get(index) {
+        match split(offset, data.len()) {
+            Some((0, register)) => self.bridge.read(register, data),
+            Some((slot, register)) => {
+                if let Some(function) = self.function(slot) {
+                    self.known.fetch_or(1 << slot, Ordering::Relaxed);
                     function.read_config(register, data);
                 }
             }
+            None => {}
         }
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
-        let Some((number, register)) = split(offset, data.len()) else { return };
-        // Nothing of the bridge can be written.
-        if let Some(function) = number.checked_sub(1).and_then(|index| self.functions.get(index)) {
+        // Nothing of the bridge, in slot 0, can be written.
+        let Some((slot, register)) = split(offset, data.len()) else { return };
+        if let Some(function) = self.function(slot) {
             let before = function.decodes();
             function.write_config(register, data);
             if before.is_some() && before != function.decodes() {
-                self.functions.iter().for_each(|function| function.listen_again());
+                self.listen_again();
             }
         }
     }
 
     /// The function that answers at `[address, address + len)`, and the offset into its BAR. Where the guest has put two on
     /// one place, the first answers.
-    fn find(&self, address: u64, len: usize) -> Option<(&dyn Function, u64)> {
-        self.functions.iter().find_map(|function| {
-            let range = function.decodes()?;
-            let inside = range.start <= address && address.checked_add(len as u64)? <= range.end;
-            inside.then(|| (&**function, address - range.start))
+    fn find(&self, address: u64, len: usize) -> Option<(Arc<dyn Function>, u64)> {
+        self.slots().iter().find_map(|slot| {
+            let function = slot.function.as_ref()?;
+            let range = function.decodes().filter(|range| contains(range, address, len))?;
+            Some((Arc::clone(function), address - range.start))
         })
     }
+
+    /// Whether a function answered at `[address, address + len)` that was taken out.
+    fn is_left(&self, address: u64, len: usize) -> bool {
+        self.slots().iter().any(|slot| slot.left.as_ref().is_some_and(|range| contains(range, address, len)))
+    }
+}
+
+/// Whether all of `[address, address + len)` is in `range`.
+fn contains(range: &Range<u64>, address: u64, len: usize) -> bool {
+    range.start <= address && address.checked_add(len as u64).is_some_and(|end| end <= range.end)
 }
 
 /// The slot and the register that an access of `len` bytes is for, if it is within one function. Of each slot, only function
@@ -200,8 +281,11 @@ pub struct Window(pub Arc<RootComplex>);
 
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some((function, offset)) = self.0.find(self.0.window.start + offset, data.len()) {
+        let address = self.0.window.start + offset;
+        if let Some((function, offset)) = self.0.find(address, data.len()) {
             function.read(offset, data);
+        } else if self.0.is_left(address, data.len()) {
+            data.fill(0);
         }
     }
 

@@ -139,6 +139,8 @@ impl AcpiPower {
     pub const RESET_VALUE: u8 = 1;
     /// In the event register: the power button was pressed.
     pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+    /// In the event register: the registers of the PCI bus's hot plug ask something ([`HotPlug`](crate::pci::hotplug::HotPlug)).
+    pub const EVENT_SLOTS: u8 = 1 << 1;
 
     /// Registers that tell `sink`, and a Generic Event Device whose interrupt is `irq`.
     pub fn new(sink: EventSink, irq: EventFd) -> Self {
@@ -150,8 +152,20 @@ impl AcpiPower {
     /// # Errors
     /// Where the interrupt cannot be raised.
     pub fn press(&self) -> io::Result<()> {
+        self.interrupt(Self::EVENT_POWER_BUTTON)
+    }
+
+    /// Has the guest look at the slots of the PCI bus.
+    ///
+    /// # Errors
+    /// Where the interrupt cannot be raised.
+    pub fn point_to_slots(&self) -> io::Result<()> {
+        self.interrupt(Self::EVENT_SLOTS)
+    }
+
+    fn interrupt(&self, event: u8) -> io::Result<()> {
         // Release, and Acquire in `read`: the guest reads the register because of the interrupt.
-        self.events.fetch_or(Self::EVENT_POWER_BUTTON, Ordering::Release);
+        self.events.fetch_or(event, Ordering::Release);
         self.irq.write(1)
     }
 }
@@ -309,6 +323,9 @@ mod tests {
         assert_eq!(irq.read().unwrap(), 1);
         assert_eq!(byte(&acpi, AcpiPower::EVENTS), AcpiPower::EVENT_POWER_BUTTON);
         assert_eq!(byte(&acpi, AcpiPower::EVENTS), 0);
+        acpi.point_to_slots().unwrap();
+        acpi.press().unwrap();
+        assert_eq!((irq.read().unwrap(), byte(&acpi, AcpiPower::EVENTS)), (2, 0b11));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::BusDevice;
 use devices::pci::msix::Message;
-use devices::pci::{Ecam, EventRoutes, Ports, RootComplex, Window};
+use devices::pci::{Ecam, EventRoutes, Function, Ports, RootComplex, Window};
 use devices::virtio::pci::{BAR_LEN, PciTransport};
 use devices::virtio::queue::{F_RING_RESET, F_VERSION_1};
 use devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
@@ -46,6 +46,10 @@ struct Seen {
     rerouted: AtomicUsize,
     /// A pair tells its driver of something while it is being stopped.
     late: AtomicBool,
+    /// Devices that are dropped.
+    dropped: AtomicUsize,
+    /// Functions whose routes were given back.
+    forgotten: AtomicUsize,
 }
 
 impl Seen {
@@ -86,6 +90,11 @@ impl EventRoutes for Recorder {
         self.0.open.lock().unwrap().remove(&vector).expect("it was open");
     }
 
+    fn forget(&self) {
+        assert!(self.0.open.lock().unwrap().is_empty(), "vectors are closed first");
+        self.0.forgotten.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn drive(&self, asserted: bool) -> io::Result<()> {
         if self.0.refuse.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Other.into());
@@ -114,6 +123,12 @@ impl EventRoutes for Recorder {
 }
 
 struct Dummy(Arc<Seen>);
+
+impl Drop for Dummy {
+    fn drop(&mut self) {
+        self.0.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl VirtioDevice for Dummy {
     fn device_type(&self) -> u32 {
@@ -925,4 +940,148 @@ proptest! {
             }
         }
     }
+}
+
+/// A function like those of a [`Rig`], which writes down what happens to it, for a slot of a bus that runs.
+fn function(seen: &Arc<Seen>, taken: &Arc<Mutex<BTreeSet<u64>>>) -> Arc<PciTransport> {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+    let routes = Recorder(seen.clone(), taken.clone());
+    Arc::new(PciTransport::new(Box::new(Dummy(seen.clone())), memory, WINDOW, Arc::new(routes)).unwrap())
+}
+
+#[test]
+fn a_function_that_is_taken_out_leaves_nothing() {
+    let rig = Rig::started();
+    let (root, seen) = (&rig.ecam.0, &rig.seen[0]);
+    let interrupt = seen.interrupt();
+    // Without vectors its pin is driven; with them one is open.
+    interrupt.queue(1).unwrap();
+    assert!(seen.driven.load(Ordering::Relaxed));
+    rig.set_msix_control(0x8000);
+    rig.set_vector(1, MESSAGE, 0);
+    assert_eq!((seen.open().len(), seen.listening().len()), (1, 2));
+    let (bar, resets) = (rig.bar(1), seen.resets.load(Ordering::Relaxed));
+
+    assert!(root.is_known(1));
+    assert!(root.unplug(1) && !root.unplug(1) && !root.unplug(0) && !root.unplug(32));
+    assert_eq!((seen.resets.load(Ordering::Relaxed), seen.dropped.load(Ordering::Relaxed)), (resets + 1, 1));
+    assert_eq!((seen.open().len(), seen.listening().len()), (0, 0));
+    assert!(!seen.driven.load(Ordering::Relaxed));
+    assert_eq!(seen.forgotten.load(Ordering::Relaxed), 1);
+    // Configuration space has nothing there. Where its registers were, a driver reads the status that it waits for.
+    assert_eq!((rig.config(1, 0, 4), rig.config(1, 0x10, 4)), (u32::MAX, u32::MAX));
+    let at = bar - WINDOW.start;
+    assert_eq!((get(&rig.window, at + 20, 1), get(&rig.window, at + 20 + BAR_LEN, 1)), (0, 0xff));
+    rig.window.write(at + 20, &[0xf]);
+    rig.set_config(1, 4, 2, 6);
+    interrupt.queue(1).unwrap();
+    interrupt.config().unwrap();
+    assert!(!seen.driven.load(Ordering::Relaxed) && seen.open().is_empty() && seen.listening().is_empty());
+}
+
+#[test]
+fn who_still_holds_a_function_that_was_taken_out_does_nothing_with_it() {
+    let (seen, taken) = (Arc::<Seen>::default(), Arc::default());
+    let held = function(&seen, &taken);
+    let root = RootComplex::new(WINDOW);
+    assert!(root.plug(1, held.clone(), 11));
+    held.write_config(0x10, &0xd000_0000_u32.to_le_bytes());
+    held.write_config(4, &[6, 0]);
+    assert_eq!(seen.listening().len(), 2);
+    assert!(root.unplug(1));
+    // A vCPU that is in the middle of a call goes on with it.
+    held.write_config(0x10, &0xd100_0000_u32.to_le_bytes());
+    held.write_config(4, &[6, 0]);
+    held.write_config(0x42, &0x8000_u16.to_le_bytes());
+    for (offset, value) in [(0x100c, 0_u32), (20, 1), (20, 3), (22, 1), (28, 1), (20, 0xb), (20, 0xf)] {
+        held.write(offset, &value.to_le_bytes()[..if offset > 0x1000 { 4 } else { 1 }]);
+    }
+    assert!(held.decodes().is_none() && seen.listening().is_empty() && seen.open().is_empty());
+    assert!(seen.starts.lock().unwrap().is_empty());
+    drop(held);
+    assert_eq!(seen.dropped.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_slot_has_one_function_at_a_time_and_the_guest_finds_it() {
+    let rig = Rig::new(1);
+    let root = &rig.ecam.0;
+    let (seen, taken) = (Arc::<Seen>::default(), Arc::default());
+    let again = || function(&seen, &taken);
+    for slot in [0, 1, 32] {
+        assert!(!root.plug(slot, again(), 11), "{slot}");
+    }
+    assert!(root.plug(31, again(), 15) && !root.plug(31, again(), 15));
+    assert!(!root.is_known(31), "the guest has not looked");
+    assert_eq!((rig.config(31, 0, 4), rig.config(31, 0x3c, 2)), (0x1041_1af4, 0x010f));
+    // Its BAR is nowhere until the guest has placed it.
+    assert_eq!((root.is_known(31), rig.bar(31)), (true, 0));
+    rig.set_config(31, 0x10, 4, 0xd100_0000);
+    rig.set_config(31, 4, 2, 2);
+    assert_eq!(get(&rig.window, 0x100_0000 + 18, 2), 2);
+    assert!(root.unplug(31));
+    assert_eq!(get(&rig.window, 0x100_0000 + 18, 2), 0);
+    // Another one is new to the guest, and where the one before was nothing is left.
+    assert!(root.plug(31, again(), 15) && !root.is_known(31));
+    assert_eq!(get(&rig.window, 0x100_0000 + 18, 2), 0xffff);
+}
+
+#[test]
+fn functions_come_and_go_while_vcpus_are_in_them() {
+    let rig = Rig::new(1);
+    let root = &rig.ecam.0;
+    let (seen, taken) = (Arc::<Seen>::default(), Arc::default());
+    let over = AtomicBool::new(false);
+    const ROUNDS: usize = 100;
+    /// However the test ends, its threads do.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    std::thread::scope(|scope| {
+        let _end = End(&over);
+        for _ in 0..3 {
+            // As a guest that finds the function, places it, has its driver up, and does not hear that it goes.
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if rig.config(2, 0, 4) == u32::MAX {
+                        continue;
+                    }
+                    rig.set_config(2, 0x10, 4, 0xd200_0000);
+                    rig.set_config(2, 4, 2, 6);
+                    rig.set_config(2, 0x42, 2, 0x8000);
+                    let at = 0x200_0000;
+                    for (offset, len, value) in [
+                        (20, 1, 1),
+                        (20, 1, 3),
+                        (8, 4, 1),
+                        (12, 4, 1),
+                        (20, 1, 0xb),
+                        (22, 2, 1),
+                        (28, 2, 1),
+                        (20, 1, 0xf),
+                        (0x100c, 4, 0),
+                        (20, 1, 0),
+                    ] {
+                        rig.window.write(at + offset, &u32::to_le_bytes(value)[..len]);
+                        get(&rig.window, at + offset, len);
+                    }
+                }
+            });
+        }
+        for round in 1..=ROUNDS {
+            assert!(root.plug(2, function(&seen, &taken), 5));
+            while round % 2 == 0 && !root.is_known(2) {}
+            assert!(root.unplug(2));
+            // Whatever a vCPU does, and when it comes back.
+            assert_eq!(seen.dropped.load(Ordering::Relaxed), round);
+            assert_eq!(seen.forgotten.load(Ordering::Relaxed), round);
+            assert!(
+                seen.listening().is_empty() && seen.open().is_empty() && taken.lock().unwrap().is_empty()
+            );
+        }
+    });
+    assert!(seen.resets.load(Ordering::Relaxed) >= ROUNDS);
 }

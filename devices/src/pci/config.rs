@@ -131,6 +131,11 @@ impl Configuration {
         bytes
     }
 
+    /// Has the function answer nowhere and reach nothing, as after a reset (§6.2.2).
+    pub fn disable(&mut self) {
+        self.set(COMMAND, &[0; 2]);
+    }
+
     /// Whether COMMAND lets the function reach into memory.
     pub fn bus_master(&self) -> bool {
         u16::from_le_bytes(self.get(COMMAND)) & BUS_MASTER != 0

@@ -40,4 +40,7 @@ pub trait EventRoutes: Send + Sync {
 
     /// Undoes [`EventRoutes::listen`].
     fn unlisten(&self, address: u64, kick: &EventFd);
+
+    /// The function is taken out, after all of its vectors are closed: what is kept for them is given back.
+    fn forget(&self) {}
 }

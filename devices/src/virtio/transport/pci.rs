@@ -268,6 +268,9 @@ impl Function for PciTransport {
         let (silenced, rerouted, accessed, written) = {
             let mut space = self.space();
             let space = &mut *space;
+            if space.gone {
+                return;
+            }
             let master = space.config.bus_master();
             space.config.write(offset, data);
             let silenced = master && !space.config.bus_master();
@@ -300,6 +303,26 @@ impl Function for PciTransport {
 
     fn listen_again(&self) {
         self.listen(&mut self.space());
+    }
+
+    fn unplug(&self) {
+        // As by a reset, but that the device goes, too.
+        let device = {
+            let mut setup = self.setup();
+            self.reset_locked(&mut setup);
+            setup.take_device()
+        };
+        {
+            let mut space = self.space();
+            space.gone = true;
+            space.config.disable();
+            self.place(&mut space);
+            space.table.set_control(0, &*self.routes);
+            self.signals.set_pin(true);
+        }
+        self.routes.forget();
+        // On this thread, whoever else still holds the transport: its threads are joined here.
+        drop(device);
     }
 }
 

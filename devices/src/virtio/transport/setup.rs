@@ -100,6 +100,11 @@ impl Setup {
         self.queues = fresh(&*self.device);
     }
 
+    /// Takes the device out, which was reset. In its place is one that has nothing and does nothing.
+    pub(super) fn take_device(&mut self) -> Box<dyn VirtioDevice> {
+        std::mem::replace(&mut self.device, Box::new(Absent))
+    }
+
     /// The selected word of the features on offer; there are two.
     pub(super) fn device_features(&self) -> u32 {
         word(self.device.features(), self.device_features_sel)
@@ -239,6 +244,33 @@ impl Setup {
             queues,
         })
     }
+}
+
+/// No device any more.
+struct Absent;
+
+impl VirtioDevice for Absent {
+    fn device_type(&self) -> u32 {
+        0
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[]
+    }
+
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+
+    fn write_config(&mut self, _: u64, _: &[u8]) {}
+
+    fn activate(&mut self, _: Activation) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn reset(&mut self) {}
 }
 
 /// DEVICE_NEEDS_RESET, set in `status` (§2.1.2). True: the driver is up, and is to be told so.

@@ -30,6 +30,8 @@ pub(super) struct Space {
     access: usize,
     /// Whether each queue's notifications come without an exit.
     pub(super) heard: Vec<bool>,
+    /// It is taken out of its slot, and what the guest writes is for nobody.
+    pub(super) gone: bool,
 }
 
 impl Space {
@@ -60,7 +62,7 @@ impl Space {
         writable[CFG_BAR - 2] = 0xff;
         writable[CFG_OFFSET - 2..].fill(0xff);
         let access = add(&mut config, CFG_PCI, 0, 0, Some(0), &writable);
-        Self { config, table: Table::new(vectors), msix, access, heard: vec![false; queues] }
+        Self { config, table: Table::new(vectors), msix, access, heard: vec![false; queues], gone: false }
     }
 
     /// Where the data of the capability for access is (`pci_cfg_data`).
