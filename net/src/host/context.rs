@@ -1,7 +1,7 @@
 //! What the process that changes the host gives every wire: whom to tell of each step, and whether it was asked to end.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Step;
 use super::fd_reserve::FdReserve;
@@ -12,7 +12,7 @@ pub struct Host {
     tell: Arc<dyn Fn(&Step) + Send + Sync>,
     ends: Arc<dyn Fn() -> usize + Send + Sync>,
     /// How often it was asked to end when it began to take back.
-    ends_before_undo: Arc<OnceLock<usize>>,
+    ends_before_undo: Arc<Mutex<Option<usize>>>,
     reserve: Arc<FdReserve>,
 }
 
@@ -53,8 +53,13 @@ impl Host {
 
     /// True once it was asked to end since it began to take back, which it was asked to as a rule.
     pub(super) fn is_ended_again(&self) -> bool {
-        let before = *self.ends_before_undo.get_or_init(|| (self.ends)());
-        (self.ends)() > before
+        let mut before = self.ends_before_undo.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.ends)() > *before.get_or_insert_with(|| (self.ends)())
+    }
+
+    /// What was taken back until now was one wire, and the process goes on: the next undo begins anew.
+    pub fn undone(&self) {
+        *self.ends_before_undo.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Descriptors for its undos.
@@ -91,6 +96,9 @@ mod tests {
         assert!(host.is_ended() && !host.clone().is_ended_again());
         asked.store(2, Ordering::Relaxed);
         assert!(host.is_ended_again());
+        // Of one wire, while the process goes on.
+        host.undone();
+        assert!(!host.is_ended_again());
         assert!(!Host::new().is_ended_again(), "another one was not asked");
     }
 }
