@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::counters::NetCounters;
-use crate::info::{Event, MachineInfo};
+use crate::info::{Event, MachineInfo, NicInfo};
 use crate::runtime::{self, Holder, NameError};
 
 /// The longest reply in bytes that is read.
@@ -37,6 +37,8 @@ pub enum ClientError {
         error: String,
         /// The same in words.
         reason: String,
+        /// What the user can do about it, where the machine knows.
+        remedy: Option<String>,
     },
     /// Its answer makes no sense.
     #[error("the machine's answer makes no sense")]
@@ -55,7 +57,8 @@ impl ClientError {
                 "if it was killed, what it left on the host is taken back by the next wirevm run, or now by: wirevm doctor --clean"
                     .to_owned(),
             ),
-            Self::Connection(_) | Self::Refused { .. } => None,
+            Self::Refused { remedy, .. } => remedy.clone(),
+            Self::Connection(_) => None,
         }
     }
 }
@@ -210,6 +213,26 @@ impl Client {
         status_in(&self.call("Wait", json!({}))?)
     }
 
+    /// Plugs a NIC into the guest, as `--net` makes one, and waits until the guest has taken it. Returns the NIC, and what the user should
+    /// know of its wire.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call): there cannot be such a NIC, or the guest does not take it; nothing has changed then.
+    pub fn net_add(&mut self, spec: &str) -> Result<(NicInfo, Vec<String>), ClientError> {
+        let answer = self.call("NetAdd", json!({ "spec": spec }))?;
+        let nic = serde_json::from_value(answer["nic"].clone()).map_err(ClientError::Nonsense)?;
+        let notices = serde_json::from_value(answer["notices"].clone()).map_err(ClientError::Nonsense)?;
+        Ok((nic, notices))
+    }
+
+    /// Takes the NIC of that name out of the guest, and waits until the guest lets it go; by `force` at once.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call): there is none, or the guest does not let it go, and is still asked to.
+    pub fn net_remove(&mut self, nic: &str, force: bool) -> Result<(), ClientError> {
+        self.call("NetRemove", json!({ "nic": nic, "force": force })).map(drop)
+    }
+
     /// What happens to the machine, as long as `each` wants to hear it.
     ///
     /// # Errors
@@ -327,7 +350,8 @@ impl Client {
             Some(error) => {
                 let said = reply.parameters["reason"].as_str().map(str::to_owned);
                 let reason = said.unwrap_or_else(|| error.rsplit('.').next().unwrap_or_default().to_owned());
-                Err(ClientError::Refused { error, reason })
+                let remedy = reply.parameters["remedy"].as_str().map(str::to_owned);
+                Err(ClientError::Refused { error, reason, remedy })
             }
         }
     }

@@ -24,6 +24,18 @@ pub(crate) enum Error {
     CpusOutOfReach { wanted: u32, limit: u32 },
     #[error("{} NICs are more than the {limit} that fit", wanted)]
     TooManyNics { wanted: usize, limit: usize },
+    #[error("slot {slot} of the PCI bus is taken")]
+    SlotTaken { slot: usize },
+    #[error(
+        "the guest does not listen for devices that come and go: it is not up yet, or its kernel has no driver for ACPI's event device"
+    )]
+    Deaf,
+    #[error("the guest stands still")]
+    StandsStill,
+    #[error("the guest cannot use it, as it says by status {status:#x}")]
+    Refused { status: u16 },
+    #[error("the guest keeps it, as it says by status {status:#x}")]
+    Kept { status: u16 },
     #[error("cannot map {} of guest memory", size(*bytes))]
     MapMemory { bytes: u64, source: vm_memory::mmap::MmapRegionError },
     #[error("cannot map {} of guest memory in {needed} huge pages of {}", size(*bytes), size(pool.page))]
@@ -42,6 +54,9 @@ pub(crate) enum Error {
     Boot(#[from] boot::Error),
     #[error(transparent)]
     Nic(NicError),
+    /// What a client gave in place of a `--net`.
+    #[error(transparent)]
+    Spec(net::Error),
     #[error(transparent)]
     Name(NameError),
     #[error("cannot register with systemd-machined")]
@@ -203,6 +218,7 @@ impl Error {
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", argument(*limit)),
             Self::Boot(e) => return e.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
+            Self::Spec(error) => return error.remedy(),
             Self::Name(error) => return error.remedy(),
             Self::Register(ClientError::Connection(_)) => {
                 "it takes systemd 256 or later, with systemd-machined (the package systemd-container) started; or leave --register \
@@ -233,6 +249,7 @@ impl Error {
                  trust, run with --sandbox off"
                 .into(),
             Self::KilledBySandbox | Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
+            Self::SlotTaken { .. } | Self::Deaf | Self::StandsStill | Self::Refused { .. } | Self::Kept { .. } => return None,
             Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
         })
     }

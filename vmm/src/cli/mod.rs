@@ -6,6 +6,7 @@ pub(crate) mod machines;
 pub(crate) mod net;
 mod net_args;
 mod net_help;
+mod net_plug;
 mod net_rate;
 mod net_show;
 mod screen;

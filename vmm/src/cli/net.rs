@@ -10,7 +10,7 @@ use vmm::runtime;
 
 use super::machines::connect;
 use super::net_args::{Mode, NetCommand, NetLink, NetLs, NetMove};
-use super::{net_rate, net_show, table};
+use super::{net_plug, net_rate, net_show, table};
 use crate::report;
 
 /// How long a move may take: a wire waits for others that change the host.
@@ -23,6 +23,8 @@ pub(crate) fn run(command: &NetCommand) -> Result<ExitCode, ClientError> {
         NetCommand::Link(args) => link(args),
         NetCommand::Move(args) => move_to(args),
         NetCommand::Rate(args) => net_rate::rate(args),
+        NetCommand::Add(args) => net_plug::add(args),
+        NetCommand::Remove(args) => net_plug::remove(args),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::net_plug::{NetAdd, NetRemove};
 use super::net_rate::NetRate;
 use super::net_show::NetShow;
 
@@ -20,6 +21,8 @@ pub(crate) enum NetCommand {
     Link(NetLink),
     Move(NetMove),
     Rate(NetRate),
+    Add(NetAdd),
+    Remove(NetRemove),
 }
 
 /// List the network cards of a machine, or of all.

@@ -5,17 +5,18 @@ use vmm::counters::{
     Direction, Dropped, HostCounters, HostDirection, NetCounters, NicCounters, QueueCounters,
 };
 
-use super::nics::Nic;
+use super::nic_table::Nics;
 use crate::protocol::{self, PairCounters};
 
 /// The counters of `nics` at the moment `at`, of which the machine has `counted` its part.
-pub(super) fn of_nics(at: u64, nics: &mut [Nic], counted: &protocol::Counters) -> NetCounters {
+pub(super) fn of_nics(at: u64, nics: &mut Nics, counted: &protocol::Counters) -> NetCounters {
     let none = protocol::NicCounters::default();
-    let nics = nics.iter_mut().enumerate().map(|(index, nic)| {
+    // One on its way in is not there yet.
+    let nics = nics.iter_mut().filter(|nic| nic.is_in()).map(|nic| {
         let of_host = nic.wire.as_mut().map(Wire::counters).unwrap_or_default();
-        let counted = counted.nics.get(index).unwrap_or(&none);
+        let counted = counted.nics.iter().find(|counted| counted.number == nic.number).unwrap_or(&none);
         NicCounters {
-            name: format!("nic{index}"),
+            name: nic.name(),
             carrier: nic.carrier().to_owned(),
             link: nic.wire.as_ref().map(|wire| wire.link().to_owned()).unwrap_or_default(),
             queues: counted.pairs.iter().map(of_pair).collect(),

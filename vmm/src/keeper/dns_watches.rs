@@ -1,42 +1,46 @@
 //! What the loop watches of the guest's DNS: the relay of each wire that has one.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use event_manager::{Error, EventOps, EventSet, Events};
 
-use super::nics::Nic;
+use super::nic_table::Nics;
 
-/// The watched relays, of each NIC.
+/// The watched relays, by the number of the NIC.
 #[derive(Default)]
 pub(super) struct DnsWatches {
-    watched: Vec<Option<Watched>>,
+    watched: BTreeMap<usize, Watched>,
 }
 
 struct Watched {
     /// Which of the NIC's wires it is of.
-    number: u32,
+    wire: u32,
     /// A duplicate: the loop lets go of it after its wire is gone.
     relay: OwnedFd,
 }
 
 impl DnsWatches {
     /// Has the loop watch the relays that `nics` have now, each under its NIC's token from `first` on.
-    pub(super) fn set(&mut self, nics: &[Nic], first: u32, ops: &mut EventOps) -> Result<(), Error> {
-        self.watched.resize_with(nics.len(), || None);
-        for ((nic, watched), token) in nics.iter().zip(&mut self.watched).zip(first..) {
-            let relay = nic.wire.as_ref().and_then(net::Wire::dns);
-            let is_that = |watched: &Watched| relay.is_some() && watched.number == nic.number();
-            if watched.as_ref().is_some_and(is_that) {
+    pub(super) fn set(&mut self, nics: &Nics, first: u32, ops: &mut EventOps) -> Result<(), Error> {
+        let relay_of = |nic: usize| Some((nics.get(nic)?.nth(), nics.get(nic)?.wire.as_ref()?.dns()?));
+        let is_left = |(nic, watched): (&usize, &Watched)| {
+            relay_of(*nic).is_none_or(|(wire, _)| wire != watched.wire).then_some(*nic)
+        };
+        let left: Vec<_> = self.watched.iter().filter_map(is_left).collect();
+        for nic in left {
+            if let Some(old) = self.watched.remove(&nic) {
+                ops.remove(events(&old.relay, first + nic as u32))?;
+            }
+        }
+        for nic in nics.numbers() {
+            let Some((wire, relay)) = relay_of(nic).filter(|_| !self.watched.contains_key(&nic)) else {
                 continue;
-            }
-            if let Some(old) = watched.take() {
-                ops.remove(events(&old.relay, token))?;
-            }
-            let Some(relay) = relay else { continue };
+            };
             match relay.try_clone_to_owned() {
                 Ok(relay) => {
-                    ops.add(events(&relay, token))?;
-                    *watched = Some(Watched { number: nic.number(), relay });
+                    ops.add(events(&relay, first + nic as u32))?;
+                    self.watched.insert(nic, Watched { wire, relay });
                 }
                 Err(error) => log::warn!("the guest's DNS queries are not handed on: {error}"),
             }

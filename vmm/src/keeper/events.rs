@@ -14,6 +14,7 @@ use super::Ended;
 use super::control::{self, Server};
 use super::core::{Core, Letter, Parts};
 use super::dns_watches::DnsWatches;
+use super::nics::Nic;
 use super::watch::Watch;
 use super::wire_watches::WireWatches;
 use crate::error::Error;
@@ -36,7 +37,7 @@ mod token {
     pub(super) const TIMER: u32 = 8;
     /// What cannot be watched is to be looked at again.
     pub(super) const AGAIN: u32 = 9;
-    /// A guest's driver asks something of the wire of this NIC, and the next ones.
+    /// A guest's driver asks something of the wire of NIC 0; those of the others follow.
     pub(super) const NIC: u32 = 0x100;
     /// The guest asks a DNS server by this NIC, and the next ones, or has an answer.
     pub(super) const DNS: u32 = 0x200;
@@ -124,13 +125,21 @@ impl Keeper {
         }
     }
 
-    fn answer_guest(&mut self, index: usize, ops: &mut EventOps) {
-        if let Some(nic) = self.core.nics_mut().get_mut(index)
+    fn answer_guest(&mut self, number: usize, ops: &mut EventOps) {
+        if let Some(nic) = self.core.nics_mut().get_mut(number)
             && !nic.answer()
         {
-            let asks = Events::with_data(nic.asks(), token::NIC + index as u32, EventSet::IN);
-            let removed = ops.remove(asks);
-            self.note(removed);
+            let unwatched = unwatch(nic, ops);
+            self.note(unwatched);
+        }
+    }
+
+    /// Hears what the driver of this NIC asks from now on.
+    fn watch(&mut self, number: usize, ops: &mut EventOps) {
+        if let Some(nic) = self.core.nics_mut().get_mut(number) {
+            let added = ops.add(asks(nic));
+            nic.watched = added.is_ok();
+            self.note(added);
         }
     }
 
@@ -145,6 +154,12 @@ impl Keeper {
             for letter in letters {
                 match letter {
                     Letter::Answer(ticket, answer) => self.server.answer(ticket, answer, ops, &mut self.core),
+                    Letter::Came(number) => self.watch(number, ops),
+                    Letter::Gone(mut nic) => {
+                        let unwatched = unwatch(&mut nic, ops);
+                        self.note(unwatched);
+                        self.core.take_back_nic(*nic);
+                    }
                     Letter::Event(event) => self.server.event(&event, ops),
                     Letter::Console(output) => self.server.console(&output, ops),
                 }
@@ -203,6 +218,15 @@ impl Keeper {
             self.failed.get_or_insert(error);
         }
     }
+}
+
+/// What a NIC's driver asks, as the loop watches it.
+fn asks(nic: &Nic) -> Events {
+    Events::with_data(nic.asks(), token::NIC + nic.number as u32, EventSet::IN)
+}
+
+fn unwatch(nic: &mut Nic, ops: &mut EventOps) -> Result<(), event_manager::Error> {
+    if std::mem::take(&mut nic.watched) { ops.remove(asks(nic)) } else { Ok(()) }
 }
 
 impl MutEventSubscriber for Keeper {
@@ -270,9 +294,9 @@ impl MutEventSubscriber for Keeper {
                 .and_then(|()| ops.add(Events::with_data(timer, token::TIMER, EventSet::IN)))
                 .and_then(|()| ops.add(Events::with_data(again, token::AGAIN, EventSet::IN)));
         }
-        for (index, nic) in self.core.nics_mut().iter().enumerate() {
-            let asks = Events::with_data(nic.asks(), token::NIC + index as u32, EventSet::IN);
-            added = added.and_then(|()| ops.add(asks));
+        for nic in self.core.nics_mut().iter_mut() {
+            added = added.and_then(|()| ops.add(asks(nic)));
+            nic.watched = added.is_ok();
         }
         self.note(added);
         // What came while the host was wired.

@@ -14,6 +14,7 @@ mod dns_watches;
 mod events;
 mod keyboard;
 mod metrics;
+mod nic_table;
 mod nics;
 mod notify;
 mod register;
@@ -181,8 +182,9 @@ fn start(
         }
     };
     let wiring = net::Host::new().telling(tell).ended_by(move || ends.ends());
-    for (index, wire) in wires.iter().enumerate() {
-        let opened = Nic::open(index, wire, &wiring, &channel);
+    for (number, (spec, wire)) in config.net.iter().zip(&wires).enumerate() {
+        let opened = Nic::open(number, spec, wire, &wiring)
+            .and_then(|(nic, given)| given.send(&channel).map(|()| nic));
         nics.push(or_its_own_reason(opened, &channel, &mut child)?);
     }
     if config.register {

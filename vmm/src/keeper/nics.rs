@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
@@ -11,17 +11,22 @@ use net::{CableSpec, LinkMode, Mac, NetConfig, RateLimits, VhostMode, Wire};
 use vmm::MachineConfig;
 use vmm::config::Transport;
 
+use super::core::Stage;
 use crate::error::{Error, NicError};
 use crate::protocol::{self, Channel, FilterAnswer, FilterRequest, FromMachine, MAX_DESCRIPTORS, ToMachine};
 
 /// One NIC, as the keeper knows it.
 pub(crate) struct Nic {
+    /// Its number: `nic0` is 0.
+    pub(crate) number: usize,
+    /// As the user wants it.
+    pub(crate) spec: NetConfig,
     /// None for a moment, in which it moves to one that cannot be beside the one before.
     pub(crate) wire: Option<Wire>,
     /// What its wire was made of last.
     pub(crate) config: NetConfig,
     /// Which of its wires that is.
-    number: u32,
+    nth: u32,
     /// The one that it moves to.
     pub(super) next: Option<Wire>,
     /// What its link is up by.
@@ -34,6 +39,17 @@ pub(crate) struct Nic {
     pub(crate) mac: Mac,
     /// By which the guest's driver asks for another address or other frames.
     asks: Channel<FilterAnswer, FilterRequest>,
+    /// The loop watches that.
+    pub(super) watched: bool,
+    /// Where it is on its way into the guest and out of it.
+    pub(super) stage: Stage,
+}
+
+/// What the machine gets of a NIC.
+pub(crate) struct Given {
+    nic: protocol::Nic,
+    cable: Vec<OwnedFd>,
+    asks: OwnedFd,
 }
 
 /// The wires of `machine`, ready to be opened.
@@ -41,16 +57,24 @@ pub(crate) struct Nic {
 /// # Errors
 /// Two cannot be together, or one does not go with the machine.
 pub(crate) fn resolve(machine: &MachineConfig) -> Result<Vec<NetConfig>, Error> {
-    check_distinct(&machine.net)?;
+    check_distinct(&machine.net.iter().enumerate().collect::<Vec<_>>())?;
     check_cpu_affinity(machine)?;
-    let mut resolved = Vec::new();
-    for (index, config) in machine.net.iter().enumerate() {
-        let mut config = config.for_guest(machine.cpus).map_err(|error| nic_error(index, config, error))?;
-        config.vhost = carrier(index, config.vhost, machine.transport)?;
-        try_cpus(&config.affinity, |cpu, source| Error::Affinity { index, cpu, source })?;
-        resolved.push(config);
-    }
-    Ok(resolved)
+    machine.net.iter().enumerate().map(|(number, config)| resolve_one(number, config, machine)).collect()
+}
+
+/// The wire of one NIC of `machine`, likewise.
+///
+/// # Errors
+/// It does not go with the machine.
+pub(crate) fn resolve_one(
+    number: usize,
+    config: &NetConfig,
+    machine: &MachineConfig,
+) -> Result<NetConfig, Error> {
+    let mut config = config.for_guest(machine.cpus).map_err(|error| nic_error(number, config, error))?;
+    config.vhost = carrier(number, config.vhost, machine.transport)?;
+    try_cpus(&config.affinity, |cpu, source| Error::Affinity { index: number, cpu, source })?;
+    Ok(config)
 }
 
 /// The numbers of the guest's own links that are in our network namespace.
@@ -66,28 +90,47 @@ pub(super) fn links_here(nics: &[Nic]) -> Vec<u32> {
 }
 
 impl Nic {
-    /// Opens the wire of the NIC `index`, and gives the machine its part of it.
+    /// Opens the wire of NIC `number`, which is `spec` in the user's words and `config` as it [was resolved](resolve). What the machine
+    /// gets of it comes back, too.
     ///
     /// # Errors
-    /// It cannot be opened: what was changed until then is changed back. Or the machine is gone.
+    /// It cannot be opened: what was changed until then is changed back.
     pub(crate) fn open(
-        index: usize,
+        number: usize,
+        spec: &NetConfig,
         config: &NetConfig,
         host: &net::Host,
-        machine: &Channel<ToMachine, FromMachine>,
-    ) -> Result<Self, Error> {
-        let wire = Wire::open(config, host).map_err(|error| nic_error(index, config, error))?;
-        tell(index, &wire);
-        let given = |source| Error::Host { what: "give a NIC to the process that runs the guest", source };
+    ) -> Result<(Self, Given), Error> {
+        let wire = Wire::open(config, host).map_err(|error| nic_error(number, config, error))?;
+        tell(number, &wire);
         let cable = wire.cable().map_err(given)?;
         let (asks, theirs) = Channel::pair().map_err(given)?;
-        let nic = described(&wire, cable.spec, 0);
-        let descriptors: Vec<_> = cable.descriptors.iter().map(AsFd::as_fd).chain([theirs.as_fd()]).collect();
-        debug_assert!(descriptors.len() <= MAX_DESCRIPTORS);
-        machine.send_with(&ToMachine::Nic(Box::new(nic)), &descriptors).map_err(given)?;
+        let nic = described(number, &wire, cable.spec, 0);
+        let nic_given = Given { nic, cable: cable.descriptors, asks: theirs.into() };
         let (mtu, pairs, mac) = (wire.mtu(), wire.queues(), wire.mac());
         let (config, mode) = (wire.config().clone(), config.link);
-        Ok(Self { wire: Some(wire), config, number: 0, next: None, mode, up: true, mtu, pairs, mac, asks })
+        let nic = Self {
+            number,
+            spec: spec.clone(),
+            wire: Some(wire),
+            config,
+            nth: 0,
+            next: None,
+            mode,
+            up: true,
+            mtu,
+            pairs,
+            mac,
+            asks,
+            watched: false,
+            stage: Stage::In,
+        };
+        Ok((nic, nic_given))
+    }
+
+    /// What it is called.
+    pub(crate) fn name(&self) -> String {
+        format!("nic{}", self.number)
     }
 
     /// Gives the machine the wire that the NIC moves to.
@@ -96,15 +139,14 @@ impl Nic {
     /// The machine does not listen, or there are no descriptors left; then it does not move.
     pub(super) fn give_next(
         &mut self,
-        index: usize,
         wire: Wire,
         machine: &Channel<ToMachine, FromMachine>,
     ) -> io::Result<()> {
-        tell(index, &wire);
+        tell(self.number, &wire);
         let cable = wire.cable()?;
-        let nic = described(&wire, cable.spec, self.number + 1);
+        let nic = described(self.number, &wire, cable.spec, self.nth + 1);
         let descriptors: Vec<_> = cable.descriptors.iter().map(AsFd::as_fd).collect();
-        let order = ToMachine::Swap { nic: index, wire: Some(Box::new(nic)) };
+        let order = ToMachine::Swap { nic: self.number, wire: Some(Box::new(nic)) };
         machine.try_send_with(&order, &descriptors)?;
         self.next = Some(wire);
         Ok(())
@@ -113,7 +155,7 @@ impl Nic {
     /// The machine has it on the next wire: gives the one before back.
     pub(super) fn has_moved(&mut self) -> Option<Wire> {
         let next = self.next.take()?;
-        self.number += 1;
+        self.nth += 1;
         self.config = next.config().clone();
         self.wire.replace(next)
     }
@@ -137,8 +179,8 @@ impl Nic {
     }
 
     /// Which of its wires it has.
-    pub(super) fn number(&self) -> u32 {
-        self.number
+    pub(super) fn nth(&self) -> u32 {
+        self.nth
     }
 
     /// Answers what it asked; false once nobody asks any more.
@@ -150,7 +192,7 @@ impl Nic {
             Ok(None) | Err(_) => return false,
         };
         let FilterRequest { wire, filter } = request;
-        let asked = if wire == self.number { &mut self.wire } else { &mut self.next };
+        let asked = if wire == self.nth { &mut self.wire } else { &mut self.next };
         // A wire that has gone meanwhile brings nothing.
         let answer = asked.as_mut().map_or(Ok(()), |wire| wire.set_filter(&filter));
         let answer = answer.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
@@ -240,16 +282,48 @@ fn tell(index: usize, wire: &Wire) {
 }
 
 /// What the machine hears of a wire.
-fn described(wire: &Wire, cable: CableSpec, number: u32) -> protocol::Nic {
+fn described(number: usize, wire: &Wire, cable: CableSpec, nth: u32) -> protocol::Nic {
     let config = wire.config();
     protocol::Nic {
+        number,
         cable,
         affinity: config.affinity.clone(),
         poll: config.poll.as_micros().try_into().unwrap_or(u64::MAX),
         carried: wire.carried(),
         rate: config.rate,
-        wire: number,
+        wire: nth,
     }
+}
+
+impl Given {
+    /// Gives it to the machine before that runs, and waits while it has too much to read.
+    ///
+    /// # Errors
+    /// The machine is gone.
+    pub(super) fn send(self, machine: &Channel<ToMachine, FromMachine>) -> Result<(), Error> {
+        let descriptors = descriptors(&self.cable, &self.asks);
+        machine.send_with(&ToMachine::Nic(Box::new(self.nic)), &descriptors).map_err(given)
+    }
+
+    /// Gives it to the machine while that runs, for its guest, and does not wait.
+    ///
+    /// # Errors
+    /// The machine is gone, or has too much to read.
+    pub(super) fn plug(self, machine: &Channel<ToMachine, FromMachine>) -> Result<(), Error> {
+        let descriptors = descriptors(&self.cable, &self.asks);
+        machine.try_send_with(&ToMachine::Plug(Box::new(self.nic)), &descriptors).map_err(given)
+    }
+}
+
+/// As the machine takes them.
+fn descriptors<'a>(cable: &'a [OwnedFd], asks: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+    let descriptors: Vec<_> = cable.iter().chain([asks]).map(AsFd::as_fd).collect();
+    debug_assert!(descriptors.len() <= MAX_DESCRIPTORS);
+    descriptors
+}
+
+fn given(source: io::Error) -> Error {
+    Error::Host { what: "give a NIC to the process that runs the guest", source }
 }
 
 /// Who carries the frames of a NIC on this transport: by MMIO each interrupt has a reason that only we can write.
@@ -287,19 +361,23 @@ fn try_cpus(cpus: &[u16], error: impl Fn(u16, io::Error) -> Error) -> Result<(),
     Ok(())
 }
 
-/// Refuses two NICs with one MAC or one end on the host, which would otherwise fail later and in stranger words.
-fn check_distinct(configs: &[NetConfig]) -> Result<(), Error> {
+/// Refuses two NICs with one MAC or one end on the host, which would otherwise fail later and in stranger words. Each comes with its
+/// number.
+///
+/// # Errors
+/// There are such two.
+pub(super) fn check_distinct(configs: &[(usize, &NetConfig)]) -> Result<(), Error> {
     let mut macs = HashMap::new();
-    for (index, config) in configs.iter().enumerate() {
+    for (index, &(second, config)) in configs.iter().enumerate() {
         if let Some(mac) = config.mac
-            && let Some(first) = macs.insert(mac, index)
+            && let Some(first) = macs.insert(mac, second)
         {
-            return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second: index });
+            return Err(Error::SameTwice { what: format!("the MAC {mac}"), first, second });
         }
-        let mut before = configs[..index].iter().enumerate();
-        if let Some((first, what)) = before.find_map(|(first, other)| Some((first, other.conflict(config)?)))
+        let mut before = configs[..index].iter();
+        if let Some((first, what)) = before.find_map(|(first, other)| Some((*first, other.conflict(config)?)))
         {
-            return Err(Error::SameTwice { what, first, second: index });
+            return Err(Error::SameTwice { what, first, second });
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use event_manager::{EventOps, EventSet, Events};
 use net::{News, Watch};
 
-use super::nics::Nic;
+use super::nic_table::Nics;
 
 /// The watched namespaces.
 #[derive(Default)]
@@ -24,7 +24,7 @@ impl WireWatches {
     /// happened in them before is not known.
     pub(super) fn set(
         &mut self,
-        nics: &mut [Nic],
+        nics: &mut Nics,
         first: u32,
         ops: &mut EventOps,
     ) -> Result<Vec<u64>, event_manager::Error> {

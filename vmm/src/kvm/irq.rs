@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use boot::layout;
@@ -98,12 +99,31 @@ impl Routes {
     /// Has `gsi` send `message`.
     fn set(&self, gsi: u32, message: Message) -> io::Result<()> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        replace(&mut messages, gsi, message, |messages| {
-            let routing = KvmIrqRouting::from_entries(&table(messages))
-                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-            Ok(self.vm.set_gsi_routing(&routing)?)
-        })
+        replace(&mut messages, gsi, message, |messages| self.give(messages))
     }
+
+    /// Forgets what `gsis` send.
+    fn forget(&self, gsis: Range<u32>) -> io::Result<()> {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        remove(&mut messages, gsis, |messages| self.give(messages))
+    }
+
+    fn give(&self, messages: &BTreeMap<u32, Message>) -> io::Result<()> {
+        let routing = KvmIrqRouting::from_entries(&table(messages))
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        Ok(self.vm.set_gsi_routing(&routing)?)
+    }
+}
+
+/// Forgets the messages of `gsis`, where there are any and `set` takes that.
+fn remove(
+    messages: &mut BTreeMap<u32, Message>,
+    gsis: Range<u32>,
+    set: impl FnOnce(&BTreeMap<u32, Message>) -> io::Result<()>,
+) -> io::Result<()> {
+    let before = messages.len();
+    messages.retain(|gsi, _| !gsis.contains(gsi));
+    if messages.len() == before { Ok(()) } else { set(messages) }
 }
 
 /// Has `gsi` send `message`, where `set` takes that. KVM keeps what it had where it refuses, and so does this: the next message of
@@ -183,15 +203,15 @@ pub(crate) struct Pin {
 /// The routes of one PCI function, whose vectors have GSIs of their own behind the pins of the IOAPIC.
 pub(crate) struct DeviceRoutes {
     pub(crate) routes: Arc<Routes>,
-    /// The GSI of its vector 0.
-    pub(crate) first: u32,
+    /// The GSI of each of its vectors.
+    pub(crate) gsis: Range<u32>,
     pub(crate) lines: Arc<Lines>,
     pub(crate) pin: Pin,
 }
 
 impl EventRoutes for DeviceRoutes {
     fn open(&self, vector: u16, event: &EventFd, message: Message) -> io::Result<()> {
-        let gsi = self.first + u32::from(vector);
+        let gsi = self.gsis.start + u32::from(vector);
         self.routes.set(gsi, message)?;
         // KVM looks at once whether the eventfd was written, and sends what was pending.
         Ok(self.routes.vm.register_irqfd(event, gsi)?)
@@ -199,8 +219,15 @@ impl EventRoutes for DeviceRoutes {
 
     fn close(&self, vector: u16, event: &EventFd) {
         // The route stays, for the most masks are only for a while.
-        if let Err(error) = self.routes.vm.unregister_irqfd(event, self.first + u32::from(vector)) {
+        if let Err(error) = self.routes.vm.unregister_irqfd(event, self.gsis.start + u32::from(vector)) {
             log::warn!("KVM cannot mask MSI-X vector {vector}: {error}");
+        }
+    }
+
+    fn forget(&self) {
+        // What is left of it there, nothing sends.
+        if let Err(error) = self.routes.forget(self.gsis.clone()) {
+            log::debug!("KVM keeps the messages of slot {}: {error}", self.pin.slot);
         }
     }
 
@@ -276,7 +303,7 @@ mod tests {
         let table = table(&BTreeMap::from([(24, message)]));
         let gsis: Vec<_> = table.iter().map(|entry| entry.gsi).collect();
         assert_eq!(gsis, (0..24).chain(0..16).chain([24]).collect::<Vec<_>>());
-        let types = |range: std::ops::Range<usize>| table[range].iter().map(|entry| entry.type_);
+        let types = |range: Range<usize>| table[range].iter().map(|entry| entry.type_);
         assert!(types(0..40).all(|kind| kind == KVM_IRQ_ROUTING_IRQCHIP));
         assert!(types(40..41).all(|kind| kind == KVM_IRQ_ROUTING_MSI));
     }
@@ -297,6 +324,14 @@ mod tests {
         replace(&mut messages, 24, message(1), |_| panic!("it is so already")).unwrap();
         replace(&mut messages, 25, message(2), |_| Ok(())).unwrap();
         assert_eq!(messages, BTreeMap::from([(24, message(1)), (25, message(2))]));
+        // Of a function that is taken out.
+        remove(&mut messages, 26..30, |_| panic!("there is none")).unwrap();
+        remove(&mut messages, 25..30, |left| {
+            assert_eq!(*left, BTreeMap::from([(24, message(1))]));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(messages.len(), 1);
     }
 
     #[test]
@@ -307,7 +342,7 @@ mod tests {
         let vm = Arc::new(kvm.create_vm().unwrap());
         let (routes, lines) = (Routes::new(vm.clone()), Lines::new(vm));
         let (first, pin) = (layout::IOAPIC_PINS, Pin { slot: 1, line: layout::pci_line(1) });
-        let device = DeviceRoutes { routes: Arc::clone(&routes), first, lines, pin };
+        let device = DeviceRoutes { routes: Arc::clone(&routes), gsis: first..first + 4, lines, pin };
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         let at = |queue: u64| layout::PCI_WINDOW + 4 * queue;
         // 31 NICs of 64 pairs and a control queue.

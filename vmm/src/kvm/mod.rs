@@ -6,5 +6,6 @@ pub(crate) mod gate;
 pub(crate) mod hugepages;
 pub(crate) mod irq;
 pub(crate) mod memory;
+pub(crate) mod pci_bus;
 pub(crate) mod transport;
 pub(crate) mod vcpu;

@@ -5,16 +5,15 @@ use std::sync::{Arc, Once};
 use boot::layout;
 use devices::pci::{Ecam, Ports, RootComplex, Window};
 use devices::reset::ResetControl;
-use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::net::VirtioNet;
-use devices::virtio::pci::PciTransport;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
 use crate::kvm::bus::Bus;
-use crate::kvm::irq::{DeviceRoutes, Lines, Pin, Routes, irqfd, tell_unheard};
+use crate::kvm::irq::{irqfd, tell_unheard};
+use crate::kvm::pci_bus::PciBus;
 use vmm::config::Transport;
 
 // Two crates that do not know each other describe the same registers.
@@ -49,8 +48,7 @@ pub(crate) fn level_lines(transport: Transport) -> &'static [u32] {
 }
 
 /// Attaches `devices`, which are not more than [`limit`], to the guest's buses, and `reset` amid the ports of PCI: what they notify
-/// reaches them without an exit, as do
-/// their interrupts the guest.
+/// reaches them without an exit, as do their interrupts the guest. Returns the PCI bus where more can be added to it.
 ///
 /// # Errors
 /// KVM or the host has no resources for it.
@@ -62,39 +60,30 @@ pub(crate) fn attach(
     reset: Arc<ResetControl>,
     ports: &mut Bus,
     mmio: &mut Bus,
-) -> Result<(), Error> {
-    let window = layout::PCI_WINDOW..layout::PCI_WINDOW + layout::PCI_WINDOW_LEN;
-    let mut root = RootComplex::new(window.clone());
-    match transport {
+) -> Result<Option<PciBus>, Error> {
+    let bus = match transport {
         Transport::Pci => {
-            let (routes, lines) = (Routes::new(vm.clone()), Lines::new(vm.clone()));
-            let mut first = layout::IOAPIC_PINS;
-            for (slot, device) in (1..).zip(devices) {
-                let vectors = PciTransport::vectors(device.queue_max_sizes().len());
-                let pin = Pin { slot, line: layout::pci_line(slot) };
-                let routes = DeviceRoutes { routes: routes.clone(), first, lines: lines.clone(), pin };
-                first += vectors as u32;
-                let device =
-                    PciTransport::new(Box::new(device), memory.clone(), window.clone(), Arc::new(routes))
-                        .map_err(eventfd)?;
-                root.add(Arc::new(device), pin.line as u8);
-            }
+            let bus = PciBus::new(vm, memory, devices)?;
+            let root = || bus.root().clone();
+            mmio.insert(layout::PCI_WINDOW, layout::PCI_WINDOW_LEN, Arc::new(Window(root())));
+            mmio.insert(layout::ECAM, layout::ECAM_LEN, Arc::new(Ecam(root())));
+            Some(bus)
         }
         Transport::Mmio => {
             let unheard = Once::new();
             for (device, place) in devices.zip(places(transport, limit(transport))) {
                 mmio.insert(place.base, place.size, mmio_transport(vm, memory, device, place, &unheard)?);
             }
+            None
         }
-    }
-    let root = Arc::new(root);
-    if transport == Transport::Pci {
-        mmio.insert(layout::PCI_WINDOW, layout::PCI_WINDOW_LEN, Arc::new(Window(root.clone())));
-        mmio.insert(layout::ECAM, layout::ECAM_LEN, Arc::new(Ecam(root.clone())));
-    }
+    };
     // With the host bridge alone, if there is no more.
+    let root = match &bus {
+        Some(bus) => bus.root().clone(),
+        None => Arc::new(RootComplex::new(0..0)),
+    };
     ports.insert(Ports::PORT, Ports::LEN, Arc::new(Ports { root, amid: reset }));
-    Ok(())
+    Ok(bus)
 }
 
 fn mmio_transport(

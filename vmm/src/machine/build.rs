@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::Builder;
 
 use boot::layout;
+use devices::pci::hotplug::HotPlug;
 use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic, ResetControl};
 use devices::rtc::Rtc;
 use devices::serial::Serial;
@@ -28,6 +29,7 @@ use crate::kvm::cpuid::Processor;
 use crate::kvm::gate::Gate;
 use crate::kvm::irq::{self, irqfd};
 use crate::kvm::memory;
+use crate::kvm::pci_bus::PciBus;
 use crate::kvm::transport;
 use crate::kvm::vcpu::{Shared, Vcpu};
 use crate::machine::ending::{Ending, Outcome};
@@ -35,6 +37,7 @@ use crate::machine::events::{Loop, Machine};
 use crate::machine::nic::Nic;
 use crate::machine::output::Output;
 use crate::machine::sandbox::{self, Filters, Thread};
+use crate::machine::slots::Slots;
 use crate::machine::vcpus::Vcpus;
 use crate::protocol::{Channel, FromMachine, ToMachine};
 use crate::sys;
@@ -117,7 +120,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     };
     let make = || Hardware::new(&kvm, config, given.output, channel, &memory, timings);
     let (hardware, loaded) = run_parallel("load", load, make)?;
-    let Hardware { nics, vm, ports, mmio, serial, power, ending } = hardware?;
+    let Hardware { nics, bus, registers, vm, ports, mmio, serial, power, ending } = hardware?;
     let (entry, filters) = loaded?;
 
     let gate = Gate::new();
@@ -132,8 +135,8 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
 
     let events = Loop::new()?;
     let vcpus = Vcpus::start(vcpus, &config.cpu_affinity, shared)?;
-    if let Some(filters) = filters {
-        nics.iter().try_for_each(|nic| nic.confine(&filters)).map_err(Error::Confine)?;
+    if let Some(filters) = &filters {
+        nics.iter().try_for_each(|nic| nic.confine(filters)).map_err(Error::Confine)?;
         filters.enter(Thread::Main).map_err(Error::Confine)?;
     }
     vcpus.wait_until_confined()?;
@@ -141,8 +144,9 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     let confined = confined.map_or("nothing (--sandbox off)".to_owned(), |lock| lock.to_string());
     tell(channel, &FromMachine::Running { confined })?;
     vcpus.go_on();
+    let slots = bus.map(|bus| Slots::new(bus, registers, power.clone(), vm.clone(), filters));
     let machine =
-        Machine::new(Arc::clone(channel), vcpus, nics, vm, serial, power, ending.clone(), given.input);
+        Machine::new(Arc::clone(channel), vcpus, nics, slots, vm, serial, power, ending.clone(), given.input);
     let (vcpus, nics) = events.attend(machine)?;
     vcpus.end()?;
     nics.iter().for_each(Nic::log_counters);
@@ -156,6 +160,8 @@ fn tell(channel: &Channel<FromMachine, ToMachine>, message: &FromMachine) -> Res
 /// The machine but for its vCPUs and what is in its memory, in the order in which its parts must go, last first.
 struct Hardware {
     nics: Vec<Nic>,
+    bus: Option<PciBus>,
+    registers: Arc<HotPlug>,
     vm: Arc<VmFd>,
     ports: Bus,
     mmio: Bus,
@@ -199,9 +205,13 @@ impl Hardware {
         timings.reached("wires received");
         let mut mmio = Bus::default();
         let devices = nics.iter_mut().map(Nic::take_device);
-        transport::attach(config.transport, &vm, memory, devices, reset, &mut ports, &mut mmio)?;
+        let bus = transport::attach(config.transport, &vm, memory, devices, reset, &mut ports, &mut mmio)?;
+        let registers = Arc::new(HotPlug::new().map_err(host("make an eventfd"))?);
+        if bus.is_some() {
+            ports.insert(layout::HOTPLUG.into(), HotPlug::LEN, registers.clone());
+        }
         timings.reached("devices made");
-        Ok(Self { nics, vm, ports, mmio, serial, power, ending })
+        Ok(Self { nics, bus, registers, vm, ports, mmio, serial, power, ending })
     }
 }
 

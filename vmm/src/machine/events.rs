@@ -15,8 +15,9 @@ use crate::error::Error;
 use crate::kvm::irq;
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::nic::Nic;
+use crate::machine::slots::Slots;
 use crate::machine::vcpus::Vcpus;
-use crate::protocol::{Channel, Counters, FromMachine, ToMachine};
+use crate::protocol::{self, Channel, Counters, FromMachine, ToMachine};
 
 /// What wakes the thread.
 mod token {
@@ -28,6 +29,8 @@ mod token {
     pub(super) const END: u32 = 3;
     /// The guest's kernel panicked.
     pub(super) const PANIC: u32 = 4;
+    /// The guest has had its word on a slot.
+    pub(super) const SLOTS: u32 = 5;
 }
 
 /// A machine at work.
@@ -35,6 +38,8 @@ pub(crate) struct Machine {
     channel: Arc<Channel<FromMachine, ToMachine>>,
     vcpus: Vcpus,
     nics: Vec<Nic>,
+    /// None where NICs do not come and go.
+    slots: Option<Slots>,
     vm: Arc<VmFd>,
     serial: Arc<Serial>,
     power: Arc<AcpiPower>,
@@ -52,6 +57,7 @@ impl Machine {
         channel: Arc<Channel<FromMachine, ToMachine>>,
         vcpus: Vcpus,
         nics: Vec<Nic>,
+        slots: Option<Slots>,
         vm: Arc<VmFd>,
         serial: Arc<Serial>,
         power: Arc<AcpiPower>,
@@ -63,6 +69,7 @@ impl Machine {
             channel,
             vcpus,
             nics,
+            slots,
             vm,
             serial,
             power,
@@ -106,17 +113,59 @@ impl Machine {
                 let done = self.nic(nic).and_then(|nic| nic.set_rate(&limits));
                 FromMachine::Rated { nic, done: done.map_err(|error| error.to_string()) }
             }
+            ToMachine::Plug(nic) => {
+                let number = nic.number;
+                match self.plug(*nic, descriptors) {
+                    // The guest has its word.
+                    Ok(()) => return,
+                    Err(error) => FromMachine::Plugged { number, done: Err(error.to_string()) },
+                }
+            }
+            ToMachine::Unplug { number, force } => match self.unplug(number, force) {
+                Ok(None) => return,
+                Ok(Some(unseen)) => FromMachine::Unplugged { number, done: Ok(()), unseen },
+                Err(error) => FromMachine::Unplugged { number, done: Err(error.to_string()), unseen: false },
+            },
             ToMachine::Stop => return self.ending.end(Outcome::Stopped),
             // It was built.
             ToMachine::Nic(_) | ToMachine::Start => return,
         };
-        if self.channel.send(&answer).is_err() {
+        self.tell(&answer);
+    }
+
+    fn tell(&self, answer: &FromMachine) {
+        if self.channel.send(answer).is_err() {
             self.ending.end(Outcome::Stopped);
         }
     }
 
     fn nic(&mut self, number: usize) -> std::io::Result<&mut Nic> {
-        self.nics.get_mut(number).ok_or_else(|| std::io::Error::other("there is no such NIC"))
+        let nic = self.nics.iter_mut().find(|nic| nic.number() == number);
+        nic.ok_or_else(|| std::io::Error::other("there is no such NIC"))
+    }
+
+    /// The guest's vCPUs run.
+    fn plug(&mut self, nic: protocol::Nic, descriptors: Vec<OwnedFd>) -> Result<(), Error> {
+        match &self.slots {
+            Some(_) if self.paused => Err(Error::StandsStill),
+            Some(slots) => slots.plug(nic, descriptors, &mut self.nics),
+            None => Err(Error::Deaf),
+        }
+    }
+
+    /// Whether the NIC is gone, and the guest does not know yet; nothing where the guest has its word.
+    fn unplug(&mut self, number: usize, force: bool) -> Result<Option<bool>, Error> {
+        match &mut self.slots {
+            Some(slots) if force => Ok(Some(slots.pull(number, &mut self.nics))),
+            Some(slots) => slots.ask_for(number).map(|()| None),
+            None => Err(Error::Deaf),
+        }
+    }
+
+    /// The guest has had its word.
+    fn hear_guest(&mut self) {
+        let said = self.slots.as_mut().map(|slots| slots.hear(&mut self.nics));
+        said.iter().flatten().for_each(|said| self.tell(said));
     }
 
     /// Running → Paused. The vCPUs first: what the guest has sent by then is on its rings.
@@ -213,6 +262,7 @@ impl MutEventSubscriber for Machine {
             }
             // The loop looks at the time that is left.
             token::PANIC => _ = self.ending.panic().read(),
+            token::SLOTS => self.hear_guest(),
             // The loop looks.
             _ => {}
         }
@@ -224,6 +274,9 @@ impl MutEventSubscriber for Machine {
             .and_then(|()| ops.add(Events::with_data(self.serial.space_event(), token::SPACE, EventSet::IN)))
             .and_then(|()| ops.add(Events::with_data(self.ending.event(), token::END, EventSet::IN)))
             .and_then(|()| ops.add(Events::with_data(self.ending.panic(), token::PANIC, EventSet::IN)));
+        let slots =
+            self.slots.as_ref().map(|slots| Events::with_data(slots.answered(), token::SLOTS, EventSet::IN));
+        let added = added.and_then(|()| slots.map_or(Ok(()), |slots| ops.add(slots)));
         self.note(added);
         self.listen(true, ops);
     }
@@ -236,7 +289,7 @@ impl Loop {
     /// # Errors
     /// There are no descriptors left.
     pub(crate) fn new() -> Result<Self, Error> {
-        EventManager::new_with_capacity(5).map(Self).map_err(failed)
+        EventManager::new_with_capacity(6).map(Self).map_err(failed)
     }
 
     /// Attends to the machine until it ends, and gives back what ends in an order of its own.

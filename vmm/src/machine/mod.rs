@@ -23,6 +23,7 @@ mod events;
 mod nic;
 mod output;
 pub(crate) mod sandbox;
+mod slots;
 pub(crate) mod vcpus;
 
 use std::fs::OpenOptions;

@@ -18,6 +18,8 @@ use crate::protocol::{
 
 /// One NIC, as the machine knows it.
 pub(crate) struct Nic {
+    /// Its number among the machine's NICs.
+    number: usize,
     /// The link on the host, for the log.
     link: String,
     /// Until the bus takes it.
@@ -45,9 +47,7 @@ impl Nic {
                 channel.receive().map_err(|source| Error::Host { what: "hear the keeper", source })?;
             match received {
                 None => return Err(Error::NoKeeper),
-                Some((ToMachine::Nic(nic), descriptors)) => {
-                    nics.push(Self::new(nics.len(), *nic, descriptors)?)
-                }
+                Some((ToMachine::Nic(nic), descriptors)) => nics.push(Self::new(*nic, descriptors)?),
                 Some((ToMachine::Start, _)) => return Ok(nics),
                 Some((ToMachine::Stop, _)) => return Err(Error::Over),
                 // Before there is a guest, there is none to press a button for or to pause.
@@ -56,19 +56,31 @@ impl Nic {
         }
     }
 
-    fn new(index: usize, nic: protocol::Nic, mut descriptors: Vec<OwnedFd>) -> Result<Self, Error> {
+    /// The NIC that the keeper gave. Its threads are born here.
+    ///
+    /// # Errors
+    /// There are not enough threads or descriptors, or these are others than the keeper says.
+    pub(crate) fn new(nic: protocol::Nic, mut descriptors: Vec<OwnedFd>) -> Result<Self, Error> {
         let failed = |source| Error::Host { what: "make a NIC of what the keeper gave", source };
         let cut_off = || failed(io::Error::new(io::ErrorKind::InvalidData, "there are too few descriptors"));
         let asks = Arc::new(Asks::over(descriptors.pop().ok_or_else(cut_off)?));
         let plugged = plug(nic.cable, descriptors, 1, nic.wire, &asks).map_err(failed)?;
         let Plugged { backends, vhosts, mac, mtu, link, ignored } = plugged;
-        let (name, affinity) = (format!("net{index}"), nic.affinity);
+        let (name, affinity) = (format!("net{}", nic.number), nic.affinity);
         let config = NetDeviceConfig { name, mac, mtu: Some(mtu), affinity };
         let device = VirtioNet::new(config, backends, vhosts).map_err(failed)?;
         let device = device.with_poll(Duration::from_micros(nic.poll));
         let handle = device.handle();
         handle.set_rate(&nic.rate).map_err(failed)?;
-        Ok(Self { link, handle, device: Some(device), carried: nic.carried, ignored, asks })
+        Ok(Self {
+            number: nic.number,
+            link,
+            handle,
+            device: Some(device),
+            carried: nic.carried,
+            ignored,
+            asks,
+        })
     }
 
     /// Has its link as it is to be.
@@ -96,6 +108,11 @@ impl Nic {
         self.handle.set_rate(&wire.rate)?;
         (self.link, self.ignored, self.carried) = (link, ignored, wire.carried);
         Ok(())
+    }
+
+    /// Its number among the machine's NICs.
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     /// The device that the guest sees.
@@ -128,6 +145,7 @@ impl Nic {
     /// What went over the wire.
     pub(crate) fn counters(&self) -> NicCounters {
         NicCounters {
+            number: self.number,
             pairs: self.handle.counters().iter().map(|pair| read(pair)).collect(),
             ignored: self.ignored.load(Ordering::Relaxed),
         }
@@ -135,7 +153,7 @@ impl Nic {
 
     /// Logs what went over the wire.
     pub(crate) fn log_counters(&self) {
-        let NicCounters { pairs, ignored } = self.counters();
+        let NicCounters { pairs, ignored, .. } = self.counters();
         for pair in pairs.iter().filter(|_| !self.carried) {
             log::info!(
                 "{}: sent {} frames ({} bytes, {} lost), received {} ({} bytes, {} lost), {} interrupts, {} system calls",

@@ -14,6 +14,10 @@
 //!                      ─── Start ──►
 //!                      ◄── Running   the first KVM_RUN is next
 //!   Pause, Resume, PowerButton, Counters, Link, Swap, Stop ──►
+//! plumbing             ─── Plug ───► a NIC more, likewise
+//!                      ◄── Plugged   the guest has taken it
+//!                      ── Unplug ──►
+//!                      ◄─ Unplugged  the guest has let it go: its wire can be taken back
 //!                      ◄── Ended     why; then it exits
 //! ```
 
@@ -31,6 +35,11 @@ pub(crate) enum ToMachine {
     Nic(Box<Nic>),
     /// There is no further NIC: run.
     Start,
+    /// A NIC more, for a guest that runs; with descriptors as [`Nic`](Self::Nic). Answered by [`FromMachine::Plugged`] once the guest has
+    /// taken it, which may be never.
+    Plug(Box<Nic>),
+    /// Take this NIC from the guest: once that has let it go, or by force at once. Answered by [`FromMachine::Unplugged`].
+    Unplug { number: usize, force: bool },
     /// Stop the vCPUs and the queues where they are; answered by [`FromMachine::Paused`].
     Pause,
     /// Go on; answered by [`FromMachine::Resumed`].
@@ -71,6 +80,8 @@ pub(crate) struct Link {
 /// A NIC as the machine needs it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Nic {
+    /// Its number among the machine's NICs, from 0.
+    pub(crate) number: usize,
     /// What its descriptors are.
     pub(crate) cable: CableSpec,
     /// The host's CPU for the thread of each queue pair; empty for any.
@@ -115,6 +126,13 @@ pub(crate) enum FromMachine {
         /// Whether it is.
         done: Result<(), String>,
     },
+    /// The guest has taken a NIC; or why it has not, and then it is gone again.
+    Plugged { number: usize, done: Result<(), String> },
+    /// A NIC is gone; or why it is not. `unseen`: the guest does not know yet, and until [`Looked`](Self::Looked) no other one can have
+    /// its number.
+    Unplugged { number: usize, done: Result<(), String>, unseen: bool },
+    /// The guest has looked at the bus: it knows which NICs are gone.
+    Looked,
     /// As asked.
     Counters(Counters),
     /// The NIC is held to the limits, or why not.
@@ -165,6 +183,8 @@ pub(crate) struct Counters {
 /// What went over one NIC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct NicCounters {
+    /// The NIC's number.
+    pub(crate) number: usize,
     /// Each queue pair: what our own threads carried.
     pub(crate) pairs: Vec<PairCounters>,
     /// Frames of the guest for which the wire has no way.

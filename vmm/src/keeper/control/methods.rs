@@ -27,6 +27,11 @@ pub(crate) enum ControlError {
     ConsoleTaken,
     NoSuchNic(String),
     Failed(String),
+    /// The same, with what the user can do.
+    Refused {
+        reason: String,
+        remedy: Option<String>,
+    },
 }
 
 impl ControlError {
@@ -43,6 +48,9 @@ impl ControlError {
             Self::ConsoleTaken => machine("ConsoleTaken", "somebody writes on the console already"),
             Self::NoSuchNic(reason) => machine("NoSuchNic", reason),
             Self::Failed(reason) => machine("Failed", reason),
+            Self::Refused { reason, remedy } => {
+                ("io.wirevm.Machine.Failed".to_owned(), json!({ "reason": reason, "remedy": remedy }))
+            }
         };
         json!({ "error": error, "parameters": parameters })
     }
@@ -141,6 +149,15 @@ fn machine(
         "NetMove" => match (text(call, "nic"), text(call, "spec")) {
             (Ok(nic), Ok(spec)) => return later(vm.net_move(ticket, nic, spec)),
             (Err(error), _) | (_, Err(error)) => Err(error),
+        },
+        "NetAdd" => match text(call, "spec") {
+            Ok(spec) => return later(vm.net_add(ticket, spec)),
+            Err(error) => Err(error),
+        },
+        "NetRemove" => match (text(call, "nic"), flag(&call.parameters["force"])) {
+            (Ok(nic), Some(force)) => return later(vm.net_remove(ticket, nic, force)),
+            (Err(error), _) => Err(error),
+            (_, None) => Err(ControlError::InvalidParameter("force")),
         },
         "Wait" => {
             connection.subscribe(Subscription::End);

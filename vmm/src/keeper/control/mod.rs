@@ -83,6 +83,16 @@ pub(crate) trait Requests {
     /// # Errors
     /// There is no such NIC, or it cannot be held.
     fn net_rate(&mut self, ticket: Ticket, nic: &str, limits: RateLimits) -> Result<(), ControlError>;
+    /// Plugs a NIC in, and answers the ticket once the guest has taken it.
+    ///
+    /// # Errors
+    /// It cannot be, and nothing has changed.
+    fn net_add(&mut self, ticket: Ticket, spec: &str) -> Result<(), ControlError>;
+    /// Takes a NIC out once the guest lets it go, or at once by force, and answers the ticket then.
+    ///
+    /// # Errors
+    /// It cannot be, and nothing has changed.
+    fn net_remove(&mut self, ticket: Ticket, nic: &str, force: bool) -> Result<(), ControlError>;
     /// Types on the guest's console; returns how many keys there was room for.
     fn type_in(&mut self, keys: &[u8]) -> usize;
     /// What the guest said last.

@@ -60,6 +60,12 @@ impl Requests for Fake {
         self.rates.push(limits);
         self.pause(ticket)
     }
+    fn net_add(&mut self, ticket: Ticket, _: &str) -> Result<(), ControlError> {
+        self.pause(ticket)
+    }
+    fn net_remove(&mut self, _: Ticket, _: &str, _: bool) -> Result<(), ControlError> {
+        Err(ControlError::Refused { reason: "the guest keeps it".into(), remedy: Some("force it".into()) })
+    }
     fn type_in(&mut self, keys: &[u8]) -> usize {
         self.typed.extend(keys);
         keys.len()

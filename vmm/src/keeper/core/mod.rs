@@ -2,17 +2,20 @@
 //! put down as letters, which the loop delivers.
 
 mod counting;
+mod plug;
 mod rates;
 mod requests;
 mod wires;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use devices::pci::RootComplex;
 use serde_json::{Value, json};
 use vmm::MachineConfig;
 use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
+pub(super) use self::plug::Stage;
 use self::wires::{Lost, Move};
 use super::Ended;
 use super::child::{Child, Death};
@@ -20,6 +23,7 @@ use super::console::Console;
 use super::control::{ControlError, CountersForm, Server, Ticket};
 use super::detach::Ready;
 use super::keyboard::{Command, Keyboard};
+use super::nic_table::Nics;
 use super::nics::Nic;
 use super::notify::Notify;
 use super::signals::{Signal, Signals};
@@ -53,6 +57,10 @@ pub(in crate::keeper) struct Parts {
 /// Something for clients.
 pub(super) enum Letter {
     Answer(Ticket, Result<Value, ControlError>),
+    /// What the guest's driver asks of this NIC is to be heard.
+    Came(usize),
+    /// The machine has this NIC no more: its wire is to be taken back.
+    Gone(Box<Nic>),
     Event(Event),
     Console(Vec<u8>),
 }
@@ -65,11 +73,13 @@ pub(super) struct Core {
     child: Child,
     console: Console,
     keyboard: Keyboard,
-    nics: Vec<Nic>,
-    /// Of each NIC, the move that it is in, and the wire that is to be made again.
+    nics: Nics,
+    /// By a NIC's number, the move that it is in, and the wire that is to be made again.
     moves: Vec<Option<Move>>,
     lost: Vec<Option<Lost>>,
     host: net::Host,
+    /// Numbers of NICs that are gone, which the guest has not seen yet.
+    unseen: Vec<usize>,
     place: Place,
     ready: Option<Ready>,
     notify: Notify,
@@ -96,7 +106,8 @@ impl Core {
     pub(super) fn new(parts: Parts) -> (Self, Server) {
         let Parts { config, signals, channel, child, console, keyboard, nics, server, host, place, ready } =
             parts;
-        let (moves, lost) = (nics.iter().map(|_| None).collect(), nics.iter().map(|_| None).collect());
+        let numbers = || 0..RootComplex::FUNCTIONS;
+        let (moves, lost) = (numbers().map(|_| None).collect(), numbers().map(|_| None).collect());
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let core = Self {
             config,
@@ -105,10 +116,11 @@ impl Core {
             child,
             console,
             keyboard,
-            nics,
+            nics: nics.into_iter().collect(),
             moves,
             lost,
             host,
+            unseen: Vec::new(),
             place,
             ready,
             notify: Notify::from_env(),
@@ -144,7 +156,7 @@ impl Core {
         &self.console
     }
 
-    pub(super) fn nics_mut(&mut self) -> &mut Vec<Nic> {
+    pub(super) fn nics_mut(&mut self) -> &mut Nics {
         &mut self.nics
     }
 
@@ -163,7 +175,7 @@ impl Core {
 
     /// When something is to be done although nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.stopping.deadline().into_iter().chain(self.next_try()).min()
+        [self.stopping.deadline(), self.next_try(), self.plug_deadline()].into_iter().flatten().min()
     }
 
     /// Time may be up.
@@ -171,6 +183,7 @@ impl Core {
         let next = self.stopping.expire(now);
         self.carry_out(next);
         self.try_again(now);
+        self.expire_plugs(now);
     }
 
     /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
@@ -178,7 +191,7 @@ impl Core {
         let Self { signals, child, mut console, keyboard, nics, place, ended, stopping, .. } = self;
         drop(child);
         // In reverse order of their making; and before the terminal is given back, so that what is said meanwhile is readable.
-        nics.into_iter().rev().for_each(drop);
+        nics.into_reversed().for_each(drop);
         *asked = stopping.is_asked();
         // Who asked for an end does not wait for a reader.
         if !*asked && signals.ends() == 0 {
@@ -230,12 +243,16 @@ impl Core {
             FromMachine::Resumed(done) => {
                 if done.is_ok() {
                     self.enter(MachineState::Running);
+                    self.renew_patience(Instant::now());
                 }
                 let waiting = std::mem::take(&mut self.resuming);
                 self.answer_all(waiting, done.map(|()| json!({})));
             }
             FromMachine::Linked { nic, done } => self.linked(nic, done),
             FromMachine::Swapped { nic, done } => self.swapped(nic, done),
+            FromMachine::Plugged { number, done } => self.plugged(number, done),
+            FromMachine::Unplugged { number, done, unseen } => self.unplugged(number, done, unseen),
+            FromMachine::Looked => self.unseen.clear(),
             FromMachine::Counters(counters) => self.answer_counters(&counters),
             FromMachine::Rated { nic, done } => self.rated(nic, done),
             FromMachine::PowerButton { heard } => {

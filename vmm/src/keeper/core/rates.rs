@@ -41,9 +41,8 @@ impl Core {
         self.rating.push((index, ticket));
         // At once: a move that comes next takes them along.
         self.nics[index].has_rate(limits);
-        if let Some(config) = self.config.net.get_mut(index) {
-            config.rate = limits;
-        }
+        self.nics[index].spec.rate = limits;
+        self.list_specs();
         Ok(())
     }
 

@@ -21,7 +21,7 @@ impl Requests for Core {
             threads: threads_of(self.child.id()),
             config: self.config.clone(),
             memory: self.config.memory.bytes,
-            nics: (0..self.nics.len()).map(|index| self.nic_info(index)).collect(),
+            nics: self.nics.iter().filter(|nic| nic.is_in()).map(|nic| self.nic_info(nic.number)).collect(),
             started: self.started,
             uptime: self.since.elapsed().as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -73,6 +73,14 @@ impl Requests for Core {
         self.hold_to(ticket, nic, limits)
     }
 
+    fn net_add(&mut self, ticket: Ticket, spec: &str) -> Result<(), ControlError> {
+        self.plug_in(ticket, spec)
+    }
+
+    fn net_remove(&mut self, ticket: Ticket, nic: &str, force: bool) -> Result<(), ControlError> {
+        self.take_out(ticket, nic, force)
+    }
+
     fn type_in(&mut self, keys: &[u8]) -> usize {
         let taken = self.keyboard.type_in(keys);
         self.keyboard.give();
@@ -94,7 +102,7 @@ impl Core {
             None => Some("there is no wire, and it is tried to make it again".to_owned()),
         };
         NicInfo {
-            name: format!("nic{index}"),
+            name: nic.name(),
             spec: nic.config.to_string(),
             kind: nic.config.wire.kind().to_string(),
             link: wire.map(|wire| wire.link().to_owned()).unwrap_or_default(),

@@ -25,6 +25,7 @@ use vmm::info::MachineState;
 
 use super::{Core, Letter};
 use crate::keeper::control::{ControlError, Ticket};
+use crate::keeper::nic_table::Nics;
 use crate::keeper::nics::{self, Nic};
 use crate::protocol::{Link, ToMachine};
 
@@ -46,6 +47,13 @@ pub(super) struct Move {
     left: bool,
 }
 
+impl Move {
+    /// Whom to answer.
+    pub(super) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Unplugging,
@@ -63,7 +71,7 @@ pub(super) struct Lost {
 impl Core {
     /// Looks at the wires of a namespace after this news.
     pub(in crate::keeper) fn hear_news(&mut self, namespace: u64, news: &News) {
-        for index in 0..self.nics.len() {
+        for index in self.nics.numbers() {
             let Some(wire) = self.nics[index].wire.as_mut() else { continue };
             if wire.namespace() != namespace {
                 continue;
@@ -98,7 +106,7 @@ impl Core {
     }
 
     /// Has the guest's link as it is to be, if it is not.
-    fn follow(&mut self, index: usize) {
+    pub(super) fn follow(&mut self, index: usize) {
         if self.wanted(index) != self.nics[index].up {
             self.set_link(index);
         }
@@ -133,7 +141,9 @@ impl Core {
 
     /// The machine has set it, or not.
     pub(super) fn linked(&mut self, index: usize, done: Result<(), String>) {
-        if let Err(why) = &done {
+        if let Err(why) = &done
+            && self.nics.get(index).is_some()
+        {
             log::warn!("NIC {index}: cannot set the link: {why}");
         }
         let (answered, waiting) =
@@ -156,15 +166,16 @@ impl Core {
     }
 
     pub(super) fn nic_of(&self, name: &str) -> Result<usize, ControlError> {
-        let index = name.strip_prefix("nic").and_then(|number| number.parse().ok());
-        index.filter(|&index: &usize| index < self.nics.len()).ok_or_else(|| {
-            let have = match self.nics.len() {
-                0 => "the machine has none".to_owned(),
-                1 => "the machine has nic0".to_owned(),
-                count => format!("the machine has nic0 to nic{}", count - 1),
-            };
-            ControlError::NoSuchNic(format!("there is no NIC {}; {have}", net::printable(name)))
-        })
+        match self.nics.iter().find(|nic| nic.name() == name) {
+            Some(nic) if nic.is_in() => Ok(nic.number),
+            Some(_) => Err(ControlError::WrongState(format!("{name} is being plugged in"))),
+            None => {
+                let names: Vec<_> = self.nics.iter().filter(|nic| nic.is_in()).map(Nic::name).collect();
+                let have = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                let reason = format!("there is no NIC {}; the machine has {have}", net::printable(name));
+                Err(ControlError::NoSuchNic(reason))
+            }
+        }
     }
 
     /// Moves a NIC to the wire that `spec` says.
@@ -173,6 +184,9 @@ impl Core {
         self.in_state(MachineState::Running)?;
         if self.moves[index].is_some() {
             return Err(ControlError::WrongState(format!("nic{index} is being moved")));
+        }
+        if self.nics[index].is_leaving() {
+            return Err(ControlError::WrongState(format!("nic{index} is being taken out")));
         }
         let (Some(wire), machine) = (&self.nics[index].wire, &self.config) else {
             return Err(ControlError::WrongState(format!("nic{index} has no wire that it could leave")));
@@ -219,7 +233,7 @@ impl Core {
 
     /// Has the machine take the next wire.
     fn plug(&mut self, index: usize, next: Wire, step: Move) -> Result<(), (Box<Move>, String)> {
-        match self.nics[index].give_next(index, next, &self.channel) {
+        match self.nics[index].give_next(next, &self.channel) {
             Ok(()) => {
                 self.moves[index] = Some(step);
                 Ok(())
@@ -294,9 +308,8 @@ impl Core {
             Some(_) => log::info!("NIC {index} moved to {} ({link})", step.to),
             None => log::warn!("NIC {index}: the wire is made again ({link})"),
         }
-        if let Some(config) = self.config.net.get_mut(index) {
-            *config = step.to;
-        }
+        self.nics[index].spec = step.to;
+        self.list_specs();
         self.hear_all(index);
         self.set_link(index);
         if let Some(ticket) = step.ticket {
@@ -352,7 +365,8 @@ impl Core {
         }
     }
 
-    fn hear_all(&mut self, index: usize) {
+    /// Looks at a wire that was just made.
+    pub(super) fn hear_all(&mut self, index: usize) {
         if let Some(wire) = self.nics[index].wire.as_mut() {
             let now = wire.look(&News::of_all()).clone();
             if now != Condition::Up {
@@ -364,12 +378,17 @@ impl Core {
     /// When a lost wire is to be tried again.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let waits = |index: &usize| self.moves[*index].is_none();
-        (0..self.nics.len()).filter(waits).filter_map(|index| Some(self.lost[index].as_ref()?.at)).min()
+        self.nics
+            .numbers()
+            .into_iter()
+            .filter(waits)
+            .filter_map(|index| Some(self.lost[index].as_ref()?.at))
+            .min()
     }
 
     /// Tries the lost wires again whose time has come.
     pub(super) fn try_again(&mut self, now: Instant) {
-        for index in 0..self.nics.len() {
+        for index in self.nics.numbers() {
             let due = self.lost[index].as_ref().filter(|lost| lost.at <= now && self.moves[index].is_none());
             if let Some(config) = due.map(|lost| lost.config.clone()) {
                 self.remake(index, config);
@@ -378,7 +397,7 @@ impl Core {
     }
 
     /// Every NIC, for the loop.
-    pub(in crate::keeper) fn wires(&mut self) -> &mut [Nic] {
+    pub(in crate::keeper) fn wires(&mut self) -> &mut Nics {
         &mut self.nics
     }
 }

@@ -50,6 +50,19 @@ use Only::{Any, Ourselves, Values};
 use Thread::{Main, Queue, Vcpu};
 
 const ALL: &[Thread] = &[Main, Vcpu, Queue];
+/// What a queue's thread does, and so the thread that such threads are born of: a filter is inherited.
+const BORN: &[Thread] = &[Main, Queue];
+
+/// How a thread is made, and not a process (clone(2)): memory, descriptors and signals are shared. The C library makes threads with these.
+const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
 
 const fn call(number: i64, threads: &'static [Thread], only: Only, why: &'static str) -> Call {
     Call { number, threads, only, why }
@@ -92,23 +105,47 @@ const CALLS: &[Call] = &[
         "the name of a thread that does what is forbidden",
     ),
     call(libc::SYS_close, ALL, Any, "what is dropped"),
+    // Threads of a NIC that is plugged in while the guest runs. They have the main thread's filter under their own.
+    call(libc::SYS_clone, &[Main], Values(0, &[THREAD]), "such a thread"),
+    call(libc::SYS_clone3, &[Main], Any, "answered like by a kernel without it: see `no_clone3`"),
+    call(libc::SYS_set_robust_list, &[Main], Any, "its birth"),
+    call(libc::SYS_rseq, &[Main], Any, "the same"),
+    call(
+        libc::SYS_prctl,
+        &[Main],
+        Values(
+            0,
+            &[libc::PR_SET_NAME as u64, libc::PR_SET_TIMERSLACK as u64, libc::PR_SET_NO_NEW_PRIVS as u64],
+        ),
+        "its name, how exactly it waits, and before its filter",
+    ),
+    call(libc::SYS_sched_getaffinity, &[Main], Any, "its stack's place"),
+    call(libc::SYS_sched_setaffinity, &[Main], Any, "its CPU"),
+    call(libc::SYS_seccomp, &[Main], Any, "its filter"),
+    call(libc::SYS_epoll_create1, &[Main], Any, "what it waits with"),
+    call(libc::SYS_timerfd_create, &[Main], Any, "the same"),
     // Descriptors that are there.
     call(libc::SYS_read, ALL, Any, "eventfds, the console's input, frames"),
     call(libc::SYS_write, ALL, Any, "eventfds, the console's output, frames"),
-    call(libc::SYS_readv, &[Queue], Any, "frames"),
-    call(libc::SYS_writev, &[Queue], Any, "frames"),
-    call(libc::SYS_pread64, &[Queue], Any, "whether the host forwards, for router advertisements"),
+    call(libc::SYS_readv, BORN, Any, "frames"),
+    call(libc::SYS_writev, BORN, Any, "frames"),
+    call(libc::SYS_pread64, BORN, Any, "whether the host forwards, for router advertisements"),
     call(libc::SYS_poll, ALL, Any, "a wait for room in the console's pipe"),
     call(libc::SYS_ppoll, ALL, Any, "the same"),
     call(libc::SYS_sendmsg, ALL, Any, "messages to the keeper"),
     call(libc::SYS_sendto, ALL, Any, "the message that a call was forbidden"),
-    call(libc::SYS_recvmsg, &[Main, Queue], Any, "messages of the keeper"),
-    call(libc::SYS_epoll_wait, &[Main, Queue], Any, "a wait for events"),
-    call(libc::SYS_epoll_pwait, &[Main, Queue], Any, "a wait for events"),
-    call(libc::SYS_epoll_ctl, &[Main, Queue], Any, "other events to wait for"),
-    call(libc::SYS_timerfd_settime, &[Queue], Any, "an interrupt that its driver has held (coalescing)"),
-    call(libc::SYS_dup, &[Vcpu, Queue], Any, "eventfds of a queue that starts"),
-    call(libc::SYS_eventfd2, ALL, Any, "the same; a carrier's, and a link's that is down"),
+    call(libc::SYS_recvmsg, BORN, Any, "messages of the keeper"),
+    call(libc::SYS_epoll_wait, BORN, Any, "a wait for events"),
+    call(libc::SYS_epoll_pwait, BORN, Any, "a wait for events"),
+    call(libc::SYS_epoll_ctl, BORN, Any, "other events to wait for"),
+    call(libc::SYS_timerfd_settime, BORN, Any, "an interrupt that its driver has held (coalescing)"),
+    call(libc::SYS_dup, ALL, Any, "eventfds of a queue that starts"),
+    call(
+        libc::SYS_eventfd2,
+        ALL,
+        Any,
+        "the same; a carrier's, a link's that is down, a NIC's that is plugged in",
+    ),
     call(
         libc::SYS_fcntl,
         ALL,
@@ -117,13 +154,8 @@ const CALLS: &[Call] = &[
     ),
     // The machine.
     call(libc::SYS_ioctl, &[Vcpu], Values(1, VCPU_IOCTLS), "the guest, its interrupts and notifications"),
-    call(libc::SYS_ioctl, &[Main], Values(1, MAIN_IOCTLS), "whether the guest hears the power button"),
-    call(
-        libc::SYS_ioctl,
-        &[Queue],
-        Values(1, QUEUE_IOCTLS),
-        "a tap's queue and offloads; vhost-net; interrupts",
-    ),
+    call(libc::SYS_ioctl, &[Main], Values(1, MAIN_IOCTLS), "whether the guest hears; NICs that come and go"),
+    call(libc::SYS_ioctl, BORN, Values(1, QUEUE_IOCTLS), "a tap's queue and offloads; vhost-net; interrupts"),
 ];
 
 /// `linux/kvm.h`.
@@ -142,10 +174,11 @@ const VCPU_IOCTLS: &[u64] = &[
 /// The same.
 const MAIN_IOCTLS: &[u64] = &[
     0xc208_ae62, // KVM_GET_IRQCHIP
-    0x4020_ae76, // KVM_IRQFD, as devices go at the end
+    0x4020_ae76, // KVM_IRQFD, as devices go, at the end or before
     0x4040_ae79, // KVM_IOEVENTFD, the same
+    0x4008_ae6a, // KVM_SET_GSI_ROUTING, the same
     0x4008_ae61, // KVM_IRQ_LINE, the same
-    0x8008_af00, // VHOST_GET_FEATURES, of another wire
+    0x8008_af00, // VHOST_GET_FEATURES, of another wire or NIC
 ];
 
 /// `linux/kvm.h`, `linux/if_tun.h` and `linux/vhost.h`.
@@ -190,9 +223,18 @@ fn program(thread: Thread) -> Result<BpfProgram, seccompiler::Error> {
     Ok(filter.try_into()?)
 }
 
+/// What clone3(2) makes is in memory, where no filter looks. So it is as on a kernel that does not have it, and the C library takes
+/// clone(2).
+fn no_clone3() -> Result<BpfProgram, seccompiler::Error> {
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    Ok(SeccompFilter::new(rules, SeccompAction::Allow, absent, TargetArch::x86_64)?.try_into()?)
+}
+
 /// The filter of each kind of thread.
 #[derive(Debug)]
 pub(crate) struct Filters {
+    no_clone3: BpfProgram,
     main: BpfProgram,
     vcpu: BpfProgram,
     queue: BpfProgram,
@@ -205,7 +247,8 @@ impl Filters {
     /// The table makes no sense.
     pub(crate) fn new() -> io::Result<Self> {
         let of = |thread| program(thread).map_err(io::Error::other);
-        Ok(Self { main: of(Main)?, vcpu: of(Vcpu)?, queue: of(Queue)? })
+        let no_clone3 = no_clone3().map_err(io::Error::other)?;
+        Ok(Self { no_clone3, main: of(Main)?, vcpu: of(Vcpu)?, queue: of(Queue)? })
     }
 
     /// Confines the calling thread to the calls of its kind, for good.
@@ -213,12 +256,12 @@ impl Filters {
     /// # Errors
     /// The kernel has no seccomp filters, or no memory for one.
     pub(crate) fn enter(&self, thread: Thread) -> io::Result<()> {
-        let program = match thread {
-            Main => &self.main,
-            Vcpu => &self.vcpu,
-            Queue => &self.queue,
+        let programs = match thread {
+            Main => &[&self.no_clone3, &self.main][..],
+            Vcpu => &[&self.vcpu],
+            Queue => &[&self.queue],
         };
-        apply_filter(program).map_err(io::Error::other)
+        programs.iter().try_for_each(|program| apply_filter(program)).map_err(io::Error::other)
     }
 }
 
@@ -248,7 +291,6 @@ mod tests {
             // What comes first of an exec: SIGPIPE is as it was. The filter looks at which signal.
             (libc::SYS_rt_sigaction, || drop(Command::new("/bin/true").exec())),
             (libc::SYS_socket, || drop(std::os::unix::net::UnixDatagram::unbound())),
-            (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
             (libc::SYS_setresuid, || {
                 let _ = rustix::thread::set_thread_res_uid(None, None, None);
             }),
@@ -257,7 +299,12 @@ mod tests {
                 let _ = rustix::io::ioctl_fionread(io::stdin());
             }),
         ];
-        if thread != Queue {
+        all.push(match thread {
+            // Threads are made, and no process. It is that call where the C library does not find the other.
+            Main => (libc::SYS_clone, || drop(Command::new("/bin/true").spawn())),
+            Vcpu | Queue => (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
+        });
+        if thread == Vcpu {
             all.push((libc::SYS_readv, || {
                 let (mut byte, stdin) = ([0], io::stdin());
                 let _ = rustix::io::readv(stdin, &mut [io::IoSliceMut::new(&mut byte)]);
@@ -279,6 +326,11 @@ mod tests {
             Filters::new().unwrap().enter(thread).unwrap();
             // What is allowed goes on as before.
             assert_eq!(vec![1_u8; 1 << 20].len(), 1 << 20);
+            if thread == Main {
+                let born = std::thread::Builder::new().name("net1-0".to_owned());
+                let own = || Filters::new().unwrap().enter(Queue).unwrap();
+                born.spawn(own).unwrap().join().unwrap();
+            }
             call();
             crate::sys::exit_now(7);
         };
@@ -297,7 +349,7 @@ mod tests {
                 drop(command);
                 let said = String::from_utf8_lossy(&output.stderr);
                 let told = keeper.receive().unwrap().map(|(message, _)| message);
-                if number == libc::SYS_clone3 {
+                if matches!(number, libc::SYS_clone | libc::SYS_clone3) {
                     // A thread is made with all signals blocked, so that the kernel ends the process without the handler.
                     assert_eq!(
                         (output.status.signal(), told),
@@ -330,7 +382,7 @@ mod tests {
         assert!(VCPU_IOCTLS.contains(&request(1, size_of::<kvm_bindings::kvm_ioeventfd>(), 0x79)));
         assert!(VCPU_IOCTLS.contains(&request(1, size_of::<kvm_bindings::kvm_irq_routing>(), 0x6a)));
         assert!(MAIN_IOCTLS.contains(&request(3, size_of::<kvm_bindings::kvm_irqchip>(), 0x62)));
-        for ioctl in [libc::TUNSETOFFLOAD, libc::TUNSETQUEUE, libc::TUNGETIFF] {
+        for ioctl in [libc::TUNSETOFFLOAD, libc::TUNSETQUEUE, libc::TUNGETIFF, libc::TUNSETCARRIER] {
             assert!(QUEUE_IOCTLS.contains(&ioctl), "{ioctl:#x}");
         }
     }
