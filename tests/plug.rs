@@ -131,6 +131,15 @@ impl World {
         self.nics().0
     }
 
+    /// How many seccomp filters a thread of the process that runs the guest has.
+    fn filters(&self, thread: &str) -> Option<String> {
+        let tasks =
+            fs::read_dir(format!("/proc/{}/task", self.vm.machine_pid())).expect("we are root").flatten();
+        let mut statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        let status = statuses.find(|status| status.starts_with(&format!("Name:\t{thread}\n")))?;
+        status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:\t")).map(str::to_owned)
+    }
+
     /// What both processes have: descriptors, threads, mappings.
     fn has(&self) -> Vec<usize> {
         let count =
@@ -186,6 +195,8 @@ fn nics_come_and_go_and_leave_nothing() {
         assert_eq!(world.names(), ["nic0", "nic1"]);
         let threads = world.show()["threads"].to_string();
         assert!(threads.contains("net1-0"), "{threads}");
+        // The main thread's two, with which it was born, and its own.
+        assert_eq!(world.filters("net1-0").as_deref(), Some("3"));
         if index % 3 == 1 {
             assert!(
                 threads.contains(r#"{"cpus":"0","id":"#) && threads.contains(r#""name":"net1-1"}"#),
