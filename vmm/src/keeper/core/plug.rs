@@ -288,6 +288,23 @@ impl Core {
         }
     }
 
+    /// The number of the NIC of this name.
+    ///
+    /// # Errors
+    /// There is none, or it is not in yet.
+    pub(super) fn nic_of(&self, name: &str) -> Result<usize, ControlError> {
+        match self.nics.iter().find(|nic| nic.name() == name) {
+            Some(nic) if nic.is_in() => Ok(nic.number),
+            Some(_) => Err(ControlError::WrongState(format!("{name} is being plugged in"))),
+            None => {
+                let names: Vec<_> = self.nics.iter().filter(|nic| nic.is_in()).map(Nic::name).collect();
+                let have = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                let reason = format!("there is no NIC {}; the machine has {have}", net::printable(name));
+                Err(ControlError::NoSuchNic(reason))
+            }
+        }
+    }
+
     /// Whether the guest can be asked at all; `what` for.
     fn can_ask(&self, what: &str) -> Result<(), ControlError> {
         let cmdline = &self.config.cmdline;

@@ -26,7 +26,7 @@ use vmm::info::MachineState;
 use super::{Core, Letter};
 use crate::keeper::control::{ControlError, Ticket};
 use crate::keeper::nic_table::Nics;
-use crate::keeper::nics::{self, Nic};
+use crate::keeper::nics;
 use crate::protocol::{Link, ToMachine};
 
 /// After so long a wire that could not be made again is tried once more; and twice as long each time, up to the second.
@@ -163,19 +163,6 @@ impl Core {
         self.set_link(index);
         self.linking.push((index, ticket));
         Ok(())
-    }
-
-    pub(super) fn nic_of(&self, name: &str) -> Result<usize, ControlError> {
-        match self.nics.iter().find(|nic| nic.name() == name) {
-            Some(nic) if nic.is_in() => Ok(nic.number),
-            Some(_) => Err(ControlError::WrongState(format!("{name} is being plugged in"))),
-            None => {
-                let names: Vec<_> = self.nics.iter().filter(|nic| nic.is_in()).map(Nic::name).collect();
-                let have = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-                let reason = format!("there is no NIC {}; the machine has {have}", net::printable(name));
-                Err(ControlError::NoSuchNic(reason))
-            }
-        }
     }
 
     /// Moves a NIC to the wire that `spec` says.
