@@ -300,6 +300,46 @@ fn a_move_that_cannot_be_says_why_and_changes_nothing() {
 }
 
 #[test]
+fn a_move_for_which_there_are_no_descriptors_is_refused_and_another_one_is_not() {
+    let world = World::new(need!(host()), &["bridge=br0"]);
+    let keeper = world.keeper();
+    let limit = |most: usize| {
+        let set = world.netns.sh(&format!("prlimit --pid {keeper} --nofile={most}:1024 2>&1 || true"));
+        assert!(set.trim().is_empty(), "{set}");
+    };
+    for more in 0..24 {
+        // A client that left has had its descriptor closed.
+        std::thread::sleep(Duration::from_millis(20));
+        let [has, ..] = world.belongings();
+        limit(has + more);
+        let to = ["macvtap=nic", "bridge=br0", "tap,nat"][more % 3];
+        let output = world.net(&["move", "vm", "nic0", to]);
+        limit(1024);
+        assert!(
+            output.status.success() || errors(&output).starts_with("error: "),
+            "{more}: {}",
+            errors(&output)
+        );
+        world.until_up(true);
+    }
+    world.ok(&["move", "vm", "nic0", "tap,host=172.31.9.1/24"]);
+    // Nobody waits for a client that cannot be let in.
+    let used = || {
+        let stat = fs::read_to_string(format!("/proc/{keeper}/stat")).unwrap();
+        let words: Vec<u64> =
+            stat.rsplit(')').next().unwrap().split_whitespace().filter_map(|w| w.parse().ok()).collect();
+        words[10] + words[11]
+    };
+    let before = used();
+    limit(8);
+    assert!(!world.net(&["ls", "vm"]).status.success());
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(used() - before < 30, "it spins");
+    limit(1024);
+    world.ok(&["ls", "vm"]);
+}
+
+#[test]
 fn who_is_killed_in_the_middle_of_a_move_leaves_nothing() {
     let netns = need!(host());
     netns.sh("ip address add 172.31.7.1/24 dev nic; ip route add 10.99.0.0/16 via 172.31.7.2");

@@ -101,7 +101,7 @@ fn a_machine_says_what_went_over_its_nics() {
 
     let refused = world.command(&["nic7"]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(1) && said.contains("the machine has nic0 to nic1"), "{said}");
+    assert!(refused.status.code() == Some(1) && said.contains("the machine has nic0, nic1"), "{said}");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_nic_is_held_to_a_rate_while_it_runs() {
         assert!(refused.status.code() == Some(1) && said.contains("vhost-net keeps no rate"), "{said}");
     }
     for (args, status, word) in [
-        (["web", "nic7", "rate=1M"], 1, "nic0 to nic1"),
+        (["web", "nic7", "rate=1M"], 1, "nic0, nic1"),
         (["web", "nic0", "rate=1"], 2, "16k to 1000G"),
         (["web", "nic0", "50M"], 2, "rate=100M"),
         (["none", "nic0", "off"], 1, "none"),

@@ -1,7 +1,7 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [gaps] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
@@ -12,6 +12,7 @@
 //! - `lab`: a guest's boot, throughput, latency, exits and system calls under `wirevm`, QEMU and the VMMs that the environment
 //!   names. Needs a KVM that runs Linux.
 //! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
+//! - `gaps`: how long a guest is cut off while its bridge is made again, its link flaps, or its NIC moves. The same.
 //!
 //! **Invariant: what is compared takes turns**, in every round, in an order that alternates, so that a machine that
 //! becomes busy is unkind to all. A figure is the median of the rounds, with the least and the most beside it, and a ratio
@@ -21,6 +22,7 @@
 #![deny(unsafe_code)]
 
 mod compare;
+mod gaps;
 mod guest;
 mod lab;
 mod memory;
@@ -57,7 +59,7 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("start", start::run),
     ("wire", wire::run),
     ("queues", wire::queues::run),
@@ -65,6 +67,7 @@ const PARTS: [(&str, Part); 7] = [
     ("core", wire::core::run),
     ("lab", lab::run),
     ("wires", wires::run),
+    ("gaps", gaps::run),
 ];
 
 fn main() -> ExitCode {

@@ -13,12 +13,17 @@
 //!
 //! Links are told by their numbers: one of the same name and another number is another link.
 
+use std::time::{Duration, Instant};
+
 use crate::error::HostError;
 use crate::host::watch::{News, Watch};
 use crate::host::wire_link::Role;
 use crate::host::{Link, LinkId, Wiring};
 use crate::wire::{Wire, bridge};
 use crate::{BridgeConfig, Error, WireConfig};
+
+/// Between two looks at the host's routes: a host may have as many as the internet, and one of them changes all the time.
+const ROUTES: Duration = Duration::from_secs(1);
 
 /// What a wire is like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +69,11 @@ impl Wire {
     /// Looks what it is like after this `news`, and makes it whole again where it can. What it did is in its
     /// [notices](Self::take_notices).
     pub fn look(&mut self, news: &News) -> &Condition {
-        if news.concerns_routes() && self.follows_routes() {
+        if news.concerns_routes() && self.follows_routes() && self.routes_at.is_none() {
+            self.routes_at = Some(self.routes_seen.map_or_else(Instant::now, |seen| seen + ROUTES));
+        }
+        if self.routes_at.is_some_and(|at| at <= Instant::now()) {
+            (self.routes_at, self.routes_seen) = (None, Some(Instant::now()));
             let followed = self.wiring.inside(Wiring::follow_routes).and_then(|followed| followed);
             if let Err(error) = followed {
                 let why =
@@ -90,6 +99,11 @@ impl Wire {
     /// Takes what the user should know of what it did since it was made: each a sentence.
     pub fn take_notices(&mut self) -> Vec<String> {
         self.wiring.take_notices()
+    }
+
+    /// When it is to be [looked](Self::look) at although there is no news.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.routes_at
     }
 
     fn follows_routes(&self) -> bool {

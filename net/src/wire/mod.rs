@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -50,6 +51,9 @@ pub struct Wire {
     refused: Option<u32>,
     /// What was said when it could not follow the host's routes.
     unfollowed: Option<String>,
+    /// When the host's routes are to be looked at, and were.
+    routes_at: Option<Instant>,
+    routes_seen: Option<Instant>,
     wiring: Wiring,
 }
 
@@ -108,6 +112,8 @@ impl Wire {
             condition: Condition::Up,
             refused: None,
             unfollowed: None,
+            routes_at: None,
+            routes_seen: None,
             wiring,
         })
     }

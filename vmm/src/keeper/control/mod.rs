@@ -27,6 +27,8 @@ pub(crate) use self::methods::ControlError;
 const CLIENTS: usize = 32;
 /// After so long without a call, a client gives way to one that there is no room for.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long nobody is let in who there are no descriptors for.
+const REST: Duration = Duration::from_secs(1);
 /// The token of the listener; those of the clients follow.
 pub(super) const TOKEN: u32 = 0x1000;
 
@@ -104,6 +106,8 @@ pub(crate) struct Server {
     listener: UnixListener,
     slots: Vec<Option<Client>>,
     serial: u64,
+    /// Until when the socket is left alone, for want of descriptors.
+    rests: Option<Instant>,
 }
 
 struct Client {
@@ -118,7 +122,7 @@ struct Client {
 impl Server {
     /// Serves those who connect to `listener`, which does not block.
     pub(crate) fn new(listener: UnixListener) -> Self {
-        Self { listener, slots: (0..CLIENTS).map(|_| None).collect(), serial: 0 }
+        Self { listener, slots: (0..CLIENTS).map(|_| None).collect(), serial: 0, rests: None }
     }
 
     /// Has the loop watch the socket.
@@ -178,7 +182,14 @@ impl Server {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    return self.rest(ops);
+                }
+                Err(_) => return,
+            };
             // Who is refused is told why where there is room for it, and gone.
             if !is_allowed(&stream) {
                 connection::refuse(stream, "this is another user's machine");
@@ -189,6 +200,13 @@ impl Server {
                 Some(slot) => self.take(stream, slot, ops),
                 None => connection::refuse(stream, "there are too many clients"),
             }
+        }
+    }
+
+    /// Leaves the socket alone for a while: there are no descriptors for who waits there, which would wake the loop without end.
+    fn rest(&mut self, ops: &mut EventOps) {
+        if ops.modify(Events::with_data(&self.listener, TOKEN, EventSet::empty())).is_ok() {
+            self.rests = Some(Instant::now() + REST);
         }
     }
 
@@ -279,11 +297,16 @@ impl Server {
 
     /// When the next client's time is up.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.slots.iter().flatten().filter_map(|client| client.connection.deadline()).min()
+        let clients = self.slots.iter().flatten().filter_map(|client| client.connection.deadline());
+        clients.chain(self.rests).min()
     }
 
     /// Closes the connections of those whose time is up.
     pub(crate) fn expire(&mut self, now: Instant, ops: &mut EventOps) {
+        if self.rests.take_if(|at| *at <= now).is_some() {
+            // It was watched before.
+            let _ = ops.modify(Events::with_data(&self.listener, TOKEN, EventSet::IN));
+        }
         for slot in 0..self.slots.len() {
             if let Some(client) = &mut self.slots[slot]
                 && client.connection.deadline().is_some_and(|at| at <= now)

@@ -362,15 +362,12 @@ impl Core {
         }
     }
 
-    /// When a lost wire is to be tried again.
+    /// When a lost wire is to be tried again, or one to be looked at.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let waits = |index: &usize| self.moves[*index].is_none();
-        self.nics
-            .numbers()
-            .into_iter()
-            .filter(waits)
-            .filter_map(|index| Some(self.lost[index].as_ref()?.at))
-            .min()
+        let lost = self.nics.numbers().into_iter().filter(waits);
+        let lost = lost.filter_map(|index| Some(self.lost[index].as_ref()?.at));
+        lost.chain(self.nics.iter().filter_map(|nic| nic.wire.as_ref()?.deadline())).min()
     }
 
     /// Tries the lost wires again whose time has come.
@@ -379,6 +376,11 @@ impl Core {
             let due = self.lost[index].as_ref().filter(|lost| lost.at <= now && self.moves[index].is_none());
             if let Some(config) = due.map(|lost| lost.config.clone()) {
                 self.remake(index, config);
+            }
+            let wire = self.nics[index].wire.as_ref();
+            if let Some(wire) = wire.filter(|wire| wire.deadline().is_some_and(|at| at <= now)) {
+                let namespace = wire.namespace();
+                self.hear_news(namespace, &News::default());
             }
         }
     }
