@@ -110,6 +110,12 @@ impl PairLife {
         }
     }
 
+    /// Leaves the carrier of the host's link as it was found: its end may stay in somebody's hand.
+    pub(super) fn give_carrier_back(&mut self) {
+        (self.present, self.cut) = (true, false);
+        self.show_carrier();
+    }
+
     pub(super) fn send(&mut self, frames: Vec<Vec<u8>>) {
         let backend = match &mut self.state {
             State::Running(pair) | State::Paused(pair) | State::Ended(pair) => pair.backend_mut(),

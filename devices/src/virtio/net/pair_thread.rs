@@ -85,6 +85,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
             kicks.woken(slept);
         }
         if worker.over {
+            worker.life.give_carrier_back();
             return;
         }
         let timeout = match &mut worker.life.state {
