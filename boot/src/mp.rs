@@ -1,6 +1,5 @@
-//! The MP table (Intel MultiProcessor Specification 1.4): processors, IOAPIC and interrupt lines, for kernels without ACPI, or that are
-//! told
-//! to do without. A kernel that has ACPI's tables leaves it alone.
+//! The MP table (Intel MultiProcessor Specification 1.4): processors, IOAPIC and interrupt lines, for kernels without ACPI, or that
+//! are told to do without. A kernel that has ACPI's tables leaves it alone.
 //!
 //! It tells less than ACPI: nothing of power, and no processor whose APIC ID has more than 8 bits.
 

@@ -48,6 +48,8 @@
 //! | `virtio/net/vhost.rs` | the kernel as the carrier of frames, in place of the two loops |
 //! | `virtio/net/queue_pair/` | the two loops, `transmit` and `receive`, and what each waits for |
 //! | `virtio/net/pair_life.rs` | a pair over all its drivers: its states, start, stop, pause, resume |
+//! | `virtio/net/pair_plug.rs` | what is plugged into a pair: its link, and another wire |
+//! | `virtio/net/status.rs` | what the NIC says of its link |
 //! | `virtio/net/pair_thread.rs` | its thread: work, polling, sleep |
 //! | `virtio/net/kick_moderation.rs` | when that thread holds kicks off for a moment |
 //! | `virtio/mock.rs` | a driver without a guest, for tests, fuzzers and benchmarks |

@@ -85,8 +85,8 @@ impl RootComplex {
         Self { bridge, slots: RwLock::default(), window, free, address, known }
     }
 
-    /// Puts a function into the first free slot before the guest runs, and sets it up as firmware does: sizes its BAR by writing ones (§6.2.5.1), gives it the
-    /// next address, and notes the interrupt line that its pin is on. The guest switches it on.
+    /// Puts a function into the first free slot before the guest runs, and sets it up as firmware does: sizes its BAR by writing ones
+    /// (§6.2.5.1), gives it the next address, and notes the interrupt line that its pin is on. The guest switches it on.
     ///
     /// # Panics
     /// Where there is no slot or no address left: who builds the machine counts.
@@ -118,8 +118,8 @@ impl RootComplex {
         }
     }
 
-    /// Takes the function out of a slot, whose configuration space reads as ones from now on, and [has it end](Function::unplug). False where there was
-    /// none.
+    /// Takes the function out of a slot, whose configuration space reads as ones from now on, and [has it end](Function::unplug). False
+    /// where there was none.
     pub fn unplug(&self, slot: usize) -> bool {
         let function = {
             let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);

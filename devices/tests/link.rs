@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use devices::BusDevice;
 use devices::virtio::mock::Buffer;
+use devices::virtio::queue::F_EVENT_IDX;
 use net::{Backend, Offloads, RxFilter, SocketBackend, SocketPeer};
 
 use rig::*;
@@ -129,8 +130,11 @@ fn a_nic_moves_under_traffic_and_each_frame_goes_out_once() {
         for _ in 0..40 {
             let mut bytes = frame(60, 0);
             bytes[12..20].copy_from_slice(&sent.to_le_bytes());
-            rig.reap_tx();
-            assert!(rig.send(&bytes, &[], false));
+            // A thread that is not scheduled sends nothing between two moves.
+            wait("room on the ring", || {
+                rig.reap_tx();
+                rig.send(&bytes, &[], false)
+            });
             sent += 1;
         }
         let (backend, peer) = wire();
@@ -194,7 +198,10 @@ impl Backend for Refusing {
 fn a_move_that_fails_leaves_the_nic_where_it_is() {
     let mut rig = Rig::started(LINUX);
     let refusing = || Box::new(Refusing(SocketBackend::pair().unwrap().0)) as Box<dyn Backend>;
-    for paused in [false, true] {
+    for (paused, down) in [(false, false), (true, false), (false, true), (true, true)] {
+        if down {
+            rig.handle.set_link(false).unwrap();
+        }
         if paused {
             rig.handle.pause().unwrap();
         }
@@ -203,6 +210,7 @@ fn a_move_that_fails_leaves_the_nic_where_it_is() {
         let error = rig.handle.swap(vec![wire().0, wire().0], Vec::new()).unwrap_err();
         assert!(error.to_string().contains("1 queue pairs, and the wire 2"), "{error}");
         rig.handle.resume().unwrap();
+        rig.handle.set_link(true).unwrap();
         rig.check();
         rig.reap_tx();
     }
@@ -269,4 +277,26 @@ fn what_the_driver_leaves_to_the_host_is_done_on_a_wire_that_cannot() {
     let words = got[12 + 34..].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
     let sum = words.sum::<u32>() + pseudo;
     assert_eq!((got[0], got.len(), (sum & 0xffff) + (sum >> 16)), (0, sent.len(), 0xffff));
+}
+
+/// A frame that found too little room is one of the wire that it came by.
+#[test]
+fn a_frame_that_waits_for_room_does_not_outlive_its_wire() {
+    let mut rig = Rig::started(LINUX & !F_EVENT_IDX);
+    rig.post(1, 512);
+    rig.peer.send(&frame(2000, 7)).unwrap();
+    // Until it was read, in vain.
+    wait("the frame to be read", || {
+        let calls = rig.counters.calls.load(Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(30));
+        calls == rig.counters.calls.load(Ordering::Relaxed)
+    });
+    rig.handle.set_link(false).unwrap();
+    rig.post(64, 2048);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(rig.receive(), None, "the link is down");
+    rig.handle.set_link(true).unwrap();
+    let next = frame(100, 8);
+    rig.peer.send(&next).unwrap();
+    assert_same(&rig.received().0, &next);
 }

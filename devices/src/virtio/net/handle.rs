@@ -82,21 +82,26 @@ impl Handle {
         self.status.is_up()
     }
 
-    /// Sets the link up or down (`VIRTIO_NET_S_LINK_UP`, virtio 1.3 §5.1.4), and tells the driver, if it is another than before. While
-    /// it is down, what the guest sends is lost, and it receives nothing; the rings stay where they are.
+    /// Sets the link up or down (`VIRTIO_NET_S_LINK_UP`, virtio 1.3 §5.1.4), and tells the driver if that is a change. While the link is
+    /// down, what the guest sends is lost, and it receives nothing; the rings stay where they are.
     ///
     /// # Errors
-    /// A thread has ended, or the host refuses to go on.
+    /// A thread has ended, or the host refuses to go on. A link that cannot go up is down, of every pair; one that cannot go down may be
+    /// so in part, until this is tried again.
     pub fn set_link(&self, up: bool) -> io::Result<()> {
-        if up == self.status.is_up() {
-            return Ok(());
-        }
-        if !up {
+        let ask = |up| collect(ask_all(&self.pairs, |_, reply| Message::Link(up, reply)));
+        let changes = up != self.status.is_up();
+        if !up && changes {
             self.status.set_up(false);
             self.tell_config()?;
         }
-        collect(ask_all(&self.pairs, |_, reply| Message::Link(up, reply)))?;
-        if up {
+        if let Err(error) = ask(up) {
+            if up {
+                let _ = ask(false);
+            }
+            return Err(error);
+        }
+        if up && changes {
             self.status.set_up(true);
             self.tell_config()?;
         }
@@ -159,8 +164,10 @@ impl Handle {
                 Err(gone) => gone.into(),
             };
             for (pair, old) in self.pairs.iter().zip(before) {
-                // It had it until now.
-                let _ = pair.ask(|reply| Message::Exchange(old, reply)).wait();
+                // It had it until now. Where that is refused all the same, the pair is cut off with the new wire's end.
+                if let Ok(Err((_, error))) = pair.ask(|reply| Message::Exchange(old, reply)).wait() {
+                    log::error!("{}: cannot go back to the wire before: {error}", pair.name());
+                }
             }
             return Err(failed);
         }

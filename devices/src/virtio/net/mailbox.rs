@@ -40,7 +40,7 @@ pub enum Message {
     EnableQueue(PairQueue, Box<ActiveQueue>, Reply<()>),
     /// The vectors of the queues may be others now.
     Reroute(Reply<io::Result<()>>),
-    /// Touches neither rings nor backend from now on, until it is to resume.
+    /// Moves no frames of the driver's from now on, until it is to resume: it touches neither its rings nor, by itself, its backend.
     Pause(Reply<io::Result<PairState>>),
     /// Goes on where it is.
     Resume(Reply<io::Result<()>>),

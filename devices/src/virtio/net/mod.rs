@@ -93,7 +93,6 @@ pub struct VirtioNet {
     active: bool,
     /// The number of the control queue, as this driver has it.
     control_index: u16,
-    carried: bool,
     /// Whether it was said that the host refused something.
     refused: Arc<LogOnce>,
     /// Dropped last: they end then.
@@ -123,7 +122,7 @@ impl VirtioNet {
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * backends.len()];
         // Behind the last pair (§5.1.2), for a driver that negotiates all of them.
         queue_sizes.push(control::QUEUE_SIZE);
-        let (carried, refused) = (!vhosts.is_empty(), Arc::<LogOnce>::default());
+        let refused = Arc::<LogOnce>::default();
         let (mut threads, mut counters) = (Vec::new(), Vec::new());
         let mut vhosts = vhosts.into_iter();
         for (number, backend) in backends.into_iter().enumerate() {
@@ -139,6 +138,7 @@ impl VirtioNet {
                 state: State::Idle(HostEnd { backend, carrier }),
                 paused: false,
                 beside: None,
+                barred: None,
                 present: true,
                 cut: false,
                 filter: RxFilter::new(config.mac),
@@ -160,7 +160,6 @@ impl VirtioNet {
             poll: Duration::ZERO,
             active: false,
             control_index: 0,
-            carried,
             refused,
             _threads: threads,
         })
@@ -294,9 +293,6 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn rerouted(&mut self) {
-        if !self.carried {
-            return;
-        }
         for answer in ask_all(&self.pairs, |_, reply| Message::Reroute(reply)) {
             if let Ok(Err(error)) = answer {
                 let (level, name) = (self.refused.level(), &self.config.name);

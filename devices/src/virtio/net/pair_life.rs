@@ -37,7 +37,7 @@ use super::features::guest_offloads;
 use super::mailbox::{Message, Start};
 use super::queue_pair::{Counters, HostEnd, NicRate, PairParts, QueuePair};
 use super::state::PairState;
-use super::vhost::Load;
+use super::vhost::{IdleCarrier, Load};
 use crate::log_once::LogOnce;
 
 /// What a pair has for life.
@@ -58,6 +58,8 @@ pub(super) struct PairLife {
     pub(super) paused: bool,
     /// While the link is down: what is plugged in when it is up again.
     pub(super) beside: Option<Box<HostEnd>>,
+    /// The kernel, where it cannot carry what this driver accepted: our thread does, until the next driver.
+    pub(super) barred: Option<IdleCarrier>,
     /// A driver is there, but for the first one's time before it starts: what the host's link shows.
     pub(super) present: bool,
     /// The link was set down by hand, which the host's link shows too.
@@ -230,6 +232,16 @@ impl PairLife {
         let HostEnd { mut backend, carrier } = end;
         let carrier = match carrier {
             None => None,
+            Some(carrier) if !carrier.can(accepted) => {
+                let level = self.refused.level();
+                log::log!(
+                    level,
+                    "{}: wirevm carries the frames: vhost-net has less than the driver accepted",
+                    self.name
+                );
+                self.barred = Some(carrier);
+                None
+            }
             Some(carrier) => {
                 // We would look whether the driver can read what waited for the one before; the kernel does not.
                 if self.had_driver {
@@ -276,6 +288,7 @@ impl PairLife {
             State::Idle(end) => end,
             State::Between => unreachable!("a message leaves a state behind"),
         };
+        end.carrier = end.carrier.or_else(|| self.barred.take());
         if self.number > 0
             && let Err(error) = end.backend.set_enabled(false)
         {

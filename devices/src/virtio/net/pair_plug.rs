@@ -50,9 +50,31 @@ impl PairLife {
             State::Ended(pair) => return Ok(Box::new(pair.put_aside(*end))),
             State::Running(_) | State::Paused(_) | State::Between => {}
         }
-        let done = self.rewire(ops, |pair, runs| pair.exchange(*end, runs));
-        let done = done.expect("it is running or paused");
-        done.map(Box::new).map_err(|(end, error)| (Box::new(end), error))
+        let mut end = end;
+        let mut barred = None;
+        let done = self.rewire(ops, |pair, runs| {
+            barred = end.carrier.take_if(|carrier| !pair.may_have(carrier));
+            pair.exchange(*end, runs)
+        });
+        match done.expect("it is running or paused") {
+            Ok(mut old) => {
+                old.carrier = old.carrier.or_else(|| replace(&mut self.barred, barred));
+                Ok(Box::new(old))
+            }
+            Err((mut end, error)) => {
+                end.carrier = end.carrier.or(barred);
+                Err((Box::new(end), error))
+            }
+        }
+    }
+
+    /// Whether the pair could have `end` in place of what it has beside, while the link is down: it has it for a moment.
+    fn try_on(&mut self, end: Box<HostEnd>, ops: &mut EventOps) -> Exchanged {
+        let done = self.rewire(ops, |pair, runs| pair.try_on(*end, runs));
+        match done {
+            Some(done) => done.map(Box::new).map_err(|(end, error)| (Box::new(end), error)),
+            None => unreachable!("it is running or paused"),
+        }
     }
 
     /// The link is up or down.
@@ -77,12 +99,18 @@ impl PairLife {
     }
 
     pub(super) fn exchange(&mut self, end: Box<HostEnd>, ops: &mut EventOps) -> Exchanged {
+        let mut end = end;
+        let has_driver = matches!(self.state, State::Running(_) | State::Paused(_));
         if let State::Running(pair) | State::Paused(pair) = &self.state
             && let Err(error) = pair.check(&end)
         {
             return Err((end, error));
         }
-        let old = match self.beside.take() {
+        if has_driver && self.beside.is_some() {
+            // Later there is nobody to tell that it cannot be.
+            end = self.try_on(end, ops)?;
+        }
+        let mut old = match self.beside.take() {
             // It waits for the link.
             Some(old) => {
                 self.beside = Some(end);
@@ -90,6 +118,10 @@ impl PairLife {
             }
             None => self.put_in(end, ops)?,
         };
+        if self.number == 0 {
+            // As it was found: its link may stay in somebody's hand.
+            old.backend.set_carrier(true);
+        }
         self.show_carrier();
         Ok(old)
     }

@@ -22,12 +22,38 @@ impl QueuePair {
     #[cold]
     pub(in crate::virtio::net) fn check(&self, end: &HostEnd) -> io::Result<()> {
         match &end.carrier {
-            Some(carrier) if !carrier.can(self.parts.accepted) => {
+            Some(carrier) if !self.may_have(carrier) => {
                 let why = "vhost-net does not have all that the driver accepted";
                 Err(io::Error::new(io::ErrorKind::Unsupported, why))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the kernel can carry what the driver accepted.
+    pub(in crate::virtio::net) fn may_have(&self, carrier: &IdleCarrier) -> bool {
+        carrier.can(self.parts.accepted)
+    }
+
+    /// Tries whether it could take `end`, which comes back, set as the driver had the one before. No frame moves by it.
+    ///
+    /// # Errors
+    /// It could not.
+    // The error is large for what it returns, and as rare as it is large.
+    #[allow(clippy::result_large_err)]
+    #[cold]
+    pub(in crate::virtio::net) fn try_on(
+        &mut self,
+        end: HostEnd,
+        runs: bool,
+    ) -> Result<HostEnd, (HostEnd, io::Error)> {
+        let own = self.exchange(end, false)?;
+        let back = self.exchange(own, false);
+        if runs && let Err(error) = self.resume() {
+            log::error!("{}: cannot go on: {error}", self.parts.name);
+            self.end();
+        }
+        back
     }
 
     /// Takes `end`, and gives the one before back. `runs`: the pair is at work, and goes on; else it does so when it is resumed.
@@ -45,6 +71,9 @@ impl QueuePair {
         runs: bool,
     ) -> Result<HostEnd, (HostEnd, io::Error)> {
         if runs && let Err(error) = self.pause() {
+            if self.resume().is_err() {
+                self.end();
+            }
             return Err((end, error));
         }
         let old = self.take_end(end.backend);
@@ -71,6 +100,8 @@ impl QueuePair {
 
     /// Has `backend` in place of what there was; nobody carries the frames then.
     fn take_end(&mut self, backend: Box<dyn net::Backend>) -> HostEnd {
+        // A frame of the old wire that found too little room.
+        self.shortage.forget();
         let carrier = self.take_carrier();
         HostEnd { backend: std::mem::replace(&mut self.parts.backend, backend), carrier }
     }
@@ -139,6 +170,9 @@ impl QueuePair {
         if self.resting.is_none() {
             return Ok(());
         }
-        self.carry(runs)
+        self.carry(runs).inspect_err(|_| {
+            let _ = self.rest_carrier();
+            self.wake();
+        })
     }
 }

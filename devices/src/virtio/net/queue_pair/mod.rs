@@ -19,8 +19,8 @@
 //! **Invariant: an interrupt that the driver has held is never lost** ([`coalescing`]). It goes out with the frame that makes it due,
 //! or its thread wakes in time; a pause, and other limits, end the hold. A driver that has set nothing pays one test for it.
 //!
-//! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways, and until the reset. Then the thread
-//! has the control queue, and little else.
+//! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways; a queue's reset or a move changes which.
+//! While the kernel does, the thread has the control queue, and little else.
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, and its thread leaves it alone until the reset.
 //!
@@ -171,10 +171,10 @@ pub struct QueuePair {
     iov: IovBuffer,
     posted: VecDeque<Posted>,
     shortage: Shortage,
-    /// The kernel, which is to carry the frames, and does not while the driver has reset a queue.
-    resting: Option<IdleCarrier>,
     /// Its memory behind too little room: empty until there was too little.
     overflow: Vec<u8>,
+    /// The kernel, which is to carry the frames, and does not while the driver has reset a queue.
+    resting: Option<IdleCarrier>,
     ended: bool,
 }
 

@@ -3,8 +3,7 @@
 //! A turn of a pair takes tokens for what it may move before it moves anything, and gives back what it did not need: two atomic
 //! operations a turn, and none for a frame. Of several pairs, one takes half of those that there are, so that another one that comes
 //! meanwhile does not wait for what is given back at once. Where there are no tokens, the direction waits until there are, with its
-//! frames where
-//! they are: on the driver's ring, or in the host's queue.
+//! frames where they are: on the driver's ring, or in the host's queue.
 //!
 //! A frame goes if there is any token, and what it takes more is owed by those after it: one of 64 KiB passes in a bucket of any
 //! depth, and the average is exact. So in any time `t`, a direction moves `rate · (t + burst)` at most, and a frame for each pair.

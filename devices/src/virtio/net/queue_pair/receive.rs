@@ -23,7 +23,8 @@ impl QueuePair {
             Err(at) => {
                 count(&counters.rx_rate_waits, 1);
                 self.receive = Next::Tokens(at);
-                return Ok(false);
+                // Another frame may not come before the interrupt for those before is due.
+                return if self.rx_coalescer.is_held() { self.signal_received() } else { Ok(false) };
             }
         };
         let rings = rx.ring.map(memory)?;
