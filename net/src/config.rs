@@ -192,12 +192,7 @@ impl NetConfig {
 
     /// Refuses an MTU that is too small for the host's IPv6 address.
     fn check_mtu(&self) -> Result<(), Error> {
-        let hosts = match &self.wire {
-            WireConfig::Tap(tap) => &tap.hosts[..],
-            WireConfig::Tun(tun) => &tun.hosts,
-            WireConfig::Macvtap(macvtap) => &macvtap.hosts,
-            WireConfig::Bridge(_) | WireConfig::Fd(_) => &[],
-        };
+        let hosts = self.hosts();
         match self.mtu.filter(|&mtu| mtu < Router::MTU_MIN) {
             Some(mtu) if hosts.iter().any(|host| host.v6().is_some()) => {
                 let why = "IPv6 needs 1280 bytes, and host= is an IPv6 address";

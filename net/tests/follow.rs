@@ -316,6 +316,136 @@ fn the_guests_connections_leave_by_a_link_that_came_later() {
 }
 
 #[test]
+fn a_tap_of_somebodys_is_theirs_to_make_again() {
+    in_namespace("a_tap_of_somebodys_is_theirs_to_make_again", || {
+        let make = || {
+            run("ip tuntap add dev own mode tap vnet_hdr");
+            run("ip address add 172.31.0.1/24 dev own");
+            run("ip link set own up");
+        };
+        make();
+        let mut followed = Followed::open("tap=own");
+        run("ip link del own");
+        followed.until_down("own was deleted; the guest is on it again when there is one of that name");
+        make();
+        followed.until(|condition| matches!(condition, Condition::Lost(_)));
+        let again = followed.wire.again();
+        drop(followed);
+        let followed = Followed::of(&again);
+        assert_eq!(run("ip -o -4 address show dev own").lines().count(), 1, "its addresses are its owner's");
+        drop(followed);
+        assert!(run("ip address show dev own").contains("172.31.0.1/24"));
+    });
+}
+
+#[test]
+fn links_that_are_renamed_are_named_so_for_the_next_wire() {
+    in_namespace("links_that_are_renamed_are_named_so_for_the_next_wire", || {
+        run("ip link add br0 type bridge");
+        run("ip link set br0 up");
+        nic();
+        for (spec, link) in [("bridge=br0", "br0"), ("macvtap=nic", "nic")] {
+            let mut followed = Followed::open(spec);
+            run(&format!("ip link set {link} down"));
+            run(&format!("ip link set {link} name lan0"));
+            run("ip link set lan0 up");
+            followed.until(|_| run("ip link show lan0").contains(",UP"));
+            followed.wire.look(&net::News::of_all());
+            let again = followed.wire.again().to_string();
+            assert!(again.contains("=lan0,"), "{again}");
+            drop(followed);
+            run("ip link set lan0 down");
+            run(&format!("ip link set lan0 name {link}"));
+            run(&format!("ip link set {link} up"));
+        }
+    });
+}
+
+#[test]
+fn an_uplink_that_two_wires_join_again_stays_for_the_one_that_stays() {
+    in_namespace("an_uplink_that_two_wires_join_again_stays_for_the_one_that_stays", || {
+        without_dad();
+        nic();
+        run("ip address add 172.31.0.1/24 dev nic");
+        let [mut first, mut second] = [(); 2].map(|()| Followed::open("bridge=br0,uplink=nic"));
+        run("ip link del nic");
+        first.until_down("the uplink nic is gone");
+        second.until_down("the uplink nic is gone");
+        nic();
+        first.until_up();
+        second.until_up();
+        drop(first);
+        assert!(run("ip link show nic").contains("master br0"), "the second one has it still");
+        assert!(run("ip address show br0").contains("172.31.0.1/24"));
+        drop(second);
+        assert!(run("ip address show nic").contains("172.31.0.1/24"), "{}", run("ip address"));
+        assert!(!run("ip link").contains("br0") && records().is_empty(), "{:?}", records());
+    });
+}
+
+#[test]
+fn an_uplink_that_is_somebody_elses_port_now_stays_that() {
+    in_namespace("an_uplink_that_is_somebody_elses_port_now_stays_that", || {
+        without_dad();
+        nic();
+        run("ip address add 172.31.0.1/24 dev nic");
+        let mut followed = Followed::open("bridge=br0,uplink=nic");
+        run("ip link del br0");
+        followed.until_down("br0 is gone");
+        shell(
+            "ip link add br0 type bridge && ip link set nic master br0 && ip address add 172.31.0.1/24 dev br0 && ip link set br0 up",
+        );
+        followed.until_up();
+        drop(followed);
+        assert!(run("ip link show nic").contains("master br0"), "{}", run("ip -d link show nic"));
+        assert!(
+            !run("ip address show nic").contains("172.31.0.1"),
+            "its owner gave the address to the bridge"
+        );
+        assert!(run("ip address show br0").contains("172.31.0.1/24"));
+        assert!(records().is_empty(), "{:?}", records());
+    });
+}
+
+#[test]
+fn a_link_that_two_guests_follow_passes_on_until_both_are_gone() {
+    in_namespace("a_link_that_two_guests_follow_passes_on_until_both_are_gone", || {
+        let forwards = || run("sysctl -n net.ipv4.conf.vpn.forwarding").trim().to_owned();
+        let open = |host| Wire::open(&format!("tap,nat,host={host}").parse().unwrap(), &Host::new());
+        let mut both = Vec::new();
+        for host in ["172.31.0.1/24", "172.31.1.1/24"] {
+            let mut wire = match open(host) {
+                Err(error) => return namespace::skip("two guests follow", &error.to_string()),
+                Ok(wire) => wire,
+            };
+            let watch = wire.watch().unwrap();
+            both.push(Followed { wire, watch });
+        }
+        run("ip link add vpn type veth peer name vpn-far");
+        run("ip link set vpn-far up");
+        run("ip link set vpn up");
+        run("ip address add 10.8.0.2/24 dev vpn");
+        run("ip route add default via 10.8.0.1");
+        for followed in &mut both {
+            let end = Instant::now() + Duration::from_secs(10);
+            let mut said = Vec::new();
+            while said.is_empty() && Instant::now() < end {
+                followed.hear();
+                followed.wire.look(&net::News::default());
+                said.extend(followed.wire.take_notices().into_iter().filter(|said| said.contains("vpn")));
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(said, ["the guest's connections leave by vpn too"]);
+        }
+        both.remove(0);
+        assert_eq!(forwards(), "1", "the second one needs it");
+        both.clear();
+        assert_eq!(forwards(), "0");
+        assert!(records().is_empty(), "{:?}", records());
+    });
+}
+
+#[test]
 fn news_that_was_lost_is_news_of_all() {
     in_namespace("news_that_was_lost_is_news_of_all", || {
         let mut followed = Followed::open("tap=t0,host=172.31.0.1/24");

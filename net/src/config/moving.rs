@@ -1,5 +1,6 @@
 //! A spec beside another one, as a NIC moves from the one to the other.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::{NetConfig, WireConfig, WireKind};
@@ -16,7 +17,15 @@ impl NetConfig {
             return text.parse();
         }
         let name = |part: &str| part.split('=').next().unwrap_or_default().to_owned();
-        let new: Vec<_> = text.split(',').map(name).collect();
+        let mut new: Vec<_> = text.split(',').map(name).collect();
+        // What only says how another key is meant goes with what that was.
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("vlan", _)) => new.push("native".to_owned()),
+                Some(("rate" | "pps", "off")) => new.push("burst".to_owned()),
+                _ => {}
+            }
+        }
         let own = self.to_string();
         let mut parts = own.split(',');
         let wire = parts.next().unwrap_or_default();
@@ -34,15 +43,14 @@ impl NetConfig {
         let shares = |a: &[HostAddress], b: &[HostAddress]| {
             a.iter().any(|a| b.iter().any(|b| a.overlaps(b.address(), b.prefix())))
         };
-        let ports = |config: &Self| match &config.wire {
-            WireConfig::Tap(tap) => tap.forwards.clone(),
-            _ => Vec::new(),
-        };
-        let (own_ports, other_ports) = (ports(self), ports(other));
         let (own, others) = (self.places(), other.places());
         own.iter().any(|name| others.contains(name))
             || shares(self.hosts(), other.hosts())
-            || own_ports.iter().any(|port| other_ports.iter().any(|other| port.shared_port(other).is_some()))
+            || self.guests().iter().any(|guest| other.guests().contains(guest))
+            || self
+                .forwards()
+                .iter()
+                .any(|own| other.forwards().iter().any(|other| own.shared_port(other).is_some()))
     }
 
     /// The links of the host that it takes for itself, or has the guest's MAC at.
@@ -58,7 +66,15 @@ impl NetConfig {
         }
     }
 
-    fn hosts(&self) -> &[HostAddress] {
+    fn guests(&self) -> &[IpAddr] {
+        match &self.wire {
+            WireConfig::Tap(tap) => &tap.guests,
+            WireConfig::Tun(tun) => &tun.guests,
+            WireConfig::Bridge(_) | WireConfig::Macvtap(_) | WireConfig::Fd(_) => &[],
+        }
+    }
+
+    pub(super) fn hosts(&self) -> &[HostAddress] {
         match &self.wire {
             WireConfig::Tap(tap) => &tap.hosts,
             WireConfig::Tun(tun) => &tun.hosts,
@@ -88,6 +104,11 @@ mod tests {
         ] {
             assert_eq!(own.or_keys(text).unwrap(), spec(wanted), "{text}");
         }
+        let trunk = spec("bridge=br0,vlan=20-30,native=5");
+        assert_eq!(trunk.or_keys("vlan=10").unwrap(), spec("bridge=br0,vlan=10"));
+        let limited = spec("tap,rate=10M,burst=20");
+        assert_eq!(limited.or_keys("rate=off").unwrap().rate, spec("tap").rate);
+        assert_eq!(limited.or_keys("rate=50M").unwrap(), spec("tap,rate=50M,burst=20"));
         for text in ["vlan=5", "wlan", "", "mtu=1", "vhost=perhaps"] {
             assert!(own.or_keys(text).is_err(), "{text}");
         }
@@ -109,6 +130,7 @@ mod tests {
             ("tap,host=10.0.0.1/24", "tun,host=10.0.1.5/30", false),
             ("tap,nat,forward=80:80", "tap,nat,forward=80:8080", true),
             ("tap,nat,forward=80:80", "tap,nat,forward=udp:80:80", false),
+            ("tun,host=10.0.0.1/32,guest=10.9.0.1", "tun,host=10.0.0.2/32,guest=10.9.0.1", true),
             ("tap", "tap", false),
         ] {
             assert_eq!(spec(one).excludes(&spec(other)), excludes, "{one} {other}");

@@ -104,7 +104,7 @@ impl Belongings {
     /// The other steps, after which it is all on the link `to`, a bridge, and `from` is a port of it.
     pub(crate) fn departure(&self, from: &LinkId, to: &LinkId) -> Vec<MoveStep> {
         let join = Change::Join(from.clone(), to.clone());
-        let join = MoveStep::new(join, Change::Leave(from.clone()), "the bridge's way out");
+        let join = MoveStep::new(join, Change::Leave(from.clone(), to.index), "the bridge's way out");
         let mut steps = self.give_routes(to, true);
         steps.push(join);
         steps.extend(self.take(from, true));
@@ -183,7 +183,7 @@ impl Moved {
             | Change::LearnRoute(link, _)
             | Change::GiveNeighbour(link, _)
             | Change::Announce(link, _)
-            | Change::Leave(link) => link.index == self.from.index,
+            | Change::Leave(link, _) => link.index == self.from.index,
             Change::TakeAddress(link, _)
             | Change::TakeRoute(link, _)
             | Change::UnlearnRoute(link, _)
@@ -209,7 +209,7 @@ impl Moved {
         let steps = back.arrival(from, to).into_iter().chain(back.departure(from, to));
         undos.extend(steps.map(|step| step.undo));
         // Somebody may have put it elsewhere.
-        undos.retain(|undo| is_port || !matches!(undo, Change::Leave(_)));
+        undos.retain(|undo| is_port || !matches!(undo, Change::Leave(..)));
         Ok(Some(undos))
     }
 

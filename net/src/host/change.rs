@@ -47,8 +47,8 @@ pub(crate) enum Change {
     Announce(LinkId, Vec<IpAddr>),
     /// A move that was made whole: the undos of its steps are made anew of what is on the link that it went to.
     Moved(Box<Moved>),
-    /// The link leaves its bridge.
-    Leave(LinkId),
+    /// The link leaves the bridge of that number, if it is a port of it.
+    Leave(LinkId, u32),
     /// The first link joins the second, a bridge.
     Join(LinkId, LinkId),
     /// The bridge keeps the VLANs of its ports apart.
@@ -89,7 +89,7 @@ macro_rules! links_of {
             | Change::Announce(link, _)
             | Change::GiveNeighbour(link, _)
             | Change::TakeNeighbour(link, _)
-            | Change::Leave(link)
+            | Change::Leave(link, _)
             | Change::FilterVlans(link)
             | Change::AddVlan(link, ..)
             | Change::RemoveVlan(link, _)
@@ -126,7 +126,7 @@ impl Change {
             Self::TakeNeighbour(link, neighbour) => netlink.take_neighbour(link, neighbour),
             Self::Announce(link, addresses) => announce::announce(netlink, link, addresses),
             Self::Moved(_) => Ok(()),
-            Self::Leave(port) => netlink.set_master(port, None),
+            Self::Leave(port, bridge) => netlink.leave(port, *bridge),
             Self::Join(port, bridge) => netlink.set_master(port, Some(bridge)),
             Self::FilterVlans(bridge) => netlink.filter_vlans(bridge),
             Self::AddVlan(port, vlans, member) => netlink.add_vlans(port, *vlans, *member),
@@ -222,7 +222,7 @@ impl Change {
             }
             Self::Announce(link, addresses) => announce::words(link, addresses),
             Self::Moved(moved) => format!("# what {} has goes back to {}", moved.to, moved.from),
-            Self::Leave(port) => format!("ip link set dev {port} nomaster"),
+            Self::Leave(port, _) => format!("ip link set dev {port} nomaster"),
             Self::Join(port, bridge) => format!("ip link set dev {port} master {bridge}"),
             Self::FilterVlans(bridge) => format!("ip link set dev {bridge} type bridge vlan_filtering 1"),
             Self::AddVlan(port, vlan, VlanMember::Untagged) => {
@@ -380,7 +380,7 @@ mod tests {
                 Change::GiveNeighbour(link(), LinkNeighbour { proxy: true, ..neighbour("10.0.0.9", false) }),
                 "ip neighbour replace proxy 10.0.0.9 dev tap0",
             ),
-            (Change::Leave(link()), "ip link set dev tap0 nomaster"),
+            (Change::Leave(link(), 9), "ip link set dev tap0 nomaster"),
             (Change::Join(link(), bridge), "ip link set dev tap0 master br0"),
             (Change::FilterVlans(link()), "ip link set dev tap0 type bridge vlan_filtering 1"),
             (

@@ -137,6 +137,19 @@ fn keep(lock: &Lock, lines: &[Line]) -> Result<(), Error> {
     lines.iter().try_for_each(|line| journal.write(line))
 }
 
+/// The lines without a move whose bridge is gone, if its NIC is a port of somebody else's bridge now: what the host had on the NIC is
+/// that one's affair, and the NIC stays where it is.
+fn elsewhere(places: &mut Places, lines: &[Line], mark: &Line) -> Option<Vec<Line>> {
+    let Change::Moved(moved) = &mark.undo else { return None };
+    let leave = lines.iter().find(|line| matches!(&line.undo, Change::Leave(..)) && moved.has(&line.undo))?;
+    let master = places.try_in(leave, |netlink, now| match now {
+        Change::Leave(nic, _) => netlink.link_by_index(nic.index).ok()??.master,
+        _ => None,
+    });
+    let is_port = matches!(master, Ok(Some(Some(_))));
+    is_port.then(|| lines.iter().filter(|line| !moved.has(&line.undo)).cloned().collect())
+}
+
 /// The lines with the undos of each move that was made whole as the links are now; none where there is no such move, or one of its
 /// links is gone, or it is undone in part: then what the lines say is all that is known.
 fn renewed(places: &mut Places, lines: &[Line]) -> Option<Vec<Line>> {
@@ -151,6 +164,7 @@ fn renewed(places: &mut Places, lines: &[Line]) -> Option<Vec<Line>> {
             log::warn!("cannot ask for what moved to {}: {refusal}", moved.to);
             return None;
         }
+        Ok(None) => return elsewhere(places, lines, mark),
         Ok(_) | Err(_) => return None,
     };
     let start = lines.iter().find(|line| moved.has(&line.undo)).map_or(mark.at, |line| line.at);

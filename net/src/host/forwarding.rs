@@ -42,7 +42,31 @@ pub(crate) struct Switched {
     pub(crate) ipv6: bool,
 }
 
+impl Switched {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.link.index, self.ipv6) == (other.link.index, other.ipv6)
+    }
+}
+
+/// By which links a guest's connections leave, of each family, and every link that there is: its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WaysOut([Vec<u32>; 3]);
+
 impl Wiring {
+    /// The ways out for the guest behind `link`, by which two moments are compared.
+    pub(crate) fn ways_out(&mut self, link: &Link, traffic: Traffic) -> Result<WaysOut, Error> {
+        let route_links = self.netlink.route_links().map_err(asked)?;
+        let mut of = |ipv6: bool, wanted: bool| -> Result<Vec<u32>, Error> {
+            let outward = if wanted { self.outward(&route_links, link, ipv6)? } else { Vec::new() };
+            let mut numbers: Vec<_> = outward.iter().map(|link| link.index).collect();
+            numbers.sort_unstable();
+            Ok(numbers)
+        };
+        let (ipv4, ipv6) = (of(false, traffic.ipv4)?, of(true, traffic.ipv6)?);
+        let all = self.links()?.iter().map(|link| link.id.index).collect();
+        Ok(WaysOut([ipv4, ipv6, all]))
+    }
+
     /// The links that [`set_forwarding`](Self::set_forwarding) will switch on for the guest behind `link`, and those that are on
     /// for other guests only.
     pub(crate) fn links_to_switch(&mut self, link: &Link, traffic: Traffic) -> Result<Vec<Switched>, Error> {

@@ -14,7 +14,7 @@ use std::thread;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
 use self::table::Plan;
-use super::forwarding::{Switched, Traffic};
+use super::forwarding::{Switched, Traffic, WaysOut};
 use super::nft::OwnTable;
 use super::{Link, LinkId, Refusal, Wiring, firewall, guard};
 use crate::config::guests;
@@ -108,29 +108,55 @@ impl Wiring {
     pub(crate) fn follow_routes(&mut self) -> Result<(), Error> {
         let Some(nat) = self.nat.as_ref() else { return Ok(()) };
         let (link, traffic) = (nat.link.clone(), nat.traffic);
-        let found = self.links_to_switch(&link, traffic)?;
-        let Some(nat) = self.nat.as_mut() else { return Ok(()) };
-        let is_known = |switched: &Switched| {
-            let same =
-                |known: &Switched| known.ipv6 == switched.ipv6 && known.link.index == switched.link.index;
-            nat.switched.iter().any(same)
-        };
-        let new: Vec<_> = found.into_iter().filter(|switched| !is_known(switched)).collect();
-        if new.is_empty() {
+        // Most changes of routes are none of the links that there are.
+        let now = self.ways_out(&link, traffic)?;
+        if self.nat.as_ref().is_some_and(|nat| nat.followed.as_ref() == Some(&now)) {
             return Ok(());
         }
-        // The rules are first, as at the start.
-        let rules: Vec<_> = new.iter().map(table::for_guests_only).collect();
-        let appended = nat.rules.append(table::FORWARD, &rules);
-        appended.map_err(|refusal| NatError::Nft { table: format!("{:?}", nat.rules), refusal })?;
-        nat.switched.extend(new.iter().cloned());
-        let done = new.iter().try_for_each(|switched| self.switch_on(switched));
+        // What others have switched on is only seen with it.
+        self.take_lock()?;
+        let done = self.switch_new_links_on(&link, traffic);
         self.release_lock();
-        done?;
-        let mut names: Vec<_> = new.iter().map(|switched| switched.link.to_string()).collect();
+        if let (Ok(()), Some(nat)) = (&done, self.nat.as_mut()) {
+            nat.followed = Some(now);
+        }
+        done
+    }
+
+    fn switch_new_links_on(&mut self, link: &Link, traffic: Traffic) -> Result<(), Error> {
+        let mut names = Vec::new();
+        let mut failed = Ok(());
+        for switched in self.links_to_switch(link, traffic)? {
+            match self.switch_one_on(&switched) {
+                Ok(true) => names.push(switched.link.to_string()),
+                Ok(false) => {}
+                Err(error) => failed = Err(error),
+            }
+        }
         names.dedup();
-        self.notice(format!("the guest's connections leave by {} too", names.join(" and ")));
-        Ok(())
+        if !names.is_empty() {
+            self.notice(format!("the guest's connections leave by {} too", names.join(" and ")));
+        }
+        failed
+    }
+
+    /// Has a link pass on for guests, and for them only; false where it does already.
+    fn switch_one_on(&mut self, switched: &Switched) -> Result<bool, Error> {
+        let Some(nat) = self.nat.as_mut() else { return Ok(false) };
+        if nat.switched.iter().any(|known| known.is_same(switched)) {
+            return Ok(false);
+        }
+        // The rule is first, as at the start.
+        if !nat.barred.iter().any(|known| known.is_same(switched)) {
+            let appended = nat.rules.append(table::FORWARD, &[table::for_guests_only(switched)]);
+            appended.map_err(|refusal| NatError::Nft { table: format!("{:?}", nat.rules), refusal })?;
+            nat.barred.push(switched.clone());
+        }
+        self.switch_on(switched)?;
+        if let Some(nat) = self.nat.as_mut() {
+            nat.switched.push(switched.clone());
+        }
+        Ok(true)
     }
 }
 
@@ -139,8 +165,11 @@ pub(crate) struct Nat {
     rules: OwnTable,
     link: Link,
     traffic: Traffic,
-    /// The links that pass packets on for guests only.
+    /// The links that pass packets on, and those that do so for guests only.
     switched: Vec<Switched>,
+    barred: Vec<Switched>,
+    /// The ways out that were followed last.
+    followed: Option<WaysOut>,
     /// Bound, so that no program of the host begins to wait at a port that leads to the guest, nor another wirevm takes it.
     _ports: Vec<OwnedFd>,
 }
@@ -178,7 +207,8 @@ impl Nat {
         };
         let rules = rules.map_err(|refusal| NatError::Nft { table: table.name, refusal })?;
         let (link, switched) = (link.clone(), plan.switched.to_vec());
-        Ok(Self { rules, link, traffic, switched, _ports: ports })
+        let barred = switched.clone();
+        Ok(Self { rules, link, traffic, switched, barred, followed: None, _ports: ports })
     }
 
     /// Its rules.

@@ -40,13 +40,25 @@ impl Wiring {
         Ok(true)
     }
 
+    /// Has other wirevm wait that change the host, until the lock is [released](Self::release_lock): what is looked at holds meanwhile.
+    ///
+    /// # Errors
+    /// There is no place for it, or this process was asked to end.
+    pub(crate) fn take_lock(&mut self) -> Result<(), Error> {
+        if self.lock.is_none() {
+            self.lock = Some(Lock::take(&self.host)?);
+        }
+        Ok(())
+    }
+
     /// Takes part in `what` where somebody has it; true if so.
     ///
     /// # Errors
     /// Those of the record.
     pub(crate) fn join(&mut self, what: &str) -> Result<bool, Error> {
-        if self.lock.is_none() {
-            self.lock = Some(Lock::take(&self.host)?);
+        self.take_lock()?;
+        if self.has_shared(what) {
+            return Ok(true);
         }
         let lock = self.lock.as_ref().expect("just taken");
         let id = self.namespace.id();

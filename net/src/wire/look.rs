@@ -25,6 +25,9 @@ use crate::{BridgeConfig, Error, WireConfig};
 /// Between two looks at the host's routes: a host may have as many as the internet, and one of them changes all the time.
 const ROUTES: Duration = Duration::from_secs(1);
 
+/// Before a link is tried again that could not be joined.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// What a wire is like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -43,6 +46,30 @@ impl Condition {
             Self::Up => None,
             Self::Down(why) | Self::Lost(why) => Some(why),
         }
+    }
+}
+
+/// A bridge or uplink that could not be joined. It is tried again when it has changed, but not at once: our own steps change it too.
+#[derive(Debug)]
+pub(super) struct Refused {
+    link: u32,
+    why: String,
+    at: Instant,
+    has_changed: bool,
+}
+
+impl Refused {
+    fn new(link: u32, why: String) -> Self {
+        Self { link, why, at: Instant::now(), has_changed: false }
+    }
+
+    /// When it is to be tried again, if at all.
+    fn due(&self) -> Option<Instant> {
+        self.has_changed.then(|| self.at + AGAIN)
+    }
+
+    fn is_due(&self) -> bool {
+        self.due().is_some_and(|at| at <= Instant::now())
     }
 }
 
@@ -85,6 +112,9 @@ impl Wire {
                 }
             }
         }
+        if let Some(refused) = &mut self.refused {
+            refused.has_changed |= news.concerns(refused.link);
+        }
         if self.is_concerned(news) {
             let seen = self.look_anew();
             // The kernel does not say how it is: as before.
@@ -103,7 +133,8 @@ impl Wire {
 
     /// When it is to be [looked](Self::look) at although there is no news.
     pub fn deadline(&self) -> Option<Instant> {
-        self.routes_at
+        let refused = self.refused.as_ref().and_then(Refused::due);
+        self.routes_at.into_iter().chain(refused).min()
     }
 
     fn follows_routes(&self) -> bool {
@@ -113,6 +144,7 @@ impl Wire {
     fn is_concerned(&self, news: &News) -> bool {
         // Where something is missing, any link may be it.
         self.condition != Condition::Up && news.concerns_links()
+            || self.refused.as_ref().is_some_and(Refused::is_due)
             || self.parts.links.iter().filter_map(|link| link.index).any(|index| news.concerns(index))
     }
 
@@ -133,7 +165,7 @@ impl Wire {
     }
 
     /// What the link of that role was called when it was last seen.
-    fn name_of(&self, role: Role) -> Option<&str> {
+    pub(super) fn name_of(&self, role: Role) -> Option<&str> {
         self.parts.links.iter().find(|link| link.role == role).map(|link| &*link.name)
     }
 
@@ -155,26 +187,25 @@ impl Wire {
         if !seen {
             return Ok(Condition::Up);
         }
-        let gone = format!("{} was deleted", self.link());
-        match &self.config.wire {
-            // Whoever gave the descriptor has to give another one.
-            WireConfig::Fd(_) => Ok(down(gone)),
-            WireConfig::Macvtap(config) => {
-                let parent = config.parent.as_str().to_owned();
-                match self.wiring.find_link(&parent)? {
-                    Some(_) => Ok(Condition::Lost(gone)),
-                    None => Ok(down(format!("{parent} is gone, and {} with it", self.link()))),
-                }
-            }
-            WireConfig::Bridge(config) => {
-                let bridge = config.name.as_str().to_owned();
-                match self.wiring.find_link(&bridge)? {
-                    Some(_) => Ok(Condition::Lost(gone)),
-                    None => Ok(down(format!("{gone}, and {bridge} too"))),
-                }
-            }
-            WireConfig::Tap(_) | WireConfig::Tun(_) => Ok(Condition::Lost(gone)),
+        let link = self.link().to_owned();
+        let gone = format!("{link} was deleted");
+        if self.parts.stays {
+            // It was somebody's own: who made it makes it again.
+            return Ok(match self.wiring.find_link(&link)? {
+                Some(_) => Condition::Lost(format!("{link} was deleted and made again")),
+                None => down(format!("{gone}; the guest is on it again when there is one of that name")),
+            });
         }
+        let (on, name) = match &self.config.wire {
+            // Whoever gave the descriptor has to give another one.
+            WireConfig::Fd(_) => return Ok(down(gone)),
+            WireConfig::Tap(_) | WireConfig::Tun(_) => return Ok(Condition::Lost(gone)),
+            WireConfig::Macvtap(config) => (Role::Parent, config.parent.to_string()),
+            WireConfig::Bridge(config) => (Role::Bridge, config.name.to_string()),
+        };
+        // It may be called otherwise now, or be another one of its name.
+        let is_there = self.find(on)?.is_some() || self.wiring.find_link(&name)?.is_some();
+        Ok(if is_there { Condition::Lost(gone) } else { down(format!("{name} is gone, and {link} with it")) })
     }
 
     fn look_at_parent(&mut self, end: &Link) -> Result<Condition, Error> {
@@ -214,8 +245,8 @@ impl Wire {
         let Some(bridge) = self.wiring.find_link(name)?.filter(|link| link.bridge.is_some()) else {
             return Ok(down(format!("{name} is gone; the guest joins it again when it is there")));
         };
-        if self.refused == Some(bridge.id.index) {
-            return Ok(self.condition.clone());
+        if let Some(why) = self.still_refused(bridge.id.index) {
+            return Ok(down(why));
         }
         let (all, mac, port) = (self.config.clone(), self.mac(), end.id.clone());
         let joined = self.wiring.inside(|wiring| bridge::follow::rejoin(wiring, config, &all, mac, &port))?;
@@ -230,8 +261,8 @@ impl Wire {
                 self.look_anew()
             }
             Err(error) => {
-                self.refused = Some(bridge.id.index);
-                Ok(down(format!("{port} cannot join the new {name}: {}", error.with_cause())))
+                let why = format!("{port} cannot join the new {name}: {}", error.with_cause());
+                Ok(self.refuse(bridge.id.index, why))
             }
         }
     }
@@ -241,8 +272,8 @@ impl Wire {
         let name = config.uplink.as_ref().map_or_else(String::new, ToString::to_string);
         let gone = || Ok(down(format!("the uplink {name} is gone")));
         let Some(nic) = self.wiring.find_link(&name)? else { return gone() };
-        if self.refused == Some(nic.id.index) {
-            return Ok(self.condition.clone());
+        if let Some(why) = self.still_refused(nic.id.index) {
+            return Ok(down(why));
         }
         match self.wiring.inside(|wiring| bridge::follow::rejoin_uplink(wiring, config, bridge))? {
             Ok(None) => gone(),
@@ -253,10 +284,23 @@ impl Wire {
                 self.look_anew()
             }
             Err(error) => {
-                self.refused = Some(nic.id.index);
-                Ok(down(format!("the new {name} cannot join {bridge}: {}", error.with_cause())))
+                let why = format!("the new {name} cannot join {bridge}: {}", error.with_cause());
+                Ok(self.refuse(nic.id.index, why))
             }
         }
+    }
+
+    /// Why the link could not be joined, until it is to be tried again.
+    fn still_refused(&self, link: u32) -> Option<String> {
+        let refused = self.refused.as_ref().filter(|refused| refused.link == link && !refused.is_due())?;
+        Some(refused.why.clone())
+    }
+
+    fn refuse(&mut self, link: u32, why: String) -> Condition {
+        // What was said on the way is said when it succeeds.
+        drop(self.wiring.take_notices());
+        self.refused = Some(Refused::new(link, why.clone()));
+        down(why)
     }
 
     fn put(&mut self, role: Role, id: &LinkId) {

@@ -17,6 +17,8 @@ pub(crate) struct Parts {
     pub(crate) forwarding: Option<File>,
     pub(crate) relay: Option<Relay>,
     pub(crate) links: Vec<WireLink>,
+    /// The guest's end is somebody's own: it was there, and stays.
+    pub(crate) stays: bool,
     /// The host's addresses on the link, of a kind that has some: those of the configuration, or those that were chosen.
     pub(crate) hosts: Vec<HostAddress>,
 }
@@ -41,7 +43,15 @@ impl Parts {
             lease: None,
             router: None,
         };
-        Self { spec, listener: None, forwarding: None, relay: None, links: Vec::new(), hosts: Vec::new() }
+        Self {
+            spec,
+            listener: None,
+            forwarding: None,
+            relay: None,
+            links: Vec::new(),
+            stays: false,
+            hosts: Vec::new(),
+        }
     }
 }
 

@@ -30,10 +30,11 @@ use crate::error::HostError;
 use crate::host::wire_link::{Role, WireLink};
 use crate::host::{self, Host, Wiring, announce};
 use crate::wire::cable::{Ask, Cable, Plugged};
-use crate::wire::look::Condition;
+use crate::wire::look::{Condition, Refused};
 use crate::wire::made::{Made, Parts};
 use crate::{
-    Backend, Error, HEADER_LEN, Mac, NetConfig, NetnsName, RateLimits, RxFilter, Vhost, VhostMode, WireConfig,
+    Backend, Error, HEADER_LEN, LinkName, Mac, NetConfig, NetnsName, RateLimits, RxFilter, Vhost, VhostMode,
+    WireConfig,
 };
 
 /// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
@@ -47,8 +48,8 @@ pub struct Wire {
     parts: Parts,
     notices: Vec<String>,
     condition: Condition,
-    /// The number of a link that could not be joined: it is not tried again until something else is there.
-    refused: Option<u32>,
+    /// A link that could not be joined.
+    refused: Option<Refused>,
     /// What was said when it could not follow the host's routes.
     unfollowed: Option<String>,
     /// When the host's routes are to be looked at, and were.
@@ -129,12 +130,25 @@ impl Wire {
 
     /// What makes the same wire again: its configuration, with the name, the addresses and the MAC that were chosen for it.
     pub fn again(&self) -> NetConfig {
-        let name = || self.parts.spec.link.parse().ok();
+        // As the links are called now.
+        let named = |role: Role| self.name_of(role).and_then(|name| name.parse::<LinkName>().ok());
         let mut config = NetConfig { mac: Some(self.mac()), ..self.config.clone() };
         match &mut config.wire {
-            WireConfig::Tap(tap) => (tap.name, tap.hosts) = (name(), self.parts.hosts.clone()),
-            WireConfig::Tun(tun) => (tun.name, tun.hosts) = (name(), self.parts.hosts.clone()),
-            WireConfig::Bridge(_) | WireConfig::Macvtap(_) | WireConfig::Fd(_) => {}
+            WireConfig::Tap(tap) => (tap.name, tap.hosts) = (named(Role::Guest), self.parts.hosts.clone()),
+            WireConfig::Tun(tun) => (tun.name, tun.hosts) = (named(Role::Guest), self.parts.hosts.clone()),
+            WireConfig::Bridge(bridge) => {
+                if let Some(name) = named(Role::Bridge) {
+                    bridge.name = name;
+                }
+                bridge.uplink = bridge.uplink.take().map(|uplink| named(Role::Uplink).unwrap_or(uplink));
+            }
+            WireConfig::Macvtap(macvtap) => {
+                let on = if self.parts.stays { Role::Guest } else { Role::Parent };
+                if let Some(name) = named(on) {
+                    macvtap.parent = name;
+                }
+            }
+            WireConfig::Fd(_) => {}
         }
         config
     }

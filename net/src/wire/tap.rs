@@ -79,7 +79,7 @@ pub(crate) fn open(config: &TapConfig, mac: Mac, all: &NetConfig, host: &Host) -
     (parts.spec.lease, parts.spec.router) = (guest_config.lease, guest_config.router);
     (parts.listener, parts.forwarding, parts.relay) = (listener, guest_config.forwarding, guest_config.relay);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
-    parts.hosts = all_hosts;
+    (parts.hosts, parts.stays) = (all_hosts, stays);
     Ok(Made { ends: made::ends(tap, others), parts, wiring })
 }
 

@@ -119,7 +119,7 @@ pub(crate) fn open(config: &TunConfig, mac: Mac, all: &NetConfig, host: &Host) -
     (parts.spec.lease, parts.spec.router, parts.forwarding) =
         (guest_config.lease, guest_config.router, guest_config.forwarding);
     parts.links.push(wiring.wire_link(&link.id, Role::Guest));
-    parts.hosts = all_hosts;
+    (parts.hosts, parts.stays) = (all_hosts, stays);
     Ok(Made { ends: made::ends(device, others), parts, wiring })
 }
 

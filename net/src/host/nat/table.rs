@@ -139,10 +139,11 @@ impl Plan<'_> {
             hook == Hook::Output || !forward.address.is_some_and(|address| address.is_loopback())
         });
         let rules = forwards.map(|(index, (forward, guest))| {
-            let mut matches = match forward.address {
-                Some(address) => vec![Match::Destination(address, if address.is_ipv4() { 32 } else { 128 })],
-                None => vec![Match::DestinationIsLocal],
-            };
+            // Also of an address by name: the host may lose it.
+            let mut matches = vec![Match::DestinationIsLocal];
+            if let Some(address) = forward.address {
+                matches.push(Match::Destination(address, if address.is_ipv4() { 32 } else { 128 }));
+            }
             // A packet from ::1 leaves the host by no link.
             if hook == Hook::Output && guest.is_ipv6() && forward.address.is_none() {
                 matches.insert(0, Match::Other(End::Destination, Ipv6Addr::LOCALHOST.into()));

@@ -86,8 +86,8 @@ fn ports_of_an_address_are_no_others() {
         lines.iter().filter_map(|line| line.strip_prefix(&start)).collect::<Vec<_>>()
     };
     let expected = [
-        "ip daddr 192.0.2.5/32 udp dport 8000-8010 dnat ip to 172.31.0.2'",
-        "ip6 daddr 2001:db8::1/128 tcp dport 8080 dnat ip6 to [fd00::ff:fe00:1]:80'",
+        "fib daddr type local ip daddr 192.0.2.5/32 udp dport 8000-8010 dnat ip to 172.31.0.2'",
+        "fib daddr type local ip6 daddr 2001:db8::1/128 tcp dport 8080 dnat ip6 to [fd00::ff:fe00:1]:80'",
         "fib daddr type local tcp dport 8000-8002 dnat ip to 172.31.0.2:tcp dport map @ports2'",
     ];
     assert_eq!((rules("prerouting"), rules("output")), (expected.to_vec(), expected.to_vec()));
@@ -100,8 +100,8 @@ fn ports_of_an_address_are_no_others() {
 #[test]
 fn a_port_of_the_loopback_is_the_hosts_own() {
     let lines = lines("tap0", &["172.31.0.1/30"], &["127.0.0.1:8080:80"]).join("\n");
-    assert!(lines.contains("output ip daddr 127.0.0.1/32 tcp dport 8080 dnat"), "{lines}");
-    assert!(!lines.contains("prerouting ip daddr 127.0.0.1"), "{lines}");
+    assert!(lines.contains("output fib daddr type local ip daddr 127.0.0.1/32 tcp dport 8080 dnat"), "{lines}");
+    assert!(!lines.contains("prerouting fib daddr type local ip daddr 127.0.0.1"), "{lines}");
 }
 
 #[test]

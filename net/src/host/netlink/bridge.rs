@@ -129,6 +129,14 @@ impl Netlink {
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
+    /// Has a link leave the bridge of that number; one that is elsewhere stays there.
+    pub(crate) fn leave(&mut self, port: &LinkId, bridge: u32) -> Result<(), Refusal> {
+        match self.link_by_index(port.index)? {
+            Some(link) if link.master == Some(bridge) => self.set_master(port, None),
+            _ => Ok(()),
+        }
+    }
+
     /// Joins a link to a bridge, or has it leave.
     pub(crate) fn set_master(&mut self, port: &LinkId, master: Option<&LinkId>) -> Result<(), Refusal> {
         let header = Ifinfomsg { ifi_index: port.index as i32, ..Ifinfomsg::default() };

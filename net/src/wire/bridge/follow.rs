@@ -2,7 +2,7 @@
 //! one as it was of the old one.
 
 use super::port::Port;
-use super::{join, join_uplink, keep_mac, record_of, uplink};
+use super::{join, join_uplink, keep_mac, record_of, uplink, uplink_record_of, uplinks_of, vlans};
 use crate::error::HostError;
 use crate::host::{Link, LinkId, Wiring};
 use crate::{BridgeConfig, Error, Mac, NetConfig};
@@ -25,7 +25,8 @@ pub(in crate::wire) fn rejoin(
     mac: Mac,
     port: &LinkId,
 ) -> Result<Rejoined, Error> {
-    let done = try_rejoin(wiring, config, all, mac, port);
+    // Others hear of it at the same time.
+    let done = wiring.take_lock().and_then(|()| try_rejoin(wiring, config, all, mac, port));
     wiring.release_lock();
     done
 }
@@ -64,7 +65,7 @@ pub(in crate::wire) fn rejoin_uplink(
     config: &BridgeConfig,
     bridge: &LinkId,
 ) -> Result<Option<LinkId>, Error> {
-    let done = try_rejoin_uplink(wiring, config, bridge);
+    let done = wiring.take_lock().and_then(|()| try_rejoin_uplink(wiring, config, bridge));
     wiring.release_lock();
     done
 }
@@ -78,6 +79,14 @@ fn try_rejoin_uplink(
     let nic = uplink::check(wiring, name.as_str(), &bridge.name)?;
     let moved = wiring.moved_to(bridge);
     join_uplink(wiring, &nic, bridge, moved)?;
+    // Another wirevm may have moved it.
+    for index in uplinks_of(wiring, bridge)? {
+        wiring.join(&uplink_record_of(bridge, &LinkId { index, name: String::new() }))?;
+    }
+    if let Some(vlans) = &config.vlans {
+        let bridge = by_index(wiring, bridge)?;
+        vlans::tag_uplinks(wiring, &bridge, vlans)?;
+    }
     Ok(Some(nic.id))
 }
 

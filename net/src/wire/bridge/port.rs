@@ -45,10 +45,13 @@ impl Port<'_> {
     /// The kernel refuses a step.
     pub(super) fn plug_again(self, wiring: &mut Wiring, bridge: &Link, link: &Link) -> Result<(), Error> {
         self.set_mtu(wiring, bridge, link)?;
-        // First: nothing of the guest's arrives there unguarded.
+        // Nothing of the guest's arrives there unguarded, or in another VLAN. Where a step is refused, the link stays down.
+        let why = "until it is as it was on the other bridge";
+        wiring.make(Change::Down(link.id.clone()), None, why)?;
         wiring.lift_guard();
         self.guard(wiring, &link.id, &bridge.id)?;
-        self.join(wiring, bridge, &link.id)
+        self.join(wiring, bridge, &link.id)?;
+        wiring.make(Change::Up(link.id.clone()), None, "a link that is down drops every frame")
     }
 
     /// A port with a smaller MTU would make that of the whole bridge smaller, and one that is the first says what it is.

@@ -49,6 +49,12 @@ pub(super) fn put_into(
         let why = "where a port is by default";
         wiring.make(Change::RemoveVlan(port.clone(), default), None, why)?;
     }
+    tag_uplinks(wiring, bridge, vlans)
+}
+
+/// Has the bridge's uplink in `vlans` with their tags.
+pub(super) fn tag_uplinks(wiring: &mut Wiring, bridge: &Link, vlans: &Vlans) -> Result<(), Error> {
+    let default = bridge.bridge.map_or(0, |bridge| bridge.default_pvid);
     // Of an uplink that was a port before us, somebody else has said its VLANs.
     for index in uplinks_of(wiring, &bridge.id)? {
         let asked = |refusal| HostError::Ask { what: "the bridge's uplink".to_owned(), refusal };

@@ -57,7 +57,7 @@ pub(crate) fn open(config: &MacvtapConfig, all: &NetConfig, host: &Host) -> Resu
     let mac = Mac::new(macvtap.mac()).map_err(|why| Error::value("mac", made.id.to_string(), why))?;
     let mtu = u16::try_from(made.mtu).unwrap_or(*crate::MTU.end());
     let mut parts = Parts::new(&made.id.name, mac, mtu, macvtap.offloads());
-    parts.spec.asks = true;
+    (parts.spec.asks, parts.stays) = (true, adopt);
     parts.links.push(wiring.wire_link(&made.id, Role::Guest));
     parts.links.extend(on.map(|nic| wiring.wire_link(&nic, Role::Parent)));
     parts.links.extend(own.map(|macvlan| wiring.wire_link(&macvlan, Role::Host)));
