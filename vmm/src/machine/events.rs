@@ -17,7 +17,7 @@ use crate::machine::ending::{Ending, Outcome};
 use crate::machine::nic::Nic;
 use crate::machine::slots::Slots;
 use crate::machine::vcpus::Vcpus;
-use crate::protocol::{self, Channel, Counters, FromMachine, ToMachine};
+use crate::protocol::{self, Channel, FromMachine, ToMachine};
 
 /// What wakes the thread.
 mod token {
@@ -97,10 +97,14 @@ impl Machine {
             ToMachine::Pause => FromMachine::Paused(self.pause().map_err(|error| error.to_string())),
             ToMachine::Resume => FromMachine::Resumed(self.resume().map_err(|error| error.to_string())),
             ToMachine::PowerButton => FromMachine::PowerButton { heard: self.press() },
-            ToMachine::Counters => FromMachine::Counters(Counters {
-                nics: self.nics.iter().map(Nic::counters).collect(),
-                exits: self.vcpus.exits().iter().map(|exits| [exits.port, exits.mmio, exits.other]).collect(),
-            }),
+            ToMachine::Counters => {
+                for nic in &self.nics {
+                    self.tell(&FromMachine::NicCounters(nic.counters()));
+                }
+                let exits = self.vcpus.exits();
+                let exits = exits.iter().map(|exits| [exits.port, exits.mmio, exits.other]).collect();
+                FromMachine::Counters { exits }
+            }
             ToMachine::Link(link) => {
                 let done = self.nic(link.nic).and_then(|nic| nic.set_link(&link));
                 FromMachine::Linked { nic: link.nic, done: done.map_err(|error| error.to_string()) }

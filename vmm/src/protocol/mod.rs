@@ -133,8 +133,10 @@ pub(crate) enum FromMachine {
     Unplugged { number: usize, done: Result<(), String>, unseen: bool },
     /// The guest has looked at the bus: it knows which NICs are gone.
     Looked,
-    /// As asked.
-    Counters(Counters),
+    /// Of one NIC, as asked: one message each, for all in one could be too long.
+    NicCounters(NicCounters),
+    /// As asked, after those of the NICs: the exits of each vCPU.
+    Counters { exits: Vec<[u64; 3]> },
     /// The NIC is held to the limits, or why not.
     Rated { nic: usize, done: Result<(), String> },
     /// Lines for the user.
@@ -172,7 +174,7 @@ pub(crate) enum End {
 }
 
 /// What happened so far.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Counters {
     /// Each NIC, in order.
     pub(crate) nics: Vec<NicCounters>,

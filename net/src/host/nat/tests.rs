@@ -100,7 +100,10 @@ fn ports_of_an_address_are_no_others() {
 #[test]
 fn a_port_of_the_loopback_is_the_hosts_own() {
     let lines = lines("tap0", &["172.31.0.1/30"], &["127.0.0.1:8080:80"]).join("\n");
-    assert!(lines.contains("output fib daddr type local ip daddr 127.0.0.1/32 tcp dport 8080 dnat"), "{lines}");
+    assert!(
+        lines.contains("output fib daddr type local ip daddr 127.0.0.1/32 tcp dport 8080 dnat"),
+        "{lines}"
+    );
     assert!(!lines.contains("prerouting fib daddr type local ip daddr 127.0.0.1"), "{lines}");
 }
 

@@ -1,16 +1,26 @@
 //! The answers to those who ask for counters.
 
+use devices::pci::RootComplex;
 use serde_json::json;
 use vmm::counters::NetCounters;
 
 use super::{Core, Letter};
 use crate::keeper::control::{CountersForm, Requests};
 use crate::keeper::{counters, metrics};
-use crate::protocol::Counters;
+use crate::protocol::{Counters, NicCounters};
 
 impl Core {
-    /// The machine has counted its part.
-    pub(super) fn answer_counters(&mut self, counted: &Counters) {
+    /// The machine has counted what went over a NIC.
+    pub(super) fn note_counters(&mut self, counted: NicCounters) {
+        // Who has taken the machine over may send them without end.
+        if self.counted.len() < RootComplex::FUNCTIONS {
+            self.counted.push(counted);
+        }
+    }
+
+    /// The machine has counted its part, the last of which are the exits of each vCPU.
+    pub(super) fn answer_counters(&mut self, exits: Vec<[u64; 3]>) {
+        let counted = &Counters { nics: std::mem::take(&mut self.counted), exits };
         let waiting = std::mem::take(&mut self.counting);
         if waiting.is_empty() {
             return;

@@ -32,7 +32,7 @@ use super::stopping::{Do, Stopping};
 use super::terminal;
 use crate::error::Error;
 use crate::machine::sandbox;
-use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
+use crate::protocol::{Channel, End, Failure, FromMachine, NicCounters, ToMachine};
 use crate::report;
 use crate::sys;
 
@@ -96,6 +96,8 @@ pub(super) struct Core {
     pausing: Vec<Ticket>,
     resuming: Vec<Ticket>,
     counting: Vec<(Ticket, CountersForm)>,
+    /// What the machine has counted for them so far.
+    counted: Vec<NicCounters>,
     /// Who waits for the link of a NIC to be as it was asked to be.
     linking: Vec<(usize, Ticket)>,
     /// Who waits for a NIC to be held to other limits, in the order in which they asked.
@@ -134,6 +136,7 @@ impl Core {
             pausing: Vec::new(),
             resuming: Vec::new(),
             counting: Vec::new(),
+            counted: Vec::new(),
             linking: Vec::new(),
             rating: Vec::new(),
         };
@@ -253,7 +256,8 @@ impl Core {
             FromMachine::Plugged { number, done } => self.plugged(number, done),
             FromMachine::Unplugged { number, done, unseen } => self.unplugged(number, done, unseen),
             FromMachine::Looked => self.unseen.clear(),
-            FromMachine::Counters(counters) => self.answer_counters(&counters),
+            FromMachine::NicCounters(counters) => self.note_counters(counters),
+            FromMachine::Counters { exits } => self.answer_counters(exits),
             FromMachine::Rated { nic, done } => self.rated(nic, done),
             FromMachine::PowerButton { heard } => {
                 if !heard && self.stopping.is_asked() {
