@@ -210,6 +210,19 @@ fn when_the_keeper_is_killed_the_machine_goes_and_the_next_one_takes_back() {
 }
 
 #[test]
+fn what_a_keeper_becomes_that_panicked_takes_back_and_has_failed() {
+    let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
+    let before = host.everything();
+    let mut vm = start(&host, &dir, &["--name", "web", "--net", "bridge=br0"]);
+    vm.signal(Signal::KILL);
+    vm.wait(SOON);
+    let done = host.command(harness::wirevm_path().to_str().unwrap()).arg("take-back").output().unwrap();
+    assert_eq!((done.status.code(), done.stderr.as_slice()), (Some(1), &b""[..]));
+    host.has_everything_as(&before, "taken back");
+    assert!(!host.sh("ls -R /run/wirevm").contains("web"), "nothing says that the machine is there");
+}
+
+#[test]
 fn who_is_killed_can_be_started_again_at_once() {
     let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
     let mut last = start(&host, &dir, &["--name", "web"]);

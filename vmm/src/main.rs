@@ -16,7 +16,7 @@
 //! ```
 //!
 //! - `main.rs`, `cli/`: the commands, and the words of `run`, which become a [`MachineConfig`]; `report.rs`, `error.rs`: what the
-//!   user is told when they fail. `timings.rs`: how long the start takes.
+//!   user is told when they fail. `panics.rs`: what a bug of ours comes to. `timings.rs`: how long the start takes.
 //! - `keeper/mod.rs`: its life. `events.rs`: its loop. `core/`: what it knows of the machine and does with it. `child.rs`: the
 //!   machine's process. `nics.rs`, `nic_table.rs`: wires, and what guests ask of them. `stopping.rs`: how an end is asked for, and enforced.
 //!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
@@ -45,6 +45,7 @@ mod fd;
 mod keeper;
 mod kvm;
 mod machine;
+mod panics;
 mod protocol;
 mod report;
 mod sys;
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
         2 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     });
-    report::tell_panics();
+    panics::handle();
     match cli.command {
         Command::Run(args) => {
             let timings = Timings::new(args.timings, began);
@@ -91,6 +92,10 @@ fn main() -> ExitCode {
                 },
             };
             keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings }, ready)
+        }
+        Command::TakeBack => {
+            panics::take_back();
+            ExitCode::FAILURE
         }
         Command::Ls(args) => machines::done(machines::ls(&args)),
         Command::Show(args) => machines::done(machines::show(&args)),

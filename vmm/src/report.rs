@@ -18,18 +18,21 @@ use std::time::Duration;
 use log::{Level, Record};
 
 use net::{printable, printable_lines};
+use rustix::termios::Termios;
 
 use crate::keeper::sink::Sink;
+use crate::keeper::terminal;
 use crate::protocol::{Channel, Failure, FromMachine, ToMachine};
 
 /// Where all goes. It is the program's, as the logger of the crate `log` is.
-static TO: Mutex<To> = Mutex::new(To::Stderr { sink: None, raw: false });
+static TO: Mutex<To> = Mutex::new(To::Stderr { sink: None, raw: None });
 
 enum To {
-    /// Standard error; `raw`: it may be a terminal in raw mode, where a line must end with a carriage return too.
+    /// Standard error. `raw`: it may be a terminal in raw mode, where a line must end with a carriage return too, and this is how that
+    /// was before.
     Stderr {
         sink: Option<Sink>,
-        raw: bool,
+        raw: Option<Termios>,
     },
     Keeper(Arc<Channel<FromMachine, ToMachine>>),
 }
@@ -43,19 +46,11 @@ pub(crate) fn send_to_keeper(channel: Arc<Channel<FromMachine, ToMachine>>) {
     *to() = To::Keeper(channel);
 }
 
-/// Says whether the terminal is raw.
-pub(crate) fn set_raw(is: bool) {
+/// Says that the terminal is raw, and how it was before; or that it is so no more.
+pub(crate) fn set_raw(before: Option<Termios>) {
     if let To::Stderr { raw, .. } = &mut *to() {
-        *raw = is;
+        *raw = before;
     }
-}
-
-/// From now on a panic of any thread is told here.
-pub(crate) fn tell_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = std::thread::current();
-        print(&format!("thread '{}' {panic}\n", thread.name().unwrap_or("?")));
-    }));
 }
 
 /// Prints `error` on standard error: what failed, why, and what the user can do.
@@ -66,6 +61,22 @@ pub(crate) fn error(error: &dyn Error, remedy: Option<&str>) {
 /// The same of an error that came from another process.
 pub(crate) fn failure(failure: &Failure) {
     print(&render(failure));
+}
+
+/// Says what a process of ours fails of that is about to end, and gives the terminal back.
+pub(crate) fn last_words(words: &str, failure: &Failure) {
+    // Whoever has this lock may be the one that panicked, and never gives it back.
+    let Ok(mut to) = TO.try_lock() else { return };
+    to.print(words);
+    match &mut *to {
+        To::Keeper(channel) => drop(channel.try_send(&FromMachine::Failed(failure.clone()))),
+        To::Stderr { raw, .. } => {
+            if let Some(before) = raw.take() {
+                terminal::give_back(&before);
+            }
+            to.print(&render(failure));
+        }
+    }
 }
 
 /// Prints lines on standard error, readable also while the terminal is raw. What its reader has no room for waits.
@@ -82,7 +93,7 @@ impl To {
                 if sink.is_none() {
                     *sink = Sink::shared(std::io::stderr().as_fd()).ok();
                 }
-                let text = if *raw { text.replace('\n', "\r\n").into() } else { text };
+                let text = if raw.is_some() { text.replace('\n', "\r\n").into() } else { text };
                 // With standard error gone there is nobody to tell.
                 if let Some(sink) = sink {
                     sink.write(text.as_bytes());

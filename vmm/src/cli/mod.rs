@@ -71,6 +71,9 @@ pub(crate) enum Command {
     Doctor(Doctor),
     #[command(display_name = "wirevm")]
     Explain(Explain),
+    /// What a wirevm becomes that panicked
+    #[command(hide = true)]
+    TakeBack,
 }
 
 /// Boot a guest, and stay until it ends. The guest's serial port is this terminal (Ctrl-A h tells its keys).

@@ -47,6 +47,7 @@ use self::signals::Signals;
 use self::sink::Sink;
 use crate::error::{Error, NicError};
 use crate::machine::{self, Birth};
+use crate::panics;
 use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
 use crate::report;
 use crate::sys::{self, Forked};
@@ -160,6 +161,7 @@ fn start(
         ready.leave_stdin().map_err(host("go on without the terminal"))?;
     }
 
+    panics::take_back_after();
     // What is not to be had leaves the host's network alone.
     let place = Place::take(config.name.as_deref(), child.id()).map_err(Error::Name)?;
     let server = Server::new(place.listen().map_err(host("listen at the machine's socket"))?);

@@ -21,7 +21,7 @@ impl Raw {
         }
         let raw = Self { before: tcgetattr(&stdin)? };
         make_raw()?;
-        report::set_raw(true);
+        report::set_raw(Some(raw.before.clone()));
         Ok(Some(raw))
     }
 
@@ -43,13 +43,17 @@ fn make_raw() -> io::Result<()> {
 }
 
 impl Drop for Raw {
-    /// Unless a shell has taken it back already (SIGSTOP, then `bg`).
     fn drop(&mut self) {
-        report::set_raw(false);
-        if in_foreground() {
-            // Nothing can be done about a terminal that is gone.
-            let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
-        }
+        report::set_raw(None);
+        give_back(&self.before);
+    }
+}
+
+/// Gives the terminal back as it was, unless a shell has taken it back already (SIGSTOP, then `bg`).
+pub(crate) fn give_back(before: &Termios) {
+    if in_foreground() {
+        // Nothing can be done about a terminal that is gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, before);
     }
 }
 
@@ -130,7 +134,7 @@ mod tests {
         if std::env::var_os(CHILD).is_none() {
             return;
         }
-        report::tell_panics();
+        crate::panics::handle();
         let _raw = Raw::enter().unwrap().expect("it is in the foreground");
         rustix::io::write(io::stdout(), b"raw\n").unwrap();
         panic!("on purpose");

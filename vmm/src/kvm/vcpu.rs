@@ -132,8 +132,6 @@ impl Vcpu {
         let thread = Builder::new()
             .name(name.clone())
             .spawn(move || {
-                // A panic must not leave the main thread waiting for a guest that runs no more.
-                let bug = EndOnPanic(&shared.ending, &name);
                 // The keeper has tried that it can; it may have gone offline since.
                 if let Some((cpu, Err(error))) = cpu.map(|cpu| (cpu, run_on(cpu))) {
                     log::warn!("{name} cannot run on CPU {cpu}, and runs on any: {error}");
@@ -142,7 +140,6 @@ impl Vcpu {
                     filters.enter(Thread::Vcpu).expect("the main thread tried that the kernel can");
                 }
                 self.run();
-                std::mem::forget(bug);
             })
             .map_err(|source| Error::Host { what: "start a vCPU's thread", source })?;
         Ok(Running { id, thread, exits })
@@ -274,15 +271,6 @@ fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
     move |e| Error::Kvm { what, source: e.into() }
 }
 
-/// Ends the run where the thread unwinds.
-struct EndOnPanic<'a>(&'a Ending, &'a str);
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        self.0.end(Outcome::Bug(self.1.to_owned()));
-    }
-}
-
 /// A vCPU's thread.
 pub(crate) struct Running {
     id: u32,
@@ -318,73 +306,5 @@ impl Running {
         }
         self.thread.join().map_err(|_| Error::Bug(format!("vCPU {}", self.id)))?;
         Ok(self.exits.now())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Instant;
-
-    use boot::layout;
-    use devices::BusDevice;
-    use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-    use kvm_ioctls::Kvm;
-
-    use super::*;
-    use crate::kvm::gate::{LEAVE, RUN};
-    use crate::kvm::memory;
-
-    /// A device with a bug.
-    struct Broken;
-
-    impl BusDevice for Broken {
-        fn read(&self, _: u64, _: &mut [u8]) {}
-        fn write(&self, _: u64, _: &[u8]) {
-            panic!("as a bug would");
-        }
-    }
-
-    /// A vCPU's thread whose guest writes to a port, and what it shares.
-    fn vcpu(kvm: &Kvm, ports: Bus) -> (VmFd, Running, Arc<Shared>) {
-        // out dx, al; hlt: where a processor begins.
-        const RESET: u64 = 0xffff_fff0;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0xffff_f000), 0x1000)]).unwrap();
-        memory.write_slice(&[0xee, 0xf4], GuestAddress(RESET)).unwrap();
-        let vm = kvm.create_vm().unwrap();
-        memory::register(&vm, &memory).unwrap();
-        vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).unwrap();
-        vm.set_tss_address(layout::KVM_TSS as usize).unwrap();
-        vm.create_irq_chip().unwrap();
-        let shared = Arc::new(Shared {
-            ports,
-            mmio: Bus::default(),
-            memory,
-            ending: Arc::new(Ending::new().unwrap()),
-            gate: Gate::new(),
-            filters: None,
-            timings: Timings::new(false, Instant::now()),
-        });
-        let processor = Processor::new(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap(), 1, true);
-        Running::prepare_kicks().unwrap();
-        let running = Vcpu::new(&vm, 0, &processor, Arc::clone(&shared)).unwrap().start(None).unwrap();
-        (vm, running, shared)
-    }
-
-    #[test]
-    fn a_panic_on_a_vcpu_s_thread_ends_the_run() {
-        let Ok(kvm) = Kvm::new() else {
-            return println!("skipped: a_panic_on_a_vcpu_s_thread_ends_the_run: there is no KVM");
-        };
-        let mut ports = Bus::default();
-        ports.insert(0, 0x1_0000, Arc::new(Broken));
-        let (_vm, running, shared) = vcpu(&kvm, ports);
-        shared.gate.set(RUN);
-        // As the main thread would wait, and not for ever.
-        while !running.thread.is_finished() {
-            std::thread::yield_now();
-        }
-        assert_eq!(shared.ending.outcome(), Some(Outcome::Bug("vcpu0".to_owned())));
-        shared.gate.set(LEAVE);
-        assert!(running.join().is_err());
     }
 }

@@ -23,8 +23,6 @@ pub(crate) enum Outcome {
     Stopped,
     /// The guest crashed.
     Crash(Crash),
-    /// A thread of ours panicked: its name.
-    Bug(String),
 }
 
 /// How long a guest that panicked may say why on its console.

@@ -30,7 +30,6 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rustix::process::Pid;
@@ -76,16 +75,13 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
             birth.timings,
         )
     };
-    // Whatever a panic unwinds is taken apart as at any other end.
-    let end = catch_unwind(AssertUnwindSafe(run));
-    let last = match end.unwrap_or_else(|_| Err(Error::Bug("the machine's main thread".to_owned()))) {
+    let last = match run() {
         Ok(Outcome::PowerOff) => FromMachine::Ended(End::PowerOff),
         Ok(Outcome::Reset) => FromMachine::Ended(End::Reset),
         Ok(Outcome::Stopped) => FromMachine::Ended(End::Stopped),
         Ok(Outcome::Crash(crash)) => {
             FromMachine::Ended(End::Crash(Failure::new(&crash, crash.remedy().map(str::to_owned))))
         }
-        Ok(Outcome::Bug(thread)) => failed(&Error::Bug(thread)),
         Err(error) => failed(&error),
     };
     // The keeper may be gone, and nobody else wants to know.
