@@ -194,9 +194,19 @@ impl Vm {
 
     /// Starts `wirevm` with `args`, [varied](crate::varied), in a network namespace.
     pub fn start_in(netns: &Netns, args: &[&str]) -> Self {
+        Self::start_by(netns, &[], args)
+    }
+
+    /// The same by another program, which takes its command line behind its own.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_by(netns: &Netns, by: &[&str], args: &[&str]) -> Self {
         let path = crate::wirevm_path();
-        let mut command = netns.command(path.to_str().expect("a path in UTF-8"));
-        let mut vm = Self::start(command.args(crate::varied(args)));
+        let path = path.to_str().expect("a path in UTF-8");
+        let mut words = by.iter().copied().chain([path]);
+        let mut command = netns.command(words.next().unwrap_or(path));
+        let mut vm = Self::start(command.args(words).args(crate::varied(args)));
         vm.netns = Some(netns.clone());
         vm
     }

@@ -1,35 +1,11 @@
 //! One wirevm at a time changes the host, and nobody has to wait for ever.
 
-use std::process::{Child, Stdio};
-
-use harness::netns::Netns;
+use harness::another::Another;
 use harness::{TempDir, skip};
 use rustix::process::Signal;
 
 use super::table::{NIC, a_host};
 use super::{Guests, SOON, doctor_cleans, running, start};
-
-/// Somebody who changes the host until this is dropped.
-struct Another(Child);
-
-impl Another {
-    fn on(host: &Netns) -> Self {
-        let script = "mkdir -pm 700 /run/wirevm; exec 9>/run/wirevm/lock; flock 9; echo ready; exec cat";
-        let mut command = host.command("sh");
-        let mut child =
-            command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut ready = [0; 6];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Another {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
 
 #[test]
 fn a_signal_ends_the_wait_for_another_one() {

@@ -30,6 +30,9 @@ pub enum ClientError {
     /// The machine is gone without an answer: it has just ended, or its process was killed.
     #[error("the machine is gone without an answer")]
     Gone,
+    /// There was no answer [in time](Client::set_timeout).
+    #[error("the machine has not answered in time")]
+    TimedOut,
     /// The machine refuses.
     #[error("the machine refuses: {reason}")]
     Refused {
@@ -57,6 +60,9 @@ impl ClientError {
                 "if it was killed, what it left on the host is taken back by the next wirevm run, or now by: wirevm doctor --clean"
                     .to_owned(),
             ),
+            Self::TimedOut => {
+                Some("it may still do what it was asked; wirevm show and wirevm net ls tell".to_owned())
+            }
             Self::Refused { remedy, .. } => remedy.clone(),
             Self::Connection(_) => None,
         }
@@ -324,6 +330,7 @@ impl Client {
     }
 
     fn reply(&mut self) -> Result<Reply, ClientError> {
+        use io::ErrorKind::{TimedOut, WouldBlock};
         let end = loop {
             if let Some(end) = self.read.iter().position(|&byte| byte == 0) {
                 break end;
@@ -331,6 +338,9 @@ impl Client {
             let mut chunk = [0; 4096];
             let len = match self.stream.read(&mut chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => {
+                    return Err(ClientError::TimedOut);
+                }
                 Ok(0) => return Err(ClientError::Gone),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Err(ClientError::Gone);

@@ -249,7 +249,8 @@ impl Error {
                  trust, run with --sandbox off"
                 .into(),
             Self::KilledBySandbox | Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
-            Self::SlotTaken { .. } | Self::Deaf | Self::StandsStill | Self::Refused { .. } | Self::Kept { .. } => return None,
+            Self::Deaf => "wait until the guest is up, or take a kernel with CONFIG_ACPI".into(),
+            Self::SlotTaken { .. } | Self::StandsStill | Self::Refused { .. } | Self::Kept { .. } => return None,
             Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
         })
     }

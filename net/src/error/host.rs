@@ -79,6 +79,14 @@ pub enum HostError {
     /// Somebody asked this process to end while it waited for another one ([`Host::ended_by`](crate::Host::ended_by)).
     #[error("asked to end while another wirevm was changing the host's network")]
     Ended,
+    /// Another process changes the host, and this one waits no longer ([`Host::set_patience`](crate::Host::set_patience)).
+    #[error("{holder} is changing the host's network: it holds {}", path.display())]
+    Busy {
+        /// Who has the lock.
+        holder: String,
+        /// The lock.
+        path: PathBuf,
+    },
     /// There are not enough descriptors for an undo.
     #[error("cannot hold descriptors ready to take back what would be changed")]
     Reserve {
@@ -131,6 +139,7 @@ impl HostError {
             }
             Self::LinkGone { .. } => "somebody deleted it meanwhile: try again".to_owned(),
             Self::Step { kind, command, refusal } => return kind.remedy(command, refusal),
+            Self::Busy { .. } => "try again once it is done; if it never is, stop it".to_owned(),
             Self::NoFreeSubnet { .. } => "choose one: host=ADDRESS/LENGTH; or none: dhcp=off".to_owned(),
             Self::Runtime { .. } => {
                 "set WIREVM_RUNTIME_DIR to a directory that you alone can write to, in none that others can"

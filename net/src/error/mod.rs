@@ -74,6 +74,11 @@ impl Error {
         matches!(self, Self::Host(HostError::Ended))
     }
 
+    /// True where another process held the lock for too long.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Host(HostError::Busy { .. }))
+    }
+
     /// True where there is no directory for records that is ours to write.
     pub(crate) fn is_no_place(&self) -> bool {
         use io::ErrorKind::{NotADirectory, NotFound, Other, PermissionDenied, ReadOnlyFilesystem};

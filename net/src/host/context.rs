@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Step;
 use super::fd_reserve::FdReserve;
@@ -14,6 +15,7 @@ pub struct Host {
     /// How often it was asked to end when it began to take back.
     ends_before_undo: Arc<Mutex<Option<usize>>>,
     reserve: Arc<FdReserve>,
+    patience: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Host {
@@ -24,6 +26,7 @@ impl Host {
             ends: Arc::new(|| 0),
             ends_before_undo: Arc::default(),
             reserve: Arc::default(),
+            patience: Arc::default(),
         }
     }
 
@@ -60,6 +63,16 @@ impl Host {
     /// What was taken back until now was one wire, and the process goes on: the next undo begins anew.
     pub fn undone(&self) {
         *self.ends_before_undo.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// From now on nobody waits longer than this for another wirevm that changes the host; without it, as long as that takes, as at
+    /// first. What cannot be undone in time is left to the next wirevm.
+    pub fn set_patience(&self, patience: Option<Duration>) {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = patience;
+    }
+
+    pub(super) fn patience(&self) -> Option<Duration> {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Descriptors for its undos.

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use super::directory::{Directory, Opening};
 use super::identity::{Kept, Mark};
 use super::siblings::{self, Beacon};
-use super::{Change, Host, NamespaceId, wait};
+use super::wait::{self, Waited};
+use super::{Change, Host, NamespaceId};
 use crate::error::HostError;
 use crate::{Error, printable, sys};
 
@@ -41,25 +42,26 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits until no other wirevm of this user is changing the host, or somebody asked us to end.
     pub(crate) fn take(host: &Host) -> Result<Self, Error> {
-        Self::take_unless(|| host.is_ended())
+        Self::take_unless(host, || host.is_ended())
     }
 
     /// The same to take back what was changed: it was asked for as a rule, and somebody must ask once more.
     pub(crate) fn take_to_undo(host: &Host) -> Result<Self, Error> {
         // Counted now, before the wait.
         host.is_ended_again();
-        Self::take_unless(|| host.is_ended_again())
+        Self::take_unless(host, || host.is_ended_again())
     }
 
-    fn take_unless(ended: impl Fn() -> bool) -> Result<Self, Error> {
+    fn take_unless(host: &Host, ended: impl Fn() -> bool) -> Result<Self, Error> {
         let directory = Arc::new(Directory::runtime()?);
         let path = directory.path().join("lock");
         let file = directory.file("lock", Opening::Any);
         let held = |source| HostError::Runtime { path: path.clone(), source };
         let file = file.map_err(held)?;
-        match wait::for_lock(&file, &path, ended).map_err(held)? {
-            true => Ok(Self { directory, _file: file }),
-            false => Err(HostError::Ended.into()),
+        match wait::for_lock(&file, &path, host.patience(), ended).map_err(held)? {
+            Waited::Got => Ok(Self { directory, _file: file }),
+            Waited::Ended => Err(HostError::Ended.into()),
+            Waited::TooLong => Err(HostError::Busy { holder: wait::holder(&file), path }.into()),
         }
     }
 

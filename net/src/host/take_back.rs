@@ -94,7 +94,7 @@ impl Drop for Wiring {
         if self.lock.is_none() {
             match Lock::take_to_undo(&self.host) {
                 Ok(lock) => self.lock = Some(lock),
-                Err(error) if error.is_ended() => {
+                Err(error) if error.is_ended() || error.is_busy() => {
                     log::warn!(
                         "what was changed on the host is left for the next wirevm, or for wirevm doctor --clean"
                     );

@@ -17,23 +17,46 @@ const LONG: Duration = Duration::from_secs(1);
 /// How long a holder may be gone before we see it.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Takes the lock `file`, which is at `path`; false where it was `ended` before.
+/// How a wait for the lock ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// It is ours.
+    Got,
+    /// Somebody asked us to end.
+    Ended,
+    /// Patience is used.
+    TooLong,
+}
+
+/// Who has the lock.
+pub(super) fn holder(file: &File) -> String {
+    holders::of_lock(file).first().map_or("another wirevm".to_owned(), Holder::to_string)
+}
+
+/// Takes the lock `file`, which is at `path`, unless it was `ended` before, or `patience` is used.
 ///
 /// It asks again and again: in flock(2) a thread waits deaf for as long as the holder likes, for a signal wakes another one.
-pub(super) fn for_lock(file: &File, path: &Path, ended: impl Fn() -> bool) -> io::Result<bool> {
+pub(super) fn for_lock(
+    file: &File,
+    path: &Path,
+    patience: Option<Duration>,
+    ended: impl Fn() -> bool,
+) -> io::Result<Waited> {
     let (began, mut told) = (Instant::now(), false);
     loop {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if ended() => return Ok(false),
+            Ok(()) => return Ok(Waited::Got),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if ended() => return Ok(Waited::Ended),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if patience.is_some_and(|most| began.elapsed() >= most) => {
+                return Ok(Waited::TooLong);
+            }
             Err(Errno::WOULDBLOCK | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         if !told && began.elapsed() >= LONG {
-            let holders = holders::of_lock(file);
-            let holder = holders.first().map_or("another wirevm".to_owned(), Holder::to_string);
             log::warn!(
-                "waiting for {holder}, which is changing the host's network: it holds {}",
+                "waiting for {}, which is changing the host's network: it holds {}",
+                holder(file),
                 path.display()
             );
             told = true;

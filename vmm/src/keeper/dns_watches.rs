@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use event_manager::{Error, EventOps, EventSet, Events};
 
 use super::nic_table::Nics;
+use super::watch::Retry;
 
 /// The watched relays, by the number of the NIC.
 #[derive(Default)]
 pub(super) struct DnsWatches {
     watched: BTreeMap<usize, Watched>,
+    retry: Retry,
 }
 
 struct Watched {
@@ -33,6 +36,10 @@ impl DnsWatches {
                 ops.remove(events(&old.relay, first + nic as u32))?;
             }
         }
+        if !self.retry.is_due() {
+            return Ok(());
+        }
+        let mut failed = false;
         for nic in nics.numbers() {
             let Some((wire, relay)) = relay_of(nic).filter(|_| !self.watched.contains_key(&nic)) else {
                 continue;
@@ -42,10 +49,23 @@ impl DnsWatches {
                     ops.add(events(&relay, first + nic as u32))?;
                     self.watched.insert(nic, Watched { wire, relay });
                 }
-                Err(error) => log::warn!("the guest's DNS queries are not handed on: {error}"),
+                Err(error) => {
+                    failed = true;
+                    if self.retry.failed() {
+                        log::warn!("the guest's DNS queries are not handed on yet: {error}");
+                    }
+                }
             }
         }
+        if !failed {
+            self.retry.done();
+        }
         Ok(())
+    }
+
+    /// When [`set`](Self::set) is to be called again although nothing happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.retry.deadline()
     }
 }
 

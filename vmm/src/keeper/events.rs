@@ -183,8 +183,9 @@ impl Keeper {
         {
             let _ = again.write(1);
         }
-        let deadlines = [self.core.deadline(), self.server.deadline()];
-        self.set_timer(deadlines.into_iter().flatten().min());
+        let watches = [self.wires.deadline(), self.dns.deadline()];
+        let deadlines = [self.core.deadline(), self.server.deadline()].into_iter().chain(watches);
+        self.set_timer(deadlines.flatten().min());
         self.note(watched);
     }
 

@@ -1,6 +1,7 @@
-//! A descriptor that the loop watches at times, and at times not.
+//! A descriptor that the loop watches at times, and at times not; and when it tries again to have one.
 
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use event_manager::{Error, EventOps, EventSet, Events};
 
@@ -44,5 +45,33 @@ impl Watch {
     /// Whether it cannot be watched, for it is always ready.
     pub(crate) fn is_always_ready(&self) -> bool {
         self.always
+    }
+}
+
+/// When something is tried again that failed, for want of descriptors as a rule.
+#[derive(Debug, Default)]
+pub(crate) struct Retry(Option<Instant>);
+
+impl Retry {
+    const AFTER: Duration = Duration::from_secs(1);
+
+    /// Whether it can be tried now.
+    pub(crate) fn is_due(&self) -> bool {
+        self.0.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// It has failed: whether it had not before.
+    pub(crate) fn failed(&mut self) -> bool {
+        self.0.replace(Instant::now() + Self::AFTER).is_none()
+    }
+
+    /// It is done.
+    pub(crate) fn done(&mut self) {
+        self.0 = None;
+    }
+
+    /// When it is to be tried again.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.0
     }
 }

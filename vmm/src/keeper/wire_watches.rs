@@ -1,16 +1,19 @@
 //! What the loop watches of the host's network: one socket for each network namespace that a wire is in.
 
 use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events};
 use net::{News, Watch};
 
 use super::nic_table::Nics;
+use super::watch::Retry;
 
 /// The watched namespaces.
 #[derive(Default)]
 pub(super) struct WireWatches {
     watches: Vec<Watched>,
+    retry: Retry,
 }
 
 struct Watched {
@@ -40,6 +43,10 @@ impl WireWatches {
         }
         self.watches = kept;
         let mut new = Vec::new();
+        if !self.retry.is_due() {
+            return Ok(new);
+        }
+        let mut failed = false;
         for wire in nics.iter_mut().filter_map(|nic| nic.wire.as_mut()) {
             let namespace = wire.namespace();
             if self.watches.iter().any(|watched| watched.namespace == namespace) {
@@ -48,7 +55,10 @@ impl WireWatches {
             let watch = match wire.watch() {
                 Ok(watch) => watch,
                 Err(error) => {
-                    log::warn!("the link does not follow {}: {}", wire.link(), error.with_cause());
+                    failed = true;
+                    if self.retry.failed() {
+                        log::warn!("the link does not follow {} yet: {}", wire.link(), error.with_cause());
+                    }
                     continue;
                 }
             };
@@ -58,7 +68,15 @@ impl WireWatches {
             self.watches.push(Watched { namespace, watch, token });
             new.push(namespace);
         }
+        if !failed {
+            self.retry.done();
+        }
         Ok(new)
+    }
+
+    /// When [`set`](Self::set) is to be called again although nothing happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.retry.deadline()
     }
 
     /// The news that the event of `token` is about, and of which namespace.

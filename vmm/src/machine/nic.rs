@@ -62,8 +62,7 @@ impl Nic {
     /// There are not enough threads or descriptors, or these are others than the keeper says.
     pub(crate) fn new(nic: protocol::Nic, mut descriptors: Vec<OwnedFd>) -> Result<Self, Error> {
         let failed = |source| Error::Host { what: "make a NIC of what the keeper gave", source };
-        let cut_off = || failed(io::Error::new(io::ErrorKind::InvalidData, "there are too few descriptors"));
-        let asks = Arc::new(Asks::over(descriptors.pop().ok_or_else(cut_off)?));
+        let asks = Arc::new(Asks::over(descriptors.pop().ok_or_else(|| failed(no_room()))?));
         let plugged = plug(nic.cable, descriptors, 1, nic.wire, &asks).map_err(failed)?;
         let Plugged { backends, vhosts, mac, mtu, link, ignored } = plugged;
         let (name, affinity) = (format!("net{}", nic.number), nic.affinity);
@@ -102,6 +101,9 @@ impl Nic {
             let nothing = |_| Ok::<_, io::Error>(Box::new(Unplugged::new()?) as Box<dyn Backend>);
             return self.handle.swap((0..pairs).map(nothing).collect::<io::Result<_>>()?, Vec::new());
         };
+        if descriptors.is_empty() {
+            return Err(no_room());
+        }
         let plugged = plug(wire.cable, descriptors, pairs, wire.wire, &self.asks)?;
         let Plugged { backends, vhosts, link, ignored, .. } = plugged;
         self.handle.swap(backends, vhosts)?;
@@ -188,6 +190,11 @@ fn plug(
     let asks = Arc::clone(asks);
     let ask = move |filter: &RxFilter| ask(&asks, wire, filter);
     Cable { spec, descriptors }.for_pairs(pairs).plug(Box::new(ask))
+}
+
+/// Descriptors that came found no room in this process: then it has none of them.
+fn no_room() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
 }
 
 fn read(counters: &Counters) -> PairCounters {

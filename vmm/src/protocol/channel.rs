@@ -85,7 +85,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         }
     }
 
-    /// Waits for a message; none once the other end is gone.
+    /// Waits for a message; none once the other end is gone. Where this process has no room for all of its descriptors, it comes with
+    /// none.
     ///
     /// # Errors
     /// It makes no sense: then the other end is not one of us any more.
@@ -123,8 +124,12 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         if received.bytes == 0 {
             return Ok(None);
         }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is cut off"));
+        }
+        // This process has too few descriptors free: some are not the message's.
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            descriptors.clear();
         }
         Ok(Some((serde_json::from_slice(&bytes[..received.bytes])?, descriptors)))
     }
@@ -154,6 +159,7 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
+    use crate::protocol::{FromMachine, NicCounters, PairCounters};
 
     #[test]
     fn messages_and_descriptors_arrive_whole() {
@@ -178,6 +184,23 @@ mod tests {
         drop(one);
         assert!(other.receive().unwrap().is_none(), "the other end is gone");
         assert_eq!(other.send(&7).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn what_is_counted_of_the_widest_nic_fits() {
+        let (one, other) = Channel::<FromMachine, u32>::pair().unwrap();
+        // Of a length that no number exceeds: each of them has the most digits.
+        let most = serde_json::to_value(PairCounters::default()).unwrap();
+        let most: serde_json::Map<_, _> =
+            most.as_object().unwrap().keys().map(|key| (key.clone(), u64::MAX.into())).collect();
+        let pair: PairCounters = serde_json::from_value(most.into()).unwrap();
+        let nic = NicCounters { number: 31, pairs: vec![pair; 64], ignored: u64::MAX };
+        for message in
+            [FromMachine::NicCounters(nic), FromMachine::Counters { exits: vec![[u64::MAX; 3]; 1024] }]
+        {
+            one.send(&message).unwrap();
+            assert_eq!(other.receive().unwrap().unwrap().0, message);
+        }
     }
 
     #[test]

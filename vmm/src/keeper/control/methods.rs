@@ -35,6 +35,17 @@ pub(crate) enum ControlError {
 }
 
 impl ControlError {
+    /// Why, and what helps.
+    pub(crate) fn parts(&self) -> (String, Option<String>) {
+        match self {
+            Self::Refused { reason, remedy } => (reason.clone(), remedy.clone()),
+            Self::WrongState(reason) | Self::NoSuchNic(reason) | Self::Failed(reason) => {
+                (reason.clone(), None)
+            }
+            other => (format!("{other:?}"), None),
+        }
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let service = |name, parameters| (format!("org.varlink.service.{name}"), parameters);
         let machine = |name, reason: &str| (format!("io.wirevm.Machine.{name}"), json!({ "reason": reason }));

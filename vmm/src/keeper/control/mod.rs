@@ -1,6 +1,7 @@
 //! The control socket: clients ask, the keeper does.
 //!
-//! **Invariant: a client is nobody that the machine waits for.** No call blocks. What a client sends is bounded before it is looked
+//! **Invariant: a client is nobody that the machine waits for.** No call waits for a client, for the guest, or for the machine; one that
+//! changes the host waits for another wirevm that does, two seconds at most. What a client sends is bounded before it is looked
 //! at, what waits for it is bounded too, and who stalls, floods or talks nonsense loses the connection, and nothing else happens.
 //!
 //! The framing is varlink's: one JSON object, ended by a NUL, for each call and each answer. Calls of one connection are answered in

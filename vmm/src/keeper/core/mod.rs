@@ -2,6 +2,8 @@
 //! put down as letters, which the loop delivers.
 
 mod counting;
+mod ends;
+mod links;
 mod plug;
 mod rates;
 mod requests;
@@ -15,6 +17,7 @@ use vmm::MachineConfig;
 use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
+use self::links::Asked;
 pub(super) use self::plug::Stage;
 use self::wires::{Lost, Move};
 use super::Ended;
@@ -26,9 +29,9 @@ use super::keyboard::{Command, Keyboard};
 use super::nic_table::Nics;
 use super::nics::Nic;
 use super::notify::Notify;
-use super::signals::{Signal, Signals};
+use super::signals::Signals;
 use super::sink::Sink;
-use super::stopping::{Do, Stopping};
+use super::stopping::Stopping;
 use super::terminal;
 use crate::error::Error;
 use crate::machine::sandbox;
@@ -65,6 +68,9 @@ pub(super) enum Letter {
     Console(Vec<u8>),
 }
 
+/// How long a change of the host waits for another wirevm while the guest runs. One that changes the host takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A machine, as its keeper has it.
 pub(super) struct Core {
     config: MachineConfig,
@@ -98,8 +104,9 @@ pub(super) struct Core {
     counting: Vec<(Ticket, CountersForm)>,
     /// What the machine has counted for them so far.
     counted: Vec<NicCounters>,
-    /// Who waits for the link of a NIC to be as it was asked to be.
-    linking: Vec<(usize, Ticket)>,
+    /// What the machine was asked for of links, and when it is to be asked again.
+    linking: Vec<Asked>,
+    link_due: Option<Instant>,
     /// Who waits for a NIC to be held to other limits, in the order in which they asked.
     rating: Vec<(usize, Ticket)>,
 }
@@ -108,6 +115,8 @@ impl Core {
     pub(super) fn new(parts: Parts) -> (Self, Server) {
         let Parts { config, signals, channel, child, console, keyboard, nics, server, host, place, ready } =
             parts;
+        // Who waits for another process here has the guest's end, the console and all clients wait, too.
+        host.set_patience(Some(LOCK_PATIENCE));
         let numbers = || 0..RootComplex::FUNCTIONS;
         let (moves, lost) = (numbers().map(|_| None).collect(), numbers().map(|_| None).collect());
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -138,6 +147,7 @@ impl Core {
             counting: Vec::new(),
             counted: Vec::new(),
             linking: Vec::new(),
+            link_due: None,
             rating: Vec::new(),
         };
         (core, server)
@@ -191,9 +201,10 @@ impl Core {
 
     /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
     pub(super) fn take_back(self, asked: &mut bool) -> Ended {
-        let Self { signals, child, mut console, keyboard, nics, place, ended, stopping, .. } = self;
+        let Self { signals, child, mut console, keyboard, nics, host, place, ended, stopping, .. } = self;
+        host.set_patience(None);
         drop(child);
-        // In reverse order of their making; and before the terminal is given back, so that what is said meanwhile is readable.
+        // The last NIC's first; and before the terminal is given back, so that what is said meanwhile is readable.
         nics.into_reversed().for_each(drop);
         *asked = stopping.is_asked();
         // Who asked for an end does not wait for a reader.
@@ -318,60 +329,6 @@ impl Core {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Some(false),
             Ok(None) | Err(_) => None,
         }
-    }
-
-    /// Signals that came before the loop began.
-    pub(super) fn hear_signals_before(&mut self) {
-        if self.signals.ends() > 0 {
-            self.ask_to_stop(self.config.stop_timeout());
-        }
-    }
-
-    pub(super) fn hear_signals(&mut self) {
-        while let Some(signal) = self.signals.next() {
-            match signal {
-                Signal::End => self.ask_to_stop(self.config.stop_timeout()),
-                Signal::Quit => self.force_stop(),
-                Signal::Resumed => {
-                    if let Err(error) = self.keyboard.resume() {
-                        log::warn!("cannot take over the terminal: {error}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Asks the guest to power itself off, and ends it after `timeout`.
-    fn ask_to_stop(&mut self, timeout: Duration) {
-        self.notify.say("STOPPING=1\nSTATUS=The guest is asked to power itself off");
-        let next = self.stopping.ask(Instant::now(), timeout);
-        self.carry_out(next);
-    }
-
-    fn force_stop(&mut self) {
-        self.notify.say("STOPPING=1");
-        let next = self.stopping.force(Instant::now());
-        self.carry_out(next);
-    }
-
-    fn carry_out(&mut self, next: Option<Do>) {
-        let Some(next) = next else { return };
-        let said = match (next, self.state) {
-            // Of a guest that does not run yet there is nothing to lose.
-            (_, MachineState::Built) | (Do::Kill, _) => {
-                self.child.kill();
-                Ok(())
-            }
-            // One that stands still hears nothing.
-            (Do::PressPowerButton, MachineState::Paused) => self
-                .channel
-                .try_send(&ToMachine::Resume)
-                .and_then(|()| self.channel.try_send(&ToMachine::PowerButton)),
-            (Do::PressPowerButton, _) => self.channel.try_send(&ToMachine::PowerButton),
-            (Do::TellToEnd, _) => self.channel.try_send(&ToMachine::Stop),
-        };
-        // One that hears nothing is about to end, which is told elsewhere; or it has been taken over, and is killed when time is up.
-        drop(said);
     }
 
     pub(super) fn read_keys(&mut self) {

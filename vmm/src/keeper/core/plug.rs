@@ -32,6 +32,9 @@ use crate::protocol::{Failure, ToMachine};
 /// How long the guest has for its word. One that listens takes milliseconds, unless it is very busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// After so long a machine is told again that had too much to read.
+const TOLD_AGAIN: Duration = Duration::from_millis(100);
+
 /// What an asker hears.
 type Answer = Result<Value, ControlError>;
 
@@ -50,7 +53,7 @@ pub(in crate::keeper) enum Stage {
 impl Nic {
     /// Whether the guest has it.
     pub(in crate::keeper) fn is_in(&self) -> bool {
-        !matches!(self.stage, Stage::Coming { .. })
+        !matches!(self.stage, Stage::Coming { .. } | Stage::Pulled(_))
     }
 
     /// Whether it is on its way out.
@@ -71,7 +74,7 @@ impl Core {
     pub(super) fn plug_in(&mut self, ticket: Ticket, spec: &str) -> Result<(), ControlError> {
         self.in_state(MachineState::Running)?;
         self.can_ask("a NIC is plugged in")?;
-        if let Some(nic) = self.nics.iter().find(|nic| !nic.is_in()) {
+        if let Some(nic) = self.nics.iter().find(|nic| matches!(nic.stage, Stage::Coming { .. })) {
             return Err(wrong(format!("{} is being plugged in, and there is one at a time", nic.name())));
         }
         let number = self.free_number()?;
@@ -91,8 +94,7 @@ impl Core {
         nic.stage = Stage::Coming { asker: ticket, until: Instant::now() + PATIENCE };
         self.nics.insert(nic);
         self.letters.push(Letter::Came(number));
-        self.hear_all(number);
-        self.follow(number);
+        self.settle(number);
         Ok(())
     }
 
@@ -190,7 +192,11 @@ impl Core {
         let answers = match std::mem::replace(&mut nic.stage, Stage::In) {
             Stage::Leaving(Some((asker, _))) => vec![(asker, Ok(json!({})))],
             Stage::Pulled(answers) => answers,
-            _ => Vec::new(),
+            Stage::Coming { asker, .. } => {
+                let reason = format!("{} is gone before the guest had it", nic.name());
+                vec![(asker, Err(ControlError::Refused { reason, remedy: None }))]
+            }
+            Stage::Leaving(None) | Stage::In => Vec::new(),
         };
         self.letters.push(Letter::Gone(Box::new(nic)));
         self.letters.extend(answers.into_iter().map(|(ticket, answer)| Letter::Answer(ticket, answer)));
@@ -203,9 +209,8 @@ impl Core {
         let why = || ControlError::WrongState(format!("nic{index} is taken out"));
         let mut tickets: Vec<_> =
             self.moves[index].take().and_then(|step| step.ticket()).into_iter().collect();
-        for asked in [&mut self.linking, &mut self.rating] {
-            tickets.extend(asked.extract_if(.., |(nic, _)| *nic == index).map(|(_, ticket)| ticket));
-        }
+        tickets.extend(self.rating.extract_if(.., |(nic, _)| *nic == index).map(|(_, ticket)| ticket));
+        tickets.extend(self.forget_links(index));
         self.letters.extend(tickets.into_iter().map(|ticket| Letter::Answer(ticket, Err(why()))));
     }
 
@@ -245,8 +250,11 @@ impl Core {
                     );
                     let remedy = Some("take a kernel with CONFIG_HOTPLUG_PCI_ACPI".to_owned());
                     let pull = ToMachine::Unplug { number: nic.number, force: true };
-                    // One that does not listen is about to end.
-                    let _ = self.channel.try_send(&pull);
+                    if self.channel.try_send(&pull).is_err() {
+                        // It has too much to read, or is about to end.
+                        nic.stage = Stage::Coming { asker, until: now + TOLD_AGAIN };
+                        continue;
+                    }
                     nic.stage = Stage::Pulled(vec![(asker, Err(ControlError::Refused { reason, remedy }))]);
                 }
                 Stage::Leaving(Some((asker, until))) if until <= now => {
@@ -294,8 +302,10 @@ impl Core {
     /// There is none, or it is not in yet.
     pub(super) fn nic_of(&self, name: &str) -> Result<usize, ControlError> {
         match self.nics.iter().find(|nic| nic.name() == name) {
-            Some(nic) if nic.is_in() => Ok(nic.number),
-            Some(_) => Err(ControlError::WrongState(format!("{name} is being plugged in"))),
+            Some(nic) if matches!(nic.stage, Stage::Coming { .. }) => {
+                Err(wrong(format!("{name} is being plugged in")))
+            }
+            Some(nic) => Ok(nic.number),
             None => {
                 let names: Vec<_> = self.nics.iter().filter(|nic| nic.is_in()).map(Nic::name).collect();
                 let have = if names.is_empty() { "none".to_owned() } else { names.join(", ") };

@@ -26,7 +26,7 @@ impl Core {
         }
         let Some(wire) = &self.nics[index].wire else {
             return Err(ControlError::WrongState(format!(
-                "nic{index} has no wire, and is tried to be given one"
+                "nic{index} has no wire at the moment; wirevm keeps trying to make it again"
             )));
         };
         if wire.carried() && !limits.is_off() {

@@ -99,7 +99,7 @@ impl Core {
         let wire = nic.wire.as_ref();
         let why = match wire {
             Some(wire) => wire.condition().why().map(str::to_owned),
-            None => Some("there is no wire, and it is tried to make it again".to_owned()),
+            None => Some("there is no wire at the moment; wirevm keeps trying to make it again".to_owned()),
         };
         NicInfo {
             name: nic.name(),

@@ -19,7 +19,7 @@
 
 use std::time::{Duration, Instant};
 
-use net::{Condition, LinkMode, NetConfig, News, Wire};
+use net::{Condition, NetConfig, News, Wire};
 use serde_json::json;
 use vmm::info::MachineState;
 
@@ -27,7 +27,7 @@ use super::{Core, Letter};
 use crate::keeper::control::{ControlError, Ticket};
 use crate::keeper::nic_table::Nics;
 use crate::keeper::nics;
-use crate::protocol::{Link, ToMachine};
+use crate::protocol::ToMachine;
 
 /// After so long a wire that could not be made again is tried once more; and twice as long each time, up to the second.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) struct Move {
     /// What makes the wire before again.
     from: NetConfig,
     /// Why it is being made again.
-    failed: Option<String>,
+    failed: Option<ControlError>,
     /// The wire before has gone.
     left: bool,
 }
@@ -95,76 +95,6 @@ impl Core {
         }
     }
 
-    fn say(&self, index: usize, condition: &Condition) {
-        let follows = self.nics[index].mode == LinkMode::Follow;
-        match (condition.why(), follows) {
-            (Some(why), true) => log::warn!("NIC {index}: the link is down: {why}"),
-            (Some(why), false) => log::warn!("NIC {index}: {why}"),
-            (None, true) => log::warn!("NIC {index}: the link is up again"),
-            (None, false) => log::warn!("NIC {index}: frames get through again"),
-        }
-    }
-
-    /// Has the guest's link as it is to be, if it is not.
-    pub(super) fn follow(&mut self, index: usize) {
-        if self.wanted(index) != self.nics[index].up {
-            self.set_link(index);
-        }
-    }
-
-    /// Whether the guest's link is to be up.
-    fn wanted(&self, index: usize) -> bool {
-        let nic = &self.nics[index];
-        match nic.mode {
-            LinkMode::Up => true,
-            LinkMode::Down => false,
-            LinkMode::Follow => nic.wire.as_ref().is_some_and(|wire| *wire.condition() == Condition::Up),
-        }
-    }
-
-    /// Has the machine set the guest's link as it is to be.
-    fn set_link(&mut self, index: usize) {
-        let up = self.wanted(index);
-        self.send_link(index, up);
-    }
-
-    fn send_link(&mut self, index: usize, up: bool) {
-        let nic = &mut self.nics[index];
-        let returns = up && !nic.up;
-        let announcement = nic.wire.as_ref().filter(|_| returns).map(Wire::announcement);
-        let link = Link { nic: index, up, carrier: nic.mode != LinkMode::Down, announcement };
-        // One that does not listen is about to end.
-        if self.channel.try_send(&ToMachine::Link(link)).is_ok() {
-            nic.up = up;
-        }
-    }
-
-    /// The machine has set it, or not.
-    pub(super) fn linked(&mut self, index: usize, done: Result<(), String>) {
-        if let Err(why) = &done
-            && self.nics.get(index).is_some()
-        {
-            log::warn!("NIC {index}: cannot set the link: {why}");
-        }
-        let (answered, waiting) =
-            std::mem::take(&mut self.linking).into_iter().partition(|(nic, _)| *nic == index);
-        self.linking = waiting;
-        let answered: Vec<(usize, Ticket)> = answered;
-        self.answer_all(answered.into_iter().map(|(_, ticket)| ticket).collect(), done.map(|()| json!({})));
-    }
-
-    pub(super) fn link_by(&mut self, ticket: Ticket, nic: &str, mode: &str) -> Result<(), ControlError> {
-        let index = self.nic_of(nic)?;
-        if self.state == MachineState::Built {
-            return Err(ControlError::WrongState("the guest does not run yet".to_owned()));
-        }
-        let mode = mode.parse().map_err(|_| ControlError::InvalidParameter("mode"))?;
-        self.nics[index].mode = mode;
-        self.set_link(index);
-        self.linking.push((index, ticket));
-        Ok(())
-    }
-
     /// Moves a NIC to the wire that `spec` says.
     pub(super) fn move_to(&mut self, ticket: Ticket, nic: &str, spec: &str) -> Result<(), ControlError> {
         let index = self.nic_of(nic)?;
@@ -175,57 +105,65 @@ impl Core {
         if self.nics[index].is_leaving() {
             return Err(ControlError::WrongState(format!("nic{index} is being taken out")));
         }
-        let (Some(wire), machine) = (&self.nics[index].wire, &self.config) else {
+        let nic = &self.nics[index];
+        // One that has lost its wire leaves what it is to get again.
+        let (wire, lost) = (nic.wire.as_ref(), self.lost[index].as_ref());
+        let from = wire.map(Wire::again).or_else(|| lost.map(|lost| lost.config.clone()));
+        let Some(from) = from else {
             return Err(ControlError::WrongState(format!("nic{index} has no wire that it could leave")));
         };
-        let from = wire.again();
-        let to =
-            nics::to_move(index, &self.nics[index], &from, spec, machine).map_err(ControlError::Failed)?;
-        let step = Move { stage: Stage::Swapping, ticket: Some(ticket), to, from, failed: None, left: false };
-        if step.from.excludes(&step.to) {
+        let left = wire.is_none();
+        let to = nics::to_move(nic, &from, spec, &self.config)?;
+        let step = Move { stage: Stage::Swapping, ticket: Some(ticket), to, from, failed: None, left };
+        if !left && step.from.excludes(&step.to) {
             self.send_link(index, false);
             return self.unplug(index, step).map_err(|(_, why)| {
                 self.follow(index);
-                ControlError::Failed(why)
+                why
             });
         }
-        let next = self.open(index, &step.to).map_err(ControlError::Failed)?;
+        let next = self.open(index, &step.to)?;
         self.send_link(index, false);
         self.plug(index, next, step).map_err(|(_, why)| {
             self.follow(index);
-            ControlError::Failed(why)
+            why
         })
     }
 
     /// Makes a wire for a NIC that is there.
-    fn open(&self, index: usize, config: &NetConfig) -> Result<Wire, String> {
-        let wire = Wire::open(config, &self.host).map_err(|error| nics::words(&error))?;
+    fn open(&self, index: usize, config: &NetConfig) -> Result<Wire, ControlError> {
+        let wire = Wire::open(config, &self.host).map_err(|error| nics::refused(&error))?;
         let (told, mtu) = (self.nics[index].mtu, wire.mtu());
         match mtu < told {
-            true => Err(format!("the guest was told an MTU of {told} bytes, and that wire carries {mtu}")),
+            true => Err(ControlError::Failed(format!(
+                "the guest was told an MTU of {told} bytes, and that wire carries {mtu}"
+            ))),
             false => Ok(wire),
         }
     }
 
     /// Has the machine leave the wire, to which there is none yet.
-    fn unplug(&mut self, index: usize, step: Move) -> Result<(), (Box<Move>, String)> {
+    fn unplug(&mut self, index: usize, step: Move) -> Result<(), (Box<Move>, ControlError)> {
         match self.channel.try_send(&ToMachine::Swap { nic: index, wire: None }) {
             Ok(()) => {
                 self.moves[index] = Some(Move { stage: Stage::Unplugging, ..step });
                 Ok(())
             }
-            Err(error) => Err((Box::new(step), error.to_string())),
+            Err(error) => Err((Box::new(step), ControlError::Failed(error.to_string()))),
         }
     }
 
     /// Has the machine take the next wire.
-    fn plug(&mut self, index: usize, next: Wire, step: Move) -> Result<(), (Box<Move>, String)> {
+    fn plug(&mut self, index: usize, next: Wire, step: Move) -> Result<(), (Box<Move>, ControlError)> {
         match self.nics[index].give_next(next, &self.channel) {
             Ok(()) => {
                 self.moves[index] = Some(step);
                 Ok(())
             }
-            Err(error) => Err((Box::new(step), format!("cannot give the wire to the guest: {error}"))),
+            Err(error) => {
+                let why = format!("cannot give the wire to the guest: {error}");
+                Err((Box::new(step), ControlError::Failed(why)))
+            }
         }
     }
 
@@ -251,6 +189,7 @@ impl Core {
                 self.arrived(index, step);
             }
             (Stage::Swapping | Stage::Unplugging, Err(why)) => {
+                let why = ControlError::Failed(why);
                 drop(self.nics[index].next.take());
                 match step.left {
                     true => self.restore(index, step, why),
@@ -259,18 +198,18 @@ impl Core {
             }
             (Stage::Restoring, Ok(())) => {
                 drop(self.nics[index].has_moved());
-                let why = step.failed.clone().unwrap_or_default();
+                let why = step.failed.clone().unwrap_or_else(|| ControlError::Failed(String::new()));
                 self.stay(index, step, why);
             }
             (Stage::Restoring, Err(why)) => {
                 drop(self.nics[index].next.take());
-                self.lose(index, step, &why);
+                self.lose(index, step, &ControlError::Failed(why));
             }
         }
     }
 
     /// Makes the wire before again, which went for the new one.
-    fn restore(&mut self, index: usize, step: Move, why: String) {
+    fn restore(&mut self, index: usize, step: Move, why: ControlError) {
         // What was lost is tried again as it was.
         if step.ticket.is_none() && step.failed.is_none() && step.to == step.from {
             return self.lose(index, step, &why);
@@ -292,13 +231,15 @@ impl Core {
         let nic = &self.nics[index];
         let link = nic.wire.as_ref().map(|wire| wire.link().to_owned()).unwrap_or_default();
         match step.ticket {
-            Some(_) => log::info!("NIC {index} moved to {} ({link})", step.to),
+            Some(_) => {
+                log::info!("NIC {index} moved to {} ({link})", step.to);
+                self.nics[index].spec = step.to;
+                self.list_specs();
+            }
+            // What the user wants of it is what it was.
             None => log::warn!("NIC {index}: the wire is made again ({link})"),
         }
-        self.nics[index].spec = step.to;
-        self.list_specs();
-        self.hear_all(index);
-        self.set_link(index);
+        self.settle(index);
         if let Some(ticket) = step.ticket {
             let info = self.nic_info(index);
             self.letters.push(Letter::Answer(ticket, Ok(json!({ "nic": info }))));
@@ -306,30 +247,33 @@ impl Core {
     }
 
     /// The NIC is on the wire before, and why it did not move.
-    fn stay(&mut self, index: usize, step: Move, why: String) {
-        self.hear_all(index);
-        self.set_link(index);
+    fn stay(&mut self, index: usize, step: Move, why: ControlError) {
+        self.settle(index);
         self.refuse(step, why);
     }
 
     /// The NIC has no wire, which is to be made again later.
-    fn lose(&mut self, index: usize, step: Move, why: &str) {
+    fn lose(&mut self, index: usize, step: Move, why: &ControlError) {
         drop(self.nics[index].wire.take());
         let before = self.lost[index].take();
         let delay = before.map_or(AGAIN, |lost| (2 * lost.delay).min(AGAIN_MAX));
         if delay == AGAIN {
-            log::warn!("NIC {index}: the wire cannot be made again, and is tried until it can: {why}");
+            log::warn!(
+                "NIC {index}: the wire cannot be made again, and is tried until it can: {}",
+                why.parts().0
+            );
         }
         self.lost[index] = Some(Lost { config: step.from.clone(), at: Instant::now() + delay, delay });
-        let failed = step.failed.clone().unwrap_or_else(|| why.to_owned());
-        self.refuse(step, format!("{failed}; and the wire before cannot be made again: {why}"));
+        let (reason, remedy) = step.failed.as_ref().unwrap_or(why).parts();
+        let reason = format!("{reason}; and the wire before cannot be made again: {}", why.parts().0);
+        self.refuse(step, ControlError::Refused { reason, remedy });
         self.follow(index);
     }
 
-    fn refuse(&mut self, step: Move, why: String) {
+    fn refuse(&mut self, step: Move, why: ControlError) {
         match step.ticket {
-            Some(ticket) => self.letters.push(Letter::Answer(ticket, Err(ControlError::Failed(why)))),
-            None => log::debug!("not moved: {why}"),
+            Some(ticket) => self.letters.push(Letter::Answer(ticket, Err(why))),
+            None => log::debug!("not moved: {}", why.parts().0),
         }
     }
 
@@ -352,14 +296,21 @@ impl Core {
         }
     }
 
-    /// Looks at a wire that was just made.
-    pub(super) fn hear_all(&mut self, index: usize) {
+    /// A wire was just made: what has become of it meanwhile counts, too.
+    pub(super) fn settle(&mut self, index: usize) {
         if let Some(wire) = self.nics[index].wire.as_mut() {
             let now = wire.look(&News::of_all()).clone();
             if now != Condition::Up {
                 self.say(index, &now);
             }
+            if let Condition::Lost(_) = now {
+                let config = self.nics[index].wire.as_ref().map(Wire::again);
+                // Not at once: somebody may do that to each one.
+                let lost = |config| Lost { config, at: Instant::now() + AGAIN, delay: AGAIN };
+                self.lost[index] = config.map(lost);
+            }
         }
+        self.set_link(index);
     }
 
     /// When a lost wire is to be tried again, or one to be looked at.
@@ -367,11 +318,16 @@ impl Core {
         let waits = |index: &usize| self.moves[*index].is_none();
         let lost = self.nics.numbers().into_iter().filter(waits);
         let lost = lost.filter_map(|index| Some(self.lost[index].as_ref()?.at));
-        lost.chain(self.nics.iter().filter_map(|nic| nic.wire.as_ref()?.deadline())).min()
+        lost.chain(self.link_due)
+            .chain(self.nics.iter().filter_map(|nic| nic.wire.as_ref()?.deadline()))
+            .min()
     }
 
     /// Tries the lost wires again whose time has come.
     pub(super) fn try_again(&mut self, now: Instant) {
+        if self.link_due.take_if(|at| *at <= now).is_some() {
+            self.follow_all();
+        }
         for index in self.nics.numbers() {
             let due = self.lost[index].as_ref().filter(|lost| lost.at <= now && self.moves[index].is_none());
             if let Some(config) = due.map(|lost| lost.config.clone()) {
