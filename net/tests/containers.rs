@@ -3,7 +3,7 @@
 mod namespace;
 
 use namespace::machine::{Machine, talk};
-use namespace::wire::open_all_told;
+use namespace::wire::{open, open_all_told};
 use namespace::world::{guest, world};
 use namespace::{child as be_child, in_namespace, own_run_directory, run};
 
@@ -46,6 +46,20 @@ fn forwarded_ports_lead_into_the_guest_but_from_loopback() {
         let server = guest.serve("0.0.0.0:80");
         talk("192.0.2.1:8080".parse().unwrap()).unwrap();
         server.visitor();
+    });
+}
+
+#[test]
+fn ports_of_the_loopback_alone_are_refused() {
+    in_namespace("ports_of_the_loopback_alone_are_refused", || {
+        let _world = container("net.ipv4.ip_forward=1");
+        let refused =
+            open("tap,host=172.31.0.1/24,nat,forward=8080:80,forward=127.0.0.1:9090:90").unwrap_err();
+        assert!(
+            refused.to_string().starts_with("forward=tcp:127.0.0.1:9090:90: 127.0.0.1 does not"),
+            "{refused}"
+        );
+        assert!(refused.remedy().unwrap().contains(LOOPBACK), "{refused}");
     });
 }
 

@@ -74,6 +74,13 @@ impl Error {
         matches!(self, Self::Host(HostError::Ended))
     }
 
+    /// True where somebody has on the host what a wire wants for itself: another wire may have it, which is to go.
+    pub fn is_taken(&self) -> bool {
+        use HostError::{AddressTaken, GuestTaken, MacTaken};
+        matches!(self, Self::Host(MacTaken { .. } | AddressTaken { .. } | GuestTaken { .. }))
+            || matches!(self, Self::Nat(NatError::PortTaken { .. }))
+    }
+
     /// True where another process held the lock for too long.
     pub(crate) fn is_busy(&self) -> bool {
         matches!(self, Self::Host(HostError::Busy { .. }))

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::ROOT;
+use crate::host::forwarding::LOOPBACK_BEFOREHAND;
 use crate::host::netlink::Refusal;
 use crate::{Forward, Protocol};
 
@@ -27,6 +28,14 @@ pub enum NatError {
         forward: Forward,
         /// The link.
         link: String,
+    },
+    /// The kernel routes nothing from 127.0.0.1, and `/proc/sys` is read-only.
+    #[error(
+        "forward={forward}: 127.0.0.1 does not lead into the guest, for the kernel routes nothing from there, and /proc/sys is read-only"
+    )]
+    Loopback {
+        /// The ports.
+        forward: Forward,
     },
     /// The host has no address on the link, and so no subnet there.
     #[error("nat: the host has no address on {link}, and so no subnet whose addresses it could translate")]
@@ -53,6 +62,7 @@ impl NatError {
             Self::NoGuestAddress { .. } => {
                 "add host= of that family, and the guest gets one; or name an address of the host of the other family".to_owned()
             }
+            Self::Loopback { .. } => LOOPBACK_BEFOREHAND.to_owned(),
             Self::NothingToMasquerade { .. } => "give it one: host=ADDRESS/LENGTH".to_owned(),
             Self::Nft { table, refusal } => match refusal.errno()? {
                 libc::EPERM => ROOT.to_owned(),

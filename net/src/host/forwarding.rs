@@ -15,14 +15,15 @@ use std::path::Path;
 
 use super::finding::Finding;
 use super::{Change, Link, LinkId, Refusal, Sysctl, Wiring, netlink::RouteLink};
-use crate::Error;
-use crate::error::HostError;
+use crate::error::{HostError, NatError};
+use crate::{Error, Forward};
 
 const GUEST: &str = "pass the guest's packets on";
 const ANSWERS: &str = "pass the answers on, which come in here";
 const ROUTERS: &str = "go on listening to this link's routers";
 /// What can be done before a container has its `/proc/sys`. A new link has the switches of `default`.
-const LOOPBACK_BEFOREHAND: &str = "start the container with --sysctl net.ipv4.conf.default.route_localnet=1";
+pub(crate) const LOOPBACK_BEFOREHAND: &str =
+    "start the container with --sysctl net.ipv4.conf.default.route_localnet=1";
 const V6_BEFOREHAND: &str = "start the container with --sysctl net.ipv6.conf.all.forwarding=1";
 const LOOPBACK: &str = "let connections from 127.0.0.1 out to the guest";
 
@@ -33,6 +34,8 @@ pub(crate) struct Traffic {
     pub(crate) ipv6: bool,
     /// Connections of the host itself from 127.0.0.1 too.
     pub(crate) from_loopback: bool,
+    /// Ports that only those lead to.
+    pub(crate) loopback_alone: Option<Forward>,
 }
 
 /// A link that passes packets of a family on for guests, and did for nobody before.
@@ -131,7 +134,7 @@ impl Wiring {
         if traffic.ipv4 {
             self.set_own(&key("ipv4", own, "forwarding"), stays, GUEST)?;
             if traffic.from_loopback {
-                self.set_from_loopback(own, stays)?;
+                self.set_from_loopback(own, stays, traffic.loopback_alone)?;
             }
             let whole = key("ipv4", "all", "forwarding");
             way_out |= is(&whole, "1")?;
@@ -184,13 +187,16 @@ impl Wiring {
     }
 
     /// Has the host's own connections from 127.0.0.1 leave by the guest's link. The host's switch is enough. Where `/proc/sys` is
-    /// read-only, as in many containers, they do not, which is a notice: all else passes.
-    fn set_from_loopback(&mut self, own: &str, stays: bool) -> Result<(), Error> {
+    /// read-only, as in many containers, they do not, which is a notice where all else passes. `alone`: ports that nobody else reaches.
+    fn set_from_loopback(&mut self, own: &str, stays: bool, alone: Option<Forward>) -> Result<(), Error> {
         if is(&key("ipv4", "all", "route_localnet"), "1")? {
             return Ok(());
         }
         match self.set_own(&key("ipv4", own, "route_localnet"), stays, LOOPBACK) {
             Err(error) if error.is_read_only() => {
+                if let Some(forward) = alone {
+                    return Err(NatError::Loopback { forward }.into());
+                }
                 self.notice(format!(
                     "forward= does not lead from 127.0.0.1 into the guest, but from every other address of the host, for /proc/sys is \
                      read-only: {LOOPBACK_BEFOREHAND}"

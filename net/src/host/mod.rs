@@ -15,7 +15,7 @@ pub(crate) mod directory;
 mod fd_reserve;
 pub(crate) mod finding;
 pub(crate) mod firewall;
-mod forwarding;
+pub(crate) mod forwarding;
 pub(crate) mod free_subnet;
 pub(crate) mod guard;
 pub(crate) mod holders;

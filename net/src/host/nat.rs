@@ -73,7 +73,11 @@ impl Wiring {
         let (ipv4, ipv6) =
             (hosts.iter().any(|host| host.v4().is_some()), hosts.iter().any(|host| host.v6().is_some()));
         let from_loopback = forwards.iter().any(Forward::is_from_loopback);
-        let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && from_loopback };
+        let alone = |forward: &&Forward| {
+            forward.address.is_some_and(|address| address.is_ipv4() && address.is_loopback())
+        };
+        let loopback_alone = forwards.iter().find(alone).copied();
+        let traffic = Traffic { ipv4, ipv6, from_loopback: ipv4 && from_loopback, loopback_alone };
         let switched = self.links_to_switch(link, traffic)?;
         let guests = guests(hosts, &config.guests, mac);
         let leads = |forward: &Forward| Some((*forward, guest_of(forward, &guests)?));

@@ -189,7 +189,8 @@ impl Wire {
     }
 
     /// Frames that tell the neighbours where the guest is, each behind its header, for a guest whose driver does not do so: where its
-    /// Ethernet address is, and the addresses that it was told.
+    /// Ethernet address is, and the addresses that it was told. Others that it has need none: its Ethernet address stays as it is for
+    /// good, so what neighbours know of it stays true, and switches learn by the first frame where it is.
     pub fn announcement(&self) -> Vec<Vec<u8>> {
         // There is no Ethernet on a tun, and no neighbour but the host.
         if self.parts.spec.gateway.is_some() {

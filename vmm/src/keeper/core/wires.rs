@@ -61,6 +61,13 @@ enum Stage {
     Restoring,
 }
 
+/// Why a wire cannot be made.
+struct Unmade {
+    why: ControlError,
+    /// Somebody has what it wants of the host.
+    taken: bool,
+}
+
 /// A wire that is to be made again later.
 pub(super) struct Lost {
     config: NetConfig,
@@ -115,29 +122,35 @@ impl Core {
         let left = wire.is_none();
         let to = nics::to_move(nic, &from, spec, &self.config)?;
         let step = Move { stage: Stage::Swapping, ticket: Some(ticket), to, from, failed: None, left };
-        if !left && step.from.excludes(&step.to) {
-            self.send_link(index, false);
-            return self.unplug(index, step).map_err(|(_, why)| {
-                self.follow(index);
-                why
-            });
-        }
-        let next = self.open(index, &step.to)?;
+        let next = match left || !step.from.excludes(&step.to) {
+            true => match self.open(index, &step.to) {
+                // By the wire that it is to leave, perhaps.
+                Err(Unmade { taken: true, .. }) if !left => None,
+                opened => Some(opened.map_err(|unmade| unmade.why)?),
+            },
+            false => None,
+        };
         self.send_link(index, false);
-        self.plug(index, next, step).map_err(|(_, why)| {
+        let gone_on = match next {
+            Some(next) => self.plug(index, next, step),
+            None => self.unplug(index, step),
+        };
+        gone_on.map_err(|(_, why)| {
             self.follow(index);
             why
         })
     }
 
     /// Makes a wire for a NIC that is there.
-    fn open(&self, index: usize, config: &NetConfig) -> Result<Wire, ControlError> {
-        let wire = Wire::open(config, &self.host).map_err(|error| nics::refused(&error))?;
+    fn open(&self, index: usize, config: &NetConfig) -> Result<Wire, Unmade> {
+        let wire = Wire::open(config, &self.host)
+            .map_err(|error| Unmade { why: nics::refused(&error), taken: error.is_taken() })?;
         let (told, mtu) = (self.nics[index].mtu, wire.mtu());
         match mtu < told {
-            true => Err(ControlError::Failed(format!(
-                "the guest was told an MTU of {told} bytes, and that wire carries {mtu}"
-            ))),
+            true => {
+                let why = format!("the guest was told an MTU of {told} bytes, and that wire carries {mtu}");
+                Err(Unmade { why: ControlError::Failed(why), taken: false })
+            }
             false => Ok(wire),
         }
     }
@@ -180,7 +193,7 @@ impl Core {
                             self.restore(index, *step, why);
                         }
                     }
-                    Err(why) => self.restore(index, step, why),
+                    Err(Unmade { why, .. }) => self.restore(index, step, why),
                 }
             }
             (Stage::Swapping, Ok(())) => {
@@ -221,7 +234,7 @@ impl Core {
                     self.lose(index, *step, &why);
                 }
             }
-            Err(why) => self.lose(index, step, &why),
+            Err(Unmade { why, .. }) => self.lose(index, step, &why),
         }
     }
 
