@@ -502,6 +502,9 @@ mod stock {
             "rtc",
             "i8042",
             "command line",
+            "dmi:",
+            "smbios",
+            "vmgenid",
         ];
         // A driver that asks each AMD guest for what only bare metal has; a host that is busy with other things for a while.
         let theirs =
@@ -518,10 +521,18 @@ mod stock {
     fn debian_s_kernels_boot_with_one_and_two_vcpus_and_without_a_warning() {
         let kernels = need!(stock::debian());
         let netns = need!(Netns::new());
+        let uuid = "2f1c0d3e-8a4b-4c5d-9e6f-708192a3b4c5";
         for kernel in &kernels {
             for (cpus, transport) in [("1", "mmio"), ("2", "pci")] {
                 let args = ["--cpus", cpus, "--transport", transport, "--net", "tap"];
-                let mut vm = kernel.boot(&netns, "", &args);
+                let who = ["--uuid", uuid, "--serial-number", "S 7", "--credential", "system.hostname=web"];
+                let mut vm = kernel.boot(&netns, "", &[&args[..], &who].concat());
+                let id = vm.sh("cd /sys/class/dmi/id; cat sys_vendor product_uuid product_serial", COMMAND);
+                assert_eq!(id.lines().collect::<Vec<_>>(), ["wirevm", uuid, "S 7"], "{}", vm.state());
+                let strings = "tr '\\000' '\\n' </sys/firmware/dmi/tables/DMI | grep -a io.systemd";
+                let told = "io.systemd.credential:system.hostname=web";
+                assert!(vm.sh(strings, COMMAND).contains(told), "{}", vm.state());
+                assert_eq!(vm.sh("ls -d /sys/bus/acpi/devices/WIRV0001:00 | wc -l", COMMAND).trim(), "1");
                 assert_eq!(vm.sh("nproc", COMMAND).trim(), cpus, "{}", vm.state());
                 no_warning_is_ours(&mut vm);
                 let clock =

@@ -64,6 +64,10 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         (&["run", "--kernel", "x", "--net", "tap,forward=80:80"], &["--net", "forward=tcp:80:80", "nat"]),
         (&["run", "--kernel", "x", "--net", "tap=a-name-that-is-too-long"], &["--net", "15"]),
         (&["run", "--kernel", "x", "--console", ""], &["--console"]),
+        (&["run", "--kernel", "x", "--uuid", "7"], &["--uuid", "it is like"]),
+        (&["run", "--kernel", "x", "--serial-number", ""], &["--serial-number", "1 to 64"]),
+        (&["run", "--kernel", "x", "--credential", "name"], &["--credential", "NAME=@FILE"]),
+        (&["run", "--kernel", "x", "--credential", "a/b=c"], &["--credential", "letters, digits"]),
         (&["walk"], &["walk"]),
     ] {
         refused(&refuse(wirevm().args(args)), 2, words);
@@ -104,6 +108,16 @@ fn a_machine_that_cannot_be_is_refused() {
     refused(&run(&["--net", "tap,queues=auto,affinity=0:0"]), 1, &words);
     refused(&run(&["--net", "tap=t0", "--net", "tap=t0"]), 1, &["NIC 0 and NIC 1 both have the tap t0"]);
     refused(&run(&["--console", "/no/such/dir/file"]), 1, &["/no/such/dir/file", "No such file"]);
+    let gone = ["--credential", "key=@/no/such/key"];
+    refused(&run(&gone), 1, &["cannot read the credential key", "No such file", "--credential NAME=@FILE"]);
+    let long = dir.path("long");
+    fs::write(&long, [b'x'; 200_000]).unwrap();
+    let long = format!("key=@{}", long.display());
+    refused(
+        &run(&["--credential", &long]),
+        1,
+        &["SMBIOS tables", "131072 are set aside", "fewer or shorter"],
+    );
     let vhost = ["--transport", "mmio", "--net", "tap", "--net", "tap,vhost=on"];
     refused(&run(&vhost), 1, &["NIC 1: vhost=on goes with --transport pci", "vhost=auto"]);
 }

@@ -23,9 +23,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
 use crate::layout::{
-    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, GED, GED_GSI, GED_POWER_BUTTON, GED_SLOTS, IOAPIC, LAPIC,
-    PVPANIC, RESET, RESET_VALUE, RTC, RTC_CENTURY, RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
-    VirtioMmio,
+    ACPI, ACPI_LEN, COM1, COM1_GSI, COM1_LEN, ECAM, GED, GED_GSI, GED_POWER_BUTTON, GED_SLOTS, GENERATION_ID,
+    IOAPIC, LAPIC, PVPANIC, RESET, RESET_VALUE, RTC, RTC_CENTURY, RTC_LEN, SLEEP_CONTROL, SLEEP_STATUS,
+    SLEEP_TYPE_S5, VirtioMmio,
 };
 
 const OEM_ID: [u8; 6] = *b"WIREVM";
@@ -152,6 +152,7 @@ fn dsdt(config: &AcpiConfig<'_>) -> Result<impl Aml, Error> {
     serial(&mut devices);
     clock(&mut devices);
     panic_device(&mut devices);
+    generation(&mut devices);
     for (index, device) in config.virtio_mmio.iter().enumerate() {
         virtio_mmio(index, device, &mut devices)?;
     }
@@ -211,6 +212,23 @@ fn panic_device(sink: &mut Vec<u8>) {
         vec![
             &Name::new(Path::new("_HID"), &hid),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// Where the VM generation ID is (Microsoft, Virtual Machine Generation ID, 2012). Linux stirs it into its random numbers, so that two
+/// guests of one image have others from the first moment on.
+fn generation(sink: &mut Vec<u8>) {
+    let names: [AmlStr; 3] = ["WIRV0001", "VM_Gen_Counter", "VMGENCTR"];
+    let address = Package::new(vec![&GENERATION_ID, &ZERO]);
+    Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new(Path::new("_HID"), &names[0]),
+            &Name::new(Path::new("_CID"), &Package::new(vec![&names[1], &names[2]])),
+            &Name::new(Path::new("_DDN"), &names[1]),
+            &Name::new(Path::new("ADDR"), &address),
         ],
     )
     .to_aml_bytes(sink);

@@ -64,6 +64,8 @@ pub enum Error {
         "the ACPI tables for {cpus} vCPUs and {devices} devices take {len} bytes, and {room} are set aside"
     )]
     AcpiTooLarge { cpus: u32, devices: usize, len: u64, room: u64 },
+    #[error("the SMBIOS tables with the credentials take {len} bytes, and {room} are set aside")]
+    SmbiosTooLarge { len: u64, room: u64 },
     #[error("the virtio-mmio window {base:#x}+{size:#x} does not lie below 4 GiB")]
     WindowTooHigh { base: u64, size: u64 },
     #[error("cannot write the {what} to guest memory at {address:#x}")]
@@ -120,6 +122,9 @@ impl Error {
                 format!("shorten the command line by {} bytes", len - limit)
             }
             Error::CmdlineControl { .. } => "give --cmdline one line of printable text".into(),
+            Error::SmbiosTooLarge { .. } => {
+                "give fewer or shorter credentials, and files by another way".into()
+            }
             Error::AcpiTooLarge { .. } => "use fewer vCPUs or devices".into(),
             Error::WindowTooHigh { .. } | Error::Memory { .. } | Error::NoLowMemory => return None,
         })

@@ -1,4 +1,4 @@
-//! All the firmware that there is: what a PC does when real-mode code jumps to `ffff:0000`, restart.
+//! All the firmware that there is: what a PC does when real-mode code jumps to `ffff:0000`, restart; and the VM generation ID.
 //!
 //! Linux restarts that way on a hardware-reduced ACPI machine without EFI: such machines have EFI, it believes, and where
 //! that turns out to be absent it falls back not to the ACPI reset register, but to the BIOS.
@@ -6,18 +6,19 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
-use crate::layout::{RESET, RESET_VALUE, RESTART};
+use crate::layout::{GENERATION_ID, RESET, RESET_VALUE, RESTART};
 
-/// Writes the code.
-pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), Error> {
+/// Writes the code, and the VM generation ID.
+pub(crate) fn write(memory: &GuestMemoryMmap, generation: [u8; 16]) -> Result<(), Error> {
     let [low, high] = RESET.to_le_bytes();
     // mov dx, RESET; mov al, RESET_VALUE; out dx, al; again: hlt; jmp again
     let code = [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd];
-    memory.write_slice(&code, GuestAddress(RESTART)).map_err(|source| Error::Memory {
-        what: "firmware",
-        address: RESTART,
-        source,
-    })
+    let put = |bytes: &[u8], address| {
+        let written = memory.write_slice(bytes, GuestAddress(address));
+        written.map_err(|source| Error::Memory { what: "firmware", address, source })
+    };
+    put(&code, RESTART)?;
+    put(&generation, GENERATION_ID)
 }
 
 #[cfg(test)]
@@ -29,7 +30,7 @@ mod tests {
     #[test]
     fn a_restart_writes_the_reset_register() {
         let memory = memory(64);
-        write(&memory).unwrap();
+        write(&memory, [0; 16]).unwrap();
         let mut code = [0xcc; 16];
         memory.read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
         assert_eq!(code[..6], [0xba, 0x02, 0x06, 0xb0, 1, 0xee]);

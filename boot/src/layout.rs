@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! 0x0000_0000 .. 0x000a_0000   low RAM: GDT, start info, zero page, page tables, command line
-//! 0x000a_0000 .. 0x000e_0000   where a PC has its VGA memory and option ROMs: announced as nothing
+//! 0x000a_0000 .. 0x000c_0000   where a PC has its VGA memory: announced as nothing
+//! 0x000c_0000 .. 0x000e_0000   SMBIOS structures, where a PC has option ROMs
 //! 0x000e_0000 .. 0x000f_8000   ACPI tables, the RSDP first
-//! 0x000f_8000 .. 0x0010_0000   firmware: the MP table, and the entry by which real-mode code restarts a PC
+//! 0x000f_8000 .. 0x0010_0000   firmware: the MP table, the entry point of SMBIOS, the VM generation ID, and the entry by which
+//!                              real-mode code restarts a PC
 //! 0x0010_0000 .. end of RAM    the kernel and, at the top, the initrd; ends at the hole at the latest
 //! 0xc000_0000 .. 0x1_0000_0000 the hole: device registers, never RAM
 //!    0xc000_0000               virtio-mmio windows, a page each
@@ -47,6 +49,11 @@ pub const CMDLINE: u64 = 0x2_0000;
 /// The room for the command line with its NUL, in bytes.
 pub const CMDLINE_LEN: u64 = 0x1_0000;
 
+/// The structures of SMBIOS.
+pub const SMBIOS: u64 = 0xc_0000;
+/// The room for the structures of SMBIOS, in bytes.
+pub const SMBIOS_LEN: u64 = 0x2_0000;
+
 /// The ACPI tables. The RSDP is the first of them, where an operating system without other means searches
 /// for it (ACPI 6.5 §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
@@ -61,6 +68,12 @@ pub const FIRMWARE_LEN: u64 = 0x8000;
 pub const MP_TABLE: u64 = FIRMWARE;
 /// The room for both, in bytes.
 pub const MP_TABLE_LEN: u64 = 0x4000;
+/// The entry point of SMBIOS, where an operating system without UEFI searches for it (DSP0134 3.7 §5.2.2).
+pub const SMBIOS_ENTRY: u64 = MP_TABLE + MP_TABLE_LEN;
+/// The room for it, in bytes.
+pub const SMBIOS_ENTRY_LEN: u64 = 0x20;
+/// The VM generation ID, of 16 bytes.
+pub const GENERATION_ID: u64 = SMBIOS_ENTRY + SMBIOS_ENTRY_LEN;
 /// Where real-mode code jumps to restart a PC (`ffff:0000`).
 pub const RESTART: u64 = 0xf_fff0;
 
@@ -219,9 +232,11 @@ mod tests {
             ("page tables", PAGE_TABLES, PAGE_TABLES_LEN),
             ("command line", CMDLINE, CMDLINE_LEN),
             ("end of low RAM", LOW_RAM_END, 0),
+            ("smbios", SMBIOS, SMBIOS_LEN),
             ("acpi", ACPI, ACPI_LEN),
             ("mp table", MP_TABLE, MP_TABLE_LEN),
-            ("firmware", MP_TABLE + MP_TABLE_LEN, RESTART - MP_TABLE - MP_TABLE_LEN),
+            ("entry point of smbios", SMBIOS_ENTRY, SMBIOS_ENTRY_LEN),
+            ("generation id", GENERATION_ID, 16),
             ("restart", RESTART, 0x10),
             ("himem", HIMEM, MIN_MEMORY - HIMEM),
             ("start of the hole", HOLE_START, 0),

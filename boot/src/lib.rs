@@ -13,7 +13,7 @@
 //! - `file.rs`: opens the user's files and reads them straight into guest memory; pipes and gzip by a buffer.
 //! - `kernel.rs`: which kind of kernel it is; `kernel/bzimage.rs`, `kernel/elf.rs`: its checks and its place.
 //! - `initrd.rs`: the initrd's place. `cmdline.rs`: the command line.
-//! - `acpi.rs`: the ACPI tables. `mp.rs`: what kernels without ACPI have instead.
+//! - `acpi.rs`: the ACPI tables. `mp.rs`: what kernels without ACPI have instead. `smbios.rs`: who the machine is, and credentials.
 //! - `params.rs`: the zero page or the PVH start info, with the memory map.
 //! - `firmware.rs`: the way back to real mode, for kernels that restart by it.
 //! - `cpu.rs`: GDT, page tables and registers at entry.
@@ -34,6 +34,7 @@ mod kernel;
 pub mod layout;
 mod mp;
 mod params;
+mod smbios;
 #[cfg(test)]
 mod testing;
 
@@ -46,6 +47,7 @@ pub use acpi::AcpiConfig;
 pub use cpu::{DescriptorTable, Entry, Segment};
 pub use error::{Error, Role};
 pub use layout::VirtioMmio;
+pub use smbios::SmbiosConfig;
 
 /// The user's files, open: from here on no path is needed.
 #[derive(Debug)]
@@ -97,6 +99,10 @@ pub struct Config<'a> {
     pub cmdline: &'a str,
     /// What the ACPI tables describe.
     pub acpi: AcpiConfig<'a>,
+    /// What the SMBIOS tables say.
+    pub smbios: SmbiosConfig<'a>,
+    /// What tells this run of the machine from every other one (Virtual Machine Generation ID): any bytes that no other run has.
+    pub generation: [u8; 16],
 }
 
 /// By which convention the kernel is entered.
@@ -140,11 +146,12 @@ pub fn load(memory: &GuestMemoryMmap, images: Images, config: &Config<'_>) -> Re
     cmdline::write(memory, &cmdline, kernel.cmdline_max)?;
     let rsdp = if leaves_acpi_out(config.cmdline).is_some() { 0 } else { acpi::write(memory, &config.acpi)? };
     mp::write(memory, &config.acpi)?;
+    smbios::write(memory, &config.smbios)?;
     match kernel.protocol {
         Protocol::Linux64 => params::write_zero_page(memory, &kernel, initrd, rsdp, config.acpi.pci)?,
         Protocol::Pvh => params::write_start_info(memory, initrd, rsdp, config.acpi.pci)?,
     }
-    firmware::write(memory)?;
+    firmware::write(memory, config.generation)?;
     cpu::prepare(memory, kernel.protocol, kernel.entry)
 }
 
@@ -155,7 +162,12 @@ mod tests {
     use crate::testing::{Scratch, bytes, memory, word};
 
     fn config(devices: &[VirtioMmio]) -> Config<'_> {
-        Config { cmdline: "console=ttyS0", acpi: AcpiConfig { cpus: 2, virtio_mmio: devices, pci: true } }
+        Config {
+            cmdline: "console=ttyS0",
+            acpi: AcpiConfig { cpus: 2, virtio_mmio: devices, pci: true },
+            smbios: SmbiosConfig::default(),
+            generation: *b"this run, and no",
+        }
     }
 
     fn images(kernel: &Path, initrd: Option<&Path>) -> Images {
@@ -175,6 +187,8 @@ mod tests {
         assert_eq!(bytes(&memory, ramdisk & 0xffff_ffff, 6), b"070701");
         assert_eq!(ramdisk >> 32, 6);
         assert_eq!(bytes(&memory, word(&memory, ZERO_PAGE + 0x70), 8), b"RSD PTR ");
+        assert_eq!(bytes(&memory, layout::SMBIOS_ENTRY, 5), b"_SM3_");
+        assert_eq!(bytes(&memory, layout::GENERATION_ID, 16), b"this run, and no");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::Error;
 use crate::initrd::Initrd;
 use crate::kernel::Kernel;
 use crate::layout::{
-    ACPI, ACPI_LEN, CMDLINE, ECAM, ECAM_LEN, FIRMWARE, FIRMWARE_LEN, HIMEM, LOW_RAM_END, START_INFO,
-    ZERO_PAGE,
+    ACPI, ACPI_LEN, CMDLINE, ECAM, ECAM_LEN, FIRMWARE, FIRMWARE_LEN, HIMEM, LOW_RAM_END, SMBIOS, SMBIOS_LEN,
+    START_INFO, ZERO_PAGE,
 };
 
 /// `type_of_loader`: one without an assigned number.
@@ -41,6 +41,7 @@ struct Range {
 fn memory_map(memory: &GuestMemoryMmap, pci: bool) -> Vec<Range> {
     let mut map = vec![
         Range { start: 0, len: LOW_RAM_END, kind: Kind::Ram },
+        Range { start: SMBIOS, len: SMBIOS_LEN, kind: Kind::Reserved },
         Range { start: ACPI, len: ACPI_LEN, kind: Kind::Acpi },
         Range { start: FIRMWARE, len: FIRMWARE_LEN, kind: Kind::Reserved },
     ];
@@ -182,7 +183,12 @@ mod tests {
         .into_iter()
         .flat_map(|(mib, ram)| [false, true].map(|pci| (mib, ram.clone(), pci)))
         {
-            let mut expected = vec![(0, 0xa_0000, 1), (0xe_0000, 0x1_8000, 3), (0xf_8000, 0x8000, 2)];
+            let mut expected = vec![
+                (0, 0xa_0000, 1),
+                (0xc_0000, 0x2_0000, 2),
+                (0xe_0000, 0x1_8000, 3),
+                (0xf_8000, 0x8000, 2),
+            ];
             expected.extend(ram.into_iter().map(|(start, len)| (start, len, 1)));
             if pci {
                 let above = expected.iter().position(|range| range.0 > ECAM).unwrap_or(expected.len());

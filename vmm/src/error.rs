@@ -102,6 +102,8 @@ pub(crate) enum Error {
         "the process that runs the guest made a system call that its sandbox forbids: {call}, in its thread {thread}"
     )]
     Forbidden { call: String, thread: String },
+    #[error("cannot read the credential {name}")]
+    Credential { name: String, source: io::Error },
     #[error("{0} panicked; this is a bug in wirevm")]
     Bug(String),
 }
@@ -251,6 +253,7 @@ impl Error {
             Self::KilledBySandbox | Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
             Self::Deaf => "wait until the guest is up, or take a kernel with CONFIG_ACPI".into(),
             Self::SlotTaken { .. } | Self::StandsStill | Self::Refused { .. } | Self::Kept { .. } => return None,
+            Self::Credential { .. } => "name a file that you may read: --credential NAME=@FILE".into(),
             Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
         })
     }

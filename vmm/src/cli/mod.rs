@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use ::net::NetConfig;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use vmm::MachineConfig;
-use vmm::config::{ConsoleConfig, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, MemoryConfig, NOBODY, Transport};
+use vmm::config::{
+    ConsoleConfig, Credential, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, MemoryConfig, NOBODY, Transport, Uuid,
+};
 
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
 #[derive(Debug, Parser)]
@@ -104,6 +106,18 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) memory: MemoryConfig,
 
+    /// The machine's UUID, which its guest sees; without it, a random one
+    #[arg(long, value_name = "UUID")]
+    pub(crate) uuid: Option<Uuid>,
+
+    /// The machine's serial number, which its guest sees
+    #[arg(long, value_name = "TEXT", value_parser = parse_serial_number)]
+    pub(crate) serial_number: Option<String>,
+
+    /// A credential for systemd in the guest, such as system.hostname=web; once for each
+    #[arg(long, value_name = "NAME=VALUE|NAME=@FILE")]
+    pub(crate) credential: Vec<Credential>,
+
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
@@ -162,6 +176,9 @@ impl From<&Run> for MachineConfig {
             cpus: run.cpus,
             cpu_affinity: run.cpu_affinity.clone().map(|list| list.0).unwrap_or_default(),
             memory: run.memory,
+            uuid: run.uuid,
+            serial_number: run.serial_number.clone(),
+            credentials: run.credential.clone(),
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),
@@ -222,6 +239,13 @@ pub(crate) struct CpuList(Vec<u16>);
 
 fn parse_cpu_list(text: &str) -> Result<CpuList, &'static str> {
     ::net::parse_cpus(text).map(CpuList)
+}
+
+fn parse_serial_number(text: &str) -> Result<String, &'static str> {
+    match text.is_empty() || text.len() > 64 || text.contains(char::is_control) {
+        true => Err("it is 1 to 64 characters of text"),
+        false => Ok(text.to_owned()),
+    }
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {

@@ -1,5 +1,6 @@
 //! What a virtual machine is made of, as plain data: the command line, the control socket and a Rust test all speak it.
 
+mod identity;
 mod memory;
 mod size;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 use net::NetConfig;
 use serde::{Deserialize, Serialize};
 
+pub use self::identity::{Credential, Uuid};
 pub use self::memory::{HugePages, MemoryConfig};
 pub use self::size::{argument, size};
 
@@ -52,6 +54,15 @@ pub struct MachineConfig {
     /// The guest's memory.
     #[serde(default)]
     pub memory: MemoryConfig,
+    /// Its UUID; none for a random one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// Its serial number; none for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_number: Option<String>,
+    /// What systemd in the guest is told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<Credential>,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -113,6 +124,9 @@ impl MachineConfig {
             cpus: default_cpus(),
             cpu_affinity: Vec::new(),
             memory: MemoryConfig::default(),
+            uuid: None,
+            serial_number: None,
+            credentials: Vec::new(),
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -145,6 +159,13 @@ impl MachineConfig {
             option("cpu-affinity", net::write_cpus(&self.cpu_affinity));
         }
         option("memory", self.memory.to_string());
+        if let Some(uuid) = self.uuid {
+            option("uuid", uuid.to_string());
+        }
+        if let Some(number) = &self.serial_number {
+            option("serial-number", number.clone());
+        }
+        self.credentials.iter().for_each(|credential| option("credential", credential.to_string()));
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());
@@ -232,6 +253,9 @@ mod tests {
             name: Some("web".into()),
             net: vec!["tap=tap0,host=172.31.0.1/24".parse().unwrap(), "bridge=br0".parse().unwrap()],
             memory: "1G,hugepages=2M,shared=on".parse().unwrap(),
+            uuid: Some("2f1c0d3e-8a4b-4c5d-9e6f-708192a3b4c5".parse().unwrap()),
+            serial_number: Some("7".into()),
+            credentials: vec!["system.hostname=web".parse().unwrap(), "key=@/etc/key".parse().unwrap()],
             transport: Transport::Mmio,
             console: ConsoleConfig::File("/tmp/console".into()),
             ..MachineConfig::new("vmlinuz")

@@ -46,7 +46,7 @@ use self::nics::Nic;
 use self::signals::Signals;
 use self::sink::Sink;
 use crate::error::{Error, NicError};
-use crate::machine::{self, Birth};
+use crate::machine::{self, Birth, Identity};
 use crate::panics;
 use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
 use crate::report;
@@ -152,7 +152,8 @@ fn start(
     let _ = fcntl_setpipe_size(&keys, KEYS);
     // Before the child, so that this one is gone when a start that fails gives links back: it has their descriptors, too.
     let mut nics = Vec::new();
-    let mut child = match fork(config, theirs, [output, input], timings)? {
+    let identity = Identity::of(config)?;
+    let mut child = match fork(config, theirs, [output, input], identity, timings)? {
         Forked::Parent(pid) => Child::new(pid).map_err(host("watch the process that runs the guest"))?,
         Forked::Child => unreachable!("the machine's life has no end that returns"),
     };
@@ -224,13 +225,14 @@ fn fork(
     config: &MachineConfig,
     channel: Channel<FromMachine, ToMachine>,
     [output, input]: [OwnedFd; 2],
+    identity: Identity,
     timings: Timings,
 ) -> Result<Forked, Error> {
     let keeper = rustix::process::getpid();
     let forked =
         sys::fork().map_err(|source| Error::Host { what: "fork the process that runs the guest", source })?;
     if let Forked::Child = forked {
-        machine::main(config, Birth { channel, output, input, keeper, timings });
+        machine::main(config, Birth { channel, output, input, keeper, identity, timings });
     }
     Ok(forked)
 }

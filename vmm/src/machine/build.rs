@@ -32,6 +32,7 @@ use crate::kvm::memory;
 use crate::kvm::pci_bus::PciBus;
 use crate::kvm::transport;
 use crate::kvm::vcpu::{Shared, Vcpu};
+use crate::machine::Identity;
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::events::{Loop, Machine};
 use crate::machine::nic::Nic;
@@ -64,6 +65,7 @@ pub(super) struct Given<'a> {
     pub(super) output: OwnedFd,
     pub(super) input: OwnedFd,
     pub(super) keeper: Pid,
+    pub(super) identity: Identity,
 }
 
 /// Runs a guest to its end, and tells `timings` of each step.
@@ -109,7 +111,12 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     let places = transport::places(config.transport, config.net.len());
     let acpi =
         boot::AcpiConfig { cpus: config.cpus, virtio_mmio: &places, pci: config.transport == Transport::Pci };
-    let how = boot::Config { cmdline: &config.cmdline, acpi };
+    let smbios = boot::SmbiosConfig {
+        uuid: given.identity.uuid.0,
+        serial: config.serial_number.as_deref().unwrap_or_default(),
+        strings: &given.identity.credentials,
+    };
+    let how = boot::Config { cmdline: &config.cmdline, acpi, smbios, generation: given.identity.generation };
     // Side by side, and beside the keeper's plumbing: none needs another, and KVM waits for milliseconds until no reader of the
     // memory that it had before is left (SRCU).
     let load = || {

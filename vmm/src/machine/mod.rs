@@ -33,7 +33,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::process::Pid;
+use rustix::rand::{GetRandomFlags, getrandom};
 use vmm::MachineConfig;
+use vmm::config::{Credential, Uuid};
 
 use crate::error::Error;
 use crate::machine::ending::Outcome;
@@ -50,7 +52,40 @@ pub(crate) struct Birth {
     /// What is typed for it: the same.
     pub(crate) input: OwnedFd,
     pub(crate) keeper: Pid,
+    pub(crate) identity: Identity,
     pub(crate) timings: Timings,
+}
+
+/// What the machine tells its guest of itself.
+pub(crate) struct Identity {
+    uuid: Uuid,
+    /// Strings of SMBIOS.
+    credentials: Vec<String>,
+    /// Of this run alone.
+    generation: [u8; 16],
+}
+
+impl Identity {
+    /// What `config` says, and random for the rest. Files are read here, by the user's rights.
+    ///
+    /// # Errors
+    /// A credential's file cannot be read.
+    pub(crate) fn of(config: &MachineConfig) -> Result<Self, Error> {
+        let read = |credential: &Credential| {
+            let name = credential.name().to_owned();
+            credential.oem_string().map_err(|source| Error::Credential { name, source })
+        };
+        let random = || -> Result<[u8; 16], Error> {
+            let mut bytes = [0; 16];
+            // As many come whole or not at all.
+            getrandom(&mut bytes, GetRandomFlags::empty())
+                .map_err(|error| Error::Host { what: "get random numbers", source: error.into() })?;
+            Ok(bytes)
+        };
+        let uuid = config.uuid.map_or_else(|| random().map(Uuid::random), Ok)?;
+        let credentials = config.credentials.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { uuid, credentials, generation: random()? })
+    }
 }
 
 /// Lives the machine's life.
@@ -71,7 +106,14 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
         let (output, input) = (birth.output, birth.input);
         build::run(
             config,
-            build::Given { channel: &channel, files, output, input, keeper: birth.keeper },
+            build::Given {
+                channel: &channel,
+                files,
+                output,
+                input,
+                keeper: birth.keeper,
+                identity: birth.identity,
+            },
             birth.timings,
         )
     };
