@@ -179,17 +179,6 @@ impl NetConfig {
         }]
     }
 
-    /// Refuses a rate for frames that vhost-net carries.
-    ///
-    /// # Errors
-    /// It has a rate, and vhost-net is to carry its frames.
-    pub fn check_rate(&self) -> Result<(), Error> {
-        if self.rate.is_off() || self.vhost != VhostMode::On {
-            return Ok(());
-        }
-        Err(SpecError::RateByVhost { rate: self.rate.to_string() }.into())
-    }
-
     /// Refuses an MTU that is too small for the host's IPv6 address.
     fn check_mtu(&self) -> Result<(), Error> {
         let hosts = self.hosts();
@@ -262,7 +251,6 @@ impl FromStr for NetConfig {
             netns,
         };
         this.check_mtu()?;
-        this.check_rate()?;
         this.check_affinity().map(|()| this)
     }
 }

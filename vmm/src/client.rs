@@ -283,7 +283,7 @@ impl Client {
     /// Holds the NIC of that name (`nic0`) to `limits` from now on.
     ///
     /// # Errors
-    /// As [`call`](Self::call): there is no such NIC, or vhost-net carries its frames.
+    /// As [`call`](Self::call): there is no such NIC, or its frames are vhost-net's and the host cannot keep the limits.
     pub fn net_rate(&mut self, nic: &str, limits: &RateLimits) -> Result<(), ClientError> {
         self.call("NetRate", json!({ "nic": nic, "limits": limits })).map(drop)
     }

@@ -362,18 +362,12 @@ fn a_refusal_says_what_there_is() {
 }
 
 #[test]
-fn a_rate_is_wirevm_s_to_keep() {
+fn a_rate_goes_with_each_carrier() {
     assert!(parse("tap").unwrap().rate.is_off());
-    let config = parse("bridge=br0,rate=20M:100M,pps=10k,burst=20,vhost=auto").unwrap();
+    let config = parse("bridge=br0,rate=20M:100M,pps=10k,burst=20,vhost=on").unwrap();
     assert_eq!(config.rate, "rate=20M:100M,pps=10k,burst=20".parse().unwrap());
     refused("tap,burst=20", "burst=20: there is neither a rate= nor a pps=");
     refused("tap,rate=fast", "rate=fast: it is bits per second, 16k to 1000G");
-    let error = parse("macvtap=eth0,vhost=on,rate=1M").unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "vhost=on with rate=1M: vhost-net keeps no rate, for its frames do not go through wirevm"
-    );
-    assert!(error.is_usage() && error.remedy().unwrap().contains("drop vhost=on"));
 }
 
 #[test]
@@ -565,8 +559,7 @@ fn specs() -> impl Strategy<Value = NetConfig> {
             let trust = trust || wire.kind().key("trust").is_none();
             let guards = wire.kind().key("guard").is_some();
             let (guard, must_guard) = (guard || !guards, guard && must_guard && guards);
-            let no_vhost = matches!(wire, WireConfig::Tun(_)) || vhost == VhostMode::On && !rate.is_off();
-            let vhost = if no_vhost { VhostMode::Off } else { vhost };
+            let vhost = if matches!(wire, WireConfig::Tun(_)) { VhostMode::Off } else { vhost };
             let (queues, netns) = match &wire {
                 WireConfig::Fd(FdConfig { fds }) => (Queues::Number(fds.len() as u16), None),
                 _ => (queues, netns),

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::vhost::OWN_THREADS;
 use super::{ROOT, not_permitted};
 use crate::host::netlink::Refusal;
 use crate::text::word;
@@ -188,6 +189,8 @@ pub enum ChangeKind {
     },
     /// A value under `/proc/sys`.
     Sysctl,
+    /// A queue or rule that holds a guest to a rate.
+    Rate,
     /// Any other.
     Other,
 }
@@ -229,6 +232,10 @@ impl ChangeKind {
             (Self::Address, libc::EACCES) => {
                 "the link has no IPv6: sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0, or drop that host=".to_owned()
             }
+            (Self::Rate, libc::EOPNOTSUPP | libc::ENOENT) => format!(
+                "load what the kernel keeps a rate by (sudo modprobe -a ifb sch_tbf nft_fwd_netdev nft_limit); or {OWN_THREADS}"
+            ),
+            (Self::Rate, libc::EPERM) => format!("{ROOT}; or {OWN_THREADS}"),
             (_, libc::EPERM) => format!("{ROOT}, or do it beforehand: sudo {command}"),
             _ => return None,
         })
@@ -256,6 +263,9 @@ mod tests {
             (libc::EXFULL, ChangeKind::Join, "another one"),
             (libc::EHOSTUNREACH, ChangeKind::Route, "ip route del"),
             (libc::EMFILE, ChangeKind::Other, "ulimit"),
+            (libc::EOPNOTSUPP, ChangeKind::Rate, "modprobe -a ifb sch_tbf"),
+            (libc::ENOENT, ChangeKind::Rate, "vhost=off"),
+            (libc::EPERM, ChangeKind::Rate, "CAP_NET_ADMIN; or take vhost=off"),
             (libc::EPERM, ChangeKind::Other, "sudo ip x"),
         ] {
             let refusal = io::Error::from_raw_os_error(errno).into();

@@ -54,12 +54,6 @@ pub enum SpecError {
         /// How it is written, where `why` does not say so.
         remedy: Option<String>,
     },
-    /// The kernel shall carry the frames, and keep a rate.
-    #[error("vhost=on with {rate}: vhost-net keeps no rate, for its frames do not go through wirevm")]
-    RateByVhost {
-        /// The keys of the rate.
-        rate: String,
-    },
     /// The CPUs are not as many as the queue pairs.
     #[error("affinity={affinity}: there is one CPU for each queue pair, and these are {queues}")]
     Affinity {
@@ -81,11 +75,6 @@ impl SpecError {
                 "a --net is KIND[=WHERE][,key=value]...: tap=tap0,host=172.31.0.1/24".to_owned()
             }
             Self::Value { remedy, .. } => return remedy.clone(),
-            Self::RateByVhost { rate } => {
-                format!(
-                    "drop vhost=on: wirevm's own threads keep the rate; or drop {rate}, and have tc(8) keep one on the host's link"
-                )
-            }
             Self::KeyTwice { key } => format!("drop one {key}="),
             Self::Affinity { affinity, .. } => {
                 let cpus = affinity.split(':').count();

@@ -4,6 +4,7 @@ use std::io;
 
 use super::not_permitted;
 use crate::sys::VHOST_DEVICE as DEVICE;
+use crate::text::word;
 
 /// What goes wrong with vhost-net. Where the host refused, its reason is the source and not in the text.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,26 @@ pub enum VhostError {
         /// The reason.
         source: io::Error,
     },
+    /// The host's link, where a rate would be kept, cannot be seen.
+    #[error(
+        "cannot hold the guest to a rate: its frames are vhost-net's, and the link {link} is in another network namespace"
+    )]
+    Unseen {
+        /// The link.
+        link: String,
+    },
+    /// Somebody has given the host's link a queue of his own.
+    #[error("cannot hold the guest to a rate: {link} has a {kind} queue of somebody's own at its root")]
+    Queue {
+        /// The link.
+        link: String,
+        /// What `tc qdisc` calls it.
+        kind: String,
+    },
 }
+
+/// Whoever has no way to have the kernel keep a rate.
+pub(crate) const OWN_THREADS: &str = "take vhost=off: wirevm's own threads keep the rate";
 
 impl VhostError {
     /// What a person can do about it, where we know.
@@ -40,6 +60,10 @@ impl VhostError {
             },
             Self::Listen { source, .. } if not_permitted(source) => {
                 "run it as root, or with CAP_NET_RAW; or take dhcp=off, or vhost=off".to_owned()
+            }
+            Self::Unseen { .. } => OWN_THREADS.to_owned(),
+            Self::Queue { link, .. } => {
+                format!("{OWN_THREADS}; or, where nobody needs it: sudo tc qdisc del dev {} root", word(link))
             }
             _ => return None,
         })

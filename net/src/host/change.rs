@@ -24,6 +24,8 @@ pub(crate) enum Change {
     Up(LinkId),
     Down(LinkId),
     DeleteLink(LinkId),
+    /// The link sends from the kernel's default queue, where it has one of ours.
+    RemoveTbf(LinkId),
     /// The host makes itself no IPv6 address on the link.
     NoIpv6Address(LinkId),
     /// Its undo is `DeleteLink`, so it is never in a record.
@@ -80,6 +82,7 @@ macro_rules! links_of {
             | Change::Mac(link, _)
             | Change::NoIpv6Address(link)
             | Change::DeleteLink(link)
+            | Change::RemoveTbf(link)
             | Change::GiveAddress(link, _)
             | Change::TakeAddress(link, _)
             | Change::GiveRoute(link, _)
@@ -113,6 +116,7 @@ impl Change {
             Self::Up(link) => netlink.set_up(link, true),
             Self::Down(link) => netlink.set_up(link, false),
             Self::DeleteLink(link) => netlink.delete_link(link),
+            Self::RemoveTbf(link) => netlink.remove_tbf(link),
             Self::NoIpv6Address(link) => netlink.set_no_ipv6_address(link),
             Self::AddMacvlan(new) => netlink.add_macvlan(new),
             Self::Mac(link, mac) => netlink.set_mac(link, *mac),
@@ -194,6 +198,7 @@ impl Change {
             Self::Up(link) => format!("ip link set dev {link} up"),
             Self::Down(link) => format!("ip link set dev {link} down"),
             Self::DeleteLink(link) => format!("ip link del dev {link}"),
+            Self::RemoveTbf(link) => format!("tc qdisc del dev {link} root"),
             Self::NoIpv6Address(link) => format!("ip link set dev {link} addrgenmode none"),
             Self::AddMacvlan(new) => new.command(),
             Self::Mac(link, [a, b, c, d, e, f]) => {
@@ -297,6 +302,8 @@ impl Change {
                     Some(libc::EADDRNOTAVAIL)
                 )
                 | (Self::TakeRoute(..) | Self::UnlearnRoute(..), Some(libc::ESRCH))
+                // There is none, or another one.
+                | (Self::RemoveTbf(..), Some(libc::ENOENT | libc::EINVAL))
                 | (Self::AddAddress(..) | Self::AddPeer(..) | Self::GiveRoute(..), Some(libc::EEXIST))
         )
     }
@@ -363,6 +370,7 @@ mod tests {
             (Change::Up(link()), "ip link set dev tap0 up"),
             (Change::Down(link()), "ip link set dev tap0 down"),
             (Change::DeleteLink(link()), "ip link del dev tap0"),
+            (Change::RemoveTbf(link()), "tc qdisc del dev tap0 root"),
             (Change::NoIpv6Address(link()), "ip link set dev tap0 addrgenmode none"),
             (
                 Change::GiveNeighbour(link(), neighbour("fd00::9", true)),

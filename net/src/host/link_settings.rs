@@ -1,6 +1,7 @@
 //! How a link is set: its MTU, its addresses, that it is up.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use super::*;
 
@@ -63,6 +64,14 @@ impl Wiring {
             self.make(Change::Up(id.clone()), None, UP)?;
         }
         Ok(())
+    }
+
+    /// Has the host make itself no IPv6 address on a link of ours that is not up yet; where it has no IPv6 there, there is nothing to do.
+    pub(crate) fn make_quiet(&mut self, link: &LinkId, why: &'static str) -> Result<(), Error> {
+        match Path::new("/proc/sys/net/ipv6/conf").join(&link.name).exists() {
+            true => self.make(Change::NoIpv6Address(link.clone()), None, why),
+            false => Ok(()),
+        }
     }
 
     /// Sets up a link that is down and stays after us: down again at the end, it has the addresses of IPv6 and the permanent

@@ -31,6 +31,7 @@ pub(crate) mod nft;
 mod peer;
 mod port_guard;
 pub(crate) mod probe;
+pub(crate) mod rate;
 pub(crate) mod settings;
 mod sharing;
 mod siblings;

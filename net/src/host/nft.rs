@@ -12,6 +12,7 @@ mod what;
 mod words;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
 
 use super::LinkId;
@@ -33,7 +34,7 @@ pub(crate) struct Table {
 pub(crate) enum Family {
     /// Packets of IPv4 and IPv6.
     Inet,
-    /// Every frame that comes in by one link.
+    /// Every frame that comes in or goes out by one link.
     Netdev,
 }
 
@@ -96,6 +97,8 @@ pub(crate) enum Kind {
 pub(crate) enum Hook {
     /// Of one link, before all others.
     Ingress,
+    /// Of one link, after all others, before its queue.
+    Egress,
     Prerouting,
     Forward,
     Output,
@@ -154,6 +157,8 @@ pub(crate) enum Match {
     Ports(crate::Protocol, RangeInclusive<u16>),
     /// In a table of the family `netdev`.
     Frame(frame::FrameMatch),
+    /// It is one of more than so many in a second, of which at most so many come at once.
+    Over { rate: NonZeroU64, burst: u32 },
 }
 
 /// What becomes of a packet.
@@ -163,6 +168,8 @@ pub(crate) enum Verdict {
     Accept,
     /// It is counted.
     Drop,
+    /// It goes to this link, in a table of the family `netdev`: no chain after this one sees it.
+    Forward(LinkId),
     /// The connection seems to come from an address of the link that it leaves by.
     Masquerade,
     /// The connection goes to this address instead.

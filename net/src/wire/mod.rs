@@ -9,6 +9,7 @@ pub(crate) mod look;
 pub(crate) mod macvtap;
 mod made;
 pub(crate) mod one_address;
+mod rate;
 mod routed;
 pub(crate) mod tap;
 mod tun;
@@ -27,14 +28,14 @@ use serde::Serialize;
 use crate::answer::listener::Listener;
 use crate::answer::relay::Relay;
 use crate::error::HostError;
+use crate::host::rate::HostRate;
 use crate::host::wire_link::{Role, WireLink};
 use crate::host::{self, Host, Wiring, announce};
 use crate::wire::cable::{Ask, Cable, Plugged};
 use crate::wire::look::{Condition, Refused};
 use crate::wire::made::{Made, Parts};
 use crate::{
-    Backend, Error, HEADER_LEN, LinkName, Mac, NetConfig, NetnsName, RateLimits, RxFilter, Vhost, VhostMode,
-    WireConfig,
+    Backend, Error, HEADER_LEN, LinkName, Mac, NetConfig, NetnsName, RxFilter, Vhost, VhostMode, WireConfig,
 };
 
 /// The host half of a NIC. Dropped, it changes the host back; what the kernel lets go of only with the last descriptor of a
@@ -55,6 +56,8 @@ pub struct Wire {
     /// When the host's routes are to be looked at, and were.
     routes_at: Option<Instant>,
     routes_seen: Option<Instant>,
+    /// What holds the guest to a rate on the host's link. Before the wiring, which deletes the link that the rules name.
+    rate: Option<HostRate>,
     wiring: Wiring,
 }
 
@@ -104,7 +107,7 @@ impl Wire {
         parts.spec.listens = parts.listener.is_some();
         parts.spec.forwarding = parts.forwarding.is_some();
         let ends = Arc::new(Mutex::new(ends));
-        Ok(Self {
+        let mut this = Self {
             config,
             ends,
             vhosts,
@@ -115,8 +118,11 @@ impl Wire {
             unfollowed: None,
             routes_at: None,
             routes_seen: None,
+            rate: None,
             wiring,
-        })
+        };
+        this.begin_rate()?;
+        Ok(this)
     }
 
     fn ends(&self) -> MutexGuard<'_, Vec<Box<dyn Backend>>> {
@@ -151,11 +157,6 @@ impl Wire {
             WireConfig::Fd(_) => {}
         }
         config
-    }
-
-    /// Says what the NIC is held to now, for [`config`](Self::config).
-    pub fn note_rate(&mut self, limits: RateLimits) {
-        self.config.rate = limits;
     }
 
     /// The guest's Ethernet address, as it was made.

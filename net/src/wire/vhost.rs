@@ -348,16 +348,8 @@ unsafe fn call(device: &File, request: libc::Ioctl, argument: usize) -> io::Resu
 /// vhost-net was to be tried, a notice says why.
 pub(crate) fn open(config: &NetConfig, notices: &mut Vec<String>) -> Result<Vec<Vhost>, Error> {
     let (mode, queues) = (config.vhost, config.queues.number());
-    match mode {
-        VhostMode::Off => return Ok(Vec::new()),
-        VhostMode::Auto if !config.rate.is_off() => {
-            notices.push(format!(
-                "wirevm's own threads carry the frames, for vhost-net keeps no rate ({})",
-                config.rate
-            ));
-            return Ok(Vec::new());
-        }
-        VhostMode::On | VhostMode::Auto => {}
+    if mode == VhostMode::Off {
+        return Ok(Vec::new());
     }
     let opened: io::Result<Vec<_>> = (0..queues).map(|_| Vhost::open()).collect();
     match (opened, mode) {
@@ -393,14 +385,6 @@ mod tests {
         let mut notices = Vec::new();
         let tap = "tap,queues=4".parse().unwrap();
         assert!(open(&tap, &mut notices).unwrap().is_empty() && notices.is_empty());
-    }
-
-    #[test]
-    fn who_is_to_keep_a_rate_carries_the_frames() {
-        let mut notices = Vec::new();
-        let tap = "tap,vhost=auto,rate=100M".parse().unwrap();
-        assert!(open(&tap, &mut notices).unwrap().is_empty());
-        assert!(matches!(&notices[..], [notice] if notice.contains("rate=100M")), "{notices:?}");
     }
 
     #[test]

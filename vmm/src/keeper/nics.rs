@@ -166,12 +166,14 @@ impl Nic {
         if self.wire.as_ref().is_some_and(Wire::carried) { "vhost-net" } else { "wirevm" }
     }
 
-    /// The machine holds it to these limits now.
-    pub(super) fn has_rate(&mut self, limits: RateLimits) {
+    /// Holds it to these limits on the host where vhost-net carries its frames, and notes them.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub(super) fn hold_to(&mut self, limits: RateLimits) -> Result<(), net::Error> {
+        self.wire.as_mut().map_or(Ok(()), |wire| wire.hold_to(limits))?;
         self.config.rate = limits;
-        if let Some(wire) = &mut self.wire {
-            wire.note_rate(limits);
-        }
+        Ok(())
     }
 
     /// The socket of what the guest's driver asks.
@@ -262,7 +264,6 @@ pub(super) fn to_move(
         true => to,
         false => NetConfig { rate: from.rate, ..to },
     };
-    to.check_rate().map_err(|error| refused(&error))?;
     let vhost = carrier(nic.number, to.vhost, machine.transport)
         .map_err(|error| ControlError::Refused { reason: error.to_string(), remedy: error.remedy() })?;
     if vhost != VhostMode::Off && queues < nic.pairs {
@@ -305,7 +306,8 @@ fn described(number: usize, wire: &Wire, cable: CableSpec, nth: u32) -> protocol
         affinity: config.affinity.clone(),
         poll: config.poll.as_micros().try_into().unwrap_or(u64::MAX),
         carried: wire.carried(),
-        rate: config.rate,
+        // What the kernel carries, the host's link holds to it.
+        rate: if wire.carried() { RateLimits::default() } else { config.rate },
         wire: nth,
     }
 }

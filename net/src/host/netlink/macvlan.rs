@@ -97,6 +97,18 @@ impl Netlink {
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 
+    /// Makes a link by which frames take a detour through its queue (`ifb`, kernel `drivers/net/ifb.c`).
+    pub(crate) fn add_ifb(&mut self, link: &LinkId) -> Result<(), Refusal> {
+        let request = rt_link::Request::new().set_create().set_excl();
+        let header = Ifinfomsg { ifi_index: link.index as i32, ..Ifinfomsg::default() };
+        let mut request = request.op_newlink_do(&header);
+        let attributes = request.encode().push_ifname_bytes(link.name.as_bytes());
+        let mut info = attributes.nested_linkinfo();
+        push(info.as_vec_mut(), IFLA_INFO_KIND, b"ifb");
+        info.end_nested();
+        Ok(self.socket()?.request(&request)?.recv_ack()?)
+    }
+
     /// The name and the index for a link that is to be made. The index is not the next one, for that may have been a link's
     /// that is deleted, and somebody may still mean that one.
     ///

@@ -82,6 +82,12 @@ impl Match {
                 compare(list, CmpOps::Lte, &last.to_be_bytes())
             }
             Self::Frame(one) => one.encode(list),
+            Self::Over { rate, burst } => {
+                // `NFTA_LIMIT_RATE`, `_UNIT` (a second), `_BURST`, `_TYPE` (`NFT_LIMIT_PKTS`), and `_FLAGS` (`NFT_LIMIT_F_INV`).
+                let [rate, unit] = [rate.get(), 1].map(|value| value.to_be_bytes().to_vec());
+                let [burst, packets, over] = [*burst, 0, 1].map(|value| value.to_be_bytes().to_vec());
+                other(list, c"limit", &[(1, rate), (2, unit), (3, burst), (4, packets), (5, over)])
+            }
         }
     }
 }
@@ -93,6 +99,11 @@ impl Verdict {
             Self::Drop => {
                 let list = list.nested_elem().nested_data_counter().end_nested().end_nested();
                 decide(list, VerdictCode::Drop)
+            }
+            Self::Forward(link) => {
+                let list = immediate(list, REGISTER, &link.index.to_ne_bytes());
+                // `NFTA_FWD_SREG_DEV`.
+                other(list, c"fwd", &[(1, REGISTER.to_be_bytes().to_vec())])
             }
             Self::Masquerade => list.nested_elem().push_name(c"masq").end_nested(),
             Self::DestinationNat(to, port) => {

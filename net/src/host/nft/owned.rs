@@ -27,6 +27,13 @@ impl OwnTable {
         Ok(this)
     }
 
+    /// Puts `table` in force in its place, and tells it.
+    pub(crate) fn replace_told(&mut self, table: &Table, wiring: &Wiring) -> Result<(), Refusal> {
+        self.nft.replace(&Table { name: self.name.clone(), ..table.clone() })?;
+        table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
+        Ok(())
+    }
+
     /// How many packets that came in by the link of that index its rules have dropped.
     pub(crate) fn dropped(&mut self, link: u32) -> Result<u64, Refusal> {
         self.nft.dropped(self.family, &self.name, link)

@@ -66,9 +66,21 @@ impl Nft {
 
     /// Makes a table with all in it, or nothing: `EEXIST` where there is a table of that name.
     pub(crate) fn make(&mut self, table: &Table) -> Result<(), Refusal> {
+        self.put(table, false)
+    }
+
+    /// Makes a table in place of the one of that name, at once: no packet passes between them.
+    pub(crate) fn replace(&mut self, table: &Table) -> Result<(), Refusal> {
+        self.put(table, true)
+    }
+
+    fn put(&mut self, table: &Table, replaces: bool) -> Result<(), Refusal> {
         let family = header(table.family.number());
         let name = table.name.as_bytes();
         self.batch(|batch| {
+            if replaces {
+                batch.request().op_deltable_do(&family).encode().push_name_bytes(name);
+            }
             let mut request = batch.request().set_create().set_excl().op_newtable_do(&family);
             request.encode().push_name_bytes(name).push_flags(TableFlags::Owner as u32);
             for (id, set) in table.sets.iter().enumerate() {
@@ -311,6 +323,7 @@ impl Hook {
     fn number(self) -> u32 {
         match self {
             Self::Ingress | Self::Prerouting => 0,
+            Self::Egress => 1,
             Self::Forward => 2,
             Self::Output => 3,
             Self::Postrouting => 4,

@@ -85,6 +85,7 @@ impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ingress => "ingress",
+            Self::Egress => "egress",
             Self::Prerouting => "prerouting",
             Self::Forward => "forward",
             Self::Output => "output",
@@ -143,6 +144,7 @@ impl fmt::Display for Match {
                 if first == last { Ok(()) } else { write!(f, "-{last}") }
             }
             Self::Frame(one) => one.fmt(f),
+            Self::Over { rate, burst } => write!(f, "limit rate over {rate}/second burst {burst} packets"),
         }
     }
 }
@@ -152,6 +154,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("counter drop"),
+            Self::Forward(link) => write!(f, "fwd to \"{link}\""),
             Self::Masquerade => f.write_str("masquerade"),
             Self::DestinationNat(to, port) => {
                 write!(f, "dnat {} to ", family(to))?;

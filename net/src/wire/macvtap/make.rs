@@ -1,7 +1,5 @@
 //! Making a macvtap on a NIC, or adopting one that is there, and giving the host a place beside it.
 
-use std::path::Path;
-
 use super::Macvtap;
 use crate::error::{HostError, MacvtapError, ParentProblem};
 use crate::host::netlink::AddressOnLink;
@@ -254,11 +252,7 @@ fn make_link(
         let change = Change::Mac(link.clone(), mac.octets());
         wiring.make(change, None, "with passthru, the NIC has the guest's address")?;
     }
-    // Where the host has no IPv6 on the link, there is nothing to keep from it.
-    if Path::new("/proc/sys/net/ipv6/conf").join(&link.name).exists() {
-        let change = Change::NoIpv6Address(link.clone());
-        wiring.make(change, None, "else the host solicits under the guest's own address")?;
-    }
+    wiring.make_quiet(&link, "else the host solicits under the guest's own address")?;
     wiring.make(Change::Up(link.clone()), None, "a link that is down drops every frame")?;
     Ok(link)
 }

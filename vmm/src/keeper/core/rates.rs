@@ -6,10 +6,11 @@ use vmm::info::MachineState;
 
 use super::Core;
 use crate::keeper::control::{ControlError, Ticket};
+use crate::keeper::nics;
 use crate::protocol::ToMachine;
 
 impl Core {
-    /// Has the machine hold a NIC to `limits`.
+    /// Holds a NIC to `limits`: the machine does it, or the host's link where the kernel carries the frames.
     pub(super) fn hold_to(
         &mut self,
         ticket: Ticket,
@@ -29,19 +30,18 @@ impl Core {
                 "nic{index} has no wire at the moment; wirevm keeps trying to make it again"
             )));
         };
-        if wire.carried() && !limits.is_off() {
-            return Err(ControlError::Failed(format!(
-                "vhost-net carries the frames of nic{index} and keeps no rate: have wirevm's threads carry them, by wirevm net move {} \
-                 nic{index} vhost=off,{limits}; or have tc(8) keep one on the host's link {}",
-                self.place.name(),
-                wire.link()
-            )));
+        let carried = wire.carried();
+        if !carried {
+            self.request(&ToMachine::Rate { nic: index, limits })?;
         }
-        self.request(&ToMachine::Rate { nic: index, limits })?;
-        self.rating.push((index, ticket));
         // At once: a move that comes next takes them along.
-        self.nics[index].has_rate(limits);
-        self.nics[index].spec.rate = limits;
+        let nic = &mut self.nics[index];
+        nic.hold_to(limits).map_err(|error| nics::refused(&error))?;
+        nic.spec.rate = limits;
+        match carried {
+            true => self.answer_all(vec![ticket], Ok(json!({}))),
+            false => self.rating.push((index, ticket)),
+        }
         self.list_specs();
         Ok(())
     }
