@@ -215,9 +215,9 @@ mod stock {
         waits: [u64; 2],
     }
 
-    fn sample(netns: &Netns) -> Sample {
+    fn sample(netns: &Netns, name: &str) -> Sample {
         let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
-        let output = command.args(["net", "show", "rated", "nic0", "--json"]).output().unwrap();
+        let output = command.args(["net", "show", name, "nic0", "--json"]).output().unwrap();
         let said: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
         let queue = &said["nics"][0]["queues"][0];
@@ -233,14 +233,14 @@ mod stock {
         let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["--name", "rated", "--net", net]);
         let noise = Noise::serve(&netns, [172, 31, 0, 1].into(), 2 << 20);
         // Counters are read before the time is, so the time of the sample before them is no later.
-        let (began, before) = (sample(&netns).at, sample(&netns));
+        let (began, before) = (sample(&netns, "rated").at, sample(&netns, "rated"));
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let at_end = Over(&over);
             let watcher = scope.spawn(|| {
                 loop {
                     let last = over.load(Ordering::Relaxed);
-                    let now = sample(&netns);
+                    let now = sample(&netns, "rated");
                     let micros = now.at - began;
                     for ((rate, is), was) in RATES.into_iter().zip(now.bytes).zip(before.bytes) {
                         let most = rate / 8 * (micros + 10_000) / 1_000_000 + FRAME;
@@ -265,11 +265,11 @@ mod stock {
         // Nothing waits any more for a rate that is off.
         let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
         assert!(command.args(["net", "rate", "rated", "nic0", "off"]).status().unwrap().success());
-        let before = sample(&netns).waits;
+        let before = sample(&netns, "rated").waits;
         let noise = Noise::serve(&netns, [172, 31, 0, 1].into(), 8 << 20);
         vm.sh(&noise.guest_commands(), TRANSFER);
         noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
-        assert_eq!(sample(&netns).waits, before);
+        assert_eq!(sample(&netns, "rated").waits, before);
         vm.type_in("poweroff\n");
         vm.ends_with(0, COMMAND);
     }
@@ -300,5 +300,73 @@ mod stock {
         assert!(after[0] >= before[0] + 5 && after[1] >= before[1] + 5, "{before:?} {after:?}");
         vm.type_in("poweroff\n");
         vm.ends_with(0, COMMAND);
+    }
+
+    /// The same where the kernel carries the frames and keeps the rate, on a tap of somebody's that is as it was afterwards.
+    #[test]
+    fn a_guest_that_the_kernel_carries_moves_no_more_than_its_rate_allows() {
+        let kernel = need!(stock::fastest());
+        if !std::path::Path::new("/dev/vhost-net").exists() {
+            harness::skip!("there is no /dev/vhost-net");
+        }
+        let netns = need!(Netns::new());
+        netns.sh("ip tuntap add dev tap0 mode tap vnet_hdr");
+        // The kernel gives a link its own queue, of number 0, when it is first up.
+        let state = || netns.sh("tc qdisc show | grep -v ' 0: '; ip -br link; nft list tables");
+        let before = state();
+        let net = "tap=tap0,host=172.31.0.1/24,vhost=on,pps=100k";
+        let mut vm = kernel.boot(&netns, "wirevm.dhcp", &["--name", "carried", "--net", net]);
+        let asked = |args: &[&str]| {
+            let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
+            let done = command.args(["net", args[0], "carried", "nic0"]).args(&args[1..]).output().unwrap();
+            assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+            serde_json::from_slice::<Value>(&done.stdout).unwrap_or_default()
+        };
+        let carrier = || asked(&["show", "--json"])["nics"][0]["carrier"].as_str().unwrap().to_owned();
+        let rules = "nft list table netdev wirevm-tap0_rate";
+        assert!(netns.sh(rules).contains("limit rate over 100000/second burst 1000 packets"));
+        // Of what goes both ways, one is limited, and holds up the other.
+        let holds = |vm: &mut Vm| {
+            let (rate, len) = (4_000_000 / 8, 1 << 20);
+            let noise = Noise::serve(&netns, [172, 31, 0, 1].into(), len);
+            let began = std::time::Instant::now();
+            vm.sh(&noise.guest_commands(), TRANSFER);
+            let micros = began.elapsed().as_micros() as usize;
+            noise.check().unwrap_or_else(|why| panic!("{why}\n{}", vm.state()));
+            let most = rate * (micros + 10_000) / 1_000_000 + FRAME as usize;
+            assert!(len <= most, "{len} bytes of {most} in {micros} us");
+        };
+        for limits in ["rate=4M:off", "rate=off:4M"] {
+            asked(&["rate", limits]);
+            holds(&mut vm);
+        }
+        assert_eq!(carrier(), "vhost-net");
+        // A move takes it along: to wirevm's threads, and back.
+        let has_queue = || netns.sh("tc qdisc show dev tap0").contains("tbf 7769:");
+        assert!(has_queue());
+        asked(&["move", "vhost=off"]);
+        assert!(carrier() == "wirevm" && !has_queue());
+        holds(&mut vm);
+        assert!(sample(&netns, "carried").waits[1] > 0);
+        asked(&["move", "vhost=on"]);
+        assert!(carrier() == "vhost-net" && has_queue());
+        holds(&mut vm);
+        asked(&["rate", "off"]);
+        assert!(!has_queue() && netns.try_sh(rules).is_err());
+
+        // What is left of one that is killed is taken back.
+        asked(&["rate", "rate=4M"]);
+        assert!(has_queue() && netns.sh("ip -br link show type ifb").contains("wirevm"));
+        vm.signal(Signal::KILL);
+        vm.wait(COMMAND);
+        let until = std::time::Instant::now() + COMMAND;
+        while state() != before && std::time::Instant::now() < until {
+            netns
+                .command(harness::wirevm_path().to_str().unwrap())
+                .args(["doctor", "--clean"])
+                .output()
+                .unwrap();
+        }
+        assert_eq!(state(), before);
     }
 }
