@@ -19,7 +19,7 @@
 //! - `wire/`: [`Wire`], the host half of a NIC, and the only match over the kinds of wire; a file for each kind makes it (`made.rs`)
 //!   and has its descriptors: `tap.rs`, `bridge.rs`, `macvtap.rs`, `tun.rs`, `fd.rs`; `tuntap.rs`, the links of the tun driver.
 //!   `cable.rs`: what of it goes to the process that runs the guest. `routed.rs`: the subnet that host and guest share.
-//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours. `one_address.rs`: links that no second
+//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours; `rate.rs`: the rate of what that carries. `one_address.rs`: links that no second
 //!   address passes. `look.rs`: whether frames get through, and how a wire is made whole again.
 //! - `answer/`: what a guest asks and we answer. `autoconf.rs`: `dhcp.rs` and `router.rs` in front of a backend, which tell the guest
 //!   its addresses; `listener.rs`: their ear where the kernel carries the frames. `neighbour.rs`: ARP and neighbour discovery where
@@ -31,7 +31,7 @@
 //!   `fd_reserve.rs`: descriptors for that. `wait.rs`: one at a time. `namespace.rs`: network namespaces. `netlink.rs` and
 //!   `netlink/`, `nft.rs`: the only users of the netlink crates. `sysfs.rs`: a link's device. `holders.rs`: who holds a tap.
 //!   `identity.rs`: which link an undo is for. `in_use.rs`: bridges that others use. `siblings.rs`: other runtime directories.
-//!   `nat.rs`: NAT. `guard.rs`: that a guest sends under its own addresses. `forwarding.rs`: that the kernel passes packets on.
+//!   `nat.rs`: NAT. `guard.rs`: that a guest sends under its own addresses. `rate.rs`: that it moves no more than its rate. `forwarding.rs`: that the kernel passes packets on.
 //!   `firewall.rs`: what others' rules drop.
 //!   `belongings.rs`: what moves from an uplink to its bridge. `announce.rs`: how the neighbours hear of it.
 //!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`:

@@ -11,6 +11,8 @@ use net::{Opened, RateLimits};
 
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const LEN: usize = 1000;
+/// More than wait for a rate at once.
+const FRAMES: usize = 200;
 const A: &str = "02:00:00:00:00:0a";
 const B: &str = "02:00:00:00:00:0b";
 
@@ -44,6 +46,12 @@ fn passed(a: &mut Opened, b: &mut Opened, frames: usize) -> (usize, Duration) {
         (count, took) = (count + 1, began.elapsed());
     }
     (count, took)
+}
+
+/// How many frames of a guest's were dropped, of those that it sent or of those that it was to receive.
+fn dropped(guest: &mut Opened, sends: bool) -> u64 {
+    let counters = guest.wire.counters();
+    if sends { counters.rate } else { counters.link.unwrap().received.dropped }
 }
 
 /// Two guests that reach each other, by such wires.
@@ -85,15 +93,22 @@ fn a_guest_sends_and_receives_no_more_than_its_rate() {
                 if !holds(NAME, limited, limits) {
                     return;
                 }
-                let (count, took) = passed(&mut a, &mut b, 120);
+                let before = dropped(limited, sends);
+                let (count, took) = passed(&mut a, &mut b, FRAMES);
                 let most = rate as f64 * took.as_secs_f64() + (burst + LEN) as f64;
                 assert!((count * LEN) as f64 <= most, "{spec},{limits}: {count} frames in {took:?}");
                 assert!(count >= 2, "{spec},{limits}: {count} frames");
                 let limited = if sends { &mut a } else { &mut b };
+                assert_eq!(dropped(limited, sends) - before, (FRAMES - count) as u64, "{spec},{limits}");
                 assert!(holds(NAME, limited, "off"));
+                assert_eq!(
+                    dropped(limited, sends) - before,
+                    (FRAMES - count) as u64,
+                    "{spec}: none is forgotten"
+                );
             }
-            let (count, _) = passed(&mut a, &mut b, 120);
-            assert_eq!(count, 120, "{spec}: nothing is limited any more");
+            let (count, _) = passed(&mut a, &mut b, FRAMES);
+            assert_eq!(count, FRAMES, "{spec}: nothing is limited any more");
         }
     });
 }

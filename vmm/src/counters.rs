@@ -32,8 +32,8 @@ pub struct NicCounters {
     pub queues: Vec<QueueCounters>,
     /// What the host counted on that link, since the link was made; none where the link is out of sight.
     pub host: Option<HostCounters>,
-    /// Frames that a queue pair or the kernel sent, and that went no further: `guard` (under addresses that are not the guest's) and
-    /// `not_ip` (on a tun).
+    /// Frames that a queue pair or the kernel sent, and that went no further: `guard` (under addresses that are not the guest's),
+    /// `rate` (too many for the rate that the host keeps under vhost-net), and `not_ip` (on a tun).
     pub dropped: Dropped,
 }
 

@@ -11,6 +11,9 @@
 //!
 //! **Frames are counted by rules, which drop what is too many**: no queue of the kernel's counts them.
 
+use std::num::NonZeroU64;
+use std::time::Duration;
+
 use super::netlink::{RootQdisc, Tbf};
 use super::nft::{Chain, Family, Hook, Kind, Match, OwnTable, Rule, Table, Verdict};
 use super::{Change, LinkId, Refusal, Wiring};
@@ -19,6 +22,10 @@ use crate::{Error, RateLimit, RateLimits};
 
 /// After the chains of all others.
 const PRIORITY: i32 = i32::MAX;
+
+/// The chains, by what the link does.
+const ARRIVES: &str = "arrives";
+const LEAVES: &str = "leaves";
 
 const QUEUE: &str = "the queue in which the guest's frames wait for its rate";
 const TOO_MANY: &str = "no more frames in a second";
@@ -30,17 +37,28 @@ pub(crate) struct HostRate {
     link: u32,
     /// The link is there when we are gone.
     stays: bool,
+    /// The guest sends by it, as by a macvtap; else it receives by it.
+    guest_sends: bool,
     /// The undo of a queue at its root is kept.
     root: bool,
     /// The `ifb`, once there was one.
     detour: Option<LinkId>,
-    rules: Option<(Table, OwnTable)>,
+    rules: Option<Rules>,
+    /// Frames that arrived and that left, dropped by what is no more.
+    lost: [u64; 2],
+}
+
+/// The rules, and what they say: frames in a second, the time of a burst, and the number of the detour.
+#[derive(Debug)]
+struct Rules {
+    table: OwnTable,
+    says: ([Option<NonZeroU64>; 2], Duration, Option<u32>),
 }
 
 impl HostRate {
     /// Of the link of that number, which is held to nothing yet.
     pub(crate) fn new(link: u32, stays: bool) -> Self {
-        Self { link, stays, root: false, detour: None, rules: None }
+        Self { link, stays, guest_sends: false, root: false, detour: None, rules: None, lost: [0; 2] }
     }
 }
 
@@ -61,14 +79,16 @@ impl Wiring {
         let link = link.ok_or_else(|| HostError::LinkGone { name: format!("number {}", held.link) })?;
         // A macvtap is a link of the guest's own: the guest sends by it.
         let RateLimits { sent, received, burst } = *limits;
-        let [leaves, arrives] = if link.kind == "macvtap" { [sent, received] } else { [received, sent] };
+        held.guest_sends = link.kind == "macvtap";
+        let [leaves, arrives] = if held.guest_sends { [sent, received] } else { [received, sent] };
 
         if let Some(bits) = arrives.bits {
             let detour = self.detour_of(held)?;
             self.set_tbf(&detour, Tbf::new(bits, burst, link.mtu), true, None)?;
         }
-        let found = self.netlink.root_qdisc(&link.id).map_err(asked)?;
+        let found = self.netlink.root_qdisc(held.link).map_err(asked)?;
         let is_ours = found.as_ref().is_some_and(RootQdisc::is_ours);
+        let dropped = found.as_ref().map_or(0, |found| found.dropped);
         if let Some(bits) = leaves.bits {
             if let Some(RootQdisc { kind, .. }) = found.filter(|_| !is_ours) {
                 return Err(VhostError::Queue { link: link.id.name, kind }.into());
@@ -79,6 +99,7 @@ impl Wiring {
         }
         self.set_rules(held, &link.id, [arrives, leaves], limits)?;
         if leaves.bits.is_none() && is_ours {
+            held.lost[1] += u64::from(dropped);
             self.make(Change::RemoveTbf(link.id), None, "nothing waits any more")?;
         }
         Ok(())
@@ -102,6 +123,21 @@ impl Wiring {
         Ok(link)
     }
 
+    /// Frames that were dropped for the rate of `held`: of what the guest sent, and of what it was to receive. What the kernel does
+    /// not say counts as nothing.
+    pub(crate) fn dropped_for(&mut self, held: &mut HostRate) -> [u64; 2] {
+        let mut all = held.lost;
+        add(&mut all, by_rules(held));
+        let links = [held.detour.as_ref().map(|detour| detour.index), Some(held.link)];
+        let by_queues = links.map(|link| {
+            let root = self.netlink.root_qdisc(link?).ok()??;
+            root.is_ours().then_some(u64::from(root.dropped))
+        });
+        add(&mut all, by_queues.map(Option::unwrap_or_default));
+        let [arrived, left] = all;
+        if held.guest_sends { [left, arrived] } else { all }
+    }
+
     fn set_tbf(&mut self, link: &LinkId, tbf: Tbf, again: bool, undo: Option<Change>) -> Result<(), Error> {
         let word = if again { "replace" } else { "add" };
         let command = format!("tc qdisc {word} dev {link} root {}", tbf.words());
@@ -116,29 +152,44 @@ impl Wiring {
         limits: &RateLimits,
     ) -> Result<(), Error> {
         let detour = held.detour.as_ref().filter(|_| ways[0].bits.is_some());
+        let says = (ways.map(|way| way.frames), limits.burst, detour.map(|detour| detour.index));
+        if held.rules.as_ref().is_some_and(|rules| rules.says == says) {
+            return Ok(());
+        }
         let mut table = table(link, ways, detour, limits);
+        let by_rules = by_rules(held);
         let refused = |name: &str, refusal: Refusal| {
             let command = format!("nft add table netdev {name}");
             Error::from(HostError::Step { kind: ChangeKind::Rate, command, refusal })
         };
         match &mut held.rules {
             _ if table.chains.is_empty() => held.rules = None,
-            Some((before, rules)) => {
+            Some(rules) => {
                 // Under the name that the link had then.
-                table.name.clone_from(&before.name);
-                if table.chains != before.chains {
-                    rules.replace_told(&table, self).map_err(|refusal| refused(&table.name, refusal))?;
-                    *before = table;
-                }
+                rules.table.name().clone_into(&mut table.name);
+                let replaced = rules.table.replace_told(&table, self);
+                replaced.map_err(|refusal| refused(&table.name, refusal))?;
+                rules.says = says;
             }
             none => {
                 let made = OwnTable::make_told(&table, self);
                 let made = made.map_err(|refusal| refused(&table.name, refusal))?;
-                *none = Some((table, made));
+                *none = Some(Rules { table: made, says });
             }
         }
+        add(&mut held.lost, by_rules);
         Ok(())
     }
+}
+
+/// Frames that the rules have dropped of what arrived, and of what left. What the kernel does not say counts as nothing.
+fn by_rules(held: &mut HostRate) -> [u64; 2] {
+    let Some(rules) = &mut held.rules else { return [0; 2] };
+    [ARRIVES, LEAVES].map(|chain| rules.table.dropped_in(chain).unwrap_or_default())
+}
+
+fn add(to: &mut [u64; 2], more: [u64; 2]) {
+    to.iter_mut().zip(more).for_each(|(to, more)| *to += more);
 }
 
 /// The rules for what arrives at the link and what leaves by it; without a chain for that which has no limit.
@@ -167,9 +218,9 @@ fn table(
     };
     let arrives = too_many(arrives).into_iter().chain(forward).collect();
     let chains = [
-        chain("arrives", Hook::Ingress, "after all rules for what the link receives", arrives),
+        chain(ARRIVES, Hook::Ingress, "after all rules for what the link receives", arrives),
         chain(
-            "leaves",
+            LEAVES,
             Hook::Egress,
             "before the queue of what the link sends",
             too_many(leaves).into_iter().collect(),

@@ -23,7 +23,11 @@ pub(super) fn of_nics(at: u64, nics: &mut Nics, counted: &protocol::Counters) ->
             host: of_host
                 .link
                 .map(|link| HostCounters { sent: tally(link.sent), received: tally(link.received) }),
-            dropped: dropped([("guard", of_host.guarded), ("not_ip", counted.ignored)]),
+            dropped: dropped([
+                ("guard", of_host.guarded),
+                ("rate", of_host.rate),
+                ("not_ip", counted.ignored),
+            ]),
         }
     });
     NetCounters { at, nics: nics.collect() }

@@ -82,6 +82,11 @@ fn nics(text: &mut String, vm: &str, net: &NetCounters) {
             "Frames for which the wire has no way: on a tun, what is not IP",
         ),
         ("wirevm_guard_dropped_total", "guard", "Frames of the guest under addresses that are not its own"),
+        (
+            "wirevm_rate_dropped_total",
+            "rate",
+            "Frames of the guest too many for the rate that the host keeps",
+        ),
     ] {
         let of_nic = |nic: &NicCounters| {
             let labels = format!("vm={vm},nic={}", quoted(&nic.name));
@@ -171,7 +176,10 @@ mod tests {
             link: "tap0".into(),
             queues: vec![queue],
             host: Some(HostCounters { sent: from, received: to }),
-            dropped: [dropped("not_ip", 5), dropped("guard", 6)].into_iter().flatten().collect(),
+            dropped: [dropped("not_ip", 5), dropped("guard", 6), dropped("rate", 7)]
+                .into_iter()
+                .flatten()
+                .collect(),
         };
         let text = text(&info, &NetCounters { at: 0, nics: vec![nic] }, &[[10, 20, 30]]);
         for line in [
@@ -187,6 +195,7 @@ mod tests {
             "wirevm_kicks_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 12",
             "wirevm_ignored_frames_total{vm=\"we\\\"b\",nic=\"nic0\"} 5",
             "wirevm_guard_dropped_total{vm=\"we\\\"b\",nic=\"nic0\"} 6",
+            "wirevm_rate_dropped_total{vm=\"we\\\"b\",nic=\"nic0\"} 7",
             "wirevm_link_sent_frames_total{vm=\"we\\\"b\",nic=\"nic0\",link=\"tap0\"} 40",
             "wirevm_link_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",link=\"tap0\"} 52",
         ] {

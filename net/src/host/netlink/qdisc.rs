@@ -99,14 +99,14 @@ impl RootQdisc {
 }
 
 impl Netlink {
-    /// The queue at the root of that link; none where it is the kernel's default.
-    pub(crate) fn root_qdisc(&mut self, link: &LinkId) -> Result<Option<RootQdisc>, Refusal> {
+    /// The queue at the root of the link of that index; none where it is the kernel's default.
+    pub(crate) fn root_qdisc(&mut self, link: u32) -> Result<Option<RootQdisc>, Refusal> {
         // Asked for one link, the kernel tells of all the same.
         let request = Message::new(libc::RTM_GETQDISC, libc::NLM_F_DUMP, link, 0, 0);
         let mut replies = self.socket()?.request(&request)?;
         let mut found = None;
         while let Some(reply) = replies.recv().transpose()? {
-            found = found.or(root(reply).filter(|root| root.link == link.index));
+            found = found.or(root(reply).filter(|root| root.link == link));
         }
         Ok(found)
     }
@@ -114,7 +114,8 @@ impl Netlink {
     /// Has `link` send from such a queue. `again`: in place of one that was set before; else `EEXIST` where there is anybody's.
     pub(crate) fn set_tbf(&mut self, link: &LinkId, tbf: &Tbf, again: bool) -> Result<(), Refusal> {
         let how = if again { libc::NLM_F_REPLACE } else { libc::NLM_F_EXCL };
-        let mut request = Message::new(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | how, link, HANDLE, TC_H_ROOT);
+        let mut request =
+            Message::new(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | how, link.index, HANDLE, TC_H_ROOT);
         push(&mut request.payload, TCA_KIND, b"tbf\0");
         let options = push_nested_header(&mut request.payload, TCA_OPTIONS);
         request.payload.extend(tbf.options());
@@ -124,7 +125,7 @@ impl Netlink {
 
     /// Has `link` send from the kernel's default queue, where it has one of ours; `ENOENT` or `EINVAL` where it has not.
     pub(crate) fn remove_tbf(&mut self, link: &LinkId) -> Result<(), Refusal> {
-        let request = Message::new(libc::RTM_DELQDISC, 0, link, HANDLE, TC_H_ROOT);
+        let request = Message::new(libc::RTM_DELQDISC, 0, link.index, HANDLE, TC_H_ROOT);
         Ok(self.socket()?.request(&request)?.recv_ack()?)
     }
 }
@@ -137,8 +138,8 @@ struct Message {
 }
 
 impl Message {
-    fn new(request_type: u16, flags: libc::c_int, link: &LinkId, handle: u32, parent: u32) -> Self {
-        let words = [libc::AF_UNSPEC as u32, link.index, handle, parent, 0];
+    fn new(request_type: u16, flags: libc::c_int, link: u32, handle: u32, parent: u32) -> Self {
+        let words = [libc::AF_UNSPEC as u32, link, handle, parent, 0];
         let payload = words.into_iter().flat_map(u32::to_ne_bytes).collect();
         Self { request_type, flags: flags as u16, payload }
     }
@@ -217,8 +218,7 @@ mod tests {
     #[test]
     fn a_queue_at_the_root_is_told_from_others_and_from_the_default() {
         let message = |handle, parent| {
-            let link = LinkId { index: 7, name: String::new() };
-            let mut message = Message::new(libc::RTM_NEWQDISC, 0, &link, handle, parent).payload;
+            let mut message = Message::new(libc::RTM_NEWQDISC, 0, 7, handle, parent).payload;
             push(&mut message, TCA_KIND, b"tbf\0");
             let stats = push_nested_header(&mut message, TCA_STATS2);
             let queue: Vec<u8> = [1_u32, 2, 3, 4, 5].into_iter().flat_map(u32::to_ne_bytes).collect();

@@ -27,16 +27,26 @@ impl OwnTable {
         Ok(this)
     }
 
-    /// Puts `table` in force in its place, and tells it.
+    /// Puts `table`, which has its name, in force in its place, and tells it.
     pub(crate) fn replace_told(&mut self, table: &Table, wiring: &Wiring) -> Result<(), Refusal> {
-        self.nft.replace(&Table { name: self.name.clone(), ..table.clone() })?;
+        self.nft.replace(table)?;
         table.steps().into_iter().for_each(|step| wiring.tell(step.command, step.why));
         Ok(())
     }
 
+    /// What it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How many packets that came in by the link of that index its rules have dropped.
     pub(crate) fn dropped(&mut self, link: u32) -> Result<u64, Refusal> {
-        self.nft.dropped(self.family, &self.name, link)
+        self.nft.dropped(self.family, &self.name, None, link)
+    }
+
+    /// How many packets its rules in one chain have dropped, in a table of the family `netdev`.
+    pub(crate) fn dropped_in(&mut self, chain: &str) -> Result<u64, Refusal> {
+        self.nft.dropped(self.family, &self.name, Some(chain), 0)
     }
 }
 

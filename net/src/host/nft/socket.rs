@@ -176,19 +176,28 @@ impl Nft {
         })
     }
 
-    /// How many packets that came in by the link of that index the rules of a table of ours have dropped. They count what they
-    /// drop and nothing else.
-    pub(crate) fn dropped(&mut self, family: Family, name: &str, link: u32) -> Result<u64, Refusal> {
+    /// How many packets that came in by the link of that index the rules of a table of ours have dropped, or those of one chain of
+    /// it. They count what they drop and nothing else.
+    pub(crate) fn dropped(
+        &mut self,
+        family: Family,
+        name: &str,
+        chain: Option<&str>,
+        link: u32,
+    ) -> Result<u64, Refusal> {
         usable()?;
         let mut request = nftables::Request::new().op_getrule_dump(&header(family.number()));
         request.encode().push_table_bytes(name.as_bytes());
         let mut replies = self.socket.request(&request)?;
         let mut dropped = 0_u64;
         while let Some((_, rule)) = replies.recv().transpose()? {
+            if chain.is_some_and(|chain| text(rule.get_chain().ok()) != chain) {
+                continue;
+            }
             let expressions: Vec<_> = rule.get_expressions().into_iter().flatten().flatten().collect();
             let expressions: Vec<_> =
                 expressions.into_iter().map(|nftables::ExprListAttrs::Elem(one)| one).collect();
-            // A table of the family `netdev` sees nothing but what comes in by its link.
+            // A table of the family `netdev` sees nothing but what comes in or goes out by its link.
             if family == Family::Netdev || asks_for_in_link(&expressions, link) {
                 let counts = expressions.iter().filter_map(|one| match one.get_data() {
                     Ok(ExprOps::Counter(counter)) => counter.get_packets().ok(),
