@@ -168,6 +168,9 @@ fn a_link_of_somebodys_is_as_it_was() {
         // Others, off, and on again: one undo each.
         for text in ["rate=1M", "off", "pps=5", "rate=2M:off", "rate=1M"] {
             guest.wire.hold_on_host(&limits(text)).unwrap();
+            let is_there = run("tc qdisc show").contains("7769:") || run("nft list tables").contains("_rate");
+            assert_eq!(is_there, text != "off");
+            assert_eq!(run("ip -br link show type ifb").is_empty(), !text.contains("rate="), "{text}");
         }
         drop(guest);
         assert_eq!(state(), before);
@@ -180,6 +183,8 @@ fn a_link_of_somebodys_is_as_it_was() {
         let refused = guest.wire.hold_on_host(&limits("rate=off:1M")).unwrap_err();
         assert!(refused.to_string().contains("tap0 has a pfifo queue"), "{refused}");
         assert!(refused.remedy().unwrap().contains("vhost=off"));
+        guest.wire.hold_on_host(&limits("rate=1M")).unwrap_err();
+        assert!(run("ip -br link show type ifb").is_empty(), "it is refused before anything is made");
         guest.wire.hold_on_host(&limits("rate=1M:off")).unwrap();
         // It is given another one while we hold it: that one stays, too.
         run("tc qdisc del dev tap0 root");

@@ -28,6 +28,7 @@ const ARRIVES: &str = "arrives";
 const LEAVES: &str = "leaves";
 
 const QUEUE: &str = "the queue in which the guest's frames wait for its rate";
+const NO_MORE: &str = "nothing waits any more";
 const TOO_MANY: &str = "no more frames in a second";
 
 /// What holds the guest's end to a rate. What it takes back, the wiring knows.
@@ -82,17 +83,17 @@ impl Wiring {
         held.guest_sends = link.kind == "macvtap";
         let [leaves, arrives] = if held.guest_sends { [sent, received] } else { [received, sent] };
 
+        let found = self.netlink.root_qdisc(held.link).map_err(asked)?;
+        let is_ours = found.as_ref().is_some_and(RootQdisc::is_ours);
+        let dropped = found.as_ref().map_or(0, |found| found.dropped);
+        if let Some(RootQdisc { kind, .. }) = found.filter(|_| leaves.bits.is_some() && !is_ours) {
+            return Err(VhostError::Queue { link: link.id.name, kind }.into());
+        }
         if let Some(bits) = arrives.bits {
             let detour = self.detour_of(held)?;
             self.set_tbf(&detour, Tbf::new(bits, burst, link.mtu), true, None)?;
         }
-        let found = self.netlink.root_qdisc(held.link).map_err(asked)?;
-        let is_ours = found.as_ref().is_some_and(RootQdisc::is_ours);
-        let dropped = found.as_ref().map_or(0, |found| found.dropped);
         if let Some(bits) = leaves.bits {
-            if let Some(RootQdisc { kind, .. }) = found.filter(|_| !is_ours) {
-                return Err(VhostError::Queue { link: link.id.name, kind }.into());
-            }
             let undo = Some(Change::RemoveTbf(link.id.clone())).filter(|_| held.stays && !held.root);
             self.set_tbf(&link.id, Tbf::new(bits, burst, link.mtu), is_ours, undo)?;
             held.root = true;
@@ -100,7 +101,15 @@ impl Wiring {
         self.set_rules(held, &link.id, [arrives, leaves], limits)?;
         if leaves.bits.is_none() && is_ours {
             held.lost[1] += u64::from(dropped);
-            self.make(Change::RemoveTbf(link.id), None, "nothing waits any more")?;
+            self.make(Change::RemoveTbf(link.id), None, NO_MORE)?;
+        }
+        if arrives.bits.is_none()
+            && let Some(detour) = held.detour.take()
+        {
+            held.lost[0] += self.dropped_at(detour.index);
+            // Its undo is kept, and finds it gone.
+            let gone = self.netlink.link_by_index(detour.index).map_err(asked)?.is_none();
+            return if gone { Ok(()) } else { self.make(Change::DeleteLink(detour), None, NO_MORE) };
         }
         Ok(())
     }
@@ -123,16 +132,19 @@ impl Wiring {
         Ok(link)
     }
 
+    /// Frames that our queue at the root of the link of that index has dropped.
+    fn dropped_at(&mut self, link: u32) -> u64 {
+        let root = self.netlink.root_qdisc(link).ok().flatten().filter(RootQdisc::is_ours);
+        root.map_or(0, |root| root.dropped.into())
+    }
+
     /// Frames that were dropped for the rate of `held`: of what the guest sent, and of what it was to receive. What the kernel does
     /// not say counts as nothing.
     pub(crate) fn dropped_for(&mut self, held: &mut HostRate) -> [u64; 2] {
         let mut all = held.lost;
         add(&mut all, by_rules(held));
         let links = [held.detour.as_ref().map(|detour| detour.index), Some(held.link)];
-        let by_queues = links.map(|link| {
-            let root = self.netlink.root_qdisc(link?).ok()??;
-            root.is_ours().then_some(u64::from(root.dropped))
-        });
+        let by_queues = links.map(|link| link.map(|link| self.dropped_at(link)));
         add(&mut all, by_queues.map(Option::unwrap_or_default));
         let [arrived, left] = all;
         if held.guest_sends { [left, arrived] } else { all }
