@@ -139,7 +139,9 @@ fn each_thread_has_its_cpu_and_is_shown() {
 #[test]
 fn what_confines_it_is_said_and_has_no_path() {
     let (host, dir) = (need!(Netns::with_own_run()), TempDir::new());
-    let vm = start(&host, &dir, &["-v"]);
+    let mut vm = start(&host, &dir, &["-v"]);
+    // The guest may be quicker than the machine's word that it runs.
+    vm.expect_message("is confined: ", SOON);
     let messages = vm.messages();
     let said = messages.lines().find(|line| line.contains("is confined: "));
     let said = said.unwrap_or_else(|| panic!("{messages}"));

@@ -199,6 +199,11 @@ mod tests {
         let memory = memory(64);
         for protocol in [Protocol::Linux64, Protocol::Pvh] {
             let entry = prepare(&memory, protocol, 0x100_0000).unwrap();
+            assert_eq!(
+                (entry.gdt.base, entry.gdt.limit),
+                (GDT, 4 * 8 - 1),
+                "the last byte of four descriptors"
+            );
             assert_eq!((entry.tr.type_, entry.tr.s, entry.tr.present), (0xb, 0, 1), "a busy TSS");
             for segment in [entry.cs, entry.data] {
                 assert!(segment.selector + 7 <= entry.gdt.limit);

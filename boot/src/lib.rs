@@ -175,6 +175,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_command_line_rules_out_is_known_by_its_word() {
+        for (cmdline, acpi, pci) in [
+            ("quiet", None, false),
+            ("acpi=off", Some("acpi=off"), false),
+            ("noapic pci=off", Some("noapic"), true),
+            ("-- pci=off", None, false),
+        ] {
+            assert_eq!((uses_no_acpi(cmdline), looks_for_no_pci(cmdline)), (acpi, pci), "{cmdline}");
+        }
+    }
+
+    #[test]
+    fn each_file_has_a_descriptor() {
+        let file = Scratch::new(b"something");
+        for (initrd, count) in [(None, 1), (Some(file.path()), 2)] {
+            assert_eq!(Files::open(file.path(), initrd).unwrap().descriptors().count(), count);
+        }
+    }
+
+    #[test]
     fn a_bzimage_has_all_it_needs() {
         let kernel = Scratch::new(&kernel::bzimage_image());
         let initrd = Scratch::new(b"070701");
