@@ -88,6 +88,15 @@ pub(crate) fn pin(thread: u32, core: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the link of a tap show its carrier, as a driver of the NIC does, and another one takes away when it goes (`TUNSETCARRIER`).
+pub(crate) fn show_carrier(tap: BorrowedFd<'_>) -> io::Result<()> {
+    const TUNSETCARRIER: libc::Ioctl = 0x4004_54e2;
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads one int.
+    checked(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETCARRIER, &raw const on) } as isize)?;
+    Ok(())
+}
+
 /// Buffers in guest memory as the system calls take them, gathered once: this is what a bare loop has and a ring has not.
 pub(crate) struct Iovecs<'m>(Vec<libc::iovec>, PhantomData<VolatileSlice<'m>>);
 

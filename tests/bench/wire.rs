@@ -161,6 +161,7 @@ fn on_mover_core<T: Send>(rig: &Rig, body: impl FnOnce() -> io::Result<T> + Send
 const BURST: usize = 64;
 
 fn bare_send(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> {
+    rig.show_carrier()?;
     // How many frames the driver's core has written, and how many are sent: all that stands for the rings.
     let (written, sent, over) = (Apart::default(), Apart::default(), AtomicBool::new(false));
     let mover = || {
@@ -208,6 +209,7 @@ fn bare_send(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> {
 }
 
 fn bare_receive(rig: &Rig, shape: Shape, one_buffer: bool) -> io::Result<Moved> {
+    rig.show_carrier()?;
     let (kick, drained) = (EventFd::new(0)?, AtomicUsize::new(0));
     let drain = || {
         let (space, window, step) = rig.space(shape, one_buffer);

@@ -381,6 +381,7 @@ impl Guest for Bare<'_> {
 }
 
 fn by_bare_loop(rig: &Rig, shape: Shape, work: Work, idle: Idle) -> io::Result<f64> {
+    rig.show_carrier()?;
     let (counts, kick, irq) = (Counts::default(), EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
     let figure = std::thread::scope(|scope| {
         let mover = scope.spawn(|| {

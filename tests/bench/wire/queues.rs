@@ -234,6 +234,7 @@ fn write_headers(rig: &Rig, shape: Shape, mover: u16, frame: u16) -> io::Result<
 
 /// What [`burst`] is for the pairs.
 fn bare_burst(rig: &Rig, shape: Shape, movers: &[Bare]) -> io::Result<Duration> {
+    rig.show_carrier()?;
     for number in 0..movers.len() as u16 {
         (0..RING).try_for_each(|frame| write_headers(rig, shape, number, frame))?;
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
@@ -235,6 +235,11 @@ impl Rig {
                 (self.iovecs(places), ROOM.div_ceil(shape.rx_buffer), shape.bytes().div_ceil(shape.rx_buffer))
             }
         }
+    }
+
+    /// Has the tap's link take frames although the NIC has no driver, for a bare loop.
+    pub(super) fn show_carrier(&self) -> io::Result<()> {
+        self.taps.iter().try_for_each(|tap| sys::show_carrier(tap.as_fd()))
     }
 
     /// Puts one frame into the tap's queue.
