@@ -18,7 +18,8 @@
 //! - `main.rs`, `cli/`: the commands, and the words of `run`, which become a [`MachineConfig`]; `report.rs`, `error.rs`: what the
 //!   user is told when they fail. `panics.rs`: what a bug of ours comes to. `timings.rs`: how long the start takes.
 //! - `keeper/mod.rs`: its life. `events.rs`: its loop. `core/`: what it knows of the machine and does with it. `child.rs`: the
-//!   machine's process. `nics.rs`, `nic_table.rs`: wires, and what guests ask of them. `stopping.rs`: how an end is asked for, and enforced.
+//!   machine's process. `nics.rs`, `nic_table.rs`, `move_spec.rs`: wires, what guests ask of them, and what a move may change.
+//!   `stopping.rs`: how an end is asked for, and enforced.
 //!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
 //!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`,
 //!   `metrics.rs`, `signals.rs`: what their names say.

@@ -11,6 +11,8 @@
 //!
 //! Each directory is opened once, and what is in it by its descriptor ([`Directory`]): nobody can exchange it meanwhile.
 
+mod holder;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 use net::{Directory, Opening};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+
+pub(crate) use self::holder::Holder;
 
 /// The longest name in bytes.
 const NAME_MAX: usize = 64;
@@ -351,28 +355,6 @@ fn held_lock(all: &Directory, name: &str) -> Option<File> {
     let lock = all.open(name).and_then(|directory| directory.file("lock", Opening::Existing)).ok()?;
     // Shared, so that two who look at once do not see each other.
     (flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)).then_some(lock)
-}
-
-/// The machine that had a name when somebody looked. A later one of that name is another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Holder {
-    name: String,
-    /// Of its processes; none where it had not said yet.
-    pids: Option<(u32, u32)>,
-}
-
-impl Holder {
-    /// Waits until it has let go of its name: the last thing that its process lets go of.
-    pub(crate) fn wait_until_gone(&self) {
-        while machines().ok().flatten().is_some_and(|all| self.is_in(&all)) {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    fn is_in(&self, all: &Directory) -> bool {
-        let lock = held_lock(all, &self.name);
-        lock.is_some_and(|lock| self.pids.is_none() || pids_in(&lock) == self.pids)
-    }
 }
 
 /// Where the machine `name` listens while it runs.

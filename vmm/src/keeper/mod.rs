@@ -14,6 +14,7 @@ mod dns_watches;
 mod events;
 mod keyboard;
 mod metrics;
+mod move_spec;
 mod nic_table;
 mod nics;
 mod notify;

@@ -25,6 +25,7 @@ use vmm::info::MachineState;
 
 use super::{Core, Letter};
 use crate::keeper::control::{ControlError, Ticket};
+use crate::keeper::move_spec::to_move;
 use crate::keeper::nic_table::Nics;
 use crate::keeper::nics;
 use crate::protocol::ToMachine;
@@ -120,7 +121,7 @@ impl Core {
             return Err(ControlError::WrongState(format!("nic{index} has no wire that it could leave")));
         };
         let left = wire.is_none();
-        let to = nics::to_move(nic, &from, spec, &self.config)?;
+        let to = to_move(nic, &from, spec, &self.config)?;
         let step = Move { stage: Stage::Swapping, ticket: Some(ticket), to, from, failed: None, left };
         let next = match left || !step.from.excludes(&step.to) {
             true => match self.open(index, &step.to) {
