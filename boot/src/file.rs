@@ -298,10 +298,16 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_said() {
-        for (path, is) in [("/", "a directory"), ("/dev/null", "a device")] {
-            let error = open_error(Path::new(path));
+        let socket = std::env::temp_dir().join(format!("wirevm-boot-socket-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, is) in
+            [("/".as_ref(), "a directory"), ("/dev/null".as_ref(), "a device"), (&*socket, "a socket")]
+        {
+            let error = open_error(path);
             assert!(matches!(error, Error::NotAFile { kind, .. } if kind == is), "{error}");
         }
+        drop(listener);
+        fs::remove_file(&socket).unwrap();
     }
 
     #[test]

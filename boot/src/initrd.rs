@@ -68,6 +68,8 @@ mod tests {
             let initrd = load_size(mib, 0x2001, 24 * MIB, max).unwrap();
             assert_eq!(initrd, Initrd { start, size: 0x2001 }, "{mib} MiB, up to {max:#x}");
         }
+        // Its last byte may be at the highest address.
+        assert_eq!(load_size(64, 0x2000, 24 * MIB, 0x2ff_ffff).unwrap().start, 48 * MIB - 0x2000);
     }
 
     #[test]
