@@ -196,6 +196,7 @@ mod tests {
         assert_eq!(all.keys().copied().collect::<Vec<_>>(), [0, 1, 3, 127]);
         let (bios, words) = &all[&0][0];
         assert_eq!((bios.len(), &words[0][..]), (0x1a, "wirevm"));
+        assert_eq!(bios[0x0a..0x12], 8_u64.to_le_bytes(), "no characteristics are given");
         assert_eq!(bios[0x13] & 0x10, 0x10, "a virtual machine");
         let (system, words) = &all[&1][0];
         assert_eq!((system.len(), words.len()), (0x1b, 4));

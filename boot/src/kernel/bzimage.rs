@@ -233,6 +233,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_oldest_protocol_with_a_64_bit_entry_is_taken() {
+        let mut image = image();
+        put(&mut image, 0x206, 0x20cu16.to_le_bytes());
+        load_bytes(64, &image).unwrap();
+    }
+
+    #[test]
     fn kernels_without_a_64_bit_entry_are_refused() {
         for (error, because) in [
             (refused(0x206, 0x20bu16.to_le_bytes()), "older than 2.12"),
