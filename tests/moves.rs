@@ -363,7 +363,7 @@ fn what_only_the_wire_before_has_is_free_for_the_next() {
 
 #[test]
 fn nobody_waits_long_for_another_wirevm_while_the_guest_runs() {
-    let mut world = World::new(need!(host()), &["bridge=br0"]);
+    let mut world = World::new(need!(host()), &["bridge=br0", "bridge=late"]);
     let before = world.netns.settled();
     let another = Another::on(&world.netns);
     let output = world.net(&["move", "vm", "nic0", "tap"]);
@@ -373,6 +373,13 @@ fn nobody_waits_long_for_another_wirevm_while_the_guest_runs() {
     world.until_up(true);
     assert_eq!(world.netns.settled(), before, "{}", world.vm.state());
     drop(another);
+    // What cannot be undone in time is told, and left to the next one.
+    let another = Another::on(&world.netns);
+    world.ok(&["remove", "vm", "nic1", "--force"]);
+    world.vm.expect_message("is left for the next wirevm", SOON);
+    drop(another);
+    assert!(wirevm(&world.netns, &["doctor", "--clean"]).stdout.len() > 1);
+    assert!(!world.netns.sh("ip link").contains("late"), "{}", world.vm.state());
     world.ok(&["move", "vm", "nic0", "tap"]);
     // At its end it has all the time that it is given.
     let another = Another::on(&world.netns);

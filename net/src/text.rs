@@ -48,7 +48,8 @@ pub(crate) fn word(name: &str) -> Cow<'_, str> {
     format!("$'{}'", escaped(&name.replace('\\', "\\\\").replace('\'', "\\'"), commands)).into()
 }
 
-/// Derives `Serialize` and `Deserialize` from `Display` and `FromStr`.
+/// Derives `Serialize` and `Deserialize` from `Display` and `FromStr`, in a crate that has serde.
+#[macro_export]
 macro_rules! serde_as_text {
     ($($type:ty),+) => {$(
         impl serde::Serialize for $type {

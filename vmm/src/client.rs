@@ -384,3 +384,23 @@ fn status_in(answer: &Value) -> Result<u8, ClientError> {
         ClientError::Connection(none)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_in_time_may_still_do_it() {
+        let socket = std::env::temp_dir().join(format!("wirevm-mute-{}", std::process::id()));
+        let _mute = UnixListener::bind(&socket).unwrap();
+        let client = Client::at(&socket);
+        std::fs::remove_file(&socket).unwrap();
+        let mut client = client.unwrap();
+        client.set_timeout(Some(Duration::from_millis(20))).unwrap();
+        let error = client.info().unwrap_err();
+        assert!(matches!(error, ClientError::TimedOut), "{error}");
+        assert!(error.remedy().unwrap().contains("may still do"));
+    }
+}

@@ -65,8 +65,10 @@ pub(crate) fn failure(failure: &Failure) {
 
 /// Says what a process of ours fails of that is about to end, and gives the terminal back.
 pub(crate) fn last_words(words: &str, failure: &Failure) {
-    // Whoever has this lock may be the one that panicked, and never gives it back.
-    let Ok(mut to) = TO.try_lock() else { return };
+    // Another thread gives this lock back at once; the one that panicked never does.
+    let mut tries = (0..100).map(|_| TO.try_lock());
+    let wait = |_: &_| std::thread::sleep(Duration::from_millis(1));
+    let Some(mut to) = tries.by_ref().find_map(|tried| tried.inspect_err(wait).ok()) else { return };
     to.print(words);
     match &mut *to {
         To::Keeper(channel) => drop(channel.try_send(&FromMachine::Failed(failure.clone()))),

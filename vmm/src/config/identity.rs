@@ -6,11 +6,10 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+net::serde_as_text!(Credential, Uuid);
 
 /// A UUID in its usual form (RFC 9562 §4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uuid(pub [u8; 16]);
 
 /// Where the dashes are among the 36 characters.
@@ -57,24 +56,9 @@ impl fmt::Display for Uuid {
     }
 }
 
-impl TryFrom<String> for Uuid {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Uuid> for String {
-    fn from(uuid: Uuid) -> Self {
-        uuid.to_string()
-    }
-}
-
 /// A credential for systemd in the guest (systemd.exec(5), "Credentials"), as `NAME=VALUE` or `NAME=@FILE`. It reaches the guest as an
 /// OEM string of SMBIOS, without a disk or a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
     /// What the guest knows it by.
     name: String,
@@ -148,20 +132,6 @@ impl fmt::Display for Credential {
             Value::Text(text) => write!(f, "{}={text}", self.name),
             Value::File(path) => write!(f, "{}=@{}", self.name, path.display()),
         }
-    }
-}
-
-impl TryFrom<String> for Credential {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Credential> for String {
-    fn from(credential: Credential) -> Self {
-        credential.to_string()
     }
 }
 

@@ -3,9 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
 use super::argument;
 
 /// The guest's memory, as the command line wants it.
@@ -63,17 +60,7 @@ impl fmt::Display for MemoryConfig {
     }
 }
 
-impl Serialize for MemoryConfig {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for MemoryConfig {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
-}
+net::serde_as_text!(MemoryConfig);
 
 impl FromStr for MemoryConfig {
     type Err = String;

@@ -75,3 +75,20 @@ impl Retry {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_is_said_once_and_tried_after_a_while() {
+        let mut retry = Retry::default();
+        assert!(retry.is_due() && retry.deadline().is_none());
+        assert!(retry.failed() && !retry.is_due() && !retry.failed());
+        assert!(retry.deadline().is_some_and(|at| at > Instant::now()));
+        retry.0 = Some(Instant::now());
+        assert!(retry.is_due());
+        retry.done();
+        assert!(retry.deadline().is_none() && retry.failed(), "a later one is said again");
+    }
+}
