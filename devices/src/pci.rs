@@ -85,12 +85,12 @@ impl RootComplex {
         Self { bridge, slots: RwLock::default(), window, free, address, known }
     }
 
-    /// Puts a function into the first free slot before the guest runs, and sets it up as firmware does: sizes its BAR by writing ones
+    /// Puts a function into a slot, from 1 on, before the guest runs, and sets it up as firmware does: sizes its BAR by writing ones
     /// (§6.2.5.1), gives it the next address, and notes the interrupt line that its pin is on. The guest switches it on.
     ///
     /// # Panics
-    /// Where there is no slot or no address left: who builds the machine counts.
-    pub fn add(&mut self, function: Arc<dyn Function>, line: u8) {
+    /// Where the slot is not free or no address is left: who builds the machine counts.
+    pub fn add(&mut self, slot: usize, function: Arc<dyn Function>, line: u8) {
         let mut bar = u32::MAX.to_le_bytes();
         function.write_config(BAR0, &bar);
         function.read_config(BAR0, &mut bar);
@@ -99,8 +99,7 @@ impl RootComplex {
         self.free = base + len;
         assert!(self.free <= self.window.end, "the window is full");
         function.write_config(BAR0, &(base as u32).to_le_bytes());
-        let slot = (1..=Self::FUNCTIONS).find(|slot| self.function(*slot).is_none());
-        assert!(slot.is_some_and(|slot| self.plug(slot, function, line)), "no slot is left");
+        assert!(self.plug(slot, function, line), "slot {slot} is taken");
     }
 
     /// Puts a function into a slot, from 1 on, while the guest runs. The guest gives it its addresses. False where the slot is not

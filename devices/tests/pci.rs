@@ -204,10 +204,10 @@ impl Rig {
         let mut root = RootComplex::new(WINDOW);
         let seen: Vec<_> = (0..devices).map(|_| Arc::<Seen>::default()).collect();
         let taken = Arc::default();
-        for seen in &seen {
+        for (slot, seen) in (1..).zip(&seen) {
             let (device, routes) = (Dummy(seen.clone()), Recorder(seen.clone(), Arc::clone(&taken)));
             let device = PciTransport::new(Box::new(device), memory.clone(), WINDOW, Arc::new(routes));
-            root.add(Arc::new(device.unwrap()), 11);
+            root.add(slot, Arc::new(device.unwrap()), 11);
         }
         let root = Arc::new(root);
         let amid = Arc::<Amid>::default();

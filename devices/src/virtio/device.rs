@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::mailbox::ThreadHook;
 use super::queue::VirtQueue;
 
 /// A virtio device, whatever the transport that shows it to the guest.
@@ -46,6 +47,27 @@ pub trait VirtioDevice: Send {
     /// Stops all work and forgets what was negotiated (virtio 1.2 §2.1); the device can be activated again. Returns once
     /// nothing touches guest memory any more.
     fn reset(&mut self);
+}
+
+/// What a machine asks of a device's threads, whatever the device: they are born before its driver, and end with it.
+pub trait DeviceThreads: Send {
+    /// Has each run `hook`, which confines it.
+    ///
+    /// # Errors
+    /// What `hook` says, or a thread has ended.
+    fn confine(&self, hook: &ThreadHook) -> io::Result<()>;
+
+    /// Returns once nothing touches guest memory until [`resume`](Self::resume), whatever the driver does meanwhile.
+    ///
+    /// # Errors
+    /// A thread has ended.
+    fn pause(&self) -> io::Result<()>;
+
+    /// Goes on.
+    ///
+    /// # Errors
+    /// A thread has ended.
+    fn resume(&self) -> io::Result<()>;
 }
 
 /// All that a device needs to work, handed over when the driver is ready.

@@ -6,7 +6,9 @@ pub mod mock;
 pub mod net;
 pub mod queue;
 pub mod queue_thread;
+pub mod rng;
+mod served;
 mod transport;
 
-pub use self::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+pub use self::device::{Activation, ActiveQueue, DeviceThreads, Interrupt, VirtioDevice};
 pub use self::transport::{mmio, pci};

@@ -118,6 +118,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME=VALUE|NAME=@FILE")]
     pub(crate) credential: Vec<Credential>,
 
+    /// A device that gives the guest random bytes of the host (virtio-rng)
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
+    pub(crate) rng: bool,
+
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
@@ -179,6 +183,7 @@ impl From<&Run> for MachineConfig {
             uuid: run.uuid,
             serial_number: run.serial_number.clone(),
             credentials: run.credential.clone(),
+            rng: run.rng,
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),

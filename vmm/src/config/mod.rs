@@ -63,6 +63,9 @@ pub struct MachineConfig {
     /// What systemd in the guest is told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<Credential>,
+    /// Whether it has a device that gives it random bytes of the host.
+    #[serde(default = "yes")]
+    pub rng: bool,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -127,6 +130,7 @@ impl MachineConfig {
             uuid: None,
             serial_number: None,
             credentials: Vec::new(),
+            rng: yes(),
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -140,6 +144,11 @@ impl MachineConfig {
     /// How long the guest has to power itself off.
     pub fn stop_timeout(&self) -> Duration {
         Duration::from_secs(self.stop_timeout)
+    }
+
+    /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
+    pub fn devices_beside_nics(&self) -> usize {
+        usize::from(self.rng)
     }
 
     /// The words of `wirevm run` that make this machine.
@@ -166,6 +175,7 @@ impl MachineConfig {
             option("serial-number", number.clone());
         }
         self.credentials.iter().for_each(|credential| option("credential", credential.to_string()));
+        option("rng", if self.rng { "on" } else { "off" }.to_owned());
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());

@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
 use crate::kvm::irq::{DeviceRoutes, Lines, Pin, Routes};
+use crate::kvm::transport::Devices;
 
 /// GSIs of each slot, behind the pins of the IOAPIC. Each has its own ones, whatever comes and goes: the widest NIC, with 64 queue
 /// pairs, a control queue and the vector of the configuration, has as many; and 31 of them are less than the 4096 that KVM has for a VM.
@@ -31,21 +32,19 @@ struct Maker {
 }
 
 impl PciBus {
-    /// A bus with `devices`, of which there are not more than fit, from slot 1 on.
+    /// A bus with the NICs from slot 1 on, and the others from the last slot downward: not more than fit. So NIC n is in slot n + 1, whatever
+    /// else there is, and room for more NICs is between the two.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub(crate) fn new(
-        vm: &Arc<VmFd>,
-        memory: &GuestMemoryMmap,
-        devices: impl Iterator<Item = VirtioNet>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(vm: &Arc<VmFd>, memory: &GuestMemoryMmap, devices: Devices) -> Result<Self, Error> {
         let maker =
             Maker { routes: Routes::new(vm.clone()), lines: Lines::new(vm.clone()), memory: memory.clone() };
         let window = layout::PCI_WINDOW..layout::PCI_WINDOW + layout::PCI_WINDOW_LEN;
         let mut root = RootComplex::new(window);
-        for (slot, device) in (1..).zip(devices) {
-            root.add(maker.function(slot, device)?, layout::pci_line(slot) as u8);
+        let others = (1..=RootComplex::FUNCTIONS).rev().zip(devices.others);
+        for (slot, device) in (1..).zip(devices.nics).chain(others) {
+            root.add(slot, maker.function(slot, device)?, layout::pci_line(slot) as u8);
         }
         Ok(Self { root: Arc::new(root), maker })
     }
@@ -59,7 +58,7 @@ impl PciBus {
     /// # Errors
     /// There are no descriptors left, or the slot is not free.
     pub(crate) fn plug(&self, slot: usize, device: VirtioNet) -> Result<(), Error> {
-        let function = self.maker.function(slot, device)?;
+        let function = self.maker.function(slot, Box::new(device))?;
         match self.root.plug(slot, function, layout::pci_line(slot) as u8) {
             true => Ok(()),
             false => Err(Error::SlotTaken { slot }),
@@ -78,7 +77,7 @@ impl PciBus {
 }
 
 impl Maker {
-    fn function(&self, slot: usize, device: VirtioNet) -> Result<Arc<PciTransport>, Error> {
+    fn function(&self, slot: usize, device: Box<dyn VirtioDevice>) -> Result<Arc<PciTransport>, Error> {
         let vectors = PciTransport::vectors(device.queue_max_sizes().len()) as u32;
         assert!(vectors <= GSIS, "{vectors} vectors");
         let first = layout::IOAPIC_PINS + (slot as u32 - 1) * GSIS;
@@ -86,7 +85,7 @@ impl Maker {
         let (routes, lines) = (self.routes.clone(), self.lines.clone());
         let routes = DeviceRoutes { routes, gsis: first..first + vectors, lines, pin };
         let window = layout::PCI_WINDOW..layout::PCI_WINDOW + layout::PCI_WINDOW_LEN;
-        PciTransport::new(Box::new(device), self.memory.clone(), window, Arc::new(routes))
+        PciTransport::new(device, self.memory.clone(), window, Arc::new(routes))
             .map(Arc::new)
             .map_err(|source| Error::Host { what: "make an eventfd", source })
     }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Once};
 use boot::layout;
 use devices::pci::{Ecam, Ports, RootComplex, Window};
 use devices::reset::ResetControl;
+use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
-use devices::virtio::net::VirtioNet;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 
@@ -47,6 +47,12 @@ pub(crate) fn level_lines(transport: Transport) -> &'static [u32] {
     }
 }
 
+/// What a machine is built with.
+pub(crate) struct Devices {
+    pub(crate) nics: Vec<Box<dyn VirtioDevice>>,
+    pub(crate) others: Vec<Box<dyn VirtioDevice>>,
+}
+
 /// Attaches `devices`, which are not more than [`limit`], to the guest's buses, and `reset` amid the ports of PCI: what they notify
 /// reaches them without an exit, as do their interrupts the guest. Returns the PCI bus where more can be added to it.
 ///
@@ -56,7 +62,7 @@ pub(crate) fn attach(
     transport: Transport,
     vm: &Arc<VmFd>,
     memory: &GuestMemoryMmap,
-    devices: impl Iterator<Item = VirtioNet>,
+    devices: Devices,
     reset: Arc<ResetControl>,
     ports: &mut Bus,
     mmio: &mut Bus,
@@ -71,7 +77,9 @@ pub(crate) fn attach(
         }
         Transport::Mmio => {
             let unheard = Once::new();
-            for (device, place) in devices.zip(places(transport, limit(transport))) {
+            for (device, place) in
+                devices.nics.into_iter().chain(devices.others).zip(places(transport, limit(transport)))
+            {
                 mmio.insert(place.base, place.size, mmio_transport(vm, memory, device, place, &unheard)?);
             }
             None
@@ -89,12 +97,12 @@ pub(crate) fn attach(
 fn mmio_transport(
     vm: &VmFd,
     memory: &GuestMemoryMmap,
-    device: VirtioNet,
+    device: Box<dyn VirtioDevice>,
     place: layout::VirtioMmio,
     unheard: &Once,
 ) -> Result<Arc<MmioTransport>, Error> {
     let irq = irqfd(vm, place.gsi)?;
-    let transport = MmioTransport::new(Box::new(device), memory.clone(), irq).map_err(eventfd)?;
+    let transport = MmioTransport::new(device, memory.clone(), irq).map_err(eventfd)?;
     for (queue, kick) in transport.kicks().iter().enumerate() {
         let address = IoEventAddress::Mmio(place.base + mmio::QUEUE_NOTIFY);
         if let Err(error) = vm.register_ioevent(kick, &address, queue as u32) {

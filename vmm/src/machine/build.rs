@@ -12,6 +12,7 @@ use devices::pci::hotplug::HotPlug;
 use devices::reset::{AcpiPower, EventSink, I8042, Pvpanic, ResetControl};
 use devices::rtc::Rtc;
 use devices::serial::Serial;
+use devices::virtio::VirtioDevice;
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
     KVM_PMU_CAP_DISABLE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
@@ -30,12 +31,13 @@ use crate::kvm::gate::Gate;
 use crate::kvm::irq::{self, irqfd};
 use crate::kvm::memory;
 use crate::kvm::pci_bus::PciBus;
-use crate::kvm::transport;
+use crate::kvm::transport::{self, Devices};
 use crate::kvm::vcpu::{Shared, Vcpu};
 use crate::machine::Identity;
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::events::{Loop, Machine};
 use crate::machine::nic::Nic;
+use crate::machine::others::Others;
 use crate::machine::output::Output;
 use crate::machine::sandbox::{self, Filters, Thread};
 use crate::machine::slots::Slots;
@@ -108,7 +110,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     }
     tell(channel, &FromMachine::Accepted)?;
 
-    let places = transport::places(config.transport, config.net.len());
+    let places = transport::places(config.transport, config.net.len() + config.devices_beside_nics());
     let acpi =
         boot::AcpiConfig { cpus: config.cpus, virtio_mmio: &places, pci: config.transport == Transport::Pci };
     let smbios = boot::SmbiosConfig {
@@ -127,7 +129,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     };
     let make = || Hardware::new(&kvm, config, given.output, channel, &memory, timings);
     let (hardware, loaded) = run_parallel("load", load, make)?;
-    let Hardware { nics, bus, registers, vm, ports, mmio, serial, power, ending } = hardware?;
+    let Hardware { nics, others, bus, registers, vm, ports, mmio, serial, power, ending } = hardware?;
     let (entry, filters) = loaded?;
 
     let gate = Gate::new();
@@ -144,6 +146,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     let vcpus = Vcpus::start(vcpus, &config.cpu_affinity, shared)?;
     if let Some(filters) = &filters {
         nics.iter().try_for_each(|nic| nic.confine(filters)).map_err(Error::Confine)?;
+        others.confine(filters).map_err(Error::Confine)?;
         filters.enter(Thread::Main).map_err(Error::Confine)?;
     }
     vcpus.wait_until_confined()?;
@@ -152,8 +155,18 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     tell(channel, &FromMachine::Running { confined })?;
     vcpus.go_on();
     let slots = bus.map(|bus| Slots::new(bus, registers, power.clone(), vm.clone(), filters));
-    let machine =
-        Machine::new(Arc::clone(channel), vcpus, nics, slots, vm, serial, power, ending.clone(), given.input);
+    let machine = Machine::new(
+        Arc::clone(channel),
+        vcpus,
+        nics,
+        others,
+        slots,
+        vm,
+        serial,
+        power,
+        ending.clone(),
+        given.input,
+    );
     let (vcpus, nics) = events.attend(machine)?;
     vcpus.end()?;
     nics.iter().for_each(Nic::log_counters);
@@ -167,6 +180,7 @@ fn tell(channel: &Channel<FromMachine, ToMachine>, message: &FromMachine) -> Res
 /// The machine but for its vCPUs and what is in its memory, in the order in which its parts must go, last first.
 struct Hardware {
     nics: Vec<Nic>,
+    others: Others,
     bus: Option<PciBus>,
     registers: Arc<HotPlug>,
     vm: Arc<VmFd>,
@@ -211,14 +225,17 @@ impl Hardware {
         let mut nics = Nic::receive_all(channel)?;
         timings.reached("wires received");
         let mut mmio = Bus::default();
-        let devices = nics.iter_mut().map(Nic::take_device);
+        let (others, made) = Others::new(config)?;
+        assert_eq!(made.len(), config.devices_beside_nics());
+        let nic = |nic: &mut Nic| Box::new(nic.take_device()) as Box<dyn VirtioDevice>;
+        let devices = Devices { nics: nics.iter_mut().map(nic).collect(), others: made };
         let bus = transport::attach(config.transport, &vm, memory, devices, reset, &mut ports, &mut mmio)?;
         let registers = Arc::new(HotPlug::new().map_err(host("make an eventfd"))?);
         if bus.is_some() {
             ports.insert(layout::HOTPLUG.into(), HotPlug::LEN, registers.clone());
         }
         timings.reached("devices made");
-        Ok(Self { nics, bus, registers, vm, ports, mmio, serial, power, ending })
+        Ok(Self { nics, others, bus, registers, vm, ports, mmio, serial, power, ending })
     }
 }
 
@@ -236,7 +253,7 @@ fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Res
     if config.memory.bytes > limit {
         return Err(Error::MemoryTooLarge { bytes: config.memory.bytes, limit });
     }
-    let limit = transport::limit(config.transport);
+    let limit = transport::limit(config.transport).saturating_sub(config.devices_beside_nics());
     if config.net.len() > limit {
         return Err(Error::TooManyNics { wanted: config.net.len(), limit });
     }

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::kvm::irq;
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::nic::Nic;
+use crate::machine::others::Others;
 use crate::machine::slots::Slots;
 use crate::machine::vcpus::Vcpus;
 use crate::protocol::{self, Channel, FromMachine, ToMachine};
@@ -38,6 +39,7 @@ pub(crate) struct Machine {
     channel: Arc<Channel<FromMachine, ToMachine>>,
     vcpus: Vcpus,
     nics: Vec<Nic>,
+    others: Others,
     /// None where NICs do not come and go.
     slots: Option<Slots>,
     vm: Arc<VmFd>,
@@ -57,6 +59,7 @@ impl Machine {
         channel: Arc<Channel<FromMachine, ToMachine>>,
         vcpus: Vcpus,
         nics: Vec<Nic>,
+        others: Others,
         slots: Option<Slots>,
         vm: Arc<VmFd>,
         serial: Arc<Serial>,
@@ -69,6 +72,7 @@ impl Machine {
             channel,
             vcpus,
             nics,
+            others,
             slots,
             vm,
             serial,
@@ -178,11 +182,12 @@ impl Machine {
             return Ok(());
         }
         self.vcpus.stand_still()?;
-        let paused = self.nics.iter().try_for_each(Nic::pause);
+        let paused = self.nics.iter().try_for_each(Nic::pause).and_then(|()| self.others.pause());
         if let Err(source) = paused {
             let _ = self.nics.iter().try_for_each(Nic::resume);
+            let _ = self.others.resume();
             self.vcpus.go_on();
-            return Err(Error::Host { what: "stop a NIC's queues", source });
+            return Err(Error::Host { what: "stop a device's queues", source });
         }
         self.paused = true;
         Ok(())
@@ -191,8 +196,8 @@ impl Machine {
     /// Paused → Running.
     fn resume(&mut self) -> Result<(), Error> {
         if self.paused {
-            let resumed = self.nics.iter().try_for_each(Nic::resume);
-            resumed.map_err(|source| Error::Host { what: "let a NIC's queues go on", source })?;
+            let resumed = self.nics.iter().try_for_each(Nic::resume).and_then(|()| self.others.resume());
+            resumed.map_err(|source| Error::Host { what: "let a device's queues go on", source })?;
             self.vcpus.go_on();
             self.paused = false;
         }

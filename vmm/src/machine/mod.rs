@@ -21,6 +21,7 @@ mod build;
 pub(crate) mod ending;
 mod events;
 mod nic;
+mod others;
 mod output;
 pub(crate) mod sandbox;
 mod slots;

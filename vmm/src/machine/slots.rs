@@ -1,6 +1,6 @@
 //! The slots of the PCI bus, into which NICs are plugged while the guest runs, and out of which they are taken.
 //!
-//! NIC n is in slot n + 1. What becomes of one, each with the guest's word:
+//! NIC n is in slot n + 1; what is in the slots of other devices stays there, whatever the guest says of them. What becomes of one, each with the guest's word:
 //!
 //! ```text
 //!       plug, and the guest is to look               it is to let go
@@ -144,6 +144,10 @@ impl Slots {
                 }
                 continue;
             };
+            // Another device's slot: the guest has it no more until it looks again, and that is its own affair.
+            if !nics.iter().any(|nic| nic.number() == number) {
+                continue;
+            }
             said.push(match word {
                 Word::Looked => FromMachine::Plugged { number, done: Ok(()) },
                 Word::Refused(status) => {

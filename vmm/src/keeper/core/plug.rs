@@ -279,13 +279,11 @@ impl Core {
     /// The lowest number that no NIC has and that the guest does not take for one's that is gone.
     fn free_number(&self) -> Result<usize, ControlError> {
         let taken = |number: &usize| self.nics.iter().any(|nic| nic.number == *number);
-        let mut free = (0..RootComplex::FUNCTIONS).filter(|number| !taken(number));
+        let room = RootComplex::FUNCTIONS - self.config.devices_beside_nics();
+        let mut free = (0..room).filter(|number| !taken(number));
         match free.clone().next() {
             None => Err(ControlError::Refused {
-                reason: format!(
-                    "the guest has {} NICs, and no slot is free for one more",
-                    RootComplex::FUNCTIONS
-                ),
+                reason: format!("the guest has {room} NICs, and no slot is free for one more"),
                 remedy: Some("take one out: wirevm net remove".to_owned()),
             }),
             Some(first) => free.find(|number| !self.unseen.contains(number)).ok_or_else(|| {

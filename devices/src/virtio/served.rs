@@ -1,0 +1,236 @@
+//! A device all of whose queues one thread serves, a chain at a time: for those that nobody waits for.
+//!
+//! ```text
+//!          Start              Pause
+//!   Idle ────────► Running ◄────────► Paused       a ring that its driver broke: Ended, until Stop
+//!    ▲                │      Resume     │
+//!    └──── Stop ──────┴─────────────────┘
+//! ```
+
+use std::io;
+use std::sync::Arc;
+
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+use vm_memory::GuestMemoryMmap;
+
+use super::device::{Activation, ActiveQueue, DeviceThreads, Interrupt};
+use super::mailbox::{Address, Mailbox, Reply, ThreadHook};
+use super::queue::{self, Chain, Mapped, VirtQueue};
+use super::queue_thread::QueueThread;
+use crate::log_once::LogOnce;
+
+/// What such a device does.
+pub(super) trait Serve: Send + 'static {
+    /// Uses a chain of queue `index`; returns how many bytes it wrote there.
+    ///
+    /// # Errors
+    /// The driver broke its ring, and is asked for a reset.
+    fn serve(
+        &mut self,
+        index: u16,
+        queue: &VirtQueue,
+        rings: &Mapped<'_>,
+        chain: Chain,
+    ) -> Result<u32, queue::Error>;
+
+    /// A driver is there that accepted these features.
+    fn start(&mut self, _accepted: u64) {}
+}
+
+/// What the thread is asked.
+pub(super) enum Message {
+    Start(Box<Activation>, Reply<io::Result<()>>),
+    /// Answered once nothing touches guest memory any more.
+    Stop(Reply<()>),
+    /// Answered once nothing does until [`Message::Resume`].
+    Pause(Reply<()>),
+    Resume(Reply<()>),
+}
+
+/// The thread of such a device.
+pub(super) struct Served(QueueThread<Message>);
+
+impl Served {
+    /// Spawns the thread `name`, which serves as `what` does.
+    ///
+    /// # Errors
+    /// There are no descriptors or no threads left.
+    pub(super) fn spawn(name: &str, what: impl Serve) -> io::Result<Self> {
+        let title = name.to_owned();
+        let prepare = move |mailbox| {
+            let mut manager = EventManager::new_with_capacity(4).map_err(io::Error::other)?;
+            let id = manager.add_subscriber(Worker {
+                mailbox,
+                name: title,
+                what,
+                driver: None,
+                paused: false,
+                broken: LogOnce::default(),
+                over: false,
+                failed: None,
+            });
+            match manager.subscriber_mut(id).map_err(io::Error::other)?.failed.take() {
+                None => Ok(move || run(manager, id)),
+                Some(error) => Err(io::Error::other(error)),
+            }
+        };
+        QueueThread::spawn(name, None, prepare).map(Self)
+    }
+
+    /// Starts with a driver's queues.
+    pub(super) fn start(&self, activation: Activation) -> io::Result<()> {
+        self.0.address().ask(|reply| Message::Start(Box::new(activation), reply)).wait()?
+    }
+
+    /// Returns once nothing touches the driver's queues any more.
+    pub(super) fn stop(&self) {
+        // A thread that is gone touches nothing.
+        let _ = self.0.address().ask(Message::Stop).wait();
+    }
+
+    /// By which the machine's owner reaches the thread.
+    pub(super) fn threads(&self) -> Box<dyn DeviceThreads> {
+        Box::new(ServedThread(self.0.address().clone()))
+    }
+}
+
+struct ServedThread(Address<Message>);
+
+impl DeviceThreads for ServedThread {
+    fn confine(&self, hook: &ThreadHook) -> io::Result<()> {
+        self.0.confine(Arc::clone(hook)).wait()?
+    }
+
+    fn pause(&self) -> io::Result<()> {
+        self.0.ask(Message::Pause).wait().map_err(io::Error::from)
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        self.0.ask(Message::Resume).wait().map_err(io::Error::from)
+    }
+}
+
+/// What the thread has of a driver.
+struct Driver {
+    memory: GuestMemoryMmap,
+    interrupt: Arc<dyn Interrupt>,
+    queues: Vec<ActiveQueue>,
+    /// It broke a ring, and nothing touches them any more.
+    ended: bool,
+}
+
+/// The thread's life.
+struct Worker<S> {
+    mailbox: Mailbox<Message>,
+    name: String,
+    what: S,
+    driver: Option<Driver>,
+    paused: bool,
+    broken: LogOnce,
+    /// The device is dropped.
+    over: bool,
+    failed: Option<event_manager::Error>,
+}
+
+/// The mailbox's event, behind those of the queues: all are edges, so that none needs a read.
+const MAIL: u32 = u16::MAX as u32 + 1;
+const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
+
+impl<S: Serve> Worker<S> {
+    fn receive(&mut self, message: Message, ops: &mut EventOps) {
+        match message {
+            Message::Start(activation, reply) => {
+                let Activation { memory, accepted, interrupt, queues } = *activation;
+                self.what.start(accepted);
+                let watched = queues.iter().try_for_each(|queue| ops.add(watch(queue)));
+                self.driver = Some(Driver { memory, interrupt, queues, ended: false });
+                reply.send(watched.map_err(io::Error::other));
+            }
+            Message::Stop(reply) => {
+                for queue in self.driver.take().iter().flat_map(|driver| &driver.queues) {
+                    let _ = ops.remove(watch(queue));
+                }
+                reply.send(());
+            }
+            Message::Pause(reply) => {
+                self.paused = true;
+                reply.send(());
+            }
+            Message::Resume(reply) => {
+                self.paused = false;
+                reply.send(());
+            }
+        }
+    }
+
+    /// Serves all there is; true where there is more.
+    fn work(&mut self) -> bool {
+        let Some(driver) = self.driver.as_mut().filter(|driver| !self.paused && !driver.ended) else {
+            return false;
+        };
+        driver.serve(&mut self.what).unwrap_or_else(|error| {
+            log::log!(self.broken.level(), "{}: {error}; its driver is asked for a reset", self.name);
+            driver.ended = true;
+            let _ = driver.interrupt.needs_reset();
+            false
+        })
+    }
+}
+
+fn watch(queue: &ActiveQueue) -> Events {
+    Events::with_data(&*queue.kick, queue.index.into(), EDGE)
+}
+
+impl<S: Serve> MutEventSubscriber for Worker<S> {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() != MAIL {
+            return;
+        }
+        let mut messages = Vec::new();
+        self.over = self.mailbox.take(|message| messages.push(message)).is_break();
+        messages.into_iter().for_each(|message| self.receive(message, ops));
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        self.failed = ops.add(Events::with_data(self.mailbox.wake(), MAIL, EDGE)).err();
+    }
+}
+
+fn run<S: Serve>(mut manager: EventManager<Worker<S>>, id: SubscriberId) {
+    loop {
+        let worker = manager.subscriber_mut(id).expect("the worker is never removed");
+        if worker.over {
+            return;
+        }
+        let timeout = if worker.work() { 0 } else { -1 };
+        // A signal: it looks again.
+        let _ = manager.run_with_timeout(timeout);
+    }
+}
+
+impl Driver {
+    /// Serves what is there on each queue, as many chains at once as the queue has, so that a driver that adds without end does not keep
+    /// the messages waiting. True: there is more. False: each queue is armed.
+    fn serve(&mut self, what: &mut impl Serve) -> Result<bool, queue::Error> {
+        let mut more = false;
+        for ActiveQueue { index, ring, .. } in &mut self.queues {
+            let rings = ring.map(&self.memory)?;
+            let mut left = true;
+            for _ in 0..ring.size() {
+                let Some(chain) = ring.pop(&rings)? else {
+                    left = false;
+                    break;
+                };
+                let written = what.serve(*index, ring, &rings, chain)?;
+                ring.push_used(&rings, chain.head, written);
+            }
+            if ring.publish(&rings)? {
+                let _ = self.interrupt.queue(*index);
+            }
+            more |= left;
+        }
+        Ok(more)
+    }
+}
