@@ -38,7 +38,7 @@
 //! | `virtio/queue/` | a ring from the device's side: `pop`, `undo_pop`, `push_used`, `publish` |
 //! | `virtio/queue_thread.rs`, `virtio/mailbox.rs` | a queue's thread, and the messages by which it is asked |
 //! | `virtio/served.rs` | a device whose queues one thread serves, a chain at a time |
-//! | `virtio/rng.rs` | the entropy device |
+//! | `virtio/rng.rs`, `virtio/balloon.rs` | the entropy device; the balloon, which reports free pages |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
 //! | `virtio/net/mailbox.rs` | what a pair's thread is asked, and why nobody waits in a circle |

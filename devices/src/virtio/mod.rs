@@ -1,5 +1,6 @@
 //! Virtio devices: their queues, their threads, and the transports by which a driver reaches them (virtio 1.2).
 
+pub mod balloon;
 mod device;
 pub mod mailbox;
 pub mod mock;

@@ -122,6 +122,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
     pub(crate) rng: bool,
 
+    /// Have the guest give memory back that it does not use (virtio-balloon, free page reporting); never huge pages
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
+    pub(crate) balloon: bool,
+
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
@@ -184,6 +188,7 @@ impl From<&Run> for MachineConfig {
             serial_number: run.serial_number.clone(),
             credentials: run.credential.clone(),
             rng: run.rng,
+            balloon: run.balloon,
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),

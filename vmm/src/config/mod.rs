@@ -66,6 +66,9 @@ pub struct MachineConfig {
     /// Whether it has a device that gives it random bytes of the host.
     #[serde(default = "yes")]
     pub rng: bool,
+    /// Whether its guest gives back memory that it does not use (virtio-balloon). Huge pages are never given back.
+    #[serde(default = "yes")]
+    pub balloon: bool,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -131,6 +134,7 @@ impl MachineConfig {
             serial_number: None,
             credentials: Vec::new(),
             rng: yes(),
+            balloon: yes(),
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -148,7 +152,12 @@ impl MachineConfig {
 
     /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
     pub fn devices_beside_nics(&self) -> usize {
-        usize::from(self.rng)
+        usize::from(self.rng) + usize::from(self.has_balloon())
+    }
+
+    /// Whether there is a balloon.
+    pub fn has_balloon(&self) -> bool {
+        self.balloon && self.memory.huge_pages.is_none()
     }
 
     /// The words of `wirevm run` that make this machine.
@@ -176,6 +185,7 @@ impl MachineConfig {
         }
         self.credentials.iter().for_each(|credential| option("credential", credential.to_string()));
         option("rng", if self.rng { "on" } else { "off" }.to_owned());
+        option("balloon", if self.balloon { "on" } else { "off" }.to_owned());
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());

@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
 use crate::error::Error;
@@ -108,6 +108,29 @@ fn advise(mapping: &MmapRegion, advice: libc::c_int) -> io::Result<()> {
     }
 }
 
+/// Gives what backs a piece of guest memory back to the host, its whole pages: they read as zeroes then, which is what the guest has said
+/// that it does not mind.
+///
+/// # Errors
+/// The host's; the memory is as it was then.
+pub(crate) fn discard(memory: &VolatileSlice<'_>, shared: bool) -> io::Result<()> {
+    const PAGE: usize = 4096;
+    let guard = memory.ptr_guard_mut();
+    let (start, end) = (guard.as_ptr() as usize, guard.as_ptr() as usize + memory.len());
+    let (start, end) = (start.next_multiple_of(PAGE), end - end % PAGE);
+    if start >= end {
+        return Ok(());
+    }
+    // Of a file, unmapping alone would leave the pages in it.
+    let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+    // SAFETY: the range is within guest memory, which nothing of ours refers to but by volatile access, and stays mapped: it becomes
+    // zeroes, as a guest's write could have it.
+    match unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Gives `memory` to the VM, one slot for each region.
 pub(crate) fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
     for (slot, region) in memory.iter().enumerate() {
@@ -127,7 +150,29 @@ pub(crate) fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, VolatileMemory};
+
     use super::*;
+
+    #[test]
+    fn whole_pages_are_given_back_and_nothing_else() {
+        for shared in [false, true] {
+            let config = MemoryConfig { shared, ..MemoryConfig::plain(32 << 20) };
+            let memory = map(&config).unwrap();
+            let at = GuestAddress(0x10_0000);
+            memory.write_slice(&[7; 0x5000], at).unwrap();
+            let piece = memory.get_slice(at, 0x5000).unwrap();
+            discard(&piece.subslice(0xfff, 0x3002).unwrap(), shared).unwrap();
+            discard(&piece.subslice(0x4001, 0xfff).unwrap(), shared).unwrap();
+            discard(&piece.subslice(0x4800, 0).unwrap(), shared).unwrap();
+            let mut bytes = vec![0; 0x5000];
+            memory.read_slice(&mut bytes, at).unwrap();
+            let kept = |range: std::ops::Range<usize>, value| bytes[range].iter().all(|byte| *byte == value);
+            assert!(kept(0..0x1000, 7) && kept(0x1000..0x4000, 0) && kept(0x4000..0x5000, 7), "{shared}");
+            memory.write_slice(&[8], GuestAddress(0x10_2000)).unwrap();
+            assert_eq!(memory.get_slice(GuestAddress(0x10_2000), 1).unwrap().read_obj::<u8>(0).unwrap(), 8);
+        }
+    }
 
     #[test]
     fn pages_that_the_host_cannot_have_are_refused() {

@@ -3,12 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
+use devices::virtio::balloon::VirtioBalloon;
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::{DeviceThreads, VirtioDevice};
 use vmm::MachineConfig;
 
 use crate::error::Error;
+use crate::kvm::memory;
 use crate::machine::sandbox::{Filters, Thread};
 
 /// Their threads, each with what confines it.
@@ -28,6 +30,13 @@ impl Others {
             let rng = VirtioRng::new().map_err(failed)?;
             threads.push((rng.threads(), Thread::Queue));
             devices.push(Box::new(rng));
+        }
+        if config.has_balloon() {
+            let shared = config.memory.shared;
+            let balloon = VirtioBalloon::new(Box::new(move |memory| memory::discard(memory, shared)));
+            let balloon = balloon.map_err(failed)?;
+            threads.push((balloon.threads(), Thread::Queue));
+            devices.push(Box::new(balloon));
         }
         Ok((Self(threads), devices))
     }

@@ -24,6 +24,11 @@ pub struct Mapped<'m> {
 }
 
 impl<'m> Mapped<'m> {
+    /// Guest memory.
+    pub(in crate::virtio) fn memory(&self) -> &'m GuestMemoryMmap {
+        self.memory
+    }
+
     /// `len` bytes at `addr`, if they are in one region.
     #[inline]
     pub(super) fn slice(&self, addr: u64, len: usize) -> Result<VolatileSlice<'m>, GuestMemoryError> {
