@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use harness::{TempDir, Vm, guest, handmade, puts, wirevm, wirevm_path};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -403,10 +403,10 @@ fn a_console_that_nobody_reads_does_not_hold_the_guest_up() {
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(wirevm_path()).arg(kernel).arg(&file);
     let vm = Vm::start_unread(&mut command);
-    let until = std::time::Instant::now() + SOON;
+    let until = Instant::now() + SOON;
     // Said once its vCPU is joined, while the console still waits for its reader.
     while !std::fs::read_to_string(&file).unwrap_or_default().contains("vCPU 0: ") {
-        assert!(std::time::Instant::now() < until, "the guest is held up\n{}", vm.state());
+        assert!(Instant::now() < until, "the guest is held up\n{}", vm.state());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -609,6 +609,42 @@ mod stock {
         assert_eq!(hidden, 1, "the kernel has one note of its PVH entry");
         let plain = stock::Stock { kernel: dir.file("plain", bytes), ..kernel };
         let mut vm = plain.boot(&netns, "", &[]);
+        vm.type_in("poweroff\n");
+        vm.ends_with(0, COMMAND);
+    }
+
+    #[test]
+    fn the_guest_has_random_bytes_the_time_and_gives_memory_back() {
+        let kernel = need!(stock::newest());
+        let netns = need!(Netns::new());
+        let mut vm = kernel.boot(&netns, "wirevm.more", &["--memory", "512M"]);
+        // Before anything else could have set it.
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let before = now();
+        let guest: u64 = vm.sh("date +%s", COMMAND).trim().parse().unwrap();
+        assert!((before..=now()).contains(&guest), "{guest}\n{}", vm.state());
+        let rng = vm.sh("cat /sys/class/misc/hw_random/rng_current", COMMAND);
+        assert!(rng.starts_with("virtio_rng"), "{rng}\n{}", vm.state());
+        vm.sh("dd if=/dev/hwrng of=/dev/shm/random bs=64 count=64 2>/dev/null && [ $(gzip -c /dev/shm/random | wc -c) -gt 4096 ]", COMMAND);
+
+        let machine = vm.machine_pid();
+        let anonymous = || {
+            let status = std::fs::read_to_string(format!("/proc/{machine}/status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap().to_owned();
+            line.trim_end_matches("kB").trim().parse::<u64>().unwrap() >> 10
+        };
+        let idle = anonymous();
+        vm.sh("dd if=/dev/zero of=/dev/shm/large bs=1M count=192 2>/dev/null", COMMAND);
+        let busy = anonymous();
+        assert!(busy >= idle + 150, "{idle} MiB, then {busy} MiB");
+        vm.sh("rm /dev/shm/large", COMMAND);
+        let end = Instant::now() + BOOT;
+        while anonymous() > idle + 64 {
+            assert!(Instant::now() < end, "{idle}, {busy}, {} MiB\n{}", anonymous(), vm.state());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        // What it gave it can have again.
+        vm.sh("dd if=/dev/zero of=/dev/shm/large bs=1M count=192 2>/dev/null && cmp -n 201326592 /dev/shm/large /dev/zero", COMMAND);
         vm.type_in("poweroff\n");
         vm.ends_with(0, COMMAND);
     }

@@ -150,7 +150,7 @@ pub(crate) fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, VolatileMemory};
+    use vm_memory::Bytes;
 
     use super::*;
 
