@@ -92,7 +92,7 @@ fn main() -> ExitCode {
                     }
                 },
             };
-            keeper::run(&MachineConfig::from(&args), Telling { explain: args.explain, timings }, ready)
+            keeper::run(&MachineConfig::from(&*args), Telling { explain: args.explain, timings }, ready)
         }
         Command::TakeBack => {
             panics::take_back();

@@ -44,7 +44,7 @@ Exit status of run:
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     #[command(display_name = "wirevm")]
-    Run(Run),
+    Run(Box<Run>),
     #[command(display_name = "wirevm")]
     Ls(Ls),
     /// Say what a running machine is and has
@@ -118,6 +118,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME=VALUE|NAME=@FILE")]
     pub(crate) credential: Vec<Credential>,
 
+    /// A file of public keys by which root of the guest is let in over SSH, if systemd is its init (the credential ssh.authorized_keys.root)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_key: Option<PathBuf>,
+
     /// A device that gives the guest random bytes of the host (virtio-rng)
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
     pub(crate) rng: bool,
@@ -186,7 +190,12 @@ impl From<&Run> for MachineConfig {
             memory: run.memory,
             uuid: run.uuid,
             serial_number: run.serial_number.clone(),
-            credentials: run.credential.clone(),
+            credentials: run
+                .credential
+                .iter()
+                .cloned()
+                .chain(run.ssh_key.iter().map(Credential::ssh_key))
+                .collect(),
             rng: run.rng,
             balloon: run.balloon,
             net: run.net.clone(),

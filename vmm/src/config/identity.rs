@@ -71,6 +71,9 @@ enum Value {
     File(PathBuf),
 }
 
+/// By which systemd is told the name of the host that it is (systemd(1), "System Credentials").
+pub const HOSTNAME: &str = "system.hostname";
+
 impl Credential {
     /// More than all SMBIOS tables have room for, in bytes.
     const LEN_MAX: u64 = 1 << 20;
@@ -78,6 +81,23 @@ impl Credential {
     /// What the guest knows it by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The host's name that a guest has whose machine has this name: of its characters those that a host's name may have (RFC 952; an
+    /// underscore becomes a dash). None where that is nothing.
+    pub fn hostname(machine: &str) -> Option<Self> {
+        let name: String = machine.chars().map(|c| if c == '_' { '-' } else { c }).take(64).collect();
+        let name = name.trim_matches(['-', '.']);
+        let labels = || {
+            name.split('.').all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'))
+        };
+        (!name.is_empty() && labels())
+            .then(|| Self { name: HOSTNAME.to_owned(), value: Value::Text(name.to_owned()) })
+    }
+
+    /// The public keys in this file, by which root is let in over SSH.
+    pub fn ssh_key(file: impl Into<PathBuf>) -> Self {
+        Self { name: "ssh.authorized_keys.root".to_owned(), value: Value::File(file.into()) }
     }
 
     /// The OEM string that carries it. What is no text is base64 in it.
@@ -199,6 +219,20 @@ mod tests {
         assert_eq!(endless.oem_string().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         for wrong in ["", "name", "=value", "a/b=c", "a:b=c", "..=x", "a b=c", "\u{e9}=x", "a=@"] {
             assert!(wrong.parse::<Credential>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_machine_s_name_makes_a_host_s() {
+        let named = |name: &str| Credential::hostname(name).map(|credential| credential.to_string());
+        for (name, hostname) in
+            [("web", "web"), ("web_1", "web-1"), ("-a.b-c_", "a.b-c"), ("A.example", "A.example")]
+        {
+            assert_eq!(named(name), Some(format!("system.hostname={hostname}")), "{name}");
+        }
+        assert_eq!(named(&"a".repeat(100)), Some(format!("system.hostname={}", "a".repeat(64))));
+        for name in ["", "_", "..", "a..b", "a-.b", "a._b"] {
+            assert_eq!(named(name), None, "{name}");
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use net::NetConfig;
 use serde::{Deserialize, Serialize};
 
-pub use self::identity::{Credential, Uuid};
+pub use self::identity::{Credential, HOSTNAME, Uuid};
 pub use self::memory::{HugePages, MemoryConfig};
 pub use self::size::{argument, size};
 
@@ -145,6 +145,14 @@ impl MachineConfig {
         }
     }
 
+    /// What systemd in the guest is told: what the user says, and the host's name by the machine's, where the user has named the machine
+    /// and not said otherwise.
+    pub fn all_credentials(&self) -> impl Iterator<Item = Credential> {
+        let named = self.credentials.iter().any(|credential| credential.name() == HOSTNAME);
+        let hostname = self.name.as_deref().filter(|_| !named).and_then(Credential::hostname);
+        self.credentials.iter().cloned().chain(hostname)
+    }
+
     /// How long the guest has to power itself off.
     pub fn stop_timeout(&self) -> Duration {
         Duration::from_secs(self.stop_timeout)
@@ -266,6 +274,21 @@ impl fmt::Display for Transport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_machine_is_a_named_host_unless_somebody_says_otherwise() {
+        let told = |name: Option<&str>, credentials: &[&str]| -> Vec<String> {
+            let config = MachineConfig {
+                name: name.map(str::to_owned),
+                credentials: credentials.iter().map(|text| text.parse().unwrap()).collect(),
+                ..MachineConfig::new("vmlinuz")
+            };
+            config.all_credentials().map(|credential| credential.to_string()).collect()
+        };
+        assert_eq!(told(None, &["a=b"]), ["a=b"]);
+        assert_eq!(told(Some("web_1"), &["a=b"]), ["a=b", "system.hostname=web-1"]);
+        assert_eq!(told(Some("web"), &["system.hostname=other"]), ["system.hostname=other"]);
+    }
 
     #[test]
     fn a_machine_is_plain_data() {

@@ -72,7 +72,7 @@ impl Identity {
     /// # Errors
     /// A credential's file cannot be read.
     pub(crate) fn of(config: &MachineConfig) -> Result<Self, Error> {
-        let read = |credential: &Credential| {
+        let read = |credential: Credential| {
             let name = credential.name().to_owned();
             credential.oem_string().map_err(|source| Error::Credential { name, source })
         };
@@ -84,7 +84,7 @@ impl Identity {
             Ok(bytes)
         };
         let uuid = config.uuid.map_or_else(|| random().map(Uuid::random), Ok)?;
-        let credentials = config.credentials.iter().map(read).collect::<Result<_, _>>()?;
+        let credentials = config.all_credentials().map(read).collect::<Result<_, _>>()?;
         Ok(Self { uuid, credentials, generation: random()? })
     }
 }
