@@ -20,6 +20,8 @@ pub(crate) enum Error {
     Kvm { what: &'static str, source: io::Error },
     #[error("{wanted} vCPUs are more than the {limit} that KVM recommends on this host")]
     TooManyCpus { wanted: u32, limit: usize },
+    #[error("nothing says what the guest is to boot")]
+    NoKernel,
     #[error("{wanted} vCPUs are more than the {limit} that interrupts reach")]
     CpusOutOfReach { wanted: u32, limit: u32 },
     #[error("{} NICs are more than the {limit} that fit", wanted)]
@@ -197,6 +199,7 @@ impl Error {
                 _ => "wirevm doctor says what this host can do".into(),
             },
             Self::Kvm { .. } => "wirevm doctor says what this host can do".into(),
+            Self::NoKernel => "give it a kernel: --kernel FILE".into(),
             Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::CpusOutOfReach { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),

@@ -94,7 +94,7 @@ fn page(info: &MachineInfo) -> String {
         ("state", info.state.word().to_owned()),
         ("pid", format!("{}, and {} runs the guest", info.pid, info.machine_pid)),
         ("uptime", time(info.uptime)),
-        ("kernel", config.kernel.display().to_string()),
+        ("kernel", config.kernel.as_deref().map(|kernel| kernel.display().to_string()).unwrap_or_default()),
     ];
     lines.extend(config.initrd.as_ref().map(|initrd| ("initrd", initrd.display().to_string())));
     lines.extend([

@@ -83,8 +83,8 @@ pub(crate) enum Command {
 #[command(after_help = run_help())]
 pub(crate) struct Run {
     /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux; also in gzip, also from a pipe
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) kernel: Option<PathBuf>,
 
     /// The guest's initial RAM disk; also from a pipe
     #[arg(long, value_name = "FILE")]
@@ -201,7 +201,7 @@ impl From<&Run> for MachineConfig {
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),
-            ..Self::new(&run.kernel)
+            kernel: run.kernel.clone(),
         }
     }
 }

@@ -37,8 +37,9 @@ pub struct MachineConfig {
     /// What it is called while it runs; none for a name that wirevm makes up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The guest's kernel: a bzImage, or an ELF vmlinux.
-    pub kernel: PathBuf,
+    /// The guest's kernel: a bzImage, or an ELF vmlinux. None where what it boots brings one, or the host's own is to be taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
@@ -124,7 +125,7 @@ impl MachineConfig {
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
             name: None,
-            kernel: kernel.into(),
+            kernel: Some(kernel.into()),
             initrd: None,
             cmdline: default_cmdline(),
             cpus: default_cpus(),
@@ -171,8 +172,11 @@ impl MachineConfig {
     /// The words of `wirevm run` that make this machine.
     pub fn to_args(&self) -> Vec<String> {
         let path = |path: &PathBuf| path.to_string_lossy().into_owned();
-        let mut args = vec!["--kernel".to_owned(), path(&self.kernel)];
+        let mut args = Vec::new();
         let mut option = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+        if let Some(kernel) = &self.kernel {
+            option("kernel", path(kernel));
+        }
         if let Some(name) = &self.name {
             option("name", name.clone());
         }

@@ -218,7 +218,7 @@ fn start(
 fn stdin_is_read(config: &MachineConfig) -> bool {
     let stdin = fstat(std::io::stdin()).map(|file| (file.st_dev, file.st_ino));
     let is_stdin = |path: &PathBuf| stat(path).map(|file| (file.st_dev, file.st_ino)) == stdin;
-    stdin.is_ok() && [Some(&config.kernel), config.initrd.as_ref()].into_iter().flatten().any(is_stdin)
+    stdin.is_ok() && [&config.kernel, &config.initrd].into_iter().flatten().any(is_stdin)
 }
 
 /// Forks the machine, which gets its ends of channel and pipes and does not return.

@@ -97,7 +97,8 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     let run = || {
         let mut kept = vec![channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
         // First, for a file may be named by a descriptor that is the keeper's (/dev/stdin, a shell's <(...)).
-        let files = boot::Files::open(&config.kernel, config.initrd.as_deref());
+        let kernel = config.kernel.as_deref().ok_or(Error::NoKernel)?;
+        let files = boot::Files::open(kernel, config.initrd.as_deref());
         kept.extend(files.iter().flat_map(boot::Files::descriptors).map(|fd| fd.as_raw_fd()));
         nothing()
             .and_then(|nothing| sys::keep_only(kept, &nothing))
