@@ -104,6 +104,7 @@ fn main() -> ExitCode {
         Command::Pause(args) => machines::done(machines::pause(&args)),
         Command::Resume(args) => machines::done(machines::resume(&args)),
         Command::Wait(args) => machines::done(machines::wait(&args)),
+        Command::Exec(args) => cli::exec::run(&args),
         Command::Console(args) => machines::done(machines::console(&args)),
         Command::Logs(args) => machines::done(machines::logs(&args)),
         Command::Metrics(args) => machines::done(machines::metrics(&args)),

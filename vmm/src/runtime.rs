@@ -388,6 +388,24 @@ pub(crate) fn connect(name: &str) -> Result<(UnixStream, Holder), NameError> {
     }
 }
 
+/// Connects to the socket by which programs here reach vsock ports of the machine `name`; none where it has no vsock.
+///
+/// # Errors
+/// No such machine runs.
+pub(crate) fn connect_vsock(name: &str) -> Result<Option<UnixStream>, NameError> {
+    check_name(name)?;
+    let unknown = || NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() };
+    let Some(all) = machines()?.filter(|all| is_running(all, name)) else { return Err(unknown()) };
+    let failed = |source| NameError::Directory { path: all.path().join(name), source };
+    let directory = all.open(name).map_err(failed)?;
+    match UnixStream::connect(short(&directory, "vsock")) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Ok(None)
+        }
+        connected => connected.map(Some).map_err(failed),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,6 +67,15 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     }
 }
 
+/// The signals that a signalfd has now, by their numbers.
+pub(crate) fn take_signals(fd: impl std::os::fd::AsFd) -> Vec<i32> {
+    let mut bytes = [0; 16 * SIGNAL_LEN];
+    let len = rustix::io::read(fd, &mut bytes).unwrap_or(0);
+    // Its first field is the number (signalfd(2)).
+    let number = |info: &[u8]| info.first_chunk().map(|number| i32::from_ne_bytes(*number));
+    bytes[..len].chunks_exact(SIGNAL_LEN).filter_map(number).collect()
+}
+
 /// How many bytes a read of a signalfd takes for each signal.
 pub(crate) const SIGNAL_LEN: usize = size_of::<libc::signalfd_siginfo>();
 

@@ -1,6 +1,7 @@
 //! The command line. The doc comments below and in `args.rs` are the user's help.
 
 pub(crate) mod args;
+pub(crate) mod exec;
 mod listen_fds;
 pub(crate) mod machines;
 pub(crate) mod net;
@@ -61,6 +62,8 @@ pub(crate) enum Command {
     /// Wait for a machine's end, and end with the exit status of its run
     #[command(display_name = "wirevm")]
     Wait(Machine),
+    #[command(display_name = "wirevm")]
+    Exec(Exec),
     #[command(display_name = "wirevm")]
     Console(Console),
     #[command(display_name = "wirevm")]
@@ -283,6 +286,7 @@ fn parse_net(text: &str) -> Result<NetConfig, String> {
 }
 
 use self::args::{Console, Logs, Ls, Machine, Metrics, Stop};
+use self::exec::Exec;
 use self::listen_fds::ListenFds;
 use self::net_args::Net;
 use self::net_help::net_help;
