@@ -29,6 +29,7 @@ mod cpu;
 mod error;
 mod file;
 mod firmware;
+pub mod image;
 mod initrd;
 mod kernel;
 pub mod layout;
@@ -37,6 +38,7 @@ mod params;
 mod smbios;
 #[cfg(test)]
 mod testing;
+mod unpack;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;

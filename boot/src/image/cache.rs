@@ -1,0 +1,188 @@
+//! The cache: file systems that were made of images, by the images' digests.
+//!
+//! ```text
+//!           miss                 written, synced            linkat
+//!  (none) --------> no name, ours ------------> no name ----------> NAME
+//!     ^                  |  the process ends: it is gone              | its footer is wrong, or nobody wanted it for a month
+//!     +------------------+--------------------------------------------+
+//! ```
+//!
+//! An entry has its name only when it is whole. Its last bytes say how long it is, and what the image says of its command; one that says
+//! otherwise is made again. The directory is locked while an entry is made, so that two who want the same make it once.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use serde_json::Value;
+
+use super::config::ImageConfig;
+use super::error::Error;
+use super::sha256::Digest;
+use super::span::unnamed;
+
+/// Of what is written here: with another format, entries have other names.
+const VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"wirevm\x00\x01";
+/// In bytes, of the footer's end, which has a fixed length: the magic, the length of the JSON before it, the entry's, a digest.
+const FOOTER: usize = 56;
+/// In bytes, of what an image says of its command.
+const JSON_MAX: u64 = 1 << 20;
+/// How long an entry stays that nobody wants.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A directory with file systems that were made of images.
+#[derive(Debug)]
+pub struct Cache {
+    directory: PathBuf,
+}
+
+impl Cache {
+    /// In `directory`, which is made where it is not there, for its user alone.
+    ///
+    /// # Errors
+    /// It cannot be made, or is another user's.
+    pub fn at(directory: PathBuf) -> Result<Self, Error> {
+        let failed = |source| Error::Cache { path: directory.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+        let metadata = fs::metadata(&directory).map_err(failed)?;
+        // What lies here is a guest's root: nobody else may put anything there.
+        if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+            return Err(Error::CacheNotOurs { path: directory });
+        }
+        Ok(Self { directory })
+    }
+
+    /// In `$XDG_CACHE_HOME/wirevm`; without that variable `/var/cache/wirevm` for root, and `~/.cache/wirevm` for others.
+    ///
+    /// # Errors
+    /// As [`at`](Self::at), or there is no such place.
+    pub fn default() -> Result<Self, Error> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let directory = match absolute("XDG_CACHE_HOME") {
+            Some(directory) => directory,
+            None if rustix::process::geteuid().is_root() => "/var/cache".into(),
+            None => absolute("HOME").ok_or(Error::NoCache)?.join(".cache"),
+        };
+        Self::at(directory.join("wirevm"))
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// An entry's name.
+    pub(super) fn name(digest: Digest, format: &str) -> String {
+        format!("{digest}-{VERSION}.{format}")
+    }
+
+    /// Waits until nobody else makes an entry, and holds others off as long as the value lives.
+    pub(super) fn lock(&self) -> Result<OwnedFd, Error> {
+        let open = || -> Result<OwnedFd, rustix::io::Errno> {
+            let fd = rustix::fs::open(&self.directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            while let Err(error) = rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
+                if error != rustix::io::Errno::INTR {
+                    return Err(error);
+                }
+            }
+            Ok(fd)
+        };
+        open().map_err(|error| self.failed(error.into()))
+    }
+
+    /// The entry of this name, where there is a whole one; `end` bytes of it come after the footer.
+    pub(super) fn find(&self, name: &str, end: u64) -> Option<(File, ImageConfig)> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::from(rustix::fs::open(self.directory.join(name), flags, Mode::empty()).ok()?);
+        let config = read_footer(&file, end)?;
+        // The time of the last use, by which old entries go.
+        let _ = file.set_modified(SystemTime::now());
+        Some((file, config))
+    }
+
+    /// A file without a name, to be filled.
+    pub(super) fn file(&self) -> Result<File, Error> {
+        unnamed(&self.directory).map_err(|source| self.failed(source))
+    }
+
+    /// Gives `file`, which is whole, its name. To be called under the [`lock`](Self::lock).
+    pub(super) fn keep(&self, file: &File, name: &str) -> Result<(), Error> {
+        file.sync_all().map_err(|source| self.failed(source))?;
+        self.clean();
+        let path = self.directory.join(name);
+        // A broken one of this name.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.failed(error)),
+            _ => {}
+        }
+        let by_fd = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match rustix::fs::linkat(CWD, by_fd, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+            // What had a name once and lost it, for want of O_TMPFILE, gets none again: it is not cached.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.failed(error.into())),
+        }
+    }
+
+    /// Removes what nobody wanted for long. Guests that use one keep it.
+    fn clean(&self) {
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
+                SystemTime::now().duration_since(modified).is_ok_and(|age| age > KEPT)
+            });
+            if old {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    pub(super) fn failed(&self, source: io::Error) -> Error {
+        Error::Cache { path: self.directory.clone(), source }
+    }
+}
+
+/// The footer of an entry that has `before` bytes and ends `end` bytes after it. With `fill`, its length is a multiple of that.
+pub(super) fn footer(config: &ImageConfig, before: u64, end: u64, fill: u64) -> Vec<u8> {
+    let mut bytes = config.to_json().to_string().into_bytes();
+    let digest = Digest::of(&bytes);
+    let json = bytes.len() as u64;
+    let len = (json + FOOTER as u64).next_multiple_of(fill);
+    // Zeros come first, so that the end has its fixed place.
+    bytes.splice(..0, std::iter::repeat_n(0, (len - json - FOOTER as u64) as usize));
+    bytes.extend(MAGIC);
+    bytes.extend(json.to_le_bytes());
+    bytes.extend((before + len + end).to_le_bytes());
+    bytes.extend(digest.0);
+    bytes
+}
+
+fn read_footer(file: &File, end: u64) -> Option<ImageConfig> {
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let at = metadata.len().checked_sub(end + FOOTER as u64)?;
+    let mut fixed = [0; FOOTER];
+    file.read_exact_at(&mut fixed, at).ok()?;
+    let word = |at: usize| Some(u64::from_le_bytes(*fixed.get(at..)?.first_chunk()?));
+    let json = word(8)?;
+    if fixed[..8] != MAGIC || word(16)? != metadata.len() || json > JSON_MAX {
+        return None;
+    }
+    let mut bytes = vec![0; json as usize];
+    file.read_exact_at(&mut bytes, at.checked_sub(json)?).ok()?;
+    if Digest::of(&bytes).0 != fixed[24..] {
+        return None;
+    }
+    let config: Value = serde_json::from_slice(&bytes).ok()?;
+    Some(ImageConfig::of(&config))
+}
+
+/// Writes all of `bytes`.
+pub(super) fn write(out: &mut dyn Write, bytes: &[u8], cache: &Cache) -> Result<(), Error> {
+    out.write_all(bytes).map_err(|source| cache.failed(source))
+}

@@ -1,0 +1,173 @@
+//! The extended headers of pax: records of `LENGTH KEY=VALUE\n`.
+
+use std::collections::BTreeMap;
+
+use super::super::tree::Bytes;
+
+/// What extended headers say of a file, of what is used here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pax {
+    path: Option<Vec<u8>>,
+    pub(super) link: Option<Vec<u8>>,
+    pub(super) size: Option<u64>,
+    pub(super) uid: Option<u64>,
+    pub(super) gid: Option<u64>,
+    pub(super) mtime: Option<(i64, u32)>,
+    pub(super) xattrs: BTreeMap<Bytes, Bytes>,
+    /// Of GNU's sparse files: the name, for the path is another one then.
+    sparse_name: Option<Vec<u8>>,
+    pub(super) sparse_size: Option<u64>,
+    /// By the formats 0.0 and 0.1: offsets and lengths in turn.
+    pub(super) sparse_map: Vec<u64>,
+    sparse_major: Option<u64>,
+    any: bool,
+}
+
+impl Pax {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.any
+    }
+
+    /// Reads records; `None` where one is malformed. An empty value takes back what was said before.
+    pub(super) fn read(&mut self, mut records: &[u8]) -> Option<()> {
+        self.any = true;
+        // Some writers fill up with NULs.
+        while records.first().is_some_and(|byte| *byte != 0) {
+            let blank = records.iter().take(8).position(|byte| *byte == b' ')?;
+            let len: usize = decimal(&records[..blank])?.try_into().ok()?;
+            let record = records.get(blank + 1..len)?.strip_suffix(b"\n")?;
+            let equals = record.iter().position(|byte| *byte == b'=')?;
+            self.set(&record[..equals], &record[equals + 1..])?;
+            records = &records[len..];
+        }
+        Some(())
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        let text = || (!value.is_empty()).then(|| value.to_vec());
+        let number = || match value {
+            b"" => Some(None),
+            _ => decimal(value).map(Some),
+        };
+        match key {
+            b"path" => self.path = text(),
+            b"linkpath" => self.link = text(),
+            b"size" => self.size = number()?,
+            b"uid" => self.uid = number()?,
+            b"gid" => self.gid = number()?,
+            b"mtime" => self.mtime = if value.is_empty() { None } else { Some(time(value)?) },
+            b"GNU.sparse.name" => self.sparse_name = text(),
+            b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse_size = number()?,
+            b"GNU.sparse.major" => self.sparse_major = number()?,
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
+                // Offset and length in turn, or the map would be of others than it says.
+                if self.sparse_map.len() % 2 != usize::from(key.ends_with(b"bytes")) {
+                    return None;
+                }
+                self.sparse_map.push(decimal(value)?);
+            }
+            b"GNU.sparse.map" => {
+                self.sparse_map = value.split(|byte| *byte == b',').map(decimal).collect::<Option<_>>()?;
+            }
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
+                    && super::super::xattr::is_kept(name)
+                {
+                    self.xattrs.insert(name.into(), value.into());
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// What all files have by `self`, with what one has of its own.
+    pub(super) fn with(&self, own: Self) -> Self {
+        if !self.any {
+            return own;
+        }
+        let mut all = self.clone();
+        let Self { path, link, size, uid, gid, mtime, xattrs, .. } = own;
+        all.path = path.or(all.path);
+        all.link = link.or(all.link);
+        all.size = size.or(all.size);
+        all.uid = uid.or(all.uid);
+        all.gid = gid.or(all.gid);
+        all.mtime = mtime.or(all.mtime);
+        all.xattrs.extend(xattrs);
+        all.sparse_name = own.sparse_name;
+        all.sparse_size = own.sparse_size;
+        all.sparse_map = own.sparse_map;
+        all.sparse_major = own.sparse_major;
+        all
+    }
+
+    pub(super) fn name(&mut self) -> Option<Vec<u8>> {
+        self.sparse_name.take().or_else(|| self.path.take())
+    }
+
+    pub(super) fn is_sparse(&self) -> bool {
+        self.sparse_size.is_some() || !self.sparse_map.is_empty() || self.sparse_in_data()
+    }
+
+    /// By the format 1.0 the map is at the beginning of the data.
+    pub(super) fn sparse_in_data(&self) -> bool {
+        self.sparse_major == Some(1)
+    }
+}
+
+/// A decimal number without a sign.
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
+    // `parse` would take a plus.
+    let text = str::from_utf8(digits).ok().filter(|text| text.starts_with(|c: char| c.is_ascii_digit()))?;
+    text.parse().ok()
+}
+
+/// Seconds since 1970, with a fraction of any length, as seconds down and nanoseconds up.
+fn time(value: &[u8]) -> Option<(i64, u32)> {
+    let (negative, value) = match value.strip_prefix(b"-") {
+        Some(value) => (true, value),
+        None => (false, value),
+    };
+    let mut parts = value.splitn(2, |byte| *byte == b'.');
+    let seconds = i64::try_from(decimal(parts.next()?)?).ok()?;
+    let mut nanoseconds = 0;
+    if let Some(fraction) = parts.next() {
+        let digits = fraction.iter().chain(std::iter::repeat(&b'0')).take(9);
+        for digit in digits {
+            nanoseconds = nanoseconds * 10 + char::from(*digit).to_digit(10)?;
+        }
+    }
+    Some(match (negative, nanoseconds) {
+        (false, _) => (seconds, nanoseconds),
+        (true, 0) => (-seconds, 0),
+        (true, _) => (-seconds - 1, 1_000_000_000 - nanoseconds),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_by_their_lengths() {
+        let mut pax = Pax::default();
+        pax.read(b"12 path=a/b\n20 mtime=17.25000000\n25 SCHILY.xattr.user.x=\n1\n\0\0").unwrap();
+        assert_eq!((pax.name().unwrap(), pax.mtime), (b"a/b".to_vec(), Some((17, 250_000_000))));
+        assert_eq!(pax.xattrs[&b"user.x"[..]], b"\n1"[..].into());
+        for broken in ["12 path=a/b", "11 path=a/b\n", "13 path=a/b\n", "99 path=a/b\n", " path=a\n", "9 pathab\n", "2 \n", "+9 path=a\n"] {
+            assert!(Pax::default().read(broken.as_bytes()).is_none(), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_before_and_after_1970() {
+        assert_eq!(time(b"1"), Some((1, 0)));
+        assert_eq!(time(b"1.5"), Some((1, 500_000_000)));
+        assert_eq!(time(b"1.1234567899"), Some((1, 123_456_789)));
+        assert_eq!(time(b"-1"), Some((-1, 0)));
+        assert_eq!(time(b"-1.25"), Some((-2, 750_000_000)));
+        assert_eq!(time(b"-0.25"), Some((-1, 750_000_000)));
+        assert_eq!(time(b"1.x"), None);
+        assert_eq!(time(b""), None);
+    }
+}
