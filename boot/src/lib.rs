@@ -1,7 +1,7 @@
 //! Puts a Linux kernel into guest memory with all that it needs at its first instruction, and says in which
 //! state vCPU 0 must be to run it.
 //!
-//! **Invariant:** this crate knows guest memory, and nothing else of the machine. It does *not* know KVM: the
+//! **Invariant:** this crate knows guest memory, kernels, initrds and images, and nothing else of the machine. It does *not* know KVM: the
 //! [`Entry`] is plain data, copied into KVM's structures by its caller. It does *not* know devices: they come as
 //! the addresses and interrupt lines that [`AcpiConfig`] lists. It keeps no state and starts nothing; [`load`]
 //! is called once, on fresh (zeroed) memory. The kernel file is not trusted: whatever its bytes, the outcome is
@@ -19,6 +19,9 @@
 //! - `cpu.rs`: GDT, page tables and registers at entry.
 //! - `error.rs`: what can go wrong, and what the user does about it.
 //!
+//! What comes before that has its own maps: `image/` makes a guest's root of an image, `modules/` finds a kernel with its modules and
+//! makes the small initrd; both unpack by `unpack/`.
+//!
 //! Governing texts: Linux `Documentation/arch/x86/boot.rst` and `zero-page.rst`, Xen's PVH boot ABI
 //! (`docs/misc/pvh.pandoc`, `start_info.h`), ACPI 6.5.
 #![forbid(unsafe_code)]
@@ -33,6 +36,7 @@ pub mod image;
 mod initrd;
 mod kernel;
 pub mod layout;
+pub mod modules;
 mod mp;
 mod params;
 mod smbios;
