@@ -39,6 +39,7 @@
 //! | `virtio/queue_thread.rs`, `virtio/mailbox.rs` | a queue's thread, and the messages by which it is asked |
 //! | `virtio/served.rs` | a device whose queues one thread serves, a chain at a time |
 //! | `virtio/rng.rs`, `virtio/balloon.rs` | the entropy device; the balloon, which reports free pages |
+//! | `virtio/vsock/` | sockets between guest and host |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
 //! | `virtio/net/mailbox.rs` | what a pair's thread is asked, and why nobody waits in a circle |

@@ -110,6 +110,12 @@ pub(crate) fn recvmsg(fd: BorrowedFd<'_>, space: &mut Iov<'_>) -> io::Result<usi
     if read > len { Err(frame_too_large()) } else { Ok(read) }
 }
 
+/// Receives bytes of a stream socket into `space`, from its front on: how many; none at the stream's end.
+pub(crate) fn recv_bytes(fd: BorrowedFd<'_>, space: &Iov<'_>) -> io::Result<usize> {
+    // SAFETY: as in `readv`; the iovecs themselves are only read.
+    checked(unsafe { vectored(libc::SYS_readv, fd, space.as_iovecs()) })
+}
+
 /// What the kernel says of an attached interface: its name, and the `IFF_*` flags of `linux/if_tun.h`.
 pub(crate) struct Attached {
     pub(crate) name: String,

@@ -10,6 +10,7 @@ pub mod queue_thread;
 pub mod rng;
 mod served;
 mod transport;
+pub mod vsock;
 
 pub use self::device::{Activation, ActiveQueue, DeviceThreads, Interrupt, VirtioDevice};
 pub use self::transport::{mmio, pci};

@@ -8,6 +8,7 @@ pub(crate) mod iov;
 pub(crate) mod queue;
 pub(crate) mod socket;
 pub(crate) mod soft_offload;
+pub(crate) mod stream;
 pub(crate) mod unplugged;
 
 use std::io;
