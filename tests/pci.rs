@@ -238,8 +238,18 @@ fn the_bus_can_be_full_and_a_device_of_many_queues_has_as_many_vectors() {
     let netns = need!(Netns::new());
     let dir = TempDir::new();
     let kernel = handmade::kernel(&dir, code());
-    let mut args =
-        vec!["-v", "run", "--rng", "off", "--balloon", "off", "--kernel", kernel.to_str().unwrap()];
+    let mut args = vec![
+        "-v",
+        "run",
+        "--rng",
+        "off",
+        "--balloon",
+        "off",
+        "--vsock",
+        "off",
+        "--kernel",
+        kernel.to_str().unwrap(),
+    ];
     args.extend(std::iter::repeat_n(["--net", "tap"], 30).flatten());
     args.extend(["--net", "tap,queues=64"]);
     let mut vm = Vm::start_in(&netns, &args);

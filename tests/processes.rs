@@ -69,7 +69,7 @@ fn the_process_that_runs_the_guest_has_no_right_and_each_thread_a_filter() {
         let vm = start(&host, &dir, args);
         let threads = threads(vm.machine_pid());
         let names: Vec<_> = threads.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["balloon", "net0-0", "net0-1", "rng", "vcpu0", "wirevm"]);
+        assert_eq!(names, ["balloon", "net0-0", "net0-1", "rng", "vcpu0", "vsock", "wirevm"]);
         for (name, status) in &threads {
             let ids = [user; 4].join("\t");
             // The main thread makes threads, and has a filter more, by which it makes nothing else.

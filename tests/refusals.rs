@@ -96,12 +96,13 @@ fn a_machine_that_cannot_be_is_refused() {
     refused(&run(&["--memory", "2000T"]), 1, &["2000 TiB of memory", "give --memory", "G or less"]);
     refused(&run(&["--memory", "33M,hugepages=2M"]), 1, &["huge pages of 2 MiB"]);
     let nics = std::iter::repeat_n(["--net", "tap"], 32).flatten();
-    let alone = ["--rng", "off", "--balloon", "off"];
+    let alone = ["--rng", "off", "--balloon", "off", "--vsock", "off"];
     let all: Vec<_> = alone.into_iter().chain(nics.clone()).collect();
     refused(&run(&all), 1, &["32 NICs are more than the 31", "--net 31 times"]);
     // A device that is none takes the place of one.
     refused(&run(&all[2..]), 1, &["32 NICs are more than the 30", "--net 30 times"]);
     refused(&run(&all[4..]), 1, &["32 NICs are more than the 29"]);
+    refused(&run(&all[6..]), 1, &["32 NICs are more than the 28"]);
     let nics: Vec<_> = ["--transport", "mmio"].into_iter().chain(alone).chain(nics.take(38)).collect();
     refused(&run(&nics), 1, &["19 NICs are more than the 18"]);
     let mac = "tap,mac=02:00:00:00:00:01";

@@ -73,6 +73,30 @@ fn kernel(name: &str) -> Option<Stock> {
     (stock.kernel.exists() && stock.initrd.exists()).then_some(stock)
 }
 
+/// The kernel's initramfs with a program more, and the libraries that it is linked to, written to `to`; or why not.
+pub fn add_program(kernel: &Stock, program: &str, to: &Path) -> Result<(), String> {
+    let ran = |status: std::io::Result<std::process::ExitStatus>, what| match status {
+        Ok(status) if status.success() => Ok(()),
+        failed => Err(format!("{what}: {failed:?}")),
+    };
+    // The kernel unpacks one archive after the other.
+    let script = r#"
+        set -e
+        mkdir -p "$3.tree/bin"
+        cp "$2" "$3.tree/bin/"
+        for library in $(ldd "$2" | awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^\//) print $i }'); do
+            mkdir -p "$3.tree/${library%/*}"
+            cp -L "$library" "$3.tree/$library"
+        done
+        cp "$1" "$3"
+        cd "$3.tree"
+        find . | cpio --quiet -o -H newc >>"$3"
+    "#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(&kernel.initrd).arg(program).arg(to);
+    ran(shell.stdin(Stdio::null()).status(), "cannot add a program to the initramfs")
+}
+
 impl Stock {
     /// The options that boot it, with `words` more on the kernel's command line.
     pub fn args(&self, words: &str) -> Vec<String> {

@@ -1,11 +1,12 @@
 //! The agent in a guest: where its program is on this host, and how a machine's agent is reached.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::runtime::{self, NameError};
+use crate::client::{ClientError, connect_vsock};
+use crate::runtime::NameError;
 
 /// The agent's program.
 const PROGRAM: &str = "wirevm-agent";
@@ -14,8 +15,6 @@ const VARIABLE: &str = "WIREVM_AGENT";
 
 /// How long a guest may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer to `CONNECT` in bytes.
-const ANSWER_MAX: usize = 64;
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
@@ -99,34 +98,16 @@ fn find_from(named: Option<PathBuf>, beside: &Path) -> Result<PathBuf, AgentErro
 /// # Errors
 /// No such machine runs, or no agent is in its guest.
 pub fn connect(name: &str, port: u32) -> Result<UnixStream, AgentError> {
-    let stream = match runtime::connect_vsock(name)? {
-        Some(stream) => stream,
-        None => return Err(AgentError::NoVsock { name: name.to_owned() }),
-    };
-    match handshake(&stream, port) {
-        Ok(true) => Ok(stream),
-        Ok(false) => Err(AgentError::NotThere { name: name.to_owned(), port }),
-        Err(source) => Err(AgentError::Connection { name: name.to_owned(), source }),
-    }
-}
-
-/// Says `CONNECT PORT`, and whether the guest accepts; what the guest sends after that stays in the stream.
-fn handshake(mut stream: &UnixStream, port: u32) -> io::Result<bool> {
-    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
-    let mut answer = Vec::new();
-    while answer.last() != Some(&b'\n') && answer.len() < ANSWER_MAX {
-        let mut byte = [0];
-        match stream.read(&mut byte) {
-            Ok(0) => break,
-            Ok(_) => answer.push(byte[0]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
-            Err(error) => return Err(error),
+    connect_vsock(name, port, CONNECT_TIMEOUT).map_err(|error| {
+        let name = name.to_owned();
+        match error {
+            ClientError::Name(error) => error.into(),
+            ClientError::NoVsock { .. } => AgentError::NoVsock { name },
+            ClientError::PortRefused { .. } => AgentError::NotThere { name, port },
+            ClientError::Connection(source) => AgentError::Connection { name, source },
+            error => AgentError::Connection { name, source: io::Error::other(error) },
         }
-    }
-    stream.set_read_timeout(None)?;
-    Ok(answer.starts_with(b"OK ") && answer.ends_with(b"\n"))
+    })
 }
 
 #[cfg(test)]
@@ -152,34 +133,5 @@ mod tests {
         assert_eq!(find_from(None, &bin).unwrap(), bin.join(PROGRAM));
         assert!(find_from(Some(dir.join("other")), &bin).is_err(), "what is named is meant");
         std::fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn a_guest_accepts_or_does_not() {
-        for (answer, accepts) in [
-            ("OK 1073741824\nrest", true),
-            ("", false),
-            ("OK 1", false),
-            ("NO\n", false),
-            (&"O".repeat(200), false),
-        ] {
-            let (ours, mut theirs) = UnixStream::pair().unwrap();
-            theirs.write_all(answer.as_bytes()).unwrap();
-            let guest = std::thread::spawn(move || {
-                let mut asked = [0; 13];
-                theirs.read_exact(&mut asked).unwrap();
-                asked
-            });
-            if accepts {
-                assert!(handshake(&ours, 1024).unwrap());
-                let mut rest = [0; 4];
-                (&ours).read_exact(&mut rest).unwrap();
-                assert_eq!(&rest, b"rest");
-            } else {
-                let _ = ours.shutdown(std::net::Shutdown::Read);
-                assert!(!handshake(&ours, 1024).unwrap(), "{answer:?}");
-            }
-            assert_eq!(&guest.join().unwrap(), b"CONNECT 1024\n");
-        }
     }
 }

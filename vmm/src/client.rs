@@ -1,5 +1,7 @@
 //! A client of a running machine: calls over its socket, as varlink frames them (a JSON object, ended by a NUL).
 
+mod vsock;
+
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,6 +16,8 @@ use serde_json::{Value, json};
 use crate::counters::NetCounters;
 use crate::info::{Event, MachineInfo, NicInfo};
 use crate::runtime::{self, Holder, NameError};
+
+pub use self::vsock::connect_vsock;
 
 /// The longest reply in bytes that is read.
 const REPLY_MAX: usize = 4 << 20;
@@ -43,6 +47,24 @@ pub enum ClientError {
         /// What the user can do about it, where the machine knows.
         remedy: Option<String>,
     },
+    /// It has no socket device whose host end is a Unix socket.
+    #[error("the machine {name} has no socket device that wirevm carries")]
+    NoVsock {
+        /// Its name.
+        name: String,
+    },
+    /// The guest refuses a connection.
+    #[error("no program of the guest accepts at its port {port}")]
+    PortRefused {
+        /// The guest's port.
+        port: u32,
+    },
+    /// The guest says neither yes nor no.
+    #[error("the guest does not answer at its port {port} in time")]
+    PortSilent {
+        /// The guest's port.
+        port: u32,
+    },
     /// Its answer makes no sense.
     #[error("the machine's answer makes no sense")]
     Nonsense(#[source] serde_json::Error),
@@ -64,6 +86,16 @@ impl ClientError {
                 Some("it may still do what it was asked; wirevm show and wirevm net ls tell".to_owned())
             }
             Self::Refused { remedy, .. } => remedy.clone(),
+            Self::NoVsock { .. } => Some(
+                "start it with --vsock on; one with --vsock vhost is reached by AF_VSOCK at the CID that wirevm show says".to_owned(),
+            ),
+            Self::PortRefused { .. } => Some(
+                "it may not be up yet; its kernel needs the driver (vmw_vsock_virtio_transport), and a program must listen there"
+                    .to_owned(),
+            ),
+            Self::PortSilent { .. } => {
+                Some("is it paused, or busy? wirevm show and wirevm console tell".to_owned())
+            }
             Self::Connection(_) => None,
         }
     }

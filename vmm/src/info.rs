@@ -1,5 +1,7 @@
 //! What a running machine says of itself.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::MachineConfig;
@@ -22,6 +24,9 @@ pub struct MachineInfo {
     pub config: MachineConfig,
     /// The guest's memory in bytes.
     pub memory: u64,
+    /// Its socket device, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockInfo>,
     /// Its NICs, in order.
     pub nics: Vec<NicInfo>,
     /// When it was started, in seconds since 1970.
@@ -67,6 +72,16 @@ pub struct ThreadInfo {
     pub name: String,
     /// The CPUs of the host that it may run on, as a list: `0-3,7`.
     pub cpus: String,
+}
+
+/// The sockets between a machine's guest and the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockInfo {
+    /// The guest's address.
+    pub cid: u32,
+    /// Where programs of the host ask for a port of the guest (`CONNECT PORT`), and, with `_PORT` behind it, where they listen for the
+    /// guest. None where the host's kernel carries what goes over them: there it is AF_VSOCK.
+    pub socket: Option<PathBuf>,
 }
 
 /// A NIC of a running machine.

@@ -3,6 +3,8 @@
 //! ```text
 //! /run/wirevm/vm/NAME/lock      held (flock(2)) as long as the machine is there; the pids of keeper and machine
 //!                     control   its socket
+//!                     vsock     where programs of the host find ports of its guest
+//!                     vsock_P   where the guest finds the program that listens at port P of the host, and has made this
 //! /run/wirevm/vm/NAME.log       what a detached machine said; it stays until the name is used again
 //! ```
 //!
@@ -12,6 +14,7 @@
 //! Each directory is opened once, and what is in it by its descriptor ([`Directory`]): nobody can exchange it meanwhile.
 
 mod holder;
+mod vsock;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -26,6 +29,8 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 pub(crate) use self::holder::Holder;
+pub(crate) use self::vsock::connect_vsock;
+pub use self::vsock::{VsockPorts, vsock_socket};
 
 /// The longest name in bytes.
 const NAME_MAX: usize = 64;
@@ -195,8 +200,10 @@ impl Place {
             if lock.metadata().map_err(failed)?.nlink() == 0 {
                 continue;
             }
-            // What a dead one has left.
-            let _ = directory.remove_file("control");
+            // What a dead one has left. A program may listen already at a port that the guest will want.
+            for name in ["control", vsock::SOCKET] {
+                let _ = directory.remove_file(name);
+            }
             // For who is told that the name is taken, and for who finds that we were killed.
             let told = lock.set_len(0).and_then(|()| write!(lock, "{} {machine}", std::process::id()));
             told.map_err(failed)?;
@@ -295,6 +302,7 @@ fn sweep_in(runtime: &Directory, all: &Directory) {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.remove_vsock();
         // The lock's file goes while it is held: who waits for it finds that it has no name any more.
         for name in ["control", "lock"] {
             let _ = self.directory.remove_file(name);
@@ -372,38 +380,23 @@ pub fn socket(name: &str) -> Result<PathBuf, NameError> {
 /// No such machine runs.
 pub(crate) fn connect(name: &str) -> Result<(UnixStream, Holder), NameError> {
     check_name(name)?;
-    let unknown = || NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() };
-    let Some(all) = machines()? else { return Err(unknown()) };
+    let Some(all) = machines()? else { return Err(unknown(name)) };
     let failed = |source| NameError::Directory { path: all.path().join(name), source };
     let directory = match all.open(name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown(name)),
         opened => opened.map_err(failed)?,
     };
     let pids = directory.file("lock", Opening::Existing).ok().as_ref().and_then(pids_in);
     match UnixStream::connect(short(&directory, "control")) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Err(unknown())
+            Err(unknown(name))
         }
         connected => Ok((connected.map_err(failed)?, Holder { name: name.to_owned(), pids })),
     }
 }
 
-/// Connects to the socket by which programs here reach vsock ports of the machine `name`; none where it has no vsock.
-///
-/// # Errors
-/// No such machine runs.
-pub(crate) fn connect_vsock(name: &str) -> Result<Option<UnixStream>, NameError> {
-    check_name(name)?;
-    let unknown = || NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() };
-    let Some(all) = machines()?.filter(|all| is_running(all, name)) else { return Err(unknown()) };
-    let failed = |source| NameError::Directory { path: all.path().join(name), source };
-    let directory = all.open(name).map_err(failed)?;
-    match UnixStream::connect(short(&directory, "vsock")) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Ok(None)
-        }
-        connected => connected.map(Some).map_err(failed),
-    }
+fn unknown(name: &str) -> NameError {
+    NameError::Unknown { name: name.to_owned(), running: running().unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -477,9 +470,43 @@ mod tests {
         let web = all.make("web").unwrap();
         write!(web.file("lock", Opening::New).unwrap(), "1").unwrap();
         drop(UnixListener::bind(web.path().join("control")).unwrap());
+        drop(UnixListener::bind(web.path().join("vsock")).unwrap());
         assert!(!is_running(&all, "web"));
         let place = Place::of(&runtime, "web", NOBODY).unwrap();
         place.listen().unwrap();
+        place.listen_for_vsock().unwrap();
+        drop(place);
+        assert!(runtime.is_empty());
+    }
+
+    #[test]
+    fn ports_of_the_host_are_sockets_in_the_machine_s_place_and_go_with_it() {
+        let runtime = Scratch::new("vsock");
+        let place = Place::of(&runtime, "web", NOBODY).unwrap();
+        let listener = place.listen_for_vsock().unwrap();
+        let path = place.directory.path().to_owned();
+        assert_eq!(fs::metadata(path.join("vsock")).unwrap().mode() & 0o777, 0o600);
+        UnixStream::connect(path.join("vsock")).unwrap();
+        listener.accept().unwrap();
+        let ports = place.vsock_ports().unwrap();
+        let refused = |port| ports.connect(port).map(drop).unwrap_err().raw_os_error();
+        assert_eq!(refused(7), Some(libc::ENOENT));
+        let at = |port: u32| path.join(format!("vsock_{port}"));
+        let program = UnixListener::bind(at(7)).unwrap();
+        let mut stream = UnixStream::from(ports.connect(7).unwrap());
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        program.accept().unwrap();
+        // Nobody waits for a program that lets nobody in.
+        let full = std::iter::repeat_with(|| ports.connect(7)).find_map(Result::err);
+        assert_eq!(full.unwrap().raw_os_error(), Some(libc::EAGAIN));
+        drop(program);
+        assert_eq!(refused(7), Some(libc::ECONNREFUSED));
+        // A link leads nowhere, and a file is no socket.
+        std::os::unix::fs::symlink("vsock", at(8)).unwrap();
+        fs::write(at(9), "").unwrap();
+        for port in [8, 9] {
+            assert_eq!(ports.connect(port).unwrap_err().to_string(), "it is no socket");
+        }
         drop(place);
         assert!(runtime.is_empty());
     }

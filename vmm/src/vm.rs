@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::MachineConfig;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, connect_vsock};
 use crate::info::MachineInfo;
 use crate::runtime::Holder;
 
@@ -127,6 +127,14 @@ impl Vm {
     /// It has ended.
     pub fn info(&self) -> Result<MachineInfo, VmError> {
         Ok(self.client()?.info()?)
+    }
+
+    /// Connects to the program that listens at `port` in its guest.
+    ///
+    /// # Errors
+    /// None does, or none accepts within `timeout`.
+    pub fn connect_vsock(&self, port: u32, timeout: Duration) -> Result<UnixStream, VmError> {
+        Ok(connect_vsock(&self.name, port, timeout)?)
     }
 
     /// Reads what the guest says until it says `text`, and returns all that it said since the last time.

@@ -112,6 +112,12 @@ fn page(info: &MachineInfo) -> String {
         text.push_str(&printable(&line));
         text.push('\n');
     }
+    if let Some(vsock) = &info.vsock {
+        let socket = vsock.socket.as_ref().map(|socket| format!(", {}", socket.display()));
+        let line = format!("{:<10} CID {}{}", "vsock", vsock.cid, socket.unwrap_or_default());
+        text.push_str(&printable(&line));
+        text.push('\n');
+    }
     for nic in &info.nics {
         let hop = |hop: &serde_json::Value| {
             let (what, name) = (hop["what"].as_str().unwrap_or_default(), hop["name"].as_str());

@@ -20,6 +20,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use vmm::MachineConfig;
 use vmm::config::{
     ConsoleConfig, Credential, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, MemoryConfig, NOBODY, Transport, Uuid,
+    VsockConfig,
 };
 
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
@@ -133,6 +134,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
     pub(crate) balloon: bool,
 
+    /// Sockets between guest and host (virtio-vsock), over Unix sockets of the host; vhost: over the host's own AF_VSOCK
+    #[arg(long, value_name = "on|off|vhost[=CID]", default_value = "on")]
+    pub(crate) vsock: VsockConfig,
+
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
@@ -201,6 +206,7 @@ impl From<&Run> for MachineConfig {
                 .collect(),
             rng: run.rng,
             balloon: run.balloon,
+            vsock: run.vsock,
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),

@@ -3,6 +3,7 @@
 mod identity;
 mod memory;
 mod size;
+mod vsock;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::identity::{Credential, HOSTNAME, Uuid};
 pub use self::memory::{HugePages, MemoryConfig};
 pub use self::size::{argument, size};
+pub use self::vsock::VsockConfig;
 
 /// A virtual machine: what it boots, what it has, and how it ends.
 ///
@@ -70,6 +72,9 @@ pub struct MachineConfig {
     /// Whether its guest gives back memory that it does not use (virtio-balloon). Huge pages are never given back.
     #[serde(default = "yes")]
     pub balloon: bool,
+    /// Whether programs of the guest and of the host have sockets to each other.
+    #[serde(default)]
+    pub vsock: VsockConfig,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -136,6 +141,7 @@ impl MachineConfig {
             credentials: Vec::new(),
             rng: yes(),
             balloon: yes(),
+            vsock: VsockConfig::default(),
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -161,7 +167,7 @@ impl MachineConfig {
 
     /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
     pub fn devices_beside_nics(&self) -> usize {
-        usize::from(self.rng) + usize::from(self.has_balloon())
+        usize::from(self.rng) + usize::from(self.has_balloon()) + usize::from(self.vsock != VsockConfig::Off)
     }
 
     /// Whether there is a balloon.
@@ -198,6 +204,7 @@ impl MachineConfig {
         self.credentials.iter().for_each(|credential| option("credential", credential.to_string()));
         option("rng", if self.rng { "on" } else { "off" }.to_owned());
         option("balloon", if self.balloon { "on" } else { "off" }.to_owned());
+        option("vsock", self.vsock.to_string());
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());

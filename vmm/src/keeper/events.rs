@@ -15,6 +15,7 @@ use super::control::{self, Server};
 use super::core::{Core, Letter, Parts};
 use super::dns_watches::DnsWatches;
 use super::nics::Nic;
+use super::vsock::Vsock;
 use super::watch::Watch;
 use super::wire_watches::WireWatches;
 use crate::error::Error;
@@ -37,6 +38,8 @@ mod token {
     pub(super) const TIMER: u32 = 8;
     /// What cannot be watched is to be looked at again.
     pub(super) const AGAIN: u32 = 9;
+    /// The guest asks for a port of the host.
+    pub(super) const PORT: u32 = 10;
     /// A guest's driver asks something of the wire of NIC 0; those of the others follow.
     pub(super) const NIC: u32 = 0x100;
     /// The guest asks a DNS server by this NIC, and the next ones, or has an answer.
@@ -134,6 +137,17 @@ impl Keeper {
         }
     }
 
+    fn answer_port(&mut self, ops: &mut EventOps) {
+        if let Some(vsock) = self.core.vsock_mut()
+            && vsock.watched
+            && !vsock.answer()
+        {
+            vsock.watched = false;
+            let removed = ops.remove(asks_for_ports(vsock));
+            self.note(removed);
+        }
+    }
+
     /// Hears what the driver of this NIC asks from now on.
     fn watch(&mut self, number: usize, ops: &mut EventOps) {
         if let Some(nic) = self.core.nics_mut().get_mut(number) {
@@ -226,6 +240,11 @@ fn asks(nic: &Nic) -> Events {
     Events::with_data(nic.asks(), token::NIC + nic.number as u32, EventSet::IN)
 }
 
+/// What the guest asks of ports, likewise.
+fn asks_for_ports(vsock: &Vsock) -> Events {
+    Events::with_data(vsock.asks(), token::PORT, EventSet::IN)
+}
+
 fn unwatch(nic: &mut Nic, ops: &mut EventOps) -> Result<(), event_manager::Error> {
     if std::mem::take(&mut nic.watched) { ops.remove(asks(nic)) } else { Ok(()) }
 }
@@ -264,6 +283,7 @@ impl MutEventSubscriber for Keeper {
                 let _ = self.again.as_ref().map(EventFd::read);
                 self.core.read_keys();
             }
+            token::PORT => self.answer_port(ops),
             control::TOKEN.. => self.server.process(events, ops, &mut self.core),
             wires @ token::WIRES..control::TOKEN => {
                 if let Some((namespace, news)) = self.wires.news(wires) {
@@ -298,6 +318,10 @@ impl MutEventSubscriber for Keeper {
         for nic in self.core.nics_mut().iter_mut() {
             added = added.and_then(|()| ops.add(asks(nic)));
             nic.watched = added.is_ok();
+        }
+        if let Some(vsock) = self.core.vsock_mut() {
+            added = added.and_then(|()| ops.add(asks_for_ports(vsock)));
+            vsock.watched = added.is_ok();
         }
         self.note(added);
         // What came while the host was wired.

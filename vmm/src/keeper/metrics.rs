@@ -154,6 +154,7 @@ mod tests {
             threads: Vec::new(),
             config: MachineConfig::new("vmlinuz"),
             memory: 512 << 20,
+            vsock: None,
             nics: Vec::new(),
             started: 0,
             uptime: 7,

@@ -23,6 +23,7 @@ pub(crate) mod signals;
 pub(crate) mod sink;
 mod stopping;
 pub(crate) mod terminal;
+mod vsock;
 mod watch;
 mod wire_watches;
 
@@ -34,7 +35,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{fstat, stat};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use vmm::MachineConfig;
-use vmm::config::ConsoleConfig;
+use vmm::config::{ConsoleConfig, VsockConfig};
 use vmm::runtime::{self, Place};
 
 use self::child::{Child, Death};
@@ -46,6 +47,7 @@ use self::keyboard::Keyboard;
 use self::nics::Nic;
 use self::signals::Signals;
 use self::sink::Sink;
+use self::vsock::Vsock;
 use crate::error::{Error, NicError};
 use crate::machine::{self, Birth, Identity};
 use crate::panics;
@@ -191,6 +193,9 @@ fn start(
             .and_then(|(nic, given)| given.send(&channel).map(|()| nic));
         nics.push(or_its_own_reason(opened, &channel, &mut child)?);
     }
+    let vsock = (config.vsock == VsockConfig::On)
+        .then(|| or_its_own_reason(Vsock::open(&place, &channel), &channel, &mut child))
+        .transpose()?;
     if config.register {
         register::register(place.name(), &nics::links_here(&nics))?;
     }
@@ -207,6 +212,7 @@ fn start(
         console,
         keyboard,
         nics,
+        vsock,
         server,
         host: wiring,
         place,

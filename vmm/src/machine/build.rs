@@ -222,10 +222,10 @@ impl Hardware {
         ports.insert(Rtc::PORT, Rtc::LEN, Arc::new(Rtc::new()));
         let reset = Arc::new(ResetControl::new(sink));
 
-        let mut nics = Nic::receive_all(channel)?;
+        let (mut nics, sockets) = Nic::receive_all(channel)?;
         timings.reached("wires received");
         let mut mmio = Bus::default();
-        let (others, made) = Others::new(config)?;
+        let (others, made) = Others::new(config, sockets)?;
         assert_eq!(made.len(), config.devices_beside_nics());
         let nic = |nic: &mut Nic| Box::new(nic.take_device()) as Box<dyn VirtioDevice>;
         let devices = Devices { nics: nics.iter_mut().map(nic).collect(), others: made };

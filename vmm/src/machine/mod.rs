@@ -26,6 +26,7 @@ mod output;
 pub(crate) mod sandbox;
 mod slots;
 pub(crate) mod vcpus;
+mod vsock;
 
 use std::fs::OpenOptions;
 use std::io;

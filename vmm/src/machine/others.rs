@@ -6,6 +6,7 @@ use std::sync::Arc;
 use devices::virtio::balloon::VirtioBalloon;
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::rng::VirtioRng;
+use devices::virtio::vsock::{HostEnd, VirtioVsock};
 use devices::virtio::{DeviceThreads, VirtioDevice};
 use vmm::MachineConfig;
 
@@ -17,12 +18,15 @@ use crate::machine::sandbox::{Filters, Thread};
 pub(super) struct Others(Vec<(Box<dyn DeviceThreads>, Thread)>);
 
 impl Others {
-    /// Makes the devices that `config` says, [so many](MachineConfig::devices_beside_nics), and their threads. They are in the guest's
-    /// sight in this order.
+    /// Makes the devices that `config` says, [so many](MachineConfig::devices_beside_nics), and their threads; the socket device has
+    /// `sockets` for its host end. They are in the guest's sight in this order.
     ///
     /// # Errors
     /// There are not enough threads or descriptors.
-    pub(super) fn new(config: &MachineConfig) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), Error> {
+    pub(super) fn new(
+        config: &MachineConfig,
+        sockets: Option<HostEnd>,
+    ) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), Error> {
         let failed = |source| Error::Host { what: "make a device", source };
         let mut threads = Vec::new();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -37,6 +41,11 @@ impl Others {
             let balloon = balloon.map_err(failed)?;
             threads.push((balloon.threads(), Thread::Queue));
             devices.push(Box::new(balloon));
+        }
+        if let Some(host) = sockets {
+            let vsock = VirtioVsock::new(host).map_err(failed)?;
+            threads.push((vsock.threads(), Thread::Vsock));
+            devices.push(Box::new(vsock));
         }
         Ok((Self(threads), devices))
     }

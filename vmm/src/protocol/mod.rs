@@ -1,8 +1,9 @@
 //! What keeper and machine say to each other.
 //!
 //! The keeper may change the host and never touches guest memory; the machine touches guest memory and may change nothing. Between
-//! them is one socket of messages ([`Channel`]), two pipes of the guest's console, and for each NIC a socket by which the guest's
-//! driver asks the host for another address or other frames ([`FilterRequest`]). A frame, a kick or an interrupt never crosses.
+//! them is one socket of messages ([`Channel`]), two pipes of the guest's console, for each NIC a socket by which the guest's driver
+//! asks the host for another address or other frames ([`FilterRequest`]), and one by which the guest asks for ports of the host
+//! ([`PortRequest`]). A frame, a kick or an interrupt never crosses.
 //!
 //! Both ends are the same program, forked, so that there is no version: a change of these types changes both. The keeper does not
 //! trust the machine all the same: what it reads is bounded, and what makes no sense ends the machine.
@@ -11,6 +12,7 @@
 //! keeper                             machine
 //!                      ◄── Accepted  KVM opened, limits kept, memory mapped: locked in
 //! plumbing             ─── Nic ────► one for each, with its descriptors
+//!                      ── Vsock ───► likewise, where the guest has such a device
 //!                      ─── Start ──►
 //!                      ◄── Running   the first KVM_RUN is next
 //!   Pause, Resume, PowerButton, Counters, Link, Swap, Stop ──►
@@ -33,6 +35,8 @@ pub(crate) use self::channel::{Channel, MAX_DESCRIPTORS};
 pub(crate) enum ToMachine {
     /// The next NIC. With it come the descriptors of its cable, and behind them its socket for [`FilterRequest`].
     Nic(Box<Nic>),
+    /// The host's end of the guest's sockets: with it come the listener for programs, and the device's socket for [`PortRequest`].
+    Vsock,
     /// There is no further NIC: run.
     Start,
     /// A NIC more, for a guest that runs; with descriptors as [`Nic`](Self::Nic). Answered by [`FromMachine::Plugged`] once the guest has
@@ -226,6 +230,20 @@ pub(crate) struct FilterRequest {
 /// Done, or the errno of the refusal.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct FilterAnswer(pub(crate) Result<(), i32>);
+
+/// The guest wants a port of the host's: asked on the socket device's own socket, and answered by a [`PortAnswer`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PortRequest {
+    /// By which the answer is known.
+    pub(crate) id: u64,
+    pub(crate) port: u32,
+}
+
+/// With it comes a stream to the program that listens at the port; none where none does.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PortAnswer {
+    pub(crate) id: u64,
+}
 
 impl Failure {
     /// The words of `error` and its causes.

@@ -31,6 +31,7 @@ impl Requests for Fake {
             threads: Vec::new(),
             config: MachineConfig::new("vmlinuz"),
             memory: 512 << 20,
+            vsock: None,
             nics: Vec::new(),
             started: 3,
             uptime: 4,

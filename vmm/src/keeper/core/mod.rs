@@ -33,6 +33,7 @@ use super::signals::Signals;
 use super::sink::Sink;
 use super::stopping::Stopping;
 use super::terminal;
+use super::vsock::Vsock;
 use crate::error::Error;
 use crate::machine::sandbox;
 use crate::protocol::{Channel, End, Failure, FromMachine, NicCounters, ToMachine};
@@ -49,6 +50,7 @@ pub(in crate::keeper) struct Parts {
     pub(in crate::keeper) keyboard: Keyboard,
     /// After `child`, which holds their links as long as it lives.
     pub(in crate::keeper) nics: Vec<Nic>,
+    pub(in crate::keeper) vsock: Option<Vsock>,
     pub(in crate::keeper) server: Server,
     /// What wires are made by.
     pub(in crate::keeper) host: net::Host,
@@ -80,6 +82,7 @@ pub(super) struct Core {
     console: Console,
     keyboard: Keyboard,
     nics: Nics,
+    vsock: Option<Vsock>,
     /// By a NIC's number, the move that it is in, and the wire that is to be made again.
     moves: Vec<Option<Move>>,
     lost: Vec<Option<Lost>>,
@@ -113,8 +116,20 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(parts: Parts) -> (Self, Server) {
-        let Parts { config, signals, channel, child, console, keyboard, nics, server, host, place, ready } =
-            parts;
+        let Parts {
+            config,
+            signals,
+            channel,
+            child,
+            console,
+            keyboard,
+            nics,
+            vsock,
+            server,
+            host,
+            place,
+            ready,
+        } = parts;
         // Who waits for another process here has the guest's end, the console and all clients wait, too.
         host.set_patience(Some(LOCK_PATIENCE));
         let numbers = || 0..RootComplex::FUNCTIONS;
@@ -128,6 +143,7 @@ impl Core {
             console,
             keyboard,
             nics: nics.into_iter().collect(),
+            vsock,
             moves,
             lost,
             host,
@@ -171,6 +187,10 @@ impl Core {
 
     pub(super) fn nics_mut(&mut self) -> &mut Nics {
         &mut self.nics
+    }
+
+    pub(super) fn vsock_mut(&mut self) -> Option<&mut Vsock> {
+        self.vsock.as_mut()
     }
 
     /// Where the console is shown, and where it is typed.

@@ -21,6 +21,7 @@ impl Requests for Core {
             threads: threads_of(self.child.id()),
             config: self.config.clone(),
             memory: self.config.memory.bytes,
+            vsock: self.vsock.as_ref().map(|vsock| vsock.info().clone()),
             nics: self.nics.iter().filter(|nic| nic.is_in()).map(|nic| self.nic_info(nic.number)).collect(),
             started: self.started,
             uptime: self.since.elapsed().as_secs(),

@@ -17,13 +17,15 @@ pub(crate) enum Thread {
     Main,
     /// One for each vCPU.
     Vcpu,
-    /// One for each pair of a NIC's queues.
+    /// One for each pair of a NIC's queues, and one for each other device.
     Queue,
+    /// The socket device's.
+    Vsock,
 }
 
 impl Thread {
     #[cfg(test)]
-    const ALL: [Self; 3] = [Self::Main, Self::Vcpu, Self::Queue];
+    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Queue, Self::Vsock];
 }
 
 /// A system call that some threads may make.
@@ -47,11 +49,13 @@ enum Only {
 }
 
 use Only::{Any, Ourselves, Values};
-use Thread::{Main, Queue, Vcpu};
+use Thread::{Main, Queue, Vcpu, Vsock};
 
-const ALL: &[Thread] = &[Main, Vcpu, Queue];
+const ALL: &[Thread] = &[Main, Vcpu, Queue, Vsock];
 /// What a queue's thread does, and so the thread that such threads are born of: a filter is inherited.
 const BORN: &[Thread] = &[Main, Queue];
+/// What all threads of devices do.
+const DEVICE: &[Thread] = &[Main, Queue, Vsock];
 
 /// How a thread is made, and not a process (clone(2)): memory, descriptors and signals are shared. The C library makes threads with these.
 const THREAD: u64 = (libc::CLONE_VM
@@ -127,17 +131,19 @@ const CALLS: &[Call] = &[
     // Descriptors that are there.
     call(libc::SYS_read, ALL, Any, "eventfds, the console's input, frames"),
     call(libc::SYS_write, ALL, Any, "eventfds, the console's output, frames"),
-    call(libc::SYS_readv, BORN, Any, "frames"),
+    call(libc::SYS_readv, DEVICE, Any, "frames; bytes of sockets"),
     call(libc::SYS_writev, BORN, Any, "frames"),
     call(libc::SYS_pread64, BORN, Any, "whether the host forwards, for router advertisements"),
     call(libc::SYS_poll, ALL, Any, "a wait for room in the console's pipe"),
     call(libc::SYS_ppoll, ALL, Any, "the same"),
-    call(libc::SYS_sendmsg, ALL, Any, "messages to the keeper"),
-    call(libc::SYS_sendto, ALL, Any, "the message that a call was forbidden"),
-    call(libc::SYS_recvmsg, BORN, Any, "messages of the keeper"),
-    call(libc::SYS_epoll_wait, BORN, Any, "a wait for events"),
-    call(libc::SYS_epoll_pwait, BORN, Any, "a wait for events"),
-    call(libc::SYS_epoll_ctl, BORN, Any, "other events to wait for"),
+    call(libc::SYS_sendmsg, ALL, Any, "messages to the keeper; bytes of the guest's sockets"),
+    call(libc::SYS_sendto, ALL, Any, "the message that a call was forbidden; bytes of the guest's sockets"),
+    call(libc::SYS_accept4, &[Vsock], Any, "programs that want a port of the guest"),
+    call(libc::SYS_shutdown, &[Vsock], Any, "the guest has closed its end one way"),
+    call(libc::SYS_recvmsg, DEVICE, Any, "messages of the keeper"),
+    call(libc::SYS_epoll_wait, DEVICE, Any, "a wait for events"),
+    call(libc::SYS_epoll_pwait, DEVICE, Any, "a wait for events"),
+    call(libc::SYS_epoll_ctl, DEVICE, Any, "other events to wait for"),
     call(libc::SYS_timerfd_settime, BORN, Any, "an interrupt that its driver has held (coalescing)"),
     call(libc::SYS_dup, ALL, Any, "eventfds of a queue that starts"),
     call(
@@ -155,6 +161,7 @@ const CALLS: &[Call] = &[
     // The machine.
     call(libc::SYS_ioctl, &[Vcpu], Values(1, VCPU_IOCTLS), "the guest, its interrupts and notifications"),
     call(libc::SYS_ioctl, &[Main], Values(1, MAIN_IOCTLS), "whether the guest hears; NICs that come and go"),
+    call(libc::SYS_ioctl, &[Vsock], Values(1, &[LINE]), "interrupts of a driver without MSI-X"),
     call(libc::SYS_ioctl, BORN, Values(1, QUEUE_IOCTLS), "a tap's queue and offloads; vhost-net; interrupts"),
 ];
 
@@ -181,9 +188,12 @@ const MAIN_IOCTLS: &[u64] = &[
     0x8008_af00, // VHOST_GET_FEATURES, of another wire or NIC
 ];
 
+/// `KVM_IRQ_LINE`, `linux/kvm.h`.
+const LINE: u64 = 0x4008_ae61;
+
 /// `linux/kvm.h`, `linux/if_tun.h` and `linux/vhost.h`.
 const QUEUE_IOCTLS: &[u64] = &[
-    0x4008_ae61, // KVM_IRQ_LINE, for a driver without MSI-X
+    LINE,        // for a driver without MSI-X
     0x4004_54d0, // TUNSETOFFLOAD
     0x4004_54d9, // TUNSETQUEUE
     0x4004_54e2, // TUNSETCARRIER
@@ -238,6 +248,7 @@ pub(crate) struct Filters {
     main: BpfProgram,
     vcpu: BpfProgram,
     queue: BpfProgram,
+    vsock: BpfProgram,
 }
 
 impl Filters {
@@ -248,7 +259,7 @@ impl Filters {
     pub(crate) fn new() -> io::Result<Self> {
         let of = |thread| program(thread).map_err(io::Error::other);
         let no_clone3 = no_clone3().map_err(io::Error::other)?;
-        Ok(Self { no_clone3, main: of(Main)?, vcpu: of(Vcpu)?, queue: of(Queue)? })
+        Ok(Self { no_clone3, main: of(Main)?, vcpu: of(Vcpu)?, queue: of(Queue)?, vsock: of(Vsock)? })
     }
 
     /// Confines the calling thread to the calls of its kind, for good.
@@ -260,6 +271,7 @@ impl Filters {
             Main => &[&self.no_clone3, &self.main][..],
             Vcpu => &[&self.vcpu],
             Queue => &[&self.queue],
+            Vsock => &[&self.vsock],
         };
         programs.iter().try_for_each(|program| apply_filter(program)).map_err(io::Error::other)
     }
@@ -302,7 +314,7 @@ mod tests {
         all.push(match thread {
             // Threads are made, and no process. It is that call where the C library does not find the other.
             Main => (libc::SYS_clone, || drop(Command::new("/bin/true").spawn())),
-            Vcpu | Queue => (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
+            Vcpu | Queue | Vsock => (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
         });
         if thread == Vcpu {
             all.push((libc::SYS_readv, || {
