@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use harness::{TempDir, Vm, guest, handmade, puts, wirevm};
+use harness::{TempDir, Vm, guest, handmade, puts, skip, wirevm};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -118,6 +118,23 @@ fn there_are_no_sockets_where_none_are_wanted() {
 }
 
 #[test]
+fn vhost_vsock_that_is_not_there_is_said_before_anything_changes() {
+    if std::path::Path::new("/dev/vhost-vsock").exists() {
+        skip!("there is /dev/vhost-vsock");
+    }
+    let world = World::new();
+    let mut command = world.command(&["run", "--vsock", "vhost", "--net", "tap", "--explain", "--kernel"]);
+    let output = command.arg(&world.kernel).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for word in ["cannot open /dev/vhost-vsock", "No such file", "modprobe vhost_vsock", "--vsock on"] {
+        assert!(said.contains(word), "{word:?} is not in:\n{said}");
+    }
+    assert!(!said.contains("ip tuntap"), "{said}");
+    assert!(!world.dir.path("run/vm").exists());
+}
+
+#[test]
 fn what_a_killed_machine_left_is_no_obstacle() {
     let world = World::new();
     let mut vm = world.run(&[]);
@@ -169,6 +186,64 @@ mod stock {
         stream.read_to_end(&mut came).unwrap();
         writer.join().unwrap();
         assert!(came == said, "{} of {len} bytes came back", came.len());
+    }
+
+    /// The host's programs are those of the guest: AF_VSOCK is the same on both sides.
+    #[test]
+    fn vhost_vsock_carries_streams_and_a_cid_is_one_guest_s() {
+        let kernel = need!(stock::newest());
+        // In the lab it is a module.
+        let _ = Command::new("modprobe").arg("vhost_vsock").stderr(Stdio::null()).status();
+        if !std::path::Path::new("/dev/vhost-vsock").exists() {
+            skip!("there is no /dev/vhost-vsock");
+        }
+        let (dir, program) = (TempDir::new(), env!("CARGO_BIN_EXE_guest-vsock"));
+        need!(stock::add_program(&kernel, program, &dir.path("initrd")));
+        let host = need!(Netns::new());
+        let config = MachineConfig {
+            initrd: Some(dir.path("initrd")),
+            cmdline: "console=ttyS0 loglevel=1 panic=-1 wirevm.more".to_owned(),
+            vsock: "vhost".parse().unwrap(),
+            ..MachineConfig::new(&kernel.kernel)
+        };
+        let mut vm = Vm::start_by(host.command(wirevm_path().to_str().unwrap()), &config).unwrap();
+        let info = vm.info().unwrap().vsock.unwrap();
+        assert_eq!(info.socket, None);
+        let cid = info.cid.to_string();
+        let other = MachineConfig { vsock: format!("vhost={cid}").parse().unwrap(), ..config.clone() };
+        let refused = Vm::start_by(host.command(wirevm_path().to_str().unwrap()), &other).unwrap_err();
+        let refused = refused.to_string();
+        assert!(
+            refused.contains(&format!("the CID {cid}")) && refused.contains("--vsock vhost"),
+            "{refused}"
+        );
+
+        vm.wait_for("guest# ", BOOT).unwrap_or_else(|error| panic!("{error}"));
+        vm.type_in("guest-vsock echo 1024 &\n").unwrap();
+        vm.wait_for("listening", COMMAND).unwrap_or_else(|error| panic!("{error}"));
+        let say =
+            |bytes: &str| Command::new(program).args(["say", "1024", bytes, &cid]).output().unwrap().stdout;
+        assert_eq!(String::from_utf8_lossy(&say("300000")), "300000 came back\n", "{}", vm.console());
+        // What is said meanwhile waits.
+        vm.pause().unwrap();
+        let said = std::thread::scope(|scope| {
+            let said = scope.spawn(|| say("200000"));
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(!said.is_finished());
+            vm.resume().unwrap();
+            said.join().unwrap()
+        });
+        assert_eq!(String::from_utf8_lossy(&said), "200000 came back\n", "{}", vm.console());
+        let mut echo = Command::new(program).args(["echo", "53"]).stdout(Stdio::piped()).spawn().unwrap();
+        echo.stdout.as_mut().unwrap().read_exact(&mut [0; 9]).unwrap();
+        vm.type_in("guest-vsock say 53 100000\n").unwrap();
+        let came = vm.wait_for("100000 came back", COMMAND);
+        echo.kill().unwrap();
+        echo.wait().unwrap();
+        came.unwrap_or_else(|error| panic!("{error}"));
+        let none = vm.connect_vsock(1024, COMMAND).unwrap_err();
+        assert!(matches!(none, vmm::VmError::Client(ClientError::NoVsock { .. })), "{none}");
+        assert_eq!(vm.stop().unwrap(), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! **Invariant: what we change on the host we change back**, in reverse order, when a [`Wire`] is dropped, and what was
 //! there already is neither done nor undone.
 //!
-//! **Invariant: `unsafe` is in `frames/iov.rs`, `sys.rs`, `sys/` and `wire/vhost.rs`, and nowhere else.**
+//! **Invariant: `unsafe` is in `frames/iov.rs`, `sys.rs`, `sys/`, `wire/vhost.rs` and `wire/vhost/`, and nowhere else.**
 //!
 //! # Map
 //! - `frames/`: [`Backend`] and what it speaks of. `iov.rs`: guest buffers. `filter.rs`: which frames a NIC receives. `queue.rs`: a
@@ -19,7 +19,7 @@
 //! - `wire/`: [`Wire`], the host half of a NIC, and the only match over the kinds of wire; a file for each kind makes it (`made.rs`)
 //!   and has its descriptors: `tap.rs`, `bridge.rs`, `macvtap.rs`, `tun.rs`, `fd.rs`; `tuntap.rs`, the links of the tun driver.
 //!   `cable.rs`: what of it goes to the process that runs the guest. `routed.rs`: the subnet that host and guest share.
-//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours; `rate.rs`: the rate of what that carries. `one_address.rs`: links that no second
+//!   `counters.rs`: what the host counts. `vhost.rs`: vhost-net, the carrier that is not ours; `vhost/vsock.rs`: its sibling for sockets; `rate.rs`: the rate of what that carries. `one_address.rs`: links that no second
 //!   address passes. `look.rs`: whether frames get through, and how a wire is made whole again.
 //! - `answer/`: what a guest asks and we answer. `autoconf.rs`: `dhcp.rs` and `router.rs` in front of a backend, which tell the guest
 //!   its addresses; `listener.rs`: their ear where the kernel carries the frames. `neighbour.rs`: ARP and neighbour discovery where
@@ -100,5 +100,6 @@ pub use wire::counters::WireCounters;
 pub use wire::look::Condition;
 pub use wire::macvtap::Macvtap;
 pub use wire::tap::Tap;
+pub use wire::vhost::vsock::{VhostVsockError, open_vhost_vsock};
 pub use wire::vhost::{Carrying, Ring, Vhost};
 pub use wire::{Hop, Opened, Wire, open};

@@ -1,7 +1,7 @@
 //! A program for a guest, which speaks AF_VSOCK where busybox does not.
 //!
 //! - `echo PORT`: sends back what each stream to that port brings, and ends it after that has ended.
-//! - `say PORT BYTES`: sends so many bytes to that port of the host, and prints how many come back until the stream ends, or the error.
+//! - `say PORT BYTES [CID]`: sends so many bytes to that port, of the host without a CID, and prints how many come back until the stream ends, or the error.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -12,7 +12,7 @@ fn main() {
     let number = |at: usize| args[at].parse::<u32>().expect("a number");
     match args[1].as_str() {
         "echo" => echo(number(2)).expect("a port to listen at"),
-        "say" => match say(number(2), number(3)) {
+        "say" => match say(args.get(4).map_or(libc::VMADDR_CID_HOST, |_| number(4)), number(2), number(3)) {
             Ok(came) => println!("{came} came back"),
             Err(error) => println!("{:?}", error.kind()),
         },
@@ -43,9 +43,9 @@ fn echo(port: u32) -> io::Result<()> {
     }
 }
 
-fn say(port: u32, bytes: u32) -> io::Result<usize> {
+fn say(cid: u32, port: u32, bytes: u32) -> io::Result<usize> {
     let socket = socket()?;
-    let address = address(libc::VMADDR_CID_HOST, port);
+    let address = address(cid, port);
     // SAFETY: the address outlives the call, and the length is its own.
     checked(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LEN) })?;
     let mut stream = stream(socket);

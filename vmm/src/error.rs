@@ -61,6 +61,8 @@ pub(crate) enum Error {
     Spec(net::Error),
     #[error(transparent)]
     Name(NameError),
+    #[error(transparent)]
+    Vsock(net::VhostVsockError),
     #[error("cannot register with systemd-machined")]
     Register(#[source] ClientError),
     #[error("NIC {index}: affinity={cpu}: CPU {cpu} is offline, is not there, or is not ours to use")]
@@ -225,6 +227,7 @@ impl Error {
             Self::Nic(nic) => return nic.error.remedy(),
             Self::Spec(error) => return error.remedy(),
             Self::Name(error) => return error.remedy(),
+            Self::Vsock(error) => return error.remedy(),
             Self::Register(ClientError::Connection(_)) => {
                 "it takes systemd 256 or later, with systemd-machined (the package systemd-container) started; or leave --register \
                  away"

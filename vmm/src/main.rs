@@ -21,18 +21,18 @@
 //!   machine's process. `nics.rs`, `nic_table.rs`, `move_spec.rs`: wires, what guests ask of them, and what a move may change.
 //!   `stopping.rs`: how an end is asked for, and enforced.
 //!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
-//!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`,
+//!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `vsock.rs`: the host's end of the guest's sockets. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`,
 //!   `metrics.rs`, `signals.rs`: what their names say.
 //! - `machine/mod.rs`: its life. `build.rs`: what it is made of. `events.rs`: its loop. `vcpus.rs`: the vCPUs' threads, which run,
-//!   stand still and end together. `slots.rs`: NICs that are plugged in and taken out. `nic.rs`, `output.rs`: devices' other ends. `ending.rs`: why a guest ends.
+//!   stand still and end together. `slots.rs`: NICs that are plugged in and taken out. `others.rs`, `vsock.rs`: the devices beside them. `nic.rs`, `output.rs`: devices' other ends. `ending.rs`: why a guest ends.
 //!   `sandbox/`: what confines it; `filter.rs` has each system call of each kind of thread, with a reason.
 //! - `kvm/`: memory, the bus, CPUID, vCPUs and their `gate.rs`, interrupts; `transport.rs`, `pci_bus.rs`: where the guest finds its
 //!   devices; `hugepages.rs`: the
 //!   host's pools of them.
 //! - `doctor.rs`, `doctor/`: what this host can do. `explain.rs`: what each wire is.
 //!
-//! Threads of the keeper: one. Of the machine: the main thread, one for each vCPU, and one for each queue pair of a NIC (in
-//! `devices`). All are born of the main thread. A frame never meets the main thread or a vCPU's.
+//! Threads of the keeper: one. Of the machine: the main thread, one for each vCPU, one for each queue pair of a NIC, and one for
+//! each other device (in `devices`). All are born of the main thread. A frame never meets the main thread or a vCPU's.
 //!
 //! `unsafe` is in `kvm/` (giving mapped memory to KVM, reading what KVM left in `kvm_run`, routes of interrupts), `fd.rs` (borrowing a
 //! descriptor), `sys.rs` (system calls without a safe wrapper) and `machine/sandbox/trap.rs` (a signal handler).

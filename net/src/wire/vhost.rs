@@ -12,6 +12,8 @@
 //! - It looks at a kick's eventfd and never reads it.
 #![allow(unsafe_code)]
 
+pub(crate) mod vsock;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -92,12 +94,13 @@ pub struct Ring {
     pub error: RawFd,
 }
 
-/// vhost-net for one queue pair, at rest: it touches no memory.
+/// vhost-net for one queue pair, at rest: it touches no memory. Or [vhost-vsock](Vhost::of_vsock).
 #[derive(Debug)]
 pub struct Vhost {
     device: File,
     features: u64,
     owned: bool,
+    is_vsock: bool,
 }
 
 /// vhost-net at work on two rings.
@@ -127,7 +130,7 @@ impl Vhost {
         let mut features = 0_u64;
         // SAFETY: VHOST_GET_FEATURES writes one u64.
         unsafe { call(&device, libc::_IOR::<u64>(VHOST, 0x00), &raw mut features as usize) }?;
-        Ok(Self { device, features, owned: false })
+        Ok(Self { device, features, owned: false, is_vsock: false })
     }
 
     /// The feature bits that the kernel knows of the rings and of the header before each frame; it leaves the rest to the tap.
@@ -237,6 +240,10 @@ impl Carrying {
     }
 
     fn take_wire(&self) {
+        if self.idle.is_vsock {
+            let _ = self.set_running(false);
+            return;
+        }
         for index in 0..2 {
             // It cannot refuse to have nothing.
             let _ = self.set_wire(index, NONE);

@@ -15,7 +15,7 @@ use super::control::{self, Server};
 use super::core::{Core, Letter, Parts};
 use super::dns_watches::DnsWatches;
 use super::nics::Nic;
-use super::vsock::Vsock;
+use super::vsock::Door;
 use super::watch::Watch;
 use super::wire_watches::WireWatches;
 use crate::error::Error;
@@ -138,12 +138,12 @@ impl Keeper {
     }
 
     fn answer_port(&mut self, ops: &mut EventOps) {
-        if let Some(vsock) = self.core.vsock_mut()
-            && vsock.watched
-            && !vsock.answer()
+        if let Some(door) = self.core.door()
+            && door.watched
+            && !door.answer()
         {
-            vsock.watched = false;
-            let removed = ops.remove(asks_for_ports(vsock));
+            door.watched = false;
+            let removed = ops.remove(asks_for_ports(door));
             self.note(removed);
         }
     }
@@ -241,8 +241,8 @@ fn asks(nic: &Nic) -> Events {
 }
 
 /// What the guest asks of ports, likewise.
-fn asks_for_ports(vsock: &Vsock) -> Events {
-    Events::with_data(vsock.asks(), token::PORT, EventSet::IN)
+fn asks_for_ports(door: &Door) -> Events {
+    Events::with_data(door.asks(), token::PORT, EventSet::IN)
 }
 
 fn unwatch(nic: &mut Nic, ops: &mut EventOps) -> Result<(), event_manager::Error> {
@@ -319,9 +319,9 @@ impl MutEventSubscriber for Keeper {
             added = added.and_then(|()| ops.add(asks(nic)));
             nic.watched = added.is_ok();
         }
-        if let Some(vsock) = self.core.vsock_mut() {
-            added = added.and_then(|()| ops.add(asks_for_ports(vsock)));
-            vsock.watched = added.is_ok();
+        if let Some(door) = self.core.door() {
+            added = added.and_then(|()| ops.add(asks_for_ports(door)));
+            door.watched = added.is_ok();
         }
         self.note(added);
         // What came while the host was wired.

@@ -35,7 +35,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{fstat, stat};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use vmm::MachineConfig;
-use vmm::config::{ConsoleConfig, VsockConfig};
+use vmm::config::ConsoleConfig;
 use vmm::runtime::{self, Place};
 
 use self::child::{Child, Death};
@@ -170,6 +170,8 @@ fn start(
     let place = Place::take(config.name.as_deref(), child.id()).map_err(Error::Name)?;
     let server = Server::new(place.listen().map_err(host("listen at the machine's socket"))?);
     let wires = nics::resolve(config)?;
+    let vsock = Vsock::open(config.vsock, &place, &channel);
+    let vsock = or_its_own_reason(vsock, &channel, &mut child)?;
     let shown = match &config.console {
         _ if ready.is_some() => {
             let log = runtime::log(place.name(), net::Opening::Any).map_err(Error::Name)?;
@@ -193,9 +195,6 @@ fn start(
             .and_then(|(nic, given)| given.send(&channel).map(|()| nic));
         nics.push(or_its_own_reason(opened, &channel, &mut child)?);
     }
-    let vsock = (config.vsock == VsockConfig::On)
-        .then(|| or_its_own_reason(Vsock::open(&place, &channel), &channel, &mut child))
-        .transpose()?;
     if config.register {
         register::register(place.name(), &nics::links_here(&nics))?;
     }

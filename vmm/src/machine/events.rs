@@ -136,7 +136,7 @@ impl Machine {
             },
             ToMachine::Stop => return self.ending.end(Outcome::Stopped),
             // It was built.
-            ToMachine::Nic(_) | ToMachine::Vsock | ToMachine::Start => return,
+            ToMachine::Nic(_) | ToMachine::Vsock { .. } | ToMachine::Start => return,
         };
         self.tell(&answer);
     }

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::net::{Counters, Handle, NetDeviceConfig, VirtioNet};
-use devices::virtio::vsock::HostEnd;
 use net::{Backend, Cable, CableSpec, Plugged, RateLimits, RxFilter, Unplugged};
 
 use crate::error::Error;
 use crate::machine::sandbox::{Filters, Thread};
-use crate::machine::vsock;
+use crate::machine::vsock::SocketDevice;
 use crate::protocol::{
     self, Channel, FilterAnswer, FilterRequest, FromMachine, NicCounters, PairCounters, ToMachine,
 };
@@ -38,14 +37,14 @@ pub(crate) struct Nic {
 type Asks = Channel<FilterRequest, FilterAnswer>;
 
 impl Nic {
-    /// Receives each NIC from the keeper, until it says that there is no further one, and the host's end of the guest's sockets. The
-    /// threads of NICs are born here.
+    /// Receives each NIC from the keeper, until it says that there is no further one, and the socket device. Their threads are
+    /// born here.
     ///
     /// # Errors
     /// The keeper is gone, or there are not enough threads or descriptors.
     pub(crate) fn receive_all(
         channel: &Channel<FromMachine, ToMachine>,
-    ) -> Result<(Vec<Self>, Option<HostEnd>), Error> {
+    ) -> Result<(Vec<Self>, Option<SocketDevice>), Error> {
         let (mut nics, mut sockets) = (Vec::new(), None);
         loop {
             let received =
@@ -53,10 +52,10 @@ impl Nic {
             match received {
                 None => return Err(Error::NoKeeper),
                 Some((ToMachine::Nic(nic), descriptors)) => nics.push(Self::new(*nic, descriptors)?),
-                Some((ToMachine::Vsock, descriptors)) => {
-                    let what = "take the socket device's descriptors";
-                    let end = vsock::host_end(descriptors).map_err(|source| Error::Host { what, source })?;
-                    sockets = Some(end);
+                Some((ToMachine::Vsock { vhost }, descriptors)) => {
+                    let what = "make a socket device of what the keeper gave";
+                    let made = SocketDevice::new(vhost, descriptors);
+                    sockets = Some(made.map_err(|source| Error::Host { what, source })?);
                 }
                 Some((ToMachine::Start, _)) => return Ok((nics, sockets)),
                 Some((ToMachine::Stop, _)) => return Err(Error::Over),

@@ -6,26 +6,26 @@ use std::sync::Arc;
 use devices::virtio::balloon::VirtioBalloon;
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::rng::VirtioRng;
-use devices::virtio::vsock::{HostEnd, VirtioVsock};
 use devices::virtio::{DeviceThreads, VirtioDevice};
 use vmm::MachineConfig;
 
 use crate::error::Error;
 use crate::kvm::memory;
 use crate::machine::sandbox::{Filters, Thread};
+use crate::machine::vsock::SocketDevice;
 
 /// Their threads, each with what confines it.
 pub(super) struct Others(Vec<(Box<dyn DeviceThreads>, Thread)>);
 
 impl Others {
-    /// Makes the devices that `config` says, [so many](MachineConfig::devices_beside_nics), and their threads; the socket device has
-    /// `sockets` for its host end. They are in the guest's sight in this order.
+    /// Makes the devices that `config` says, [so many](MachineConfig::devices_beside_nics), and their threads; the socket device is there
+    /// already. They are in the guest's sight in this order.
     ///
     /// # Errors
     /// There are not enough threads or descriptors.
     pub(super) fn new(
         config: &MachineConfig,
-        sockets: Option<HostEnd>,
+        sockets: Option<SocketDevice>,
     ) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), Error> {
         let failed = |source| Error::Host { what: "make a device", source };
         let mut threads = Vec::new();
@@ -42,10 +42,9 @@ impl Others {
             threads.push((balloon.threads(), Thread::Queue));
             devices.push(Box::new(balloon));
         }
-        if let Some(host) = sockets {
-            let vsock = VirtioVsock::new(host).map_err(failed)?;
-            threads.push((vsock.threads(), Thread::Vsock));
-            devices.push(Box::new(vsock));
+        if let Some(SocketDevice { device, threads: own, kind }) = sockets {
+            threads.push((own, kind));
+            devices.push(device);
         }
         Ok((Self(threads), devices))
     }

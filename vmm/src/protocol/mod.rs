@@ -35,8 +35,9 @@ pub(crate) use self::channel::{Channel, MAX_DESCRIPTORS};
 pub(crate) enum ToMachine {
     /// The next NIC. With it come the descriptors of its cable, and behind them its socket for [`FilterRequest`].
     Nic(Box<Nic>),
-    /// The host's end of the guest's sockets: with it come the listener for programs, and the device's socket for [`PortRequest`].
-    Vsock,
+    /// The host's end of the guest's sockets: with it come the listener for programs, and the device's socket for [`PortRequest`]. Or,
+    /// with the guest's address there, vhost-vsock.
+    Vsock { vhost: Option<u32> },
     /// There is no further NIC: run.
     Start,
     /// A NIC more, for a guest that runs; with descriptors as [`Nic`](Self::Nic). Answered by [`FromMachine::Plugged`] once the guest has

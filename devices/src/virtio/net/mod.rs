@@ -14,7 +14,7 @@ mod pair_thread;
 pub mod queue_pair;
 mod state;
 mod status;
-mod vhost;
+pub(in crate::virtio) mod vhost;
 
 use std::io;
 use std::sync::Arc;

@@ -32,19 +32,19 @@ pub(super) fn offer(features: u64, vhosts: &[Vhost]) -> u64 {
 }
 
 /// All that the kernel needs to carry a pair's frames.
-pub(super) struct Load<'a> {
-    pub(super) memory: &'a GuestMemoryMmap,
+pub(in crate::virtio) struct Load<'a> {
+    pub(in crate::virtio) memory: &'a GuestMemoryMmap,
     /// The feature bits that the driver accepted.
-    pub(super) accepted: u64,
-    pub(super) interrupt: &'a Arc<dyn Interrupt>,
+    pub(in crate::virtio) accepted: u64,
+    pub(in crate::virtio) interrupt: &'a Arc<dyn Interrupt>,
     /// The receive queue and the transmit queue.
-    pub(super) queues: [&'a ActiveQueue; 2],
+    pub(in crate::virtio) queues: [&'a ActiveQueue; 2],
     /// How long the kernel's thread polls for frames before it sleeps.
-    pub(super) poll: Duration,
+    pub(in crate::virtio) poll: Duration,
 }
 
 /// The kernel at rest, and the eventfds by which it will tell: a pair has them for life.
-pub(super) struct IdleCarrier {
+pub(in crate::virtio) struct IdleCarrier {
     vhost: Vhost,
     events: Events,
 }
@@ -58,11 +58,11 @@ pub struct Carrier {
 }
 
 /// By which the kernel tells the pair's thread.
-pub(super) struct Events {
+pub(in crate::virtio) struct Events {
     /// Buffers were used, of the receive queue or the transmit queue, and nobody has told the driver.
-    pub(super) relays: [EventFd; 2],
+    pub(in crate::virtio) relays: [EventFd; 2],
     /// A ring makes no sense.
-    pub(super) error: EventFd,
+    pub(in crate::virtio) error: EventFd,
 }
 
 impl IdleCarrier {
@@ -71,11 +71,16 @@ impl IdleCarrier {
         accepted & CARRIERS & !self.vhost.features() == 0
     }
 
+    /// By which the kernel will tell.
+    pub(in crate::virtio) fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// Makes the eventfds.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub(super) fn new(vhost: Vhost) -> io::Result<Self> {
+    pub(in crate::virtio) fn new(vhost: Vhost) -> io::Result<Self> {
         let new = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self { vhost, events: Events { relays: [new()?, new()?], error: new()? } })
     }
@@ -86,7 +91,7 @@ impl IdleCarrier {
     /// The kernel refuses; `self` comes back.
     // The error is large for what it returns, and as rare as it is large.
     #[allow(clippy::result_large_err)]
-    pub(super) fn start(self, load: &Load<'_>) -> Result<Carrier, (Self, io::Error)> {
+    pub(in crate::virtio) fn start(self, load: &Load<'_>) -> Result<Carrier, (Self, io::Error)> {
         let Self { vhost, events } = self;
         // What a driver before this one left in them is not about its rings. Nothing there is an error, and means the same.
         for event in events.relays.iter().chain([&events.error]) {
@@ -129,11 +134,25 @@ impl Carrier {
         queues.iter().try_for_each(|queue| queue.kick.write(1))
     }
 
+    /// The same of sockets, where the kernel needs no wire.
+    ///
+    /// # Errors
+    /// The kernel refuses, and carries nothing.
+    pub(in crate::virtio) fn run(&self, queues: [&ActiveQueue; 2]) -> io::Result<()> {
+        self.carrying.set_positions(queues.map(|queue| queue.ring.state().next_avail))?;
+        self.carrying.run()?;
+        queues.iter().try_for_each(|queue| queue.kick.write(1))
+    }
+
     /// Has the kernel carry nothing until it is to [carry](Self::carry) again, and puts `queues` where it is in them.
     ///
     /// # Errors
     /// The kernel does not say where it is. It carries nothing all the same.
-    pub(super) fn pause(&self, memory: &GuestMemoryMmap, queues: [&mut ActiveQueue; 2]) -> io::Result<()> {
+    pub(in crate::virtio) fn pause(
+        &self,
+        memory: &GuestMemoryMmap,
+        queues: [&mut ActiveQueue; 2],
+    ) -> io::Result<()> {
         for (queue, next_avail) in queues.into_iter().zip(self.carrying.pause()?) {
             // The used index is all in the ring: the kernel has no other.
             let next_used = queue.ring.used_index(memory).map_err(io::Error::other)?;
@@ -143,7 +162,7 @@ impl Carrier {
     }
 
     /// Has the kernel interrupt by the vectors that the queues have now.
-    pub(super) fn reroute(&self, interrupt: &dyn Interrupt) -> io::Result<()> {
+    pub(in crate::virtio) fn reroute(&self, interrupt: &dyn Interrupt) -> io::Result<()> {
         for (at, relay) in self.events.relays.iter().enumerate() {
             self.carrying.set_call(at, call(interrupt, self.queues[at], relay))?;
         }
@@ -151,12 +170,12 @@ impl Carrier {
     }
 
     /// Has the kernel leave the rings alone.
-    pub(super) fn silence(&self) {
+    pub(in crate::virtio) fn silence(&self) {
         self.carrying.silence();
     }
 
     /// Stops the kernel: it touches no guest memory when this returns.
-    pub(super) fn stop(self) -> IdleCarrier {
+    pub(in crate::virtio) fn stop(self) -> IdleCarrier {
         IdleCarrier { vhost: self.carrying.stop(), events: self.events }
     }
 }

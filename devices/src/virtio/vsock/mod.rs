@@ -18,6 +18,7 @@
 //! | `connections.rs`, `connections/` | all of them: by their ports, by their turns |
 //! | `guest.rs` | the two loops between rings and connections |
 //! | `worker.rs` | the thread |
+//! | `vhost.rs` | the device whose rings the kernel has instead (vhost-vsock) |
 
 mod connection;
 mod connections;
@@ -26,6 +27,7 @@ mod greeting;
 mod guest;
 mod host;
 mod packet;
+mod vhost;
 mod worker;
 
 use std::io;
@@ -34,8 +36,9 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 pub use self::host::{HostEnd, HostPorts};
+pub use self::vhost::VhostVsock;
 use self::worker::{Message, Start};
-use super::device::{Activation, DeviceThreads, VirtioDevice};
+use super::device::{Activation, ActiveQueue, DeviceThreads, VirtioDevice};
 use super::mailbox::{Address, ThreadHook};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use super::queue_thread::QueueThread;
@@ -109,29 +112,15 @@ impl VirtioDevice for VirtioVsock {
         &QUEUE_SIZES
     }
 
-    /// `virtio_vsock_config` (§5.10.4): the guest's address.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = GUEST_CID.to_le_bytes();
-        let from = config.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
-        for (to, byte) in data.iter_mut().zip(&config[from..]) {
-            *to = *byte;
-        }
+        read_cid(GUEST_CID, offset, data);
     }
 
     fn write_config(&mut self, _: u64, _: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation { memory, interrupt, queues, .. } = activation;
-        let mut queues = queues.into_iter();
-        // By rising index; the one for events is the driver's to set up or not.
-        let (Some(receive), Some(transmit)) =
-            (queues.next().filter(|queue| queue.index == 0), queues.next().filter(|queue| queue.index == 1))
-        else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the driver has not set up the queues to receive and to send",
-            ));
-        };
+        let [receive, transmit] = queues_of(queues)?;
         let start = Start { memory, interrupt, receive, transmit };
         self.active = true;
         self.thread.address().ask(|reply| Message::Start(Box::new(start), reply)).wait()?
@@ -149,4 +138,24 @@ impl Drop for VirtioVsock {
     fn drop(&mut self) {
         self.reset();
     }
+}
+
+/// Reads `virtio_vsock_config` (§5.10.4), which is the guest's address.
+fn read_cid(cid: u64, offset: u64, data: &mut [u8]) {
+    let config = cid.to_le_bytes();
+    let from = config.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+    for (to, byte) in data.iter_mut().zip(&config[from..]) {
+        *to = *byte;
+    }
+}
+
+/// The queues to receive and to send; the one for events is the driver's to set up or not.
+fn queues_of(queues: Vec<ActiveQueue>) -> io::Result<[ActiveQueue; 2]> {
+    let both: Vec<_> = queues.into_iter().filter(|queue| queue.index < 2).collect();
+    both.try_into().map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the driver has not set up the queues to receive and to send",
+        )
+    })
 }

@@ -33,7 +33,7 @@ use super::signals::Signals;
 use super::sink::Sink;
 use super::stopping::Stopping;
 use super::terminal;
-use super::vsock::Vsock;
+use super::vsock::{Door, Vsock};
 use crate::error::Error;
 use crate::machine::sandbox;
 use crate::protocol::{Channel, End, Failure, FromMachine, NicCounters, ToMachine};
@@ -189,8 +189,9 @@ impl Core {
         &mut self.nics
     }
 
-    pub(super) fn vsock_mut(&mut self) -> Option<&mut Vsock> {
-        self.vsock.as_mut()
+    /// Where the guest asks for ports of the host.
+    pub(super) fn door(&mut self) -> Option<&mut Door> {
+        self.vsock.as_mut()?.door()
     }
 
     /// Where the console is shown, and where it is typed.

@@ -210,6 +210,7 @@ const QUEUE_IOCTLS: &[u64] = &[
     0x4008_af22, // VHOST_SET_VRING_ERR
     0x4008_af23, // VHOST_SET_VRING_BUSYLOOP_TIMEOUT
     0x4008_af30, // VHOST_NET_SET_BACKEND
+    0x4004_af61, // VHOST_VSOCK_SET_RUNNING
 ];
 
 /// The filter of a kind of thread.
