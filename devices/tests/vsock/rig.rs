@@ -332,11 +332,16 @@ impl Rig {
         (program, request.src_port)
     }
 
+    /// The program's end of a stream to an open port of the host.
+    pub fn program_that_came(&self) -> UnixStream {
+        self.came.recv_timeout(LONG).unwrap()
+    }
+
     /// A stream of the guest's port `guest` to the host's port 53, and the program there.
     pub fn requested(&mut self, guest: u32) -> (UnixStream, Packet) {
         self.ports.open.lock().unwrap().insert(53);
         self.send(Packet::new(REQUEST, guest, 53), b"");
-        let program = self.came.recv_timeout(LONG).unwrap();
+        let program = self.program_that_came();
         let response = self.expect(RESPONSE);
         assert_eq!((response.src_port, response.dst_port), (53, guest));
         (program, response)

@@ -237,6 +237,7 @@ impl Connections {
                 }
                 let deadline = connection.deadline;
                 self.note_deadline(deadline);
+                debug_assert!(self.turns.len() <= self.slots.len(), "each has one turn");
             }
             Fate::Over | Fate::Reset => {
                 if let Stage::Asked = connection.stage {
