@@ -212,6 +212,8 @@ fn what_the_guest_has_sent_before_it_closes_reaches_a_program_that_reads_later()
     let mut got = Vec::new();
     program.read_to_end(&mut got).unwrap();
     assert!(got == bytes);
+    // Nothing is left of it: as many as there can be have room.
+    let _programs: Vec<_> = (0..1024).map(|guest| rig.requested(guest).0).collect();
 }
 
 #[test]
@@ -290,6 +292,26 @@ fn a_paused_device_touches_nothing_and_goes_on_where_it_was() {
     assert_eq!(came[1].1, b"one");
     rig.send(Packet::new(RST, 80, came[0].0.src_port), b"");
     expect_end(&mut late);
+}
+
+#[test]
+fn a_pause_in_the_middle_touches_no_ring_from_then_on() {
+    let mut rig = Rig::started();
+    rig.post(64);
+    let (_program, host) = rig.connected();
+    for _ in 0..50 {
+        rig.expect_taken();
+        // More than the device takes at once.
+        for _ in 0..SIZE {
+            rig.send_later(Packet::new(CREDIT_UPDATE, 1024, host));
+        }
+        rig.show_sent();
+        rig.threads.pause().unwrap();
+        let taken = rig.tx.pending();
+        thread::sleep(std::time::Duration::from_millis(2));
+        assert_eq!(rig.tx.pending(), taken);
+        rig.threads.resume().unwrap();
+    }
 }
 
 #[test]

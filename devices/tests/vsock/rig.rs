@@ -264,8 +264,31 @@ impl Rig {
             self.tx.lie_descriptor(head, first, 1, next);
             self.tx.lie_descriptor(next, Buffer::readable(at, payload.len() as u32), 0, 0);
         }
+        self.show_sent();
+    }
+
+    /// Adds a packet without a payload, which the device is not shown yet.
+    pub fn send_later(&mut self, packet: Packet) {
+        let head = self.tx.add(&[Buffer::readable(0, 0)]).unwrap();
+        let at = TX_DATA + TX_PLACE * u64::from(head);
+        self.memory.write_slice(&packet.bytes(), GuestAddress(at)).unwrap();
+        self.tx.lie_descriptor(head, Buffer::readable(at, HEADER as u32), 0, 0);
+    }
+
+    /// Shows the device all that was added.
+    pub fn show_sent(&mut self) {
         if self.tx.publish() {
             self.mmio().kick(1);
+        }
+    }
+
+    /// Waits until the device has given back all that was sent.
+    pub fn expect_taken(&mut self) {
+        let until = Instant::now() + LONG;
+        while self.tx.free() < SIZE {
+            while self.tx.reap().is_some() {}
+            assert!(Instant::now() < until, "the device takes nothing");
+            std::thread::yield_now();
         }
     }
 

@@ -310,6 +310,7 @@ mod tests {
             uuid: Some("2f1c0d3e-8a4b-4c5d-9e6f-708192a3b4c5".parse().unwrap()),
             serial_number: Some("7".into()),
             credentials: vec!["system.hostname=web".parse().unwrap(), "key=@/etc/key".parse().unwrap()],
+            vsock: VsockConfig::Vhost(Some(5)),
             transport: Transport::Mmio,
             console: ConsoleConfig::File("/tmp/console".into()),
             ..MachineConfig::new("vmlinuz")

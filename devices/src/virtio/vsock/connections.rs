@@ -94,7 +94,7 @@ impl Connections {
         self.by_ports.clear();
         self.turns.clear();
         self.resets.clear();
-        (self.wide, self.asked, self.deadline) = (0, 0, None);
+        (self.wide, self.asked, self.deadline) = (0, 0, self.rests);
     }
 
     /// Whether what the guest sends is to wait until it has made room for what it is told.

@@ -36,6 +36,10 @@ impl Connection {
         }
         self.inbound.forward(sent as u32);
         if sent < body.len() {
+            // All that it may ever be, at once: to grow by doubling could take twice that.
+            if self.waiting.capacity() == 0 {
+                self.waiting.reserve_exact(self.inbound.promise() as usize);
+            }
             let mut rest = vec![0; body.len() - sent];
             let read = body.read_at(sent, &mut rest);
             self.waiting.extend(&rest[..read]);
