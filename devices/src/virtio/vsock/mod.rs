@@ -2,7 +2,7 @@
 //! the host's kernel and no right.
 //!
 //! **Invariant: the guest is not trusted, and pays for itself.** What its driver says of lengths, credit and ports is checked; it costs
-//! bounded memory ([`connections`]), and none of its connections holds up another.
+//! bounded memory (`connections.rs`), and none of its connections holds up another.
 //!
 //! The packets are packed and parsed here: rust-vmm's crate for them wants its own iterator over a chain, which reads descriptors anew
 //! and has no place for ours, which reads each once.
