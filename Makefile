@@ -30,6 +30,7 @@ kernel: ## the slim guest kernel, built from Debian's source; some minutes, and 
 
 build: ## the release program, target/release/wirevm, which needs no library
 	@cargo rustc --release --package vmm --bin wirevm -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
+	@cargo rustc --release --package wirevm-agent --bin wirevm-agent -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 
 clean: ## remove all that was built and fetched
 	@rm -rf "$(TARGET)"

@@ -6,6 +6,7 @@
 //!
 //! A test that cannot run calls [`skip!`] and returns: its line `skipped: NAME: why` is what the total counts.
 
+pub mod agent;
 pub mod another;
 pub mod fault;
 pub mod handmade;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
-use rustix::termios::tcgetattr;
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 use crate::netns::Netns;
 
@@ -400,6 +400,12 @@ impl Terminal {
     pub fn settings(&self) -> String {
         let settings = tcgetattr(&self.0).expect("a terminal");
         format!("{settings:?}")
+    }
+
+    /// Gives it another size, which the kernel tells those in its foreground.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.0, size).expect("a terminal");
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Relay {
     /// For the command.
     input: Vec<u8>,
     input_ends: bool,
+    /// The last of its lines has no end yet.
+    line_begun: bool,
     /// Standard output, or the terminal, and standard error.
     outputs: [Option<OwnedFd>; 2],
     rest: usize,
@@ -52,6 +54,7 @@ impl Relay {
             stdin,
             input: Vec::new(),
             input_ends: false,
+            line_begun: false,
             outputs,
             rest: REST_MAX,
         }
@@ -138,6 +141,7 @@ impl Relay {
                         return Err(Gone);
                     }
                     if self.stdin.is_some() && !self.input_ends {
+                        self.line_begun = bytes.last().is_some_and(|byte| !b"\n\r".contains(byte));
                         self.input.extend(bytes);
                     }
                 }
@@ -157,8 +161,7 @@ impl Relay {
     /// The end of standard input is a key on a terminal; behind a begun line, that key sends the line.
     fn end_input(&mut self) {
         if self.terminal.is_some() && !self.input_ends {
-            let begun = self.input.last().is_some_and(|&byte| byte != b'\n' && byte != b'\r');
-            self.input.extend_from_slice(if begun { b"\x04\x04" } else { b"\x04" });
+            self.input.extend_from_slice(if self.line_begun { b"\x04\x04" } else { b"\x04" });
         }
         self.input_ends = true;
     }

@@ -21,6 +21,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(32);
 /// After so many tries without an answer the network counts as tried.
 const TRIES: u32 = 4;
+/// After so many tries for the address that it had it asks for any.
+const TRIES_BEFORE: u32 = 2;
 
 struct Nic<'a> {
     name: &'a str,
@@ -31,6 +33,8 @@ struct Nic<'a> {
     not_ready: Option<OwnedFd>,
     names_guest: bool,
     transaction: u32,
+    /// How often the carrier had changed when it was last seen there.
+    changes: u32,
 }
 
 /// What a wait ended with.
@@ -53,7 +57,7 @@ pub(super) fn keep(name: &str, not_ready: Option<OwnedFd>, names_guest: bool) ->
         sys::set_interface(&socket, name, Setting::Up).map_err(why("bring it up"))?;
         let mac = mac_of(name).ok_or("it has no Ethernet address")?;
         let transaction = seed(mac);
-        let mut nic = Nic { name, mac, socket, links, not_ready, names_guest, transaction };
+        let mut nic = Nic { name, mac, socket, links, not_ready, names_guest, transaction, changes: 0 };
         let mut before = None;
         loop {
             let (answer, since) = nic.acquire(before)?;
@@ -127,7 +131,12 @@ impl Nic<'_> {
             }
             if tries >= TRIES {
                 self.not_ready = None;
+            }
+            if again.is_some() && tries >= TRIES_BEFORE {
+                // A server that knows nothing of it may say nothing (RFC 2131 §4.3.2).
                 again = None;
+                wait = FIRST_WAIT;
+                continue;
             }
             wait = (wait * 2).min(LONGEST_WAIT);
         }
@@ -201,8 +210,10 @@ impl Nic<'_> {
 
     /// Waits for an answer, the link's carrier, or `until`.
     fn wait(&mut self, asked: Option<(&UdpSocket, &Question)>, until: Instant) -> Result<Woken, String> {
-        let mut was_wired = self.is_wired()?;
         loop {
+            if self.is_wired_anew()? {
+                return Ok(Woken::Wired);
+            }
             let left = timespec(until.saturating_duration_since(Instant::now()));
             let mut fds = vec![PollFd::new(&self.links, PollFlags::IN)];
             fds.extend(asked.map(|(socket, _)| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
@@ -211,11 +222,6 @@ impl Nic<'_> {
             }
             let mut bytes = [0; 4096];
             while rustix::io::read(&self.links, &mut bytes).is_ok_and(|len| len > 0) {}
-            let is_wired = self.is_wired()?;
-            if is_wired && !was_wired {
-                return Ok(Woken::Wired);
-            }
-            was_wired = is_wired;
             let Some((socket, question)) = asked else { continue };
             while let Ok((len, from)) = socket.recv_from(&mut bytes) {
                 let from = match from {
@@ -229,14 +235,19 @@ impl Nic<'_> {
         }
     }
 
-    /// Whether the link has its carrier; an error once there is no such link.
-    fn is_wired(&self) -> Result<bool, String> {
-        match fs::read(format!("/sys/class/net/{}/carrier", self.name)) {
-            Ok(carrier) => Ok(carrier.starts_with(b"1")),
-            Err(why) if why.kind() == io::ErrorKind::NotFound => Err("it is gone".to_owned()),
-            // Set down by somebody.
-            Err(_) => Ok(false),
+    /// Whether the link has its carrier, and had not all the time since this was last true; an error once there is no such link. The
+    /// kernel counts each change, also those that are over before anybody hears of them.
+    fn is_wired_anew(&mut self) -> Result<bool, String> {
+        let link = format!("/sys/class/net/{}", self.name);
+        let changes = fs::read_to_string(format!("{link}/carrier_changes"));
+        let changes: u32 = changes.ok().and_then(|text| text.trim().parse().ok()).ok_or("it is gone")?;
+        // One that somebody has set down fails.
+        let is_wired = fs::read(format!("{link}/carrier")).is_ok_and(|carrier| carrier.starts_with(b"1"));
+        let anew = is_wired && self.changes != changes;
+        if anew {
+            self.changes = changes;
         }
+        Ok(anew)
     }
 
     /// Sets all that the server says. `before` is the address that it has.

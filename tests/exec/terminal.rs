@@ -1,0 +1,88 @@
+//! Commands on a terminal.
+
+use std::time::Duration;
+
+use harness::Vm;
+use harness::agent::Agent;
+use rustix::process::Signal;
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_command_has_a_terminal_with_the_size_of_this_one() {
+    let agent = Agent::new();
+    let script = "test -t 0 && test -t 1 && test -t 2 && tty && stty size && echo $TERM; trap 'stty size; exit 5' WINCH; \
+        echo ready.; while :; do sleep 0.1; done";
+    let mut exec = agent.exec(&["-t"], &["sh", "-c", script]);
+    let (mut vm, terminal) = Vm::start_on_terminal(exec.env("TERM", "xterm-wirevm"));
+    let before = terminal.settings();
+    let said = vm.expect("ready.", SOON);
+    assert!(said.contains("/dev/pts/") && said.contains("xterm-wirevm\r\n"), "{said}");
+    assert_ne!(terminal.settings(), before, "the terminal is raw meanwhile");
+    terminal.resize(33, 111);
+    vm.expect("33 111\r\n", SOON);
+    vm.ends_with(5, SOON);
+    assert_eq!(terminal.settings(), before);
+}
+
+#[test]
+fn keys_go_to_the_command_as_they_are() {
+    let agent = Agent::new();
+    let (mut vm, terminal) =
+        Vm::start_on_terminal(&agent.exec(&["-t"], &["sh", "-c", "echo ready.; exec sleep 600"]));
+    let before = terminal.settings();
+    vm.expect("ready.", SOON);
+    // The terminal in the guest makes a signal of it.
+    vm.type_in("\x03");
+    vm.ends_with(130, SOON);
+    assert_eq!(terminal.settings(), before);
+    // It controls the command's session, and its end is a key, too.
+    let (mut vm, _terminal) =
+        Vm::start_on_terminal(&agent.exec(&["-t"], &["sh", "-c", "echo ready.; cat < /dev/tty; echo over"]));
+    vm.expect("ready.\r\n", SOON);
+    vm.type_in("line\n");
+    vm.expect("line\r\nline\r\n", SOON);
+    vm.type_in("\x04");
+    vm.expect("over\r\n", SOON);
+    vm.ends_with(0, SOON);
+}
+
+#[test]
+fn the_terminal_is_given_back_however_it_ends() {
+    let agent = Agent::new();
+    let start = || {
+        let script = "echo $PPID.; exec sleep 600";
+        let (mut vm, terminal) = Vm::start_on_terminal(&agent.exec(&["-t"], &["sh", "-c", script]));
+        let usual = terminal.settings();
+        let said = vm.expect(".", SOON);
+        let session = said.trim_end_matches('.').trim().parse().unwrap();
+        (vm, terminal, usual, rustix::process::Pid::from_raw(session).unwrap())
+    };
+    for signal in [Signal::TERM, Signal::HUP, Signal::QUIT] {
+        let (mut vm, terminal, usual, _) = start();
+        vm.signal(signal);
+        vm.ends_with(128 + signal.as_raw(), SOON);
+        assert_eq!(terminal.settings(), usual, "{signal:?}");
+    }
+    let (mut vm, terminal, usual, session) = start();
+    rustix::process::kill_process(session, Signal::KILL).unwrap();
+    vm.expect("error: the agent in the guest is gone", SOON);
+    vm.ends_with(125, SOON);
+    assert_eq!(terminal.settings(), usual);
+    let (mut vm, terminal) = Vm::start_on_terminal(&agent.exec(&["-t"], &["no-such-command"]));
+    let usual = terminal.settings();
+    vm.ends_with(127, SOON);
+    assert_eq!(terminal.settings(), usual);
+}
+
+#[test]
+fn without_a_terminal_here_there_is_one_there_and_its_input_ends() {
+    let agent = Agent::new();
+    for (input, shown) in [("line\n", "line\r\nline\r\n"), ("begun", "begunbegun")] {
+        let output = agent.output(&["-t"], &["cat"], input.as_bytes());
+        assert_eq!(output.status.code(), Some(0));
+        // The terminal shows what is typed, the key that ends it too.
+        let said = String::from_utf8_lossy(&output.stdout).replace("^D\x08\x08", "");
+        assert_eq!(said, shown);
+    }
+}
