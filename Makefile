@@ -28,7 +28,7 @@ setup: ## fetch packages, kernels and the guest's image; says nothing when all a
 kernel: ## the slim guest kernel, built from Debian's source; some minutes, and tests go faster
 	@resources/guest-kernel/build
 
-build: ## the release program, target/release/wirevm, which needs no library
+build: ## the release programs, wirevm and the agent for guests, which need no library
 	@cargo rustc --release --package vmm --bin wirevm -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 	@cargo rustc --release --package wirevm-agent --bin wirevm-agent -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 

@@ -8,7 +8,9 @@ use boot::modules::{Loaded, Modules, default_kernel, directory, initrd, kernel_v
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some((kernel, wanted)) = arguments.split_first() else { return Err("usage: modules KERNEL|- MODULE...".into()) };
+    let Some((kernel, wanted)) = arguments.split_first() else {
+        return Err("usage: modules KERNEL|- MODULE...".into());
+    };
     let kernel = if kernel == "-" { default_kernel()? } else { kernel.into() };
     let version = kernel_version(&kernel)?;
     let directory = directory(Path::new(&kernel), version.as_deref(), None)?;
@@ -17,8 +19,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let resolution = modules.resolve(&wanted.iter().map(|name| &name[..]).collect::<Vec<_>>())?;
     eprintln!("{resolution:#?}");
     let objects = resolution.load.iter().map(|module| module.read()).collect::<Result<Vec<_>, _>>()?;
-    let loaded: Vec<_> =
-        resolution.load.iter().zip(&objects).map(|(module, object)| Loaded { name: &module.name, object }).collect();
+    let loaded: Vec<_> = resolution
+        .load
+        .iter()
+        .zip(&objects)
+        .map(|(module, object)| Loaded { name: &module.name, object })
+        .collect();
     std::io::stdout().write_all(&initrd(b"#!/none\n", b"{}\n", &loaded))?;
     Ok(())
 }

@@ -4,6 +4,7 @@ mod ends;
 mod hostile;
 mod init;
 mod network;
+mod stock;
 mod terminal;
 
 use std::hash::{DefaultHasher, Hasher};

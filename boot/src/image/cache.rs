@@ -84,7 +84,11 @@ impl Cache {
     /// Waits until nobody else makes an entry, and holds others off as long as the value lives.
     pub(super) fn lock(&self) -> Result<OwnedFd, Error> {
         let open = || -> Result<OwnedFd, rustix::io::Errno> {
-            let fd = rustix::fs::open(&self.directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let fd = rustix::fs::open(
+                &self.directory,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
             while let Err(error) = rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
                 if error != rustix::io::Errno::INTR {
                     return Err(error);
@@ -131,9 +135,10 @@ impl Cache {
     /// Removes what nobody wanted for long. Guests that use one keep it.
     fn clean(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            let old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
-                SystemTime::now().duration_since(modified).is_ok_and(|age| age > KEPT)
-            });
+            let old = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > KEPT));
             if old {
                 let _ = fs::remove_file(entry.path());
             }

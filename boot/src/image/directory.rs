@@ -49,7 +49,11 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn unreadable(&self, path: &Path, source: Errno) -> Error {
-        Error::ReadFile { image: self.image.into(), path: shown(path.as_os_str().as_bytes()), source: source.into() }
+        Error::ReadFile {
+            image: self.image.into(),
+            path: shown(path.as_os_str().as_bytes()),
+            source: source.into(),
+        }
     }
 
     fn refused(&self, path: &Path, source: Fault) -> Error {

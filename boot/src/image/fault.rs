@@ -58,7 +58,9 @@ impl Fault {
             Self::TooMany { .. } | Self::TooLarge { .. } | Self::TooMuchMetadata { .. } => {
                 "give it as a disk (--disk), or leave out what the guest does not need"
             }
-            Self::Climbs { .. } => "make the archive again with `tar -C ROOT -c .`, whose names stay below the root",
+            Self::Climbs { .. } => {
+                "make the archive again with `tar -C ROOT -c .`, whose names stay below the root"
+            }
             _ => "make the archive again, with GNU tar or bsdtar; if it was fetched, do not trust it",
         }
     }

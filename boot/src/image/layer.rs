@@ -34,7 +34,9 @@ pub(super) fn apply(tree: &mut Tree, span: &Span, layer: Layer, budget: &mut Bud
 
 fn put(tree: &mut Tree, entry: Entry, layer: Layer, budget: &mut Budget) -> Result<(), Fault> {
     let Entry { name: path, kind, meta } = entry;
-    if layer.whiteouts && path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(WHITEOUT)) {
+    if layer.whiteouts
+        && path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(WHITEOUT))
+    {
         return hide(tree, &path, layer);
     }
     if !xattr::fit(&meta.xattrs) {

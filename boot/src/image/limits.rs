@@ -77,7 +77,8 @@ impl Budget {
         let limit = self.limits.data;
         self.left.data = self.left.data.checked_sub(data).ok_or(Fault::TooLarge { limit })?;
         let limit = self.limits.apparent;
-        self.left.apparent = self.left.apparent.checked_sub(content.size()).ok_or(Fault::TooLarge { limit })?;
+        self.left.apparent =
+            self.left.apparent.checked_sub(content.size()).ok_or(Fault::TooLarge { limit })?;
         Ok(())
     }
 }

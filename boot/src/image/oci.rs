@@ -107,7 +107,8 @@ impl Documents<'_> {
         // No archiver makes holes in a document.
         let Content::Whole(span) = content else { return Ok(None) };
         if span.len > DOCUMENT_MAX {
-            return Err(self.malformed(path, format!("it has {} bytes, and {DOCUMENT_MAX} at most are read", span.len)));
+            return Err(self
+                .malformed(path, format!("it has {} bytes, and {DOCUMENT_MAX} at most are read", span.len)));
         }
         let mut bytes = vec![0; span.len as usize];
         span.read_exact_at(&mut bytes, 0).map_err(unreadable)?;
@@ -221,7 +222,9 @@ impl Documents<'_> {
             .map(|layer| {
                 let kind = layer.get("mediaType").and_then(Value::as_str).unwrap_or_default();
                 if !kind.is_empty() && !kind.contains("tar") {
-                    return Err(self.malformed(&path, format!("a layer is of the type {kind:.100?}, no tar archive")));
+                    return Err(
+                        self.malformed(&path, format!("a layer is of the type {kind:.100?}, no tar archive"))
+                    );
                 }
                 let digest = self.digest(&path, layer)?;
                 Ok(LayerFile { path: blob(digest), packed: Some(digest), unpacked: None })
@@ -238,7 +241,10 @@ impl Documents<'_> {
                 let tag = image.get("RepoTags").and_then(|tags| tags.get(0)).or(image.get("Config"));
                 tag.and_then(Value::as_str).map_or("one without a name".into(), |name| shown(name.as_bytes()))
             };
-            return Err(Error::Several { image: self.image.into(), found: images.iter().map(name).collect() });
+            return Err(Error::Several {
+                image: self.image.into(),
+                found: images.iter().map(name).collect(),
+            });
         };
         let path = image.get("Config").and_then(Value::as_str);
         let path = path.ok_or_else(|| self.malformed(PATH, "it names no configuration"))?;
@@ -249,7 +255,11 @@ impl Documents<'_> {
         // The file is called by its digest: DIGEST.json, or blobs/sha256/DIGEST.
         let name = path.rsplit('/').next().unwrap_or_default();
         if Digest::from_hex(name.strip_suffix(".json").unwrap_or(name)).is_some_and(|named| named != digest) {
-            return Err(Error::WrongDigest { image: self.image.into(), part: shown(path.as_bytes()), found: digest });
+            return Err(Error::WrongDigest {
+                image: self.image.into(),
+                part: shown(path.as_bytes()),
+                found: digest,
+            });
         }
         let config = self.parse(path, &bytes)?;
         if config.get("architecture").is_some() && !is_ours(&platform_of(&config)) {

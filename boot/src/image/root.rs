@@ -102,7 +102,8 @@ fn make(
             cpio::write(tree, image, &target, &mut out)?;
             // The member's header and name take 124 bytes.
             let footer = cache::footer(config, out.at() + 124, TRAILER, 4);
-            let fields = cpio::Header { mode: cpio::REGULAR | 0o444, links: 1, inode: u32::MAX, ..Default::default() };
+            let fields =
+                cpio::Header { mode: cpio::REGULAR | 0o444, links: 1, inode: u32::MAX, ..Default::default() };
             cpio::header(&mut out, FOOTER_NAME, &fields, footer.len() as u32).map_err(failed)?;
             cache::write(&mut out, &footer, cache)?;
             cpio::trailer(&mut out).map_err(failed)?;

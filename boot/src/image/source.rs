@@ -87,7 +87,8 @@ impl<'a> Source<'a> {
         };
         let failed = |source_: io::Error, image: &str| Error::Open { image: image.into(), source: source_ };
         let file = if stdin {
-            let fd = io::stdin().as_fd().try_clone_to_owned().map_err(|error| failed(error, &source.image))?;
+            let fd =
+                io::stdin().as_fd().try_clone_to_owned().map_err(|error| failed(error, &source.image))?;
             File::from(fd)
         } else {
             // A named pipe is waited for until somebody writes to it.
@@ -106,7 +107,9 @@ impl<'a> Source<'a> {
             // Standard input may have been read from before; it is taken from its beginning.
             source.archive(span, Tell::Digest)?
         } else if kind.is_char_device() && rustix::termios::isatty(&file) {
-            return Err(source.not_an_image("a terminal", "pipe it: `podman save NAME | wirevm run --image -`"));
+            return Err(
+                source.not_an_image("a terminal", "pipe it: `podman save NAME | wirevm run --image -`")
+            );
         } else {
             let span = source.spool("it", |spool| spool.append(&file))?;
             source.archive(span, Tell::Digest)?
@@ -166,7 +169,10 @@ impl<'a> Source<'a> {
 
     /// Whether the file that the image is, is still as it was: to be asked when all of it was read.
     pub(super) fn watch(&self) -> Watch {
-        let file = self.file.as_ref().map(|(file, stamp)| (file.clone(), Stamp(stamp.0, stamp.1, stamp.2, stamp.3, stamp.4)));
+        let file = self
+            .file
+            .as_ref()
+            .map(|(file, stamp)| (file.clone(), Stamp(stamp.0, stamp.1, stamp.2, stamp.3, stamp.4)));
         Watch { image: self.image.clone(), file }
     }
 
@@ -206,8 +212,11 @@ impl<'a> Source<'a> {
         }
         let mut tree = Tree::new();
         let layer = Layer { number: 1, whiteouts: false, vouched: false };
-        layer::apply(&mut tree, &span, layer, &mut self.budget)
-            .map_err(|source| Error::Archive { image: image.clone(), part: "the archive".into(), source })?;
+        layer::apply(&mut tree, &span, layer, &mut self.budget).map_err(|source| Error::Archive {
+            image: image.clone(),
+            part: "the archive".into(),
+            source,
+        })?;
         let store = Store::Archive(tree);
         let chosen = Documents { store: &store, image: &image }.choose()?;
         match (chosen, store) {
@@ -236,16 +245,26 @@ impl<'a> Source<'a> {
         };
         self.check(&part, &span, file.unpacked)?;
         let layer = Layer { number, whiteouts: true, vouched: true };
-        layer::apply(tree, &span, layer, &mut self.budget)
-            .map_err(|source| Error::Archive { image: image.clone(), part: part.clone(), source })
+        layer::apply(tree, &span, layer, &mut self.budget).map_err(|source| Error::Archive {
+            image: image.clone(),
+            part: part.clone(),
+            source,
+        })
     }
 
     fn check(&self, part: &str, span: &Span, digest: Option<Digest>) -> Result<(), Error> {
         let Some(digest) = digest else { return Ok(()) };
         let image = || self.image.clone();
-        let found = Digest::of_reader(span.reader())
-            .map_err(|source| Error::ReadFile { image: image(), path: part.into(), source })?;
-        if found == digest { Ok(()) } else { Err(Error::WrongDigest { image: image(), part: part.into(), found }) }
+        let found = Digest::of_reader(span.reader()).map_err(|source| Error::ReadFile {
+            image: image(),
+            path: part.into(),
+            source,
+        })?;
+        if found == digest {
+            Ok(())
+        } else {
+            Err(Error::WrongDigest { image: image(), part: part.into(), found })
+        }
     }
 
     fn unpack(&mut self, part: &str, span: &Span, packing: Packing) -> Result<Span, Error> {

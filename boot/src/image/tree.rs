@@ -248,7 +248,9 @@ impl Tree {
     /// Takes out of `directory` what layers before `layer` put there under `name`; what is `layer`'s own stays, with the directories
     /// that lead to it.
     pub(super) fn hide(&mut self, directory: Id, name: &[u8], layer: u32) {
-        let Some(child) = self.entries(directory).and_then(|entries| entries.get(name)).copied() else { return };
+        let Some(child) = self.entries(directory).and_then(|entries| entries.get(name)).copied() else {
+            return;
+        };
         if !self.hide_below(child.id, layer)
             && child.layer < layer
             && let Some(entries) = self.entries_mut(directory)

@@ -13,7 +13,11 @@ const PLACES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 ///
 /// # Errors
 /// `given` has no modules of this version.
-pub fn directory(kernel: &Path, version: Option<&str>, given: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+pub fn directory(
+    kernel: &Path,
+    version: Option<&str>,
+    given: Option<&Path>,
+) -> Result<Option<PathBuf>, Error> {
     directory_in(Path::new("/"), kernel, version, given)
 }
 
@@ -36,7 +40,8 @@ fn directory_in(
     let Some(version) = version else { return Ok(None) };
     // A kernel is where it is, not where a link to it is.
     let kernel = kernel.canonicalize().unwrap_or_else(|_| kernel.into());
-    let beside = kernel.parent().into_iter().flat_map(|directory| [Some(directory), directory.parent()]).flatten();
+    let beside =
+        kernel.parent().into_iter().flat_map(|directory| [Some(directory), directory.parent()]).flatten();
     let beside = beside.flat_map(|directory| PLACES.map(|place| directory.join(place).join(version)));
     // /lib/modules/VERSION/vmlinuz lies among its modules.
     let among = kernel.parent().map(Path::to_path_buf).filter(|path| path.ends_with(version));

@@ -40,7 +40,9 @@ impl Error {
             Self::NoModules { .. } => {
                 "give the directory that has the kernel's modules, such as /lib/modules/VERSION, with --modules"
             }
-            Self::Read { .. } => "make it readable for this user, or give a copy of the modules with --modules",
+            Self::Read { .. } => {
+                "make it readable for this user, or give a copy of the modules with --modules"
+            }
             Self::TooLarge { .. } | Self::Unpack { .. } | Self::NotAModule { .. } => {
                 "install or unpack the kernel's package again: the file is damaged"
             }

@@ -76,7 +76,9 @@ mod tests {
             "no kernel is given, and there is none in /boot or /lib/modules/6.1.0-9-amd64"
         );
         assert!(error.remedy().contains("--kernel") && error.remedy().contains("linux-image-amd64"));
-        for name in ["vmlinuz-6.1.0-10-amd64", "vmlinuz-6.9.1", "vmlinuz-6.12.3", "vmlinuz-5.20.9", "config-7.0"] {
+        for name in
+            ["vmlinuz-6.1.0-10-amd64", "vmlinuz-6.9.1", "vmlinuz-6.12.3", "vmlinuz-5.20.9", "config-7.0"]
+        {
             root.file(&format!("boot/{name}"), b"kernel");
         }
         assert_eq!(find().unwrap(), root.path().join("boot/vmlinuz-6.12.3"));

@@ -50,7 +50,8 @@ impl Modules {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let index = |name: &str| {
             let path = directory.join(name);
-            read_limited(&path, INDEX_MAX).map(|bytes| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+            read_limited(&path, INDEX_MAX)
+                .map(|bytes| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
         };
         let built_in = index("modules.builtin")?.unwrap_or_default();
         let mut modules = Self {
@@ -104,15 +105,18 @@ impl Modules {
             Some((_, Some(needs))) => {
                 let soft = self.soft.lines().filter_map(|line| {
                     let mut words = line.split_whitespace();
-                    let ours = words.next() == Some("softdep") && words.next().is_some_and(|of| name_of(of) == name);
+                    let ours =
+                        words.next() == Some("softdep") && words.next().is_some_and(|of| name_of(of) == name);
                     ours.then_some(words)
                 });
                 let mut info = Info { needs: needs.clone(), ..Info::default() };
                 soft.for_each(|words| info.soften(words));
                 Ok(info)
             }
-            Some((path, None)) => modinfo::of(&read(path)?)
-                .ok_or_else(|| Error::NotAModule { path: path.clone(), problem: "it has no readable .modinfo section" }),
+            Some((path, None)) => modinfo::of(&read(path)?).ok_or_else(|| Error::NotAModule {
+                path: path.clone(),
+                problem: "it has no readable .modinfo section",
+            }),
             None => Ok(Info::default()),
         }
     }

@@ -3,7 +3,8 @@
 use crate::image::cpio::{DIRECTORY, Memory, REGULAR};
 
 /// Directories that an init expects.
-const DIRECTORIES: [&str; 9] = ["dev", "proc", "sys", "run", "etc", "tmp", "root", ".wirevm", ".wirevm/modules"];
+const DIRECTORIES: [&str; 9] =
+    ["dev", "proc", "sys", "run", "etc", "tmp", "root", ".wirevm", ".wirevm/modules"];
 
 /// A module for the guest.
 #[derive(Clone, Copy, Debug)]

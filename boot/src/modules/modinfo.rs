@@ -49,11 +49,11 @@ pub(super) fn of(elf: &[u8]) -> Option<Info> {
 }
 
 fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let half = |bytes: &[u8], at: usize| Some(usize::from(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?)));
+    let half =
+        |bytes: &[u8], at: usize| Some(usize::from(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?)));
     let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
-    let long = |bytes: &[u8], at: usize| {
-        usize::try_from(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?)).ok()
-    };
+    let long =
+        |bytes: &[u8], at: usize| usize::try_from(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?)).ok();
     // e_shoff, e_shentsize, e_shnum, e_shstrndx
     let table = elf.get(long(elf, 0x28)?..)?;
     let (size, count, names) = (half(elf, 0x3a)?, half(elf, 0x3c)?, half(elf, 0x3e)?);

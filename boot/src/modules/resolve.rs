@@ -73,7 +73,12 @@ impl Modules {
         Ok(true)
     }
 
-    fn add_soft(&self, names: &[String], seen: &mut HashSet<String>, load: &mut Vec<Module>) -> Result<(), Error> {
+    fn add_soft(
+        &self,
+        names: &[String],
+        seen: &mut HashSet<String>,
+        load: &mut Vec<Module>,
+    ) -> Result<(), Error> {
         for name in names {
             if self.is_built_in(name) || self.add(name, seen, load)? {
                 continue;

@@ -48,8 +48,14 @@ fn depmod() -> Directory {
           kernel/crypto/crc32c-intel.ko:\nkernel/a.ko: kernel/b.ko\nkernel/b.ko: kernel/a.ko\nnonsense\n",
     );
     root.file("modules.builtin", b"kernel/drivers/virtio/virtio_pci.ko\nkernel/fs/fuse/fuse.ko\n");
-    root.file("modules.softdep", b"# said by modules\nsoftdep libcrc32c pre: crc32c\nsoftdep vsock post: erofs nowhere\n");
-    root.file("modules.alias", b"alias crc32c crc32c_intel\nalias crc32c crc32c_generic\nalias pci:v* virtio_pci\n");
+    root.file(
+        "modules.softdep",
+        b"# said by modules\nsoftdep libcrc32c pre: crc32c\nsoftdep vsock post: erofs nowhere\n",
+    );
+    root.file(
+        "modules.alias",
+        b"alias crc32c crc32c_intel\nalias crc32c crc32c_generic\nalias pci:v* virtio_pci\n",
+    );
     root
 }
 
@@ -59,12 +65,23 @@ fn each_comes_after_what_it_needs() {
     let modules = Modules::open(root.path()).unwrap();
     let resolution = modules.resolve(&["erofs", "virtio-pci", "virtio_blk", "erofs"]).unwrap();
     assert_eq!(names(&resolution), ["crc32c_intel", "crc32c_generic", "libcrc32c", "erofs"]);
-    assert_eq!((resolution.built_in, resolution.absent), (vec!["virtio_pci".into()], vec!["virtio_blk".into()]));
+    assert_eq!(
+        (resolution.built_in, resolution.absent),
+        (vec!["virtio_pci".into()], vec!["virtio_blk".into()])
+    );
     assert_eq!(resolution.load[3].path, root.path().join("kernel/fs/erofs/erofs.ko.xz"));
     let resolution = modules.resolve(&["vmw-vsock-virtio-transport"]).unwrap();
     assert_eq!(
         names(&resolution),
-        ["vsock", "crc32c_intel", "crc32c_generic", "libcrc32c", "erofs", "vsock_common", "vmw_vsock_virtio_transport"]
+        [
+            "vsock",
+            "crc32c_intel",
+            "crc32c_generic",
+            "libcrc32c",
+            "erofs",
+            "vsock_common",
+            "vmw_vsock_virtio_transport"
+        ]
     );
     // What needs itself has an end, too.
     assert_eq!(names(&modules.resolve(&["a"]).unwrap()), ["b", "a"]);
@@ -122,7 +139,8 @@ fn a_module_is_read_however_it_is_packed() {
 
 #[test]
 fn what_a_module_says_is_taken_apart() {
-    let info = modinfo::of(&object(&["depends=a,b-c", "softdep=pre: d e post: f", "softdep=g", "x"])).unwrap();
+    let info =
+        modinfo::of(&object(&["depends=a,b-c", "softdep=pre: d e post: f", "softdep=g", "x"])).unwrap();
     let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     assert_eq!(info, Info { needs: list(&["a", "b_c"]), before: list(&["d", "e"]), after: list(&["f"]) });
     assert_eq!(modinfo::of(b"\x7fELF"), None);

@@ -67,7 +67,8 @@ fn word(bytes: &[u8]) -> Option<String> {
     let word = &bytes[..end];
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"._+~-".contains(byte);
     // Format strings of the kernel's begin with the banner, too.
-    (word.first()?.is_ascii_digit() && word.iter().all(fits)).then(|| String::from_utf8_lossy(word).into_owned())
+    (word.first()?.is_ascii_digit() && word.iter().all(fits))
+        .then(|| String::from_utf8_lossy(word).into_owned())
 }
 
 #[cfg(test)]

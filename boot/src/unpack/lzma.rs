@@ -170,7 +170,8 @@ struct Lengths {
 }
 
 impl Lengths {
-    const NEW: Self = Self { choice: [HALF; 2], low: [[HALF; 8]; 16], middle: [[HALF; 8]; 16], high: [HALF; 256] };
+    const NEW: Self =
+        Self { choice: [HALF; 2], low: [[HALF; 8]; 16], middle: [[HALF; 8]; 16], high: [HALF; 256] };
 
     fn decode(&mut self, range: &mut Range<'_>, position: usize) -> usize {
         if range.bit(&mut self.choice[0]) == 0 {

@@ -182,7 +182,8 @@ impl<R: BufRead> Decoder<R> {
             }
             0x80.. => {
                 let [high, low] = self.bytes()?;
-                let size = (usize::from(control & 0x1f) << 16 | usize::from(high) << 8 | usize::from(low)) + 1;
+                let size =
+                    (usize::from(control & 0x1f) << 16 | usize::from(high) << 8 | usize::from(low)) + 1;
                 let packed = usize::from(u16::from_be_bytes(self.bytes()?)) + 1;
                 if control >= 0xe0 {
                     self.window.reset();

@@ -59,20 +59,15 @@ pub(super) fn write(tree: &Tree, image: &str, target: &str, out: &mut Output<'_>
 fn told(error: CopyError, kind: &Kind, image: &str, target: &str) -> Error {
     match (kind, error) {
         (Kind::File(content), error) => error.of(image, content, target),
-        (_, CopyError::Read(source) | CopyError::Write(source)) => Error::Cache { path: target.into(), source },
+        (_, CopyError::Read(source) | CopyError::Write(source)) => {
+            Error::Cache { path: target.into(), source }
+        }
         (_, CopyError::Changed) => Error::Changed { image: image.into() },
     }
 }
 
 /// Writes `len` bytes from `at` on of what `id` has.
-fn part(
-    plan: &Plan,
-    tree: &Tree,
-    id: Id,
-    at: u64,
-    len: u64,
-    out: &mut Output<'_>,
-) -> Result<(), CopyError> {
+fn part(plan: &Plan, tree: &Tree, id: Id, at: u64, len: u64, out: &mut Output<'_>) -> Result<(), CopyError> {
     let range = at as usize..(at + len) as usize;
     match &tree.inode(id).kind {
         Kind::File(content) => copy_content(content, at, len, out),

@@ -47,7 +47,8 @@ pub(super) struct Plan {
 impl Plan {
     /// `None` where there are more than 2^32 blocks.
     pub(super) fn new(tree: &Tree) -> Option<Self> {
-        let mut plan = Self { order: Vec::new(), places: vec![Place::default(); tree.ids()], blocks: 0, time: (0, 0) };
+        let mut plan =
+            Self { order: Vec::new(), places: vec![Place::default(); tree.ids()], blocks: 0, time: (0, 0) };
         plan.walk(tree);
         plan.choose_time(tree);
         let mut at = SUPERBLOCK + SUPERBLOCK_LEN;

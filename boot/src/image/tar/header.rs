@@ -12,7 +12,11 @@ impl Header<'_> {
     pub(super) fn is_valid(&self) -> bool {
         let sum = |value: fn(u8) -> i64| -> i64 {
             let blanks = 8 * i64::from(b' ');
-            self.0.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 0 } else { value(*b) }).sum::<i64>()
+            self.0
+                .iter()
+                .enumerate()
+                .map(|(i, b)| if (148..156).contains(&i) { 0 } else { value(*b) })
+                .sum::<i64>()
                 + blanks
         };
         let told = number(&self.0[148..156]);
@@ -75,7 +79,8 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
     if first & 0x80 != 0 {
         // The mark is no part of the number: its sign is the bit below.
         let top = i128::from((first << 1) as i8 >> 1);
-        let value = rest.iter().try_fold(top, |value, byte| value.checked_mul(256)?.checked_add((*byte).into()))?;
+        let value =
+            rest.iter().try_fold(top, |value, byte| value.checked_mul(256)?.checked_add((*byte).into()))?;
         return value.try_into().ok();
     }
     let text = until_nul(field).trim_ascii();

@@ -52,7 +52,9 @@ pub(super) struct Reader<'a> {
 
 /// Whether what begins with `block` can be a tar archive: a header with its checksum, or the end mark of an empty one.
 pub(super) fn recognize(block: &[u8]) -> bool {
-    block.first_chunk::<BLOCK>().is_some_and(|block| block.iter().all(|b| *b == 0) || Header(block).is_valid())
+    block
+        .first_chunk::<BLOCK>()
+        .is_some_and(|block| block.iter().all(|b| *b == 0) || Header(block).is_valid())
 }
 
 impl<'a> Reader<'a> {
@@ -67,7 +69,8 @@ impl<'a> Reader<'a> {
         // The headers before the file's own one, of which only these can be many; each takes a block at least.
         loop {
             let at = self.at;
-            let Some(block) = self.block(local.is_empty() && long_name.is_none() && long_link.is_none())? else {
+            let Some(block) = self.block(local.is_empty() && long_name.is_none() && long_link.is_none())?
+            else {
                 return Ok(None);
             };
             let header = Header(&block);

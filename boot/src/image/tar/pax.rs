@@ -154,7 +154,16 @@ mod tests {
         pax.read(b"12 path=a/b\n20 mtime=17.25000000\n25 SCHILY.xattr.user.x=\n1\n\0\0").unwrap();
         assert_eq!((pax.name().unwrap(), pax.mtime), (b"a/b".to_vec(), Some((17, 250_000_000))));
         assert_eq!(pax.xattrs[&b"user.x"[..]], b"\n1"[..].into());
-        for broken in ["12 path=a/b", "11 path=a/b\n", "13 path=a/b\n", "99 path=a/b\n", " path=a\n", "9 pathab\n", "2 \n", "+9 path=a\n"] {
+        for broken in [
+            "12 path=a/b",
+            "11 path=a/b\n",
+            "13 path=a/b\n",
+            "99 path=a/b\n",
+            " path=a\n",
+            "9 pathab\n",
+            "2 \n",
+            "+9 path=a\n",
+        ] {
             assert!(Pax::default().read(broken.as_bytes()).is_none(), "{broken:?}");
         }
     }
