@@ -8,6 +8,12 @@ use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// The settings of a new terminal: that of a command may be raw already when a test looks.
+fn fresh_settings() -> String {
+    let (_vm, terminal) = Vm::start_on_stalled_terminal(std::process::Command::new("sleep").arg("600"));
+    terminal.settings()
+}
+
 #[test]
 fn a_command_has_a_terminal_with_the_size_of_this_one() {
     let agent = Agent::new();
@@ -15,7 +21,7 @@ fn a_command_has_a_terminal_with_the_size_of_this_one() {
         echo ready.; while :; do sleep 0.1; done";
     let mut exec = agent.exec(&["-t"], &["sh", "-c", script]);
     let (mut vm, terminal) = Vm::start_on_terminal(exec.env("TERM", "xterm-wirevm"));
-    let before = terminal.settings();
+    let before = fresh_settings();
     let said = vm.expect("ready.", SOON);
     assert!(said.contains("/dev/pts/") && said.contains("xterm-wirevm\r\n"), "{said}");
     assert_ne!(terminal.settings(), before, "the terminal is raw meanwhile");
@@ -30,7 +36,7 @@ fn keys_go_to_the_command_as_they_are() {
     let agent = Agent::new();
     let (mut vm, terminal) =
         Vm::start_on_terminal(&agent.exec(&["-t"], &["sh", "-c", "echo ready.; exec sleep 600"]));
-    let before = terminal.settings();
+    let before = fresh_settings();
     vm.expect("ready.", SOON);
     // The terminal in the guest makes a signal of it.
     vm.type_in("\x03");
@@ -53,7 +59,7 @@ fn the_terminal_is_given_back_however_it_ends() {
     let start = || {
         let script = "echo $PPID.; exec sleep 600";
         let (mut vm, terminal) = Vm::start_on_terminal(&agent.exec(&["-t"], &["sh", "-c", script]));
-        let usual = terminal.settings();
+        let usual = fresh_settings();
         let said = vm.expect(".", SOON);
         let session = said.trim_end_matches('.').trim().parse().unwrap();
         (vm, terminal, usual, rustix::process::Pid::from_raw(session).unwrap())
@@ -70,7 +76,7 @@ fn the_terminal_is_given_back_however_it_ends() {
     vm.ends_with(125, SOON);
     assert_eq!(terminal.settings(), usual);
     let (mut vm, terminal) = Vm::start_on_terminal(&agent.exec(&["-t"], &["no-such-command"]));
-    let usual = terminal.settings();
+    let usual = fresh_settings();
     vm.ends_with(127, SOON);
     assert_eq!(terminal.settings(), usual);
 }
