@@ -40,6 +40,7 @@
 //! | `virtio/served.rs` | a device whose queues one thread serves, a chain at a time |
 //! | `virtio/rng.rs`, `virtio/balloon.rs` | the entropy device; the balloon, which reports free pages |
 //! | `virtio/vsock/` | sockets between guest and host |
+//! | `virtio/block/` | disks: a request from the ring to the file and back, by io_uring or by the thread itself |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
 //! | `virtio/net/mailbox.rs` | what a pair's thread is asked, and why nobody waits in a circle |
@@ -64,7 +65,7 @@
 //! [`VirtioDevice::activate`](virtio::VirtioDevice::activate), which sends them to the threads. A reset, by the driver or by dropping
 //! the transport, has the threads give up the rings, and keep the rest for the next driver. What else is asked of a device while it
 //! runs is a message to the same threads ([`Handle`](virtio::net::Handle)).
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod log_once;
 pub mod pci;

@@ -1,6 +1,7 @@
 //! Virtio devices: their queues, their threads, and the transports by which a driver reaches them (virtio 1.2).
 
 pub mod balloon;
+pub mod block;
 mod device;
 pub mod mailbox;
 pub mod mock;

@@ -1,0 +1,340 @@
+//! A queue while one driver has it: requests off the ring, to the disk, and back.
+//!
+//! Requests are taken in the driver's order and done in any. A flush covers the writes that were answered before it was asked for,
+//! which is all that a driver may expect (virtio 1.3 §5.2.6.2), so it waits for none of those in flight.
+//!
+//! ```text
+//!            Pause                     the driver broke its ring
+//!  Running ─────────► Paused  Running ──────────────────────────► Ended
+//!          ◄─────────                    until the queue's reset
+//!            Resume
+//! ```
+//! Neither *Paused* nor *Ended* has anything in flight, and neither touches the ring.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::GuestMemoryMmap;
+
+use super::counters::{Counters, count};
+use super::medium::Store;
+use super::request::{Id, Limits, Request, Status, Work};
+use super::state::DiskQueueState;
+use super::thread::{Desk, Message};
+use super::uring::{Done, Flight, Operation, Uring};
+use crate::log_once::LogOnce;
+use crate::virtio::device::Interrupt;
+use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
+
+/// Requests taken before messages are looked for, so that a driver that adds for ever holds none of them off.
+const BURST: usize = 32;
+
+/// What the queues of a disk have in common.
+pub(super) struct Common {
+    pub(super) name: String,
+    pub(super) store: Store,
+    pub(super) limits: Limits,
+    pub(super) id: Id,
+    /// What is written is to be on the medium before it is answered.
+    pub(super) durable: AtomicBool,
+    /// Whether it was said that a driver broke its ring, and that the host refused something.
+    pub(super) broken: LogOnce,
+    pub(super) refused: LogOnce,
+}
+
+/// A queue at work.
+pub(super) struct Session<'u, 'm> {
+    common: &'u Common,
+    counters: &'u Counters,
+    index: u16,
+    queue: VirtQueue,
+    rings: Mapped<'m>,
+    interrupt: Arc<dyn Interrupt>,
+    requests: Vec<(Request<'m>, Work)>,
+    /// Those of them that are not in hand.
+    free: Vec<usize>,
+    /// None where the thread does all by itself.
+    flight: Option<Flight<'u, 'm>>,
+    ended: bool,
+}
+
+impl<'u, 'm> Session<'u, 'm> {
+    /// A queue that a driver has set up.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub(super) fn new(
+        common: &'u Common,
+        counters: &'u Counters,
+        (index, queue): (u16, VirtQueue),
+        memory: &'m GuestMemoryMmap,
+        interrupt: Arc<dyn Interrupt>,
+        uring: Option<&'u mut Uring>,
+    ) -> Result<Self, Error> {
+        let rings = queue.map(memory)?;
+        let flight = uring.map(|uring| Flight::new(uring, memory));
+        let (requests, free) = (Vec::new(), Vec::new());
+        Ok(Self { common, counters, index, queue, rings, interrupt, requests, free, flight, ended: false })
+    }
+
+    /// Works until the driver is gone, or the device.
+    pub(super) fn run(mut self, desk: &mut Desk) {
+        loop {
+            while let Some(message) = desk.mail.pop_front() {
+                match message {
+                    Message::Stop(reply) => {
+                        self.drain();
+                        // Nothing of guest memory is held any more as the answer goes out.
+                        drop(self);
+                        return reply.send(());
+                    }
+                    Message::Pause(reply) => {
+                        desk.paused = true;
+                        reply.send(self.pause());
+                    }
+                    Message::Resume(reply) => {
+                        desk.paused = false;
+                        reply.send(());
+                    }
+                    Message::Start(_, reply) => {
+                        reply.send(Err(io::Error::other("the queue has a driver already")));
+                    }
+                }
+            }
+            if desk.over {
+                return;
+            }
+            let sleeps = desk.paused || self.ended || !self.works();
+            if let Err(error) = desk.wait(sleeps) {
+                log::error!("{}: cannot wait for events: {error}", self.common.name);
+                return self.end();
+            }
+        }
+    }
+
+    /// Does what there is to do, up to a burst of it. False where nothing is left, and an event will say when there is.
+    fn works(&mut self) -> bool {
+        self.burst().unwrap_or_else(|error| {
+            let Common { name, broken, .. } = self.common;
+            log::log!(
+                broken.level(),
+                "{name}: the driver broke its ring, and has to reset the disk: {error}"
+            );
+            self.end();
+            false
+        })
+    }
+
+    fn burst(&mut self) -> Result<bool, Error> {
+        self.arm(false);
+        let mut left = BURST;
+        while left > 0
+            && let Some(chain) = self.queue.next(&self.rings)?
+        {
+            self.take(chain)?;
+            left -= 1;
+            if self.flight.is_none() {
+                self.publish()?;
+            }
+        }
+        self.submit();
+        self.reap();
+        self.publish()?;
+        // First the events, then another look: whatever comes in between is seen.
+        Ok(left == 0 || !self.queue.arm(&self.rings)? || !self.arm(true))
+    }
+
+    /// Does, or gives to the kernel, what the chain asks for.
+    fn take(&mut self, chain: Chain) -> Result<(), Error> {
+        let token = self.free.pop().unwrap_or_else(|| {
+            self.requests.push((Request::new(), Work::Identify));
+            self.requests.len() - 1
+        });
+        let Self { common, queue, rings, flight, requests, .. } = self;
+        let (request, planned) = &mut requests[token];
+        request.gather(queue, rings, chain, &common.id)?;
+        let work = match request.work(&common.limits) {
+            Ok(work) => work,
+            Err(status) => {
+                self.answer(token, status);
+                return Ok(());
+            }
+        };
+        *planned = work;
+        let durable = common.durable.load(Ordering::Relaxed);
+        let operation = match work {
+            Work::Read { offset } => Some(Operation::Read { offset }),
+            Work::Write { offset } => Some(Operation::Write { offset, durable }),
+            Work::Flush => Some(Operation::Sync),
+            Work::Identify | Work::Discard | Work::WriteZeroes => None,
+        };
+        if let (Some(flight), Some(operation)) = (flight, operation)
+            && common.store.takes(&request.buffers)
+        {
+            flight.push(token, operation, std::mem::take(&mut request.buffers));
+        } else {
+            self.perform(token);
+        }
+        Ok(())
+    }
+
+    /// Does a request, or what is left of it, here and now.
+    fn perform(&mut self, token: usize) {
+        let Common { store, durable, .. } = self.common;
+        let durable = durable.load(Ordering::Relaxed);
+        let (request, work) = &mut self.requests[token];
+        // Of what was done already, only the rest is left in its buffers.
+        let done = |buffers: u64, whole: u64| whole - buffers;
+        let result = match *work {
+            Work::Read { offset } => {
+                let offset = offset + done(request.buffers.len(), request.bytes());
+                store.read(&mut request.buffers, offset)
+            }
+            Work::Write { offset } => {
+                let offset = offset + done(request.buffers.len(), request.bytes());
+                store.write(&mut request.buffers, offset, durable)
+            }
+            Work::Flush => store.flush(),
+            Work::Identify => Ok(()),
+            Work::Discard => request.ranges().try_for_each(|range| store.discard(range)),
+            Work::WriteZeroes => request.ranges().try_for_each(|range| store.write_zeroes(range, durable)),
+        };
+        self.finish(token, result);
+    }
+
+    /// Takes what the kernel has done.
+    fn reap(&mut self) {
+        while let Some(done) = self.flight.as_mut().and_then(Flight::reap) {
+            self.complete(done);
+        }
+    }
+
+    fn complete(&mut self, Done { token, mut buffers, result }: Done<'m>) {
+        let whole = buffers.len();
+        let result = result.map(|len| buffers.consume(len));
+        let rest = buffers.len();
+        self.requests[token].0.buffers = buffers;
+        match result {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                self.perform(token);
+            }
+            Err(error) => self.finish(token, Err(error)),
+            // A part is rare, and whether the rest fails shows when it is tried.
+            Ok(()) if whole > 0 && rest > 0 => self.perform(token),
+            Ok(()) => self.finish(token, Ok(())),
+        }
+    }
+
+    fn finish(&mut self, token: usize, result: io::Result<()>) {
+        let (request, work) = &self.requests[token];
+        let status = match result {
+            Ok(()) => {
+                let counters = self.counters;
+                match work {
+                    Work::Read { .. } => {
+                        count(&counters.reads, 1);
+                        count(&counters.read_bytes, request.bytes());
+                    }
+                    Work::Write { .. } => {
+                        count(&counters.writes, 1);
+                        count(&counters.written_bytes, request.bytes());
+                    }
+                    Work::Flush => count(&counters.flushes, 1),
+                    Work::Discard | Work::WriteZeroes => count(&counters.discards, 1),
+                    Work::Identify => {}
+                }
+                Status::Ok
+            }
+            // The host said that it can, and cannot there.
+            Err(error) if *work == Work::Discard && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Status::Unsupported
+            }
+            Err(error) => {
+                let Common { name, refused, .. } = self.common;
+                log::log!(refused.level(), "{name}: the host cannot {work}, and the guest hears so: {error}");
+                Status::IoError
+            }
+        };
+        self.answer(token, status);
+    }
+
+    /// Gives a request back.
+    fn answer(&mut self, token: usize, status: Status) {
+        if status != Status::Ok {
+            count(&self.counters.errors, 1);
+        }
+        let (head, len) = self.requests[token].0.answer(status);
+        self.queue.push_used(&self.rings, head, len);
+        self.free.push(token);
+    }
+
+    fn publish(&mut self) -> Result<(), Error> {
+        if self.queue.publish(&self.rings)? {
+            count(&self.counters.interrupts, 1);
+            if let Err(error) = self.interrupt.queue(self.index) {
+                let Common { name, refused, .. } = self.common;
+                log::log!(refused.level(), "{name}: cannot interrupt the guest: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self) {
+        if let Some(flight) = &mut self.flight
+            && let Err(error) = flight.submit()
+        {
+            self.fall_back(&error);
+        }
+    }
+
+    /// Goes on without io_uring, which takes no more.
+    fn fall_back(&mut self, error: &io::Error) {
+        log::warn!("{}: io_uring takes no more, and the thread reads and writes: {error}", self.common.name);
+        if let Some(flight) = self.flight.take() {
+            let mut done = Vec::new();
+            let never = flight.settle(|one| done.push(one));
+            done.into_iter().for_each(|one| self.complete(one));
+            for (token, buffers) in never {
+                self.requests[token].0.buffers = buffers;
+                self.perform(token);
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    fn drain(&mut self) {
+        self.submit();
+        self.reap();
+        while let Some(flight) = &mut self.flight
+            && flight.in_flight() > 0
+        {
+            if let Err(error) = flight.wait() {
+                self.fall_back(&error);
+            }
+            self.reap();
+        }
+    }
+
+    fn arm(&mut self, wanted: bool) -> bool {
+        self.flight.as_mut().is_none_or(|flight| flight.arm(wanted))
+    }
+
+    fn pause(&mut self) -> DiskQueueState {
+        self.drain();
+        let published = if self.ended { Ok(()) } else { self.publish() };
+        if self.ended || published.is_err() {
+            return DiskQueueState::Ended;
+        }
+        DiskQueueState::Active(self.queue.state())
+    }
+
+    fn end(&mut self) {
+        self.drain();
+        self.ended = true;
+        if let Err(error) = self.interrupt.needs_reset() {
+            let Common { name, refused, .. } = self.common;
+            log::log!(refused.level(), "{name}: cannot interrupt the guest: {error}");
+        }
+    }
+}
