@@ -9,6 +9,7 @@ use vmm::config::{argument, size};
 use vmm::runtime::NameError;
 
 use crate::kvm::hugepages::{self, Pool};
+use crate::machine::DiskError;
 use crate::protocol::Failure;
 
 /// Why the VMM could not start, or failed.
@@ -26,6 +27,8 @@ pub(crate) enum Error {
     CpusOutOfReach { wanted: u32, limit: u32 },
     #[error("{} NICs are more than the {limit} that fit", wanted)]
     TooManyNics { wanted: usize, limit: usize },
+    #[error("{} disks are more than the {limit} that fit", wanted)]
+    TooManyDisks { wanted: usize, limit: usize },
     #[error("slot {slot} of the PCI bus is taken")]
     SlotTaken { slot: usize },
     #[error(
@@ -54,6 +57,8 @@ pub(crate) enum Error {
     MemoryTooLarge { bytes: u64, limit: u64 },
     #[error(transparent)]
     Boot(#[from] boot::Error),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Nic(NicError),
     /// What a client gave in place of a `--net`.
@@ -205,6 +210,7 @@ impl Error {
             Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::CpusOutOfReach { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),
+            Self::TooManyDisks { limit, .. } => format!("give --disk {limit} times at the most"),
             Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
             Self::HugePagesShort { needed, pool, .. } => format!(
                 "{} are free; reserve more ({}), give less with --memory, or leave hugepages= away",
@@ -224,6 +230,7 @@ impl Error {
             Self::MemoryFile { .. } => "raise the limit (ulimit -f), or leave shared= away".into(),
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", argument(*limit)),
             Self::Boot(e) => return e.remedy(),
+            Self::Disk(disk) => disk.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
             Self::Spec(error) => return error.remedy(),
             Self::Name(error) => return error.remedy(),

@@ -1,6 +1,7 @@
 //! The few system calls for which no crate has a safe name.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -107,6 +108,32 @@ pub(crate) fn share_one_heap() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
+}
+
+/// Locks an open file whole, for a writer or a reader, without a wait (fcntl(2), open file description locks): false where another open
+/// file has a lock that excludes this one.
+///
+/// # Errors
+/// Its file system has no such locks.
+pub(crate) fn lock_open_file(file: &File, writes: bool) -> io::Result<bool> {
+    // SAFETY: zeroes are a lock: from the start to the end, and no process.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if writes { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: it reads `lock`, and touches no memory of ours otherwise.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Has a write past the limit of a file's size (setrlimit(2)) fail, in place of ending the process: the guest that wrote hears of it.
+pub(crate) fn survive_file_size_limit() {
+    // SAFETY: to ignore a signal calls nothing of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Ends this process at once: nothing of it is dropped.

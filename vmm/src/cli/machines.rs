@@ -103,6 +103,7 @@ fn page(info: &MachineInfo) -> String {
         ("memory", config.memory.to_string()),
         ("transport", config.transport.to_string()),
     ]);
+    lines.extend(config.disks.iter().map(|disk| ("disk", disk.to_string())));
     let mut text = String::new();
     for (what, value) in &lines {
         text.push_str(&format!("{what:<10} {}\n", printable(value)));

@@ -19,8 +19,8 @@ use ::net::NetConfig;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use vmm::MachineConfig;
 use vmm::config::{
-    ConsoleConfig, Credential, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, MemoryConfig, NOBODY, Transport, Uuid,
-    VsockConfig,
+    ConsoleConfig, Credential, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, DiskConfig, MemoryConfig, NOBODY,
+    Transport, Uuid, VsockConfig,
 };
 
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
@@ -138,6 +138,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "on|off|vhost[=CID]", default_value = "on")]
     pub(crate) vsock: VsockConfig,
 
+    /// A disk, FILE[,KEY=VALUE]...: a raw image or a block device; once for each
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk: Vec<DiskConfig>,
+
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
@@ -207,6 +211,7 @@ impl From<&Run> for MachineConfig {
             rng: run.rng,
             balloon: run.balloon,
             vsock: run.vsock,
+            disks: run.disk.clone(),
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),
@@ -224,9 +229,18 @@ Memory:
                          other two
   shared=on              a file in memory (memfd) that other processes can map";
 
+const DISK_HELP: &str = "\
+Disks:
+  ro                     the guest cannot write
+  snapshot=on            what the guest writes is lost at its end
+  serial=TEXT            its serial number, up to 20 characters
+  direct                 past the host's page cache
+  queues=N               queues, with a thread each; for guests of many vCPUs
+  format=raw             a raw image, whatever it begins with";
+
 /// What stands below the options of `run`.
 fn run_help() -> String {
-    format!("{MEMORY_HELP}\n{}", net_help())
+    format!("{MEMORY_HELP}\n{DISK_HELP}\n{}", net_help())
 }
 
 /// Say what this host can do, and how to mend what it cannot. Exits 0 where a guest can run.

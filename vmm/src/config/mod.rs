@@ -1,5 +1,6 @@
 //! What a virtual machine is made of, as plain data: the command line, the control socket and a Rust test all speak it.
 
+mod disk;
 mod identity;
 mod memory;
 mod size;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use net::NetConfig;
 use serde::{Deserialize, Serialize};
 
+pub use self::disk::DiskConfig;
 pub use self::identity::{Credential, HOSTNAME, Uuid};
 pub use self::memory::{HugePages, MemoryConfig};
 pub use self::size::{argument, size};
@@ -75,6 +77,9 @@ pub struct MachineConfig {
     /// Whether programs of the guest and of the host have sockets to each other.
     #[serde(default)]
     pub vsock: VsockConfig,
+    /// Its disks, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -142,6 +147,7 @@ impl MachineConfig {
             rng: yes(),
             balloon: yes(),
             vsock: VsockConfig::default(),
+            disks: Vec::new(),
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -167,7 +173,8 @@ impl MachineConfig {
 
     /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
     pub fn devices_beside_nics(&self) -> usize {
-        usize::from(self.rng) + usize::from(self.has_balloon()) + usize::from(self.vsock != VsockConfig::Off)
+        let on = [self.rng, self.has_balloon(), self.vsock != VsockConfig::Off];
+        on.into_iter().filter(|on| *on).count() + self.disks.len()
     }
 
     /// Whether there is a balloon.
@@ -205,6 +212,7 @@ impl MachineConfig {
         option("rng", if self.rng { "on" } else { "off" }.to_owned());
         option("balloon", if self.balloon { "on" } else { "off" }.to_owned());
         option("vsock", self.vsock.to_string());
+        self.disks.iter().for_each(|disk| option("disk", disk.to_string()));
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());
@@ -309,6 +317,7 @@ mod tests {
             memory: "1G,hugepages=2M,shared=on".parse().unwrap(),
             uuid: Some("2f1c0d3e-8a4b-4c5d-9e6f-708192a3b4c5".parse().unwrap()),
             serial_number: Some("7".into()),
+            disks: vec!["root.raw".parse().unwrap(), "a,,b,ro,serial=7".parse().unwrap()],
             credentials: vec!["system.hostname=web".parse().unwrap(), "key=@/etc/key".parse().unwrap()],
             vsock: VsockConfig::Vhost(Some(5)),
             transport: Transport::Mmio,

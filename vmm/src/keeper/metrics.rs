@@ -5,8 +5,10 @@ use std::fmt::{Display, Write};
 use vmm::counters::{Direction, HostDirection, NetCounters, NicCounters, QueueCounters};
 use vmm::info::{MachineInfo, MachineState};
 
-/// The counters of a machine: `net`, and how each vCPU has exited (port, MMIO, other).
-pub(crate) fn text(info: &MachineInfo, net: &NetCounters, exits: &[[u64; 3]]) -> String {
+use crate::protocol::{Counters, DiskCounters};
+
+/// The counters of a machine: `net`, and of what it has `counted` the exits of each vCPU (port, MMIO, other) and the disks.
+pub(crate) fn text(info: &MachineInfo, net: &NetCounters, counted: &Counters) -> String {
     let mut text = String::new();
     let vm = quoted(&info.name);
     head(&mut text, "wirevm_state", "gauge", "The state that the machine is in");
@@ -19,7 +21,7 @@ pub(crate) fn text(info: &MachineInfo, net: &NetCounters, exits: &[[u64; 3]]) ->
     head(&mut text, "wirevm_memory_bytes", "gauge", "The guest's memory");
     let _ = writeln!(text, "wirevm_memory_bytes{{vm={vm}}} {}", info.memory);
     head(&mut text, "wirevm_exits_total", "counter", "Exits of a vCPU to user space, by what the guest did");
-    for (cpu, exits) in exits.iter().enumerate() {
+    for (cpu, exits) in counted.exits.iter().enumerate() {
         for (kind, count) in ["port", "mmio", "other"].iter().zip(exits) {
             let _ = writeln!(text, "wirevm_exits_total{{vm={vm},vcpu=\"{cpu}\",kind=\"{kind}\"}} {count}");
         }
@@ -27,6 +29,7 @@ pub(crate) fn text(info: &MachineInfo, net: &NetCounters, exits: &[[u64; 3]]) ->
     queues(&mut text, &vm, net);
     nics(&mut text, &vm, net);
     links(&mut text, &vm, net);
+    disks(&mut text, &vm, &counted.disks);
     text
 }
 
@@ -120,6 +123,24 @@ fn links(text: &mut String, vm: &str, net: &NetCounters) {
     }
 }
 
+/// What went to and from each disk, in the order of their `--disk`.
+fn disks(text: &mut String, vm: &str, disks: &[DiskCounters]) {
+    type Read = fn(&DiskCounters) -> u64;
+    let families: [(&str, &str, Read); 7] = [
+        ("reads", "Reads of a disk by the guest", |disk| disk.reads),
+        ("read_bytes", "Bytes of these", |disk| disk.read_bytes),
+        ("writes", "Writes to a disk by the guest", |disk| disk.writes),
+        ("written_bytes", "Bytes of these", |disk| disk.written_bytes),
+        ("flushes", "Flushes of a disk by the guest", |disk| disk.flushes),
+        ("discards", "Requests to discard or to write zeroes", |disk| disk.discards),
+        ("errors", "Requests that failed, or that made no sense", |disk| disk.errors),
+    ];
+    for (what, help, read) in families.iter().filter(|_| !disks.is_empty()) {
+        let of_disk = |(number, disk)| (format!("vm={vm},disk=\"{number}\""), read(disk));
+        counter(text, &format!("wirevm_disk_{what}_total"), help, disks.iter().enumerate().map(of_disk));
+    }
+}
+
 /// A family of counters: the labels and the value of each.
 fn counter(text: &mut String, family: &str, help: &str, all: impl Iterator<Item = (impl Display, u64)>) {
     head(text, family, "counter", help);
@@ -182,7 +203,9 @@ mod tests {
                 .flatten()
                 .collect(),
         };
-        let text = text(&info, &NetCounters { at: 0, nics: vec![nic] }, &[[10, 20, 30]]);
+        let disk = DiskCounters { reads: 60, written_bytes: 61, errors: 62, ..DiskCounters::default() };
+        let counted = Counters { exits: vec![[10, 20, 30]], disks: vec![disk], ..Counters::default() };
+        let text = text(&info, &NetCounters { at: 0, nics: vec![nic] }, &counted);
         for line in [
             "wirevm_state{vm=\"we\\\"b\",state=\"paused\"} 1",
             "wirevm_state{vm=\"we\\\"b\",state=\"running\"} 0",
@@ -199,6 +222,9 @@ mod tests {
             "wirevm_rate_dropped_total{vm=\"we\\\"b\",nic=\"nic0\"} 7",
             "wirevm_link_sent_frames_total{vm=\"we\\\"b\",nic=\"nic0\",link=\"tap0\"} 40",
             "wirevm_link_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",link=\"tap0\"} 52",
+            "wirevm_disk_reads_total{vm=\"we\\\"b\",disk=\"0\"} 60",
+            "wirevm_disk_written_bytes_total{vm=\"we\\\"b\",disk=\"0\"} 61",
+            "wirevm_disk_errors_total{vm=\"we\\\"b\",disk=\"0\"} 62",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -32,7 +32,7 @@ struct Maker {
 }
 
 impl PciBus {
-    /// A bus with the NICs from slot 1 on, and the others from the last slot downward: not more than fit. So NIC n is in slot n + 1, whatever
+    /// A bus with the NICs from slot 1 on, and the others in the last slots, in order: not more than fit. So NIC n is in slot n + 1, whatever
     /// else there is, and room for more NICs is between the two.
     ///
     /// # Errors
@@ -42,7 +42,8 @@ impl PciBus {
             Maker { routes: Routes::new(vm.clone()), lines: Lines::new(vm.clone()), memory: memory.clone() };
         let window = layout::PCI_WINDOW..layout::PCI_WINDOW + layout::PCI_WINDOW_LEN;
         let mut root = RootComplex::new(window);
-        let others = (1..=RootComplex::FUNCTIONS).rev().zip(devices.others);
+        // A driver names disks in the order of slots.
+        let others = (RootComplex::FUNCTIONS + 1 - devices.others.len()..).zip(devices.others);
         for (slot, device) in (1..).zip(devices.nics).chain(others) {
             root.add(slot, maker.function(slot, device)?, layout::pci_line(slot) as u8);
         }

@@ -34,6 +34,7 @@ use crate::kvm::pci_bus::PciBus;
 use crate::kvm::transport::{self, Devices};
 use crate::kvm::vcpu::{Shared, Vcpu};
 use crate::machine::Identity;
+use crate::machine::disk::{Disk, DiskError};
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::events::{Loop, Machine};
 use crate::machine::nic::Nic;
@@ -64,6 +65,8 @@ pub(super) struct Given<'a> {
     pub(super) channel: &'a Arc<Channel<FromMachine, ToMachine>>,
     /// Kernel and initrd, or why they cannot be opened.
     pub(super) files: Result<boot::Files, boot::Error>,
+    /// The disks, or why one cannot be opened.
+    pub(super) disks: Result<Vec<Disk>, DiskError>,
     pub(super) output: OwnedFd,
     pub(super) input: OwnedFd,
     pub(super) keeper: Pid,
@@ -86,6 +89,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     let memory = memory::map(&config.memory)?;
     timings.reached("guest memory mapped");
     let files = given.files?;
+    let disks = given.disks?;
     // What the files hold is looked at without a right.
     let confined = match config.sandbox {
         true => Some(sandbox::lock(config.user, given.keeper).map_err(Error::Confine)?),
@@ -127,7 +131,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
         let filters = confined.is_some().then(|| Filters::new().map(Arc::new)).transpose();
         Ok::<_, Error>((entry, filters.map_err(Error::Confine)?))
     };
-    let make = || Hardware::new(&kvm, config, given.output, channel, &memory, timings);
+    let make = || Hardware::new(&kvm, config, disks, given.output, channel, &memory, timings);
     let (hardware, loaded) = run_parallel("load", load, make)?;
     let Hardware { nics, others, bus, registers, vm, ports, mmio, serial, power, ending } = hardware?;
     let (entry, filters) = loaded?;
@@ -195,6 +199,7 @@ impl Hardware {
     fn new(
         kvm: &Kvm,
         config: &MachineConfig,
+        disks: Vec<Disk>,
         output: OwnedFd,
         channel: &Channel<FromMachine, ToMachine>,
         memory: &GuestMemoryMmap,
@@ -225,7 +230,7 @@ impl Hardware {
         let (mut nics, sockets) = Nic::receive_all(channel)?;
         timings.reached("wires received");
         let mut mmio = Bus::default();
-        let (others, made) = Others::new(config, sockets)?;
+        let (others, made) = Others::new(config, sockets, disks)?;
         assert_eq!(made.len(), config.devices_beside_nics());
         let nic = |nic: &mut Nic| Box::new(nic.take_device()) as Box<dyn VirtioDevice>;
         let devices = Devices { nics: nics.iter_mut().map(nic).collect(), others: made };
@@ -253,7 +258,14 @@ fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Res
     if config.memory.bytes > limit {
         return Err(Error::MemoryTooLarge { bytes: config.memory.bytes, limit });
     }
-    let limit = transport::limit(config.transport).saturating_sub(config.devices_beside_nics());
+    let (limit, others) = (transport::limit(config.transport), config.devices_beside_nics());
+    if others > limit {
+        return Err(Error::TooManyDisks {
+            wanted: config.disks.len(),
+            limit: limit + config.disks.len() - others,
+        });
+    }
+    let limit = limit - others;
     if config.net.len() > limit {
         return Err(Error::TooManyNics { wanted: config.net.len(), limit });
     }

@@ -107,7 +107,7 @@ impl Machine {
                 }
                 let exits = self.vcpus.exits();
                 let exits = exits.iter().map(|exits| [exits.port, exits.mmio, exits.other]).collect();
-                FromMachine::Counters { exits }
+                FromMachine::Counters { exits, disks: self.others.count_disks() }
             }
             ToMachine::Link(link) => {
                 let done = self.nic(link.nic).and_then(|nic| nic.set_link(&link));

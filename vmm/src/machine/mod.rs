@@ -18,6 +18,7 @@
 //! - *Ended*: vCPUs are joined, then the devices' threads; then the process ends, and with it its last hold on a tap.
 
 mod build;
+mod disk;
 pub(crate) mod ending;
 mod events;
 mod nic;
@@ -40,6 +41,8 @@ use vmm::MachineConfig;
 use vmm::config::{Credential, Uuid};
 
 use crate::error::Error;
+use crate::machine::disk::Disk;
+pub(crate) use crate::machine::disk::DiskError;
 use crate::machine::ending::Outcome;
 use crate::protocol::{Channel, End, Failure, FromMachine, ToMachine};
 use crate::report;
@@ -95,12 +98,15 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     let channel = Arc::new(birth.channel);
     report::send_to_keeper(Arc::clone(&channel));
     sys::share_one_heap();
+    sys::survive_file_size_limit();
     let run = || {
         let mut kept = vec![channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
         // First, for a file may be named by a descriptor that is the keeper's (/dev/stdin, a shell's <(...)).
         let kernel = config.kernel.as_deref().ok_or(Error::NoKernel)?;
         let files = boot::Files::open(kernel, config.initrd.as_deref());
         kept.extend(files.iter().flat_map(boot::Files::descriptors).map(|fd| fd.as_raw_fd()));
+        let disks = Disk::open_all(&config.disks);
+        kept.extend(disks.iter().flatten().flat_map(Disk::descriptors).map(|fd| fd.as_raw_fd()));
         nothing()
             .and_then(|nothing| sys::keep_only(kept, &nothing))
             .map_err(|source| Error::Host { what: "close what is the keeper's", source })?;
@@ -112,6 +118,7 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
             build::Given {
                 channel: &channel,
                 files,
+                disks,
                 output,
                 input,
                 keeper: birth.keeper,

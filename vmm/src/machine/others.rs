@@ -2,8 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::virtio::balloon::VirtioBalloon;
+use devices::virtio::block::Handle;
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::{DeviceThreads, VirtioDevice};
@@ -11,11 +13,16 @@ use vmm::MachineConfig;
 
 use crate::error::Error;
 use crate::kvm::memory;
+use crate::machine::disk::Disk;
 use crate::machine::sandbox::{Filters, Thread};
 use crate::machine::vsock::SocketDevice;
+use crate::protocol::DiskCounters;
 
 /// Their threads, each with what confines it.
-pub(super) struct Others(Vec<(Box<dyn DeviceThreads>, Thread)>);
+pub(super) struct Others {
+    threads: Vec<(Box<dyn DeviceThreads>, Thread)>,
+    disks: Vec<Handle>,
+}
 
 impl Others {
     /// Makes the devices that `config` says, [so many](MachineConfig::devices_beside_nics), and their threads; the socket device is there
@@ -26,9 +33,10 @@ impl Others {
     pub(super) fn new(
         config: &MachineConfig,
         sockets: Option<SocketDevice>,
+        disks: Vec<Disk>,
     ) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), Error> {
         let failed = |source| Error::Host { what: "make a device", source };
-        let mut threads = Vec::new();
+        let mut threads: Vec<(Box<dyn DeviceThreads>, Thread)> = Vec::new();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         if config.rng {
             let rng = VirtioRng::new().map_err(failed)?;
@@ -46,12 +54,19 @@ impl Others {
             threads.push((own, kind));
             devices.push(device);
         }
-        Ok((Self(threads), devices))
+        let mut handles = Vec::new();
+        for disk in disks {
+            let disk = disk.device().map_err(failed)?;
+            handles.push(disk.handle());
+            threads.push((Box::new(disk.handle()), Thread::Disk));
+            devices.push(Box::new(disk));
+        }
+        Ok((Self { threads, disks: handles }, devices))
     }
 
     /// Confines them.
     pub(super) fn confine(&self, filters: &Arc<Filters>) -> io::Result<()> {
-        self.0.iter().try_for_each(|(threads, kind)| {
+        self.threads.iter().try_for_each(|(threads, kind)| {
             let (filters, kind) = (Arc::clone(filters), *kind);
             let hook: ThreadHook = Arc::new(move |_: &str| filters.enter(kind));
             threads.confine(&hook)
@@ -60,11 +75,28 @@ impl Others {
 
     /// Has none touch guest memory.
     pub(super) fn pause(&self) -> io::Result<()> {
-        self.0.iter().try_for_each(|(threads, _)| threads.pause())
+        self.threads.iter().try_for_each(|(threads, _)| threads.pause())
     }
 
     /// Lets them go on.
     pub(super) fn resume(&self) -> io::Result<()> {
-        self.0.iter().try_for_each(|(threads, _)| threads.resume())
+        self.threads.iter().try_for_each(|(threads, _)| threads.resume())
+    }
+
+    /// What went to and from each disk, by all of its queues.
+    pub(super) fn count_disks(&self) -> Vec<DiskCounters> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let of_disk = |disk: &Handle| {
+            disk.counters().iter().fold(DiskCounters::default(), |sum, queue| DiskCounters {
+                reads: sum.reads + read(&queue.reads),
+                read_bytes: sum.read_bytes + read(&queue.read_bytes),
+                writes: sum.writes + read(&queue.writes),
+                written_bytes: sum.written_bytes + read(&queue.written_bytes),
+                flushes: sum.flushes + read(&queue.flushes),
+                discards: sum.discards + read(&queue.discards),
+                errors: sum.errors + read(&queue.errors),
+            })
+        };
+        self.disks.iter().map(of_disk).collect()
     }
 }

@@ -159,7 +159,7 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-    use crate::protocol::{FromMachine, NicCounters, PairCounters};
+    use crate::protocol::{DiskCounters, FromMachine, NicCounters, PairCounters};
 
     #[test]
     fn messages_and_descriptors_arrive_whole() {
@@ -195,9 +195,11 @@ mod tests {
             most.as_object().unwrap().keys().map(|key| (key.clone(), u64::MAX.into())).collect();
         let pair: PairCounters = serde_json::from_value(most.into()).unwrap();
         let nic = NicCounters { number: 31, pairs: vec![pair; 64], ignored: u64::MAX };
-        for message in
-            [FromMachine::NicCounters(nic), FromMachine::Counters { exits: vec![[u64::MAX; 3]; 1024] }]
-        {
+        let (reads, read_bytes, writes, written_bytes) = (u64::MAX, u64::MAX, u64::MAX, u64::MAX);
+        let (flushes, discards, errors) = (u64::MAX, u64::MAX, u64::MAX);
+        let disk = DiskCounters { reads, read_bytes, writes, written_bytes, flushes, discards, errors };
+        let rest = FromMachine::Counters { exits: vec![[u64::MAX; 3]; 1024], disks: vec![disk; 31] };
+        for message in [FromMachine::NicCounters(nic), rest] {
             one.send(&message).unwrap();
             assert_eq!(other.receive().unwrap().unwrap().0, message);
         }

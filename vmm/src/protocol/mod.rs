@@ -140,8 +140,8 @@ pub(crate) enum FromMachine {
     Looked,
     /// Of one NIC, as asked: one message each, for all in one could be too long.
     NicCounters(NicCounters),
-    /// As asked, after those of the NICs: the exits of each vCPU.
-    Counters { exits: Vec<[u64; 3]> },
+    /// As asked, after those of the NICs: the exits of each vCPU, and what went to and from each disk.
+    Counters { exits: Vec<[u64; 3]>, disks: Vec<DiskCounters> },
     /// The NIC is held to the limits, or why not.
     Rated { nic: usize, done: Result<(), String> },
     /// Lines for the user.
@@ -185,6 +185,20 @@ pub(crate) struct Counters {
     pub(crate) nics: Vec<NicCounters>,
     /// Exits of each vCPU: port, MMIO, other.
     pub(crate) exits: Vec<[u64; 3]>,
+    /// Each disk, in order.
+    pub(crate) disks: Vec<DiskCounters>,
+}
+
+/// What went to and from one disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DiskCounters {
+    pub(crate) reads: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) writes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) flushes: u64,
+    pub(crate) discards: u64,
+    pub(crate) errors: u64,
 }
 
 /// What went over one NIC.

@@ -7,7 +7,7 @@ use vmm::counters::NetCounters;
 use super::{Core, Letter};
 use crate::keeper::control::{CountersForm, Requests};
 use crate::keeper::{counters, metrics};
-use crate::protocol::{Counters, NicCounters};
+use crate::protocol::{Counters, DiskCounters, NicCounters};
 
 impl Core {
     /// The machine has counted what went over a NIC.
@@ -18,9 +18,10 @@ impl Core {
         }
     }
 
-    /// The machine has counted its part, the last of which are the exits of each vCPU.
-    pub(super) fn answer_counters(&mut self, exits: Vec<[u64; 3]>) {
-        let counted = &Counters { nics: std::mem::take(&mut self.counted), exits };
+    /// The machine has counted its part, the last of which are the exits of each vCPU and the disks.
+    pub(super) fn answer_counters(&mut self, exits: Vec<[u64; 3]>, mut disks: Vec<DiskCounters>) {
+        disks.truncate(self.config.disks.len());
+        let counted = &Counters { nics: std::mem::take(&mut self.counted), exits, disks };
         let waiting = std::mem::take(&mut self.counting);
         if waiting.is_empty() {
             return;
@@ -30,7 +31,7 @@ impl Core {
         for (ticket, form) in waiting {
             let answer = match form {
                 CountersForm::Metrics => {
-                    json!({ "text": metrics::text(&self.info(), &net, &counted.exits) })
+                    json!({ "text": metrics::text(&self.info(), &net, counted) })
                 }
                 CountersForm::Net(None) => json!({ "counters": net }),
                 CountersForm::Net(Some(nic)) => {

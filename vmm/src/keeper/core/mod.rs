@@ -289,7 +289,7 @@ impl Core {
             FromMachine::Unplugged { number, done, unseen } => self.unplugged(number, done, unseen),
             FromMachine::Looked => self.unseen.clear(),
             FromMachine::NicCounters(counters) => self.note_counters(counters),
-            FromMachine::Counters { exits } => self.answer_counters(exits),
+            FromMachine::Counters { exits, disks } => self.answer_counters(exits, disks),
             FromMachine::Rated { nic, done } => self.rated(nic, done),
             FromMachine::PowerButton { heard } => {
                 if !heard && self.stopping.is_asked() {

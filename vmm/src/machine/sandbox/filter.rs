@@ -21,11 +21,13 @@ pub(crate) enum Thread {
     Queue,
     /// The socket device's.
     Vsock,
+    /// One for each queue of a disk.
+    Disk,
 }
 
 impl Thread {
     #[cfg(test)]
-    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Queue, Self::Vsock];
+    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Queue, Self::Vsock, Self::Disk];
 }
 
 /// A system call that some threads may make.
@@ -49,13 +51,15 @@ enum Only {
 }
 
 use Only::{Any, Ourselves, Values};
-use Thread::{Main, Queue, Vcpu, Vsock};
+use Thread::{Disk, Main, Queue, Vcpu, Vsock};
 
-const ALL: &[Thread] = &[Main, Vcpu, Queue, Vsock];
+const ALL: &[Thread] = &[Main, Vcpu, Queue, Vsock, Disk];
 /// What a queue's thread does, and so the thread that such threads are born of: a filter is inherited.
 const BORN: &[Thread] = &[Main, Queue];
 /// What all threads of devices do.
 const DEVICE: &[Thread] = &[Main, Queue, Vsock];
+/// Who waits for events.
+const WAIT: &[Thread] = &[Main, Queue, Vsock, Disk];
 
 /// How a thread is made, and not a process (clone(2)): memory, descriptors and signals are shared. The C library makes threads with these.
 const THREAD: u64 = (libc::CLONE_VM
@@ -141,9 +145,9 @@ const CALLS: &[Call] = &[
     call(libc::SYS_accept4, &[Vsock], Any, "programs that want a port of the guest"),
     call(libc::SYS_shutdown, &[Vsock], Any, "the guest has closed its end one way"),
     call(libc::SYS_recvmsg, DEVICE, Any, "messages of the keeper"),
-    call(libc::SYS_epoll_wait, DEVICE, Any, "a wait for events"),
-    call(libc::SYS_epoll_pwait, DEVICE, Any, "a wait for events"),
-    call(libc::SYS_epoll_ctl, DEVICE, Any, "other events to wait for"),
+    call(libc::SYS_epoll_wait, WAIT, Any, "a wait for events"),
+    call(libc::SYS_epoll_pwait, WAIT, Any, "a wait for events"),
+    call(libc::SYS_epoll_ctl, WAIT, Any, "other events to wait for"),
     call(libc::SYS_timerfd_settime, BORN, Any, "an interrupt that its driver has held (coalescing)"),
     call(libc::SYS_dup, ALL, Any, "eventfds of a queue that starts"),
     call(
@@ -158,10 +162,23 @@ const CALLS: &[Call] = &[
         Values(1, &[libc::F_GETFD as u64, libc::F_DUPFD_CLOEXEC as u64]),
         "a descriptor that is dropped, in a debug build; eventfds of a queue",
     ),
+    // Disks.
+    call(
+        libc::SYS_io_uring_enter,
+        &[Disk],
+        Any,
+        "what is read, written and flushed, by a ring that takes nothing else",
+    ),
+    call(libc::SYS_preadv2, &[Disk], Any, "what is read, without such a ring"),
+    call(libc::SYS_pwritev2, &[Disk], Any, "what is written, the same"),
+    call(libc::SYS_fdatasync, &[Disk], Any, "what is flushed, the same"),
+    call(libc::SYS_pread64, &[Disk], Any, "what is read into memory that the file does not take (O_DIRECT)"),
+    call(libc::SYS_pwrite64, &[Disk], Any, "what is written out of it, and zeroes"),
+    call(libc::SYS_fallocate, &[Disk], Any, "what is discarded, and zeroes"),
     // The machine.
     call(libc::SYS_ioctl, &[Vcpu], Values(1, VCPU_IOCTLS), "the guest, its interrupts and notifications"),
     call(libc::SYS_ioctl, &[Main], Values(1, MAIN_IOCTLS), "whether the guest hears; NICs that come and go"),
-    call(libc::SYS_ioctl, &[Vsock], Values(1, &[LINE]), "interrupts of a driver without MSI-X"),
+    call(libc::SYS_ioctl, &[Vsock, Disk], Values(1, &[LINE]), "interrupts of a driver without MSI-X"),
     call(libc::SYS_ioctl, BORN, Values(1, QUEUE_IOCTLS), "a tap's queue and offloads; vhost-net; interrupts"),
 ];
 
@@ -250,6 +267,7 @@ pub(crate) struct Filters {
     vcpu: BpfProgram,
     queue: BpfProgram,
     vsock: BpfProgram,
+    disk: BpfProgram,
 }
 
 impl Filters {
@@ -260,7 +278,14 @@ impl Filters {
     pub(crate) fn new() -> io::Result<Self> {
         let of = |thread| program(thread).map_err(io::Error::other);
         let no_clone3 = no_clone3().map_err(io::Error::other)?;
-        Ok(Self { no_clone3, main: of(Main)?, vcpu: of(Vcpu)?, queue: of(Queue)?, vsock: of(Vsock)? })
+        Ok(Self {
+            no_clone3,
+            main: of(Main)?,
+            vcpu: of(Vcpu)?,
+            queue: of(Queue)?,
+            vsock: of(Vsock)?,
+            disk: of(Disk)?,
+        })
     }
 
     /// Confines the calling thread to the calls of its kind, for good.
@@ -273,6 +298,7 @@ impl Filters {
             Vcpu => &[&self.vcpu],
             Queue => &[&self.queue],
             Vsock => &[&self.vsock],
+            Disk => &[&self.disk],
         };
         programs.iter().try_for_each(|program| apply_filter(program)).map_err(io::Error::other)
     }
@@ -315,9 +341,9 @@ mod tests {
         all.push(match thread {
             // Threads are made, and no process. It is that call where the C library does not find the other.
             Main => (libc::SYS_clone, || drop(Command::new("/bin/true").spawn())),
-            Vcpu | Queue | Vsock => (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
+            Vcpu | Queue | Vsock | Disk => (libc::SYS_clone3, || drop(std::thread::spawn(|| ()))),
         });
-        if thread == Vcpu {
+        if matches!(thread, Vcpu | Disk) {
             all.push((libc::SYS_readv, || {
                 let (mut byte, stdin) = ([0], io::stdin());
                 let _ = rustix::io::readv(stdin, &mut [io::IoSliceMut::new(&mut byte)]);
