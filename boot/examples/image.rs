@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [source, format, out] = &arguments[..] else { return Err("usage: image SRC erofs|cpio OUT".into()) };
     let format = if format == "cpio" { Format::Cpio } else { Format::Erofs };
-    let root = match root(Path::new(source), format, &Cache::default()?, Limits::default()) {
+    let root = match root(Path::new(source), format, &Cache::of_user()?, Limits::default()) {
         Ok(root) => root,
         Err(error) => {
             eprintln!("error: {error}");

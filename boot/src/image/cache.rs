@@ -61,7 +61,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`at`](Self::at), or there is no such place.
-    pub fn default() -> Result<Self, Error> {
+    pub fn of_user() -> Result<Self, Error> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let directory = match absolute("XDG_CACHE_HOME") {
             Some(directory) => directory,

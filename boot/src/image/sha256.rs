@@ -116,27 +116,44 @@ impl Sha256 {
 }
 
 fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
-    let mut w = [0; 64];
+    let mut w = [0_u32; 16];
     for (word, bytes) in w.iter_mut().zip(block.as_chunks::<4>().0) {
         *word = u32::from_be_bytes(*bytes);
     }
-    for t in 16..64 {
-        let (a, b) = (w[t - 15], w[t - 2]);
-        let s0 = a.rotate_right(7) ^ a.rotate_right(18) ^ (a >> 3);
-        let s1 = b.rotate_right(17) ^ b.rotate_right(19) ^ (b >> 10);
-        w[t] = s1.wrapping_add(w[t - 7]).wrapping_add(s0).wrapping_add(w[t - 16]);
+    let mut s = *state;
+    // Eight rounds at a time, after which every variable is back in its place: none is moved.
+    macro_rules! round {
+        ($t:expr, $a:tt $b:tt $c:tt $d:tt $e:tt $f:tt $g:tt $h:tt) => {
+            let (e, a) = (s[$e], s[$a]);
+            let sum1 = e.rotate_right(6) ^ e.rotate_right(11) ^ e.rotate_right(25);
+            let choice = s[$g] ^ (e & (s[$f] ^ s[$g]));
+            let t1 =
+                s[$h].wrapping_add(sum1).wrapping_add(choice).wrapping_add(K[$t]).wrapping_add(w[$t % 16]);
+            let sum0 = a.rotate_right(2) ^ a.rotate_right(13) ^ a.rotate_right(22);
+            let majority = (a & s[$b]) | (s[$c] & (a | s[$b]));
+            s[$d] = s[$d].wrapping_add(t1);
+            s[$h] = t1.wrapping_add(sum0).wrapping_add(majority);
+        };
     }
-    let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
-    for (k, w) in K.iter().zip(w) {
-        let s1 = e.rotate_right(6) ^ e.rotate_right(11) ^ e.rotate_right(25);
-        let choice = (e & f) ^ (!e & g);
-        let t1 = h.wrapping_add(s1).wrapping_add(choice).wrapping_add(*k).wrapping_add(w);
-        let s0 = a.rotate_right(2) ^ a.rotate_right(13) ^ a.rotate_right(22);
-        let majority = (a & b) ^ (a & c) ^ (b & c);
-        (h, g, f, e, d, c, b, a) =
-            (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(s0.wrapping_add(majority)));
+    for t in (0..64).step_by(8) {
+        if t >= 16 {
+            for i in t..t + 8 {
+                let (a, b) = (w[(i + 1) % 16], w[(i + 14) % 16]);
+                let s0 = a.rotate_right(7) ^ a.rotate_right(18) ^ (a >> 3);
+                let s1 = b.rotate_right(17) ^ b.rotate_right(19) ^ (b >> 10);
+                w[i % 16] = w[i % 16].wrapping_add(s0).wrapping_add(w[(i + 9) % 16]).wrapping_add(s1);
+            }
+        }
+        round!(t, 0 1 2 3 4 5 6 7);
+        round!(t + 1, 7 0 1 2 3 4 5 6);
+        round!(t + 2, 6 7 0 1 2 3 4 5);
+        round!(t + 3, 5 6 7 0 1 2 3 4);
+        round!(t + 4, 4 5 6 7 0 1 2 3);
+        round!(t + 5, 3 4 5 6 7 0 1 2);
+        round!(t + 6, 2 3 4 5 6 7 0 1);
+        round!(t + 7, 1 2 3 4 5 6 7 0);
     }
-    for (word, add) in state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
+    for (word, add) in state.iter_mut().zip(s) {
         *word = word.wrapping_add(add);
     }
 }

@@ -92,7 +92,7 @@ mod tests {
     fn one_that_cannot_be_read_is_named() {
         let root = Directory::new();
         let path = root.file("boot/vmlinuz-1", b"kernel");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
         if File::open(&path).is_ok() {
             return eprintln!("skipped: root reads every file");
         }

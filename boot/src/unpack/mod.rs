@@ -225,6 +225,11 @@ mod tests {
         }
     }
 
+    thread_local! {
+        static SAMPLES: Vec<Vec<u8>> =
+            PROGRAMS.map(|(name, arguments)| packed(name, arguments, &sample(3000))).to_vec();
+    }
+
     proptest! {
         #[test]
         fn no_bytes_lead_astray(
@@ -238,8 +243,7 @@ mod tests {
 
         #[test]
         fn no_flipped_bits_lead_astray(flips in prop::collection::vec((0..2000_usize, 0..8), 1..4), which in 0..7_usize) {
-            let (name, arguments) = PROGRAMS[which];
-            let mut bytes = packed(name, arguments, &sample(3000));
+            let mut bytes = SAMPLES.with(|samples| samples[which].clone());
             for (at, bit) in flips {
                 let at = 4 + at % (bytes.len() - 4);
                 bytes[at] ^= 1_u8 << bit;

@@ -1,7 +1,7 @@
 //! The .xz file format, version 1.2, with the filter LZMA2 alone, as kernel modules and most archives have it.
 //!
 //! Checked: the headers' and the index's CRC32, and a block's CRC32. What is checked by CRC64 or SHA-256 goes unchecked here, as what
-//! matters has a digest of its own. By hand: the crate `lzma-rs` adds 36 KiB to the program, and bounds no dictionary.
+//! matters has a digest of its own. By hand rather than by a crate: what modules and archives need of the format is little.
 
 use std::io::{self, BufRead, Read};
 

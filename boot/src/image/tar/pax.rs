@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn records_are_read_by_their_lengths() {
         let mut pax = Pax::default();
-        pax.read(b"12 path=a/b\n20 mtime=17.25000000\n25 SCHILY.xattr.user.x=\n1\n\0\0").unwrap();
+        pax.read(b"12 path=a/b\n21 mtime=17.25000000\n26 SCHILY.xattr.user.x=\n1\n\0\0").unwrap();
         assert_eq!((pax.name().unwrap(), pax.mtime), (b"a/b".to_vec(), Some((17, 250_000_000))));
         assert_eq!(pax.xattrs[&b"user.x"[..]], b"\n1"[..].into());
         for broken in [

@@ -1,0 +1,175 @@
+//! The cache: what is made once, and what is made again.
+
+use std::io::Read;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
+
+use super::*;
+use crate::image::{Cache, Format, Root, root};
+
+struct Place {
+    directory: Directory,
+    cache: Cache,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = Directory::new();
+        let cache = Cache::at(directory.path().join("x/wirevm")).unwrap();
+        Self { directory, cache }
+    }
+
+    fn made(&self, name: &str, format: Format) -> Root {
+        root(&self.directory.path().join(name), format, &self.cache, Limits::default()).unwrap()
+    }
+
+    fn entries(&self) -> Vec<PathBuf> {
+        let mut entries: Vec<_> =
+            std::fs::read_dir(self.cache.directory()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        entries
+    }
+}
+
+fn all(mut file: &std::fs::File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(&mut file).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn archive(content: &[u8]) -> Vec<u8> {
+    Tar::default().file("f", content).end()
+}
+
+#[test]
+fn an_image_is_made_once_in_each_format() {
+    let place = Place::new();
+    place.directory.file("image", &archive(b"1"));
+    for (count, format) in [(1, Format::Erofs), (2, Format::Cpio)] {
+        let first = place.made("image", format);
+        let again = place.made("image", format);
+        assert_eq!((first.cached, again.cached, place.entries().len()), (false, true, count));
+        assert!(all(&first.file) == all(&again.file));
+    }
+    place.directory.file("copy", &archive(b"1"));
+    assert!(place.made("copy", Format::Erofs).cached, "another name, the same bytes");
+    place.directory.file("image", &archive(b"2"));
+    assert!(!place.made("image", Format::Erofs).cached, "the same name, other bytes");
+    assert_eq!(place.cache.directory().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    // A directory has no digest.
+    place.directory.file("dir/f", b"3");
+    assert!(!place.made("dir", Format::Erofs).cached && !place.made("dir", Format::Erofs).cached);
+    assert_eq!(place.entries().len(), 3);
+}
+
+#[test]
+fn an_entry_that_is_not_whole_is_made_again() {
+    let place = Place::new();
+    place.directory.file("image", &archive(&[7; 9000]));
+    for format in [Format::Erofs, Format::Cpio] {
+        let want = all(&place.made("image", format).file);
+        let path = place
+            .entries()
+            .into_iter()
+            .find(|path| path.to_string_lossy().ends_with(format!("{format:?}").to_lowercase().as_str()))
+            .unwrap();
+        let spoil = |how: &dyn Fn(&std::fs::File)| {
+            how(&std::fs::File::options().write(true).open(&path).unwrap());
+            let again = place.made("image", format);
+            assert!(!again.cached && all(&again.file) == want);
+            assert!(place.made("image", format).cached);
+        };
+        let len = want.len() as u64;
+        for cut in [0, 1, 60, len / 2, len - 4096.min(len), len - 1] {
+            spoil(&|file| file.set_len(cut).unwrap());
+        }
+        spoil(&|file| file.set_len(len + 4096).unwrap());
+        let end = if format == Format::Cpio { 124 } else { 0 };
+        for at in [1, 33, 40, 48, 56, 70] {
+            spoil(&|file| file.write_all_at(b"#", len - end - at).unwrap());
+        }
+        // A link is not followed.
+        std::fs::rename(&path, place.directory.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(place.directory.path().join("elsewhere"), &path).unwrap();
+        assert!(!place.made("image", format).cached);
+        assert!(path.symlink_metadata().unwrap().is_file());
+    }
+}
+
+#[test]
+fn what_the_image_says_of_its_command_is_kept() {
+    let place = Place::new();
+    let layer = archive(b"1");
+    let digest = crate::image::Digest::of(&layer);
+    let config = format!(
+        r#"{{"rootfs":{{"diff_ids":["sha256:{digest}"]}},"config":{{"Env":["A=ü \"x\""],"Cmd":["c"],"User":"u"}}}}"#
+    );
+    let saved = Tar::default()
+        .file("manifest.json", br#"[{"Config":"c.json","Layers":["l.tar"]}]"#)
+        .file("c.json", config.as_bytes())
+        .file("l.tar", &layer)
+        .end();
+    place.directory.file("image", &saved);
+    for format in [Format::Erofs, Format::Cpio] {
+        let (first, again) = (place.made("image", format), place.made("image", format));
+        assert!(!first.cached && again.cached && first.config == again.config);
+        assert_eq!((&again.config.env[0][..], &again.config.user[..]), ("A=ü \"x\"", "u"));
+    }
+}
+
+#[test]
+fn whoever_asks_at_once_makes_it_once() {
+    let place = Place::new();
+    place.directory.file("image", &archive(&[3; 100_000]));
+    let made = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| place.made("image", Format::Erofs))).collect();
+        threads
+            .into_iter()
+            .filter(|_| true)
+            .map(|thread| thread.join().unwrap())
+            .filter(|root| !root.cached)
+            .count()
+    });
+    assert_eq!((made, place.entries().len()), (1, 1));
+}
+
+#[test]
+fn nothing_is_left_of_what_fails() {
+    let place = Place::new();
+    let path = place.directory.file("image", &Tar::default().file("a", b"1").file("a/b", b"").end());
+    root(&path, Format::Erofs, &place.cache, Limits::default()).unwrap_err();
+    assert!(place.entries().is_empty());
+}
+
+#[test]
+fn entries_that_nobody_wants_go() {
+    use std::time::{Duration, SystemTime};
+    let place = Place::new();
+    let old = SystemTime::now() - Duration::from_secs(31 * 24 * 3600);
+    let age = |path: &Path| std::fs::File::open(path).unwrap().set_modified(old).unwrap();
+    for content in [b"1", b"2"] {
+        place.directory.file(str::from_utf8(content).unwrap(), &archive(content));
+        place.made(str::from_utf8(content).unwrap(), Format::Erofs);
+    }
+    place.entries().iter().for_each(|path| age(path));
+    assert!(place.made("1", Format::Erofs).cached);
+    place.directory.file("3", &archive(b"3"));
+    place.made("3", Format::Erofs);
+    assert_eq!(place.entries().len(), 2);
+    assert!(place.made("1", Format::Erofs).cached && !place.made("2", Format::Erofs).cached);
+}
+
+#[test]
+fn a_directory_of_others_is_refused() {
+    let directory = Directory::new();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = Cache::at(directory.path().into()).unwrap_err();
+    assert!(
+        matches!(error, Error::CacheNotOurs { .. }) && error.remedy().contains("XDG_CACHE_HOME"),
+        "{error}"
+    );
+    let file = directory.file("file", b"");
+    let error = Cache::at(file.join("x")).unwrap_err();
+    assert!(error.to_string().starts_with("cannot write to the cache "), "{error}");
+}
