@@ -39,11 +39,9 @@ fn two_hundred_thousand_files_take_little_memory() {
     }
     archive.write_all(&[0; 1024]).unwrap();
     archive.into_inner().unwrap();
-    let made = [Format::Erofs, Format::Cpio].map(|format| root(&path, format, &cache, Limits::default()));
+    let made = root(&path, Format::Erofs, &cache, Limits::default());
     let peak = peak();
     std::fs::remove_dir_all(&directory).unwrap();
-    for made in made {
-        assert!(made.unwrap().file.metadata().unwrap().len() > u64::from(FILES) * 32);
-    }
+    assert!(made.unwrap().file.metadata().unwrap().len() > u64::from(FILES) * 32);
     assert!(peak < PEAK_MAX, "{peak} KiB");
 }
