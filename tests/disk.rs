@@ -99,7 +99,7 @@ fn a_user_who_may_not_write_is_told_of_ro() {
     };
     let said = run(&disk);
     assert!(said.contains("for writing") && said.contains(&format!("--disk {disk},ro")), "{said}");
-    fs::set_permissions(&disk, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o000)).unwrap();
     let said = run(&disk);
     assert!(said.contains("Permission denied") && said.contains("that you may read"), "{said}");
 }
