@@ -41,6 +41,8 @@
 //! | `virtio/rng.rs`, `virtio/balloon.rs` | the entropy device; the balloon, which reports free pages |
 //! | `virtio/vsock/` | sockets between guest and host |
 //! | `virtio/block/` | disks: a request from the ring to the file and back, by io_uring or by the thread itself |
+//! | `virtio/vhost_user/` | a device that another process works for: the protocol, and the thread that starts and stops it |
+//! | `virtio/fs.rs` | directories of the host, by `virtiofsd` |
 //! | `virtio/net/mod.rs` | the NIC: features, configuration, start and reset |
 //! | `virtio/net/handle.rs` | what its owner can ask of a NIC while it runs |
 //! | `virtio/net/mailbox.rs` | what a pair's thread is asked, and why nobody waits in a circle |

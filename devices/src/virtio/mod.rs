@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 mod device;
+pub mod fs;
 pub mod mailbox;
 pub mod mock;
 pub mod net;
@@ -11,6 +12,7 @@ pub mod queue_thread;
 pub mod rng;
 mod served;
 mod transport;
+pub mod vhost_user;
 pub mod vsock;
 
 pub use self::device::{Activation, ActiveQueue, DeviceThreads, Interrupt, VirtioDevice};

@@ -113,12 +113,12 @@ impl DeviceThreads for ServedThread {
 }
 
 /// What the thread has of a driver.
-struct Driver {
-    memory: GuestMemoryMmap,
-    interrupt: Arc<dyn Interrupt>,
-    queues: Vec<ActiveQueue>,
+pub(super) struct Driver {
+    pub(super) memory: GuestMemoryMmap,
+    pub(super) interrupt: Arc<dyn Interrupt>,
+    pub(super) queues: Vec<ActiveQueue>,
     /// It broke a ring, and nothing touches them any more.
-    ended: bool,
+    pub(super) ended: bool,
 }
 
 /// The thread's life.
@@ -135,8 +135,8 @@ struct Worker<S> {
 }
 
 /// The mailbox's event, behind those of the queues: all are edges, so that none needs a read.
-const MAIL: u32 = u16::MAX as u32 + 1;
-const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
+pub(super) const MAIL: u32 = u16::MAX as u32 + 1;
+pub(super) const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
 
 impl<S: Serve> Worker<S> {
     fn receive(&mut self, message: Message, ops: &mut EventOps) {
@@ -179,7 +179,8 @@ impl<S: Serve> Worker<S> {
     }
 }
 
-fn watch(queue: &ActiveQueue) -> Events {
+/// A queue's kicks, as an event whose data is the queue's index.
+pub(super) fn watch(queue: &ActiveQueue) -> Events {
     Events::with_data(&*queue.kick, queue.index.into(), EDGE)
 }
 
@@ -213,7 +214,7 @@ fn run<S: Serve>(mut manager: EventManager<Worker<S>>, id: SubscriberId) {
 impl Driver {
     /// Serves what is there on each queue, as many chains at once as the queue has, so that a driver that adds without end does not keep
     /// the messages waiting. True: there is more. False: each queue is armed.
-    fn serve(&mut self, what: &mut impl Serve) -> Result<bool, queue::Error> {
+    pub(super) fn serve(&mut self, what: &mut impl Serve) -> Result<bool, queue::Error> {
         let mut more = false;
         for ActiveQueue { index, ring, .. } in &mut self.queues {
             let rings = ring.map(&self.memory)?;

@@ -1,0 +1,100 @@
+//! A device whose work another process does, by the vhost-user protocol: which device it is, is the business of who has the front end.
+//!
+//! ```text
+//! guest: kick ──ioeventfd──► back end: the rings, in memory that it shares ──irqfd──► guest
+//! ```
+//! Kicks go to the back end and interrupts come from it without us. What is left is a thread that starts and stops the rings there, and
+//! hears of the back end's end. From then on the device is served by its [fallback](Serve) here, which answers each request with
+//! an error. A back end does not come back.
+//!
+//! ```text
+//!          Start              Pause
+//!   Idle ────────► Running ◄────────► Paused       the back end is gone, or makes no sense: Orphaned, for good;
+//!    ▲                │      Resume     │           the same states, with the fallback at work
+//!    └──── Stop ──────┴─────────────────┘
+//! ```
+//!
+//! Messages by hand rather than by the crate vhost: that brings eight crates more (uuid and rand among them), and waits for an answer for
+//! as long as a byte comes now and then.
+
+mod protocol;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+
+pub use self::protocol::{BackEnd, Error, PATIENCE, Request};
+use self::worker::{Message, prepare};
+use super::device::{Activation, DeviceThreads};
+use super::mailbox::{Address, ThreadHook};
+use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use super::queue_thread::QueueThread;
+use super::served::Serve;
+
+/// The front end of such a device.
+pub(super) struct VhostUser {
+    thread: QueueThread<Message>,
+    features: u64,
+}
+
+impl VhostUser {
+    /// Spawns the thread `name`, for a device of so many queues that `back_end` works for, and `fallback` once that is gone. The log
+    /// calls it `title`.
+    ///
+    /// # Errors
+    /// There are no descriptors or no threads left.
+    pub(super) fn spawn(
+        name: &str,
+        title: String,
+        back_end: BackEnd,
+        queues: usize,
+        fallback: impl Serve,
+    ) -> io::Result<Self> {
+        let features = F_VERSION_1 | back_end.features() & (F_EVENT_IDX | F_INDIRECT_DESC);
+        let prepare = move |mailbox| prepare(mailbox, title, back_end, queues, fallback);
+        QueueThread::spawn(name, None, prepare).map(|thread| Self { thread, features })
+    }
+
+    /// The feature bits of the rings that both ends know; those of the device come on top.
+    pub(super) fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Starts with a driver's queues. It cannot fail for the back end: where that does, the fallback starts.
+    pub(super) fn start(&self, activation: Activation) -> io::Result<()> {
+        self.thread.address().ask(|reply| Message::Start(Box::new(activation), reply)).wait()?
+    }
+
+    /// The queues have other vectors.
+    pub(super) fn rerouted(&self) {
+        // A thread that is gone interrupts nobody.
+        let _ = self.thread.address().ask(Message::Reroute).wait();
+    }
+
+    /// Returns once nothing touches the driver's queues any more; or the back end does not say so, and is left.
+    pub(super) fn stop(&self) {
+        // A thread that is gone touches nothing.
+        let _ = self.thread.address().ask(Message::Stop).wait();
+    }
+
+    /// By which the machine's owner reaches the thread.
+    pub(super) fn threads(&self) -> Box<dyn DeviceThreads> {
+        Box::new(Thread(self.thread.address().clone()))
+    }
+}
+
+struct Thread(Address<Message>);
+
+impl DeviceThreads for Thread {
+    fn confine(&self, hook: &ThreadHook) -> io::Result<()> {
+        self.0.confine(Arc::clone(hook)).wait()?
+    }
+
+    fn pause(&self) -> io::Result<()> {
+        self.0.ask(Message::Pause).wait().map_err(io::Error::from)
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        self.0.ask(Message::Resume).wait().map_err(io::Error::from)
+    }
+}
