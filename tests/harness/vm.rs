@@ -327,7 +327,7 @@ impl Vm {
         kill_process(Pid::from_child(&self.child), signal).expect("our child");
     }
 
-    /// The process that runs the guest: the one child of the other.
+    /// The process that runs the guest: the one child of the other that is the same program.
     #[track_caller]
     pub fn machine_pid(&self) -> u32 {
         self.try_machine_pid().unwrap_or_else(|| panic!("no process runs the guest\n{}", self.state()))
@@ -335,11 +335,12 @@ impl Vm {
 
     /// The same, once there is one.
     pub fn try_machine_pid(&self) -> Option<u32> {
+        let program = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         let is_child = |pid: &u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             // proc_pid_stat(5): the name in brackets, the state, the parent.
             let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
-            parent == Some(&self.pid().to_string())
+            parent == Some(&self.pid().to_string()) && program(*pid) == program(self.pid())
         };
         let all = std::fs::read_dir("/proc").expect("/proc").flatten();
         let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

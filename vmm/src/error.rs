@@ -8,6 +8,7 @@ use vmm::client::ClientError;
 use vmm::config::{argument, size};
 use vmm::runtime::NameError;
 
+use crate::keeper::shares::ShareError;
 use crate::kvm::hugepages::{self, Pool};
 use crate::machine::DiskError;
 use crate::protocol::Failure;
@@ -29,6 +30,8 @@ pub(crate) enum Error {
     TooManyNics { wanted: usize, limit: usize },
     #[error("{} disks are more than the {limit} that fit", wanted)]
     TooManyDisks { wanted: usize, limit: usize },
+    #[error("{} shares are more than the {limit} that fit", wanted)]
+    TooManyShares { wanted: usize, limit: usize },
     #[error("slot {slot} of the PCI bus is taken")]
     SlotTaken { slot: usize },
     #[error(
@@ -113,6 +116,10 @@ pub(crate) enum Error {
     Forbidden { call: String, thread: String },
     #[error("cannot read the credential {name}")]
     Credential { name: String, source: io::Error },
+    #[error(transparent)]
+    Share(ShareError),
+    #[error("the virtiofsd of the share {tag} is of no use")]
+    BackEnd { tag: String, source: devices::virtio::vhost_user::Error },
     #[error("{0} panicked; this is a bug in wirevm")]
     Bug(String),
 }
@@ -211,6 +218,7 @@ impl Error {
             Self::CpusOutOfReach { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),
             Self::TooManyDisks { limit, .. } => format!("give --disk {limit} times at the most"),
+            Self::TooManyShares { limit, .. } => format!("give --share {limit} times at the most"),
             Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
             Self::HugePagesShort { needed, pool, .. } => format!(
                 "{} are free; reserve more ({}), give less with --memory, or leave hugepages= away",
@@ -267,6 +275,8 @@ impl Error {
             Self::Deaf => "wait until the guest is up, or take a kernel with CONFIG_ACPI".into(),
             Self::SlotTaken { .. } | Self::StandsStill | Self::Refused { .. } | Self::Kept { .. } => return None,
             Self::Credential { .. } => "name a file that you may read: --credential NAME=@FILE".into(),
+            Self::Share(error) => return error.remedy(),
+            Self::BackEnd { .. } => "is it a virtiofsd? wirevm -v says which one it is".into(),
             Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
         })
     }

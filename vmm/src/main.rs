@@ -21,6 +21,7 @@
 //!   machine's process. `nics.rs`, `nic_table.rs`, `move_spec.rs`: wires, what guests ask of them, and what a move may change.
 //!   `stopping.rs`: how an end is asked for, and enforced.
 //!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
+//!   `shares.rs`, `virtiofsd.rs`, `jail.rs`: the processes that share directories, and what confines them.
 //!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `vsock.rs`: the host's end of the guest's sockets. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`,
 //!   `metrics.rs`, `signals.rs`: what their names say.
 //! - `machine/mod.rs`: its life. `build.rs`: what it is made of. `events.rs`: its loop. `vcpus.rs`: the vCPUs' threads, which run,

@@ -1,10 +1,15 @@
 //! The few system calls for which no crate has a safe name.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
 
 use rustix::process::Pid;
 
@@ -166,4 +171,63 @@ pub(crate) fn keep_only(mut kept: Vec<RawFd>, nothing: &OwnedFd) -> io::Result<(
         }
     }
     Ok(())
+}
+
+/// Has the process that `command` starts do this before it becomes the program.
+pub(crate) fn before_exec(
+    command: &mut Command,
+    before: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: it is the keeper that starts programs, which has one thread: the new process has all that there was, as it was.
+    unsafe { command.pre_exec(before) };
+}
+
+/// Gives the calling process, which has one thread, namespaces of its own (unshare(2)).
+///
+/// # Errors
+/// It has no right to, or there are too many.
+pub(crate) fn unshare(namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: what the process had in memory stays as it was; the callers ask for no flag by which threads would part.
+    match unsafe { libc::unshare(namespaces) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has nobody in this mount namespace change what is at `directory`, where something is mounted, and below it (mount_setattr(2)).
+///
+/// # Errors
+/// It has no right to, or the kernel is before Linux 5.12.
+pub(crate) fn make_mounts_read_only(directory: &Path) -> io::Result<()> {
+    let path = CString::new(directory.as_os_str().as_bytes())?;
+    // `struct mount_attr` of `linux/mount.h`: what to set, what to clear, how to propagate, a user namespace.
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    const AT_RECURSIVE: libc::c_int = 0x8000;
+    let attributes = [MOUNT_ATTR_RDONLY, 0, 0, 0];
+    let len = size_of_val(&attributes);
+    // SAFETY: the path is a string, and the attributes are as long as it says; both are only read.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            AT_RECURSIVE,
+            attributes.as_ptr(),
+            len,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has the program that comes next have no descriptor of `first` and above.
+///
+/// # Errors
+/// The kernel is before Linux 5.11.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: it closes nothing in this program.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }
+    {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -20,7 +20,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use vmm::MachineConfig;
 use vmm::config::{
     ConsoleConfig, Credential, DEFAULT_CMDLINE, DEFAULT_STOP_TIMEOUT, DiskConfig, MemoryConfig, NOBODY,
-    Transport, Uuid, VsockConfig,
+    ShareConfig, Transport, Uuid, VsockConfig,
 };
 
 /// A minimal KVM hypervisor whose subject is the NIC: boots a Linux guest and wires its network card with one option.
@@ -142,6 +142,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE")]
     pub(crate) disk: Vec<DiskConfig>,
 
+    /// A directory of the host that the guest can mount, DIR[:TAG][,ro] (virtio-fs); once for each
+    #[arg(long, value_name = "DIR[:TAG][,ro]")]
+    pub(crate) share: Vec<ShareConfig>,
+
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
     pub(crate) net: Vec<NetConfig>,
@@ -212,6 +216,7 @@ impl From<&Run> for MachineConfig {
             balloon: run.balloon,
             vsock: run.vsock,
             disks: run.disk.clone(),
+            shares: run.share.clone(),
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),

@@ -3,6 +3,7 @@
 mod disk;
 mod identity;
 mod memory;
+mod share;
 mod size;
 mod vsock;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::disk::DiskConfig;
 pub use self::identity::{Credential, HOSTNAME, Uuid};
 pub use self::memory::{HugePages, MemoryConfig};
+pub use self::share::ShareConfig;
 pub use self::size::{argument, size};
 pub use self::vsock::VsockConfig;
 
@@ -80,6 +82,9 @@ pub struct MachineConfig {
     /// Its disks, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// Directories of the host that it can mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareConfig>,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -148,6 +153,7 @@ impl MachineConfig {
             balloon: yes(),
             vsock: VsockConfig::default(),
             disks: Vec::new(),
+            shares: Vec::new(),
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -174,7 +180,7 @@ impl MachineConfig {
     /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
     pub fn devices_beside_nics(&self) -> usize {
         let on = [self.rng, self.has_balloon(), self.vsock != VsockConfig::Off];
-        on.into_iter().filter(|on| *on).count() + self.disks.len()
+        on.into_iter().filter(|on| *on).count() + self.disks.len() + self.shares.len()
     }
 
     /// Whether there is a balloon.
@@ -213,6 +219,7 @@ impl MachineConfig {
         option("balloon", if self.balloon { "on" } else { "off" }.to_owned());
         option("vsock", self.vsock.to_string());
         self.disks.iter().for_each(|disk| option("disk", disk.to_string()));
+        self.shares.iter().for_each(|share| option("share", share.to_string()));
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());
@@ -320,6 +327,7 @@ mod tests {
             disks: vec!["root.raw".parse().unwrap(), "a,,b,ro,serial=7".parse().unwrap()],
             credentials: vec!["system.hostname=web".parse().unwrap(), "key=@/etc/key".parse().unwrap()],
             vsock: VsockConfig::Vhost(Some(5)),
+            shares: vec!["/srv/data,ro".parse().unwrap(), ".:here".parse().unwrap()],
             transport: Transport::Mmio,
             console: ConsoleConfig::File("/tmp/console".into()),
             ..MachineConfig::new("vmlinuz")

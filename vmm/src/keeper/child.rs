@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid,
 };
 
 /// A child of this process. Dropped, it is killed and waited for: nothing of it holds a link any more.
+#[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
     /// Readable once it has ended.
@@ -39,6 +41,12 @@ impl Child {
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Whether it has ended, and waits to be waited for.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Kills it.

@@ -40,6 +40,8 @@ mod token {
     pub(super) const AGAIN: u32 = 9;
     /// The guest asks for a port of the host.
     pub(super) const PORT: u32 = 10;
+    /// The virtiofsd of share 0 has ended, or (with the next) says something; those of the others follow.
+    pub(super) const SHARE: u32 = 0x40;
     /// A guest's driver asks something of the wire of NIC 0; those of the others follow.
     pub(super) const NIC: u32 = 0x100;
     /// The guest asks a DNS server by this NIC, and the next ones, or has an answer.
@@ -144,6 +146,23 @@ impl Keeper {
         {
             door.watched = false;
             let removed = ops.remove(asks_for_ports(door));
+            self.note(removed);
+        }
+    }
+
+    /// What is there of the process of a share: twice its number where it has ended, and one more where it says something.
+    fn hear_share(&mut self, what: u32, ops: &mut EventOps) {
+        let (at, says) = (what as usize / 2, what % 2 == 1);
+        let Some(&[ends_by, says_by]) = self.core.shares().watched().get(at) else { return };
+        let (descriptor, more) = match says {
+            true => (says_by, self.core.shares().hear(at)),
+            false => {
+                self.core.shares().ended(at);
+                (ends_by, false)
+            }
+        };
+        if !more {
+            let removed = ops.remove(Events::with_data_raw(descriptor, token::SHARE + what, EventSet::IN));
             self.note(removed);
         }
     }
@@ -296,6 +315,7 @@ impl MutEventSubscriber for Keeper {
                     wire.hand_dns_on();
                 }
             }
+            share @ token::SHARE..token::NIC => self.hear_share(share - token::SHARE, ops),
             nic => self.answer_guest((nic - token::NIC) as usize, ops),
         }
         self.rewatch_wires(ops);
@@ -314,6 +334,12 @@ impl MutEventSubscriber for Keeper {
             added = added
                 .and_then(|()| ops.add(Events::with_data(timer, token::TIMER, EventSet::IN)))
                 .and_then(|()| ops.add(Events::with_data(again, token::AGAIN, EventSet::IN)));
+        }
+        for (share, token) in self.core.shares().watched().into_iter().zip((token::SHARE..).step_by(2)) {
+            for (descriptor, token) in share.into_iter().zip(token..) {
+                let events = Events::with_data_raw(descriptor, token, EventSet::IN);
+                added = added.and_then(|()| ops.add(events));
+            }
         }
         for nic in self.core.nics_mut().iter_mut() {
             added = added.and_then(|()| ops.add(asks(nic)));

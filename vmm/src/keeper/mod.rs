@@ -12,6 +12,7 @@ mod counters;
 pub(crate) mod detach;
 mod dns_watches;
 mod events;
+mod jail;
 mod keyboard;
 mod metrics;
 mod move_spec;
@@ -19,15 +20,18 @@ mod nic_table;
 mod nics;
 mod notify;
 mod register;
+pub(crate) mod shares;
 pub(crate) mod signals;
 pub(crate) mod sink;
 mod stopping;
 pub(crate) mod terminal;
+pub(crate) mod virtiofsd;
 mod vsock;
 mod watch;
 mod wire_watches;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,6 +49,7 @@ use self::detach::Ready;
 use self::events::Keeper;
 use self::keyboard::Keyboard;
 use self::nics::Nic;
+use self::shares::Shares;
 use self::signals::Signals;
 use self::sink::Sink;
 use self::vsock::Vsock;
@@ -156,11 +161,15 @@ fn start(
     // Before the child, so that this one is gone when a start that fails gives links back: it has their descriptors, too.
     let mut nics = Vec::new();
     let identity = Identity::of(config)?;
-    let mut child = match fork(config, theirs, [output, input], identity, timings)? {
+    let (mut shares, sockets) = Shares::start(&config.shares, &config.memory).map_err(Error::Share)?;
+    let with_shared_memory = shares.memory_for(config);
+    let config = with_shared_memory.as_ref().unwrap_or(config);
+    let mut child = match fork(config, theirs, [output, input], sockets, identity, timings)? {
         Forked::Parent(pid) => Child::new(pid).map_err(host("watch the process that runs the guest"))?,
         Forked::Child => unreachable!("the machine's life has no end that returns"),
     };
-    wait_until_accepted(&channel, signals, &mut child)?;
+    wait_until_accepted(&channel, signals, &mut child)
+        .map_err(|error| shares.why().map_or(error, Error::Share))?;
     if let Some(ready) = &ready {
         ready.leave_stdin().map_err(host("go on without the terminal"))?;
     }
@@ -212,6 +221,7 @@ fn start(
         keyboard,
         nics,
         vsock,
+        shares,
         server,
         host: wiring,
         place,
@@ -231,6 +241,7 @@ fn fork(
     config: &MachineConfig,
     channel: Channel<FromMachine, ToMachine>,
     [output, input]: [OwnedFd; 2],
+    shares: Vec<UnixStream>,
     identity: Identity,
     timings: Timings,
 ) -> Result<Forked, Error> {
@@ -238,7 +249,7 @@ fn fork(
     let forked =
         sys::fork().map_err(|source| Error::Host { what: "fork the process that runs the guest", source })?;
     if let Forked::Child = forked {
-        machine::main(config, Birth { channel, output, input, keeper, identity, timings });
+        machine::main(config, Birth { channel, output, input, shares, keeper, identity, timings });
     }
     Ok(forked)
 }

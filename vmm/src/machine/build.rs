@@ -4,6 +4,7 @@
 //! of our threads.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::Builder;
 
@@ -38,7 +39,7 @@ use crate::machine::disk::{Disk, DiskError};
 use crate::machine::ending::{Ending, Outcome};
 use crate::machine::events::{Loop, Machine};
 use crate::machine::nic::Nic;
-use crate::machine::others::Others;
+use crate::machine::others::{self, Opened, Others};
 use crate::machine::output::Output;
 use crate::machine::sandbox::{self, Filters, Thread};
 use crate::machine::slots::Slots;
@@ -69,6 +70,8 @@ pub(super) struct Given<'a> {
     pub(super) disks: Result<Vec<Disk>, DiskError>,
     pub(super) output: OwnedFd,
     pub(super) input: OwnedFd,
+    /// The connection to the back end of each share.
+    pub(super) shares: Vec<UnixStream>,
     pub(super) keeper: Pid,
     pub(super) identity: Identity,
 }
@@ -112,6 +115,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
             "the guest's command line has pci=off, and its NICs are on the PCI bus (--transport mmio has none)"
         );
     }
+    let opened = Opened { disks, back_ends: others::connect(config, given.shares)? };
     tell(channel, &FromMachine::Accepted)?;
 
     let places = transport::places(config.transport, config.net.len() + config.devices_beside_nics());
@@ -131,7 +135,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
         let filters = confined.is_some().then(|| Filters::new().map(Arc::new)).transpose();
         Ok::<_, Error>((entry, filters.map_err(Error::Confine)?))
     };
-    let make = || Hardware::new(&kvm, config, disks, given.output, channel, &memory, timings);
+    let make = || Hardware::new(&kvm, config, given.output, opened, channel, &memory, timings);
     let (hardware, loaded) = run_parallel("load", load, make)?;
     let Hardware { nics, others, bus, registers, vm, ports, mmio, serial, power, ending } = hardware?;
     let (entry, filters) = loaded?;
@@ -199,8 +203,8 @@ impl Hardware {
     fn new(
         kvm: &Kvm,
         config: &MachineConfig,
-        disks: Vec<Disk>,
         output: OwnedFd,
+        opened: Opened,
         channel: &Channel<FromMachine, ToMachine>,
         memory: &GuestMemoryMmap,
         timings: Timings,
@@ -230,7 +234,7 @@ impl Hardware {
         let (mut nics, sockets) = Nic::receive_all(channel)?;
         timings.reached("wires received");
         let mut mmio = Bus::default();
-        let (others, made) = Others::new(config, sockets, disks)?;
+        let (others, made) = Others::new(config, sockets, opened)?;
         assert_eq!(made.len(), config.devices_beside_nics());
         let nic = |nic: &mut Nic| Box::new(nic.take_device()) as Box<dyn VirtioDevice>;
         let devices = Devices { nics: nics.iter_mut().map(nic).collect(), others: made };
@@ -260,9 +264,11 @@ fn check_limits(kvm: &Kvm, processor: &Processor, config: &MachineConfig) -> Res
     }
     let (limit, others) = (transport::limit(config.transport), config.devices_beside_nics());
     if others > limit {
-        return Err(Error::TooManyDisks {
-            wanted: config.disks.len(),
-            limit: limit + config.disks.len() - others,
+        let (disks, shares) = (config.disks.len(), config.shares.len());
+        let room = |wanted: usize| (limit + wanted).saturating_sub(others);
+        return Err(match disks >= shares {
+            true => Error::TooManyDisks { wanted: disks, limit: room(disks) },
+            false => Error::TooManyShares { wanted: shares, limit: room(shares) },
         });
     }
     let limit = limit - others;

@@ -56,6 +56,8 @@ pub(crate) struct Birth {
     pub(crate) output: OwnedFd,
     /// What is typed for it: the same.
     pub(crate) input: OwnedFd,
+    /// The connection to the back end of each share.
+    pub(crate) shares: Vec<UnixStream>,
     pub(crate) keeper: Pid,
     pub(crate) identity: Identity,
     pub(crate) timings: Timings,
@@ -104,6 +106,7 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
         // First, for a file may be named by a descriptor that is the keeper's (/dev/stdin, a shell's <(...)).
         let kernel = config.kernel.as_deref().ok_or(Error::NoKernel)?;
         let files = boot::Files::open(kernel, config.initrd.as_deref());
+        kept.extend(birth.shares.iter().map(AsRawFd::as_raw_fd));
         kept.extend(files.iter().flat_map(boot::Files::descriptors).map(|fd| fd.as_raw_fd()));
         let disks = Disk::open_all(&config.disks);
         kept.extend(disks.iter().flatten().flat_map(Disk::descriptors).map(|fd| fd.as_raw_fd()));
@@ -113,6 +116,7 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
         sandbox::tell_forbidden_calls(channel.as_fd())
             .map_err(|source| Error::Host { what: "handle a signal", source })?;
         let (output, input) = (birth.output, birth.input);
+        let shares = birth.shares;
         build::run(
             config,
             build::Given {
@@ -121,6 +125,7 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
                 disks,
                 output,
                 input,
+                shares,
                 keeper: birth.keeper,
                 identity: birth.identity,
             },

@@ -1,15 +1,19 @@
 //! The devices beside the NICs, and the threads that they have.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::virtio::balloon::VirtioBalloon;
 use devices::virtio::block::Handle;
+use devices::virtio::fs::VirtioFs;
 use devices::virtio::mailbox::ThreadHook;
 use devices::virtio::rng::VirtioRng;
+use devices::virtio::vhost_user::{BackEnd, PATIENCE};
 use devices::virtio::{DeviceThreads, VirtioDevice};
 use vmm::MachineConfig;
+use vmm::config::ShareConfig;
 
 use crate::error::Error;
 use crate::kvm::memory;
@@ -17,6 +21,25 @@ use crate::machine::disk::Disk;
 use crate::machine::sandbox::{Filters, Thread};
 use crate::machine::vsock::SocketDevice;
 use crate::protocol::DiskCounters;
+
+/// What they are made of that is had before the host is changed.
+pub(super) struct Opened {
+    pub(super) disks: Vec<Disk>,
+    /// That of each share.
+    pub(super) back_ends: Vec<BackEnd>,
+}
+
+/// Takes up the connection to the back end of each share.
+///
+/// # Errors
+/// One of them is no back end of a file system.
+pub(super) fn connect(config: &MachineConfig, shares: Vec<UnixStream>) -> Result<Vec<BackEnd>, Error> {
+    let each = |(share, socket): (&ShareConfig, UnixStream)| {
+        BackEnd::over(socket, VirtioFs::QUEUES, PATIENCE)
+            .map_err(|source| Error::BackEnd { tag: share.tag.clone(), source })
+    };
+    config.shares.iter().zip(shares).map(each).collect()
+}
 
 /// Their threads, each with what confines it.
 pub(super) struct Others {
@@ -33,7 +56,7 @@ impl Others {
     pub(super) fn new(
         config: &MachineConfig,
         sockets: Option<SocketDevice>,
-        disks: Vec<Disk>,
+        opened: Opened,
     ) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), Error> {
         let failed = |source| Error::Host { what: "make a device", source };
         let mut threads: Vec<(Box<dyn DeviceThreads>, Thread)> = Vec::new();
@@ -55,11 +78,16 @@ impl Others {
             devices.push(device);
         }
         let mut handles = Vec::new();
-        for disk in disks {
+        for disk in opened.disks {
             let disk = disk.device().map_err(failed)?;
             handles.push(disk.handle());
             threads.push((Box::new(disk.handle()), Thread::Disk));
             devices.push(Box::new(disk));
+        }
+        for (number, (share, back_end)) in config.shares.iter().zip(opened.back_ends).enumerate() {
+            let fs = VirtioFs::new(&format!("share{number}"), &share.tag, back_end).map_err(failed)?;
+            threads.push((fs.threads(), Thread::Queue));
+            devices.push(Box::new(fs));
         }
         Ok((Self { threads, disks: handles }, devices))
     }

@@ -29,6 +29,7 @@ use super::keyboard::{Command, Keyboard};
 use super::nic_table::Nics;
 use super::nics::Nic;
 use super::notify::Notify;
+use super::shares::Shares;
 use super::signals::Signals;
 use super::sink::Sink;
 use super::stopping::Stopping;
@@ -51,6 +52,7 @@ pub(in crate::keeper) struct Parts {
     /// After `child`, which holds their links as long as it lives.
     pub(in crate::keeper) nics: Vec<Nic>,
     pub(in crate::keeper) vsock: Option<Vsock>,
+    pub(in crate::keeper) shares: Shares,
     pub(in crate::keeper) server: Server,
     /// What wires are made by.
     pub(in crate::keeper) host: net::Host,
@@ -83,6 +85,7 @@ pub(super) struct Core {
     keyboard: Keyboard,
     nics: Nics,
     vsock: Option<Vsock>,
+    shares: Shares,
     /// By a NIC's number, the move that it is in, and the wire that is to be made again.
     moves: Vec<Option<Move>>,
     lost: Vec<Option<Lost>>,
@@ -125,6 +128,7 @@ impl Core {
             keyboard,
             nics,
             vsock,
+            shares,
             server,
             host,
             place,
@@ -144,6 +148,7 @@ impl Core {
             keyboard,
             nics: nics.into_iter().collect(),
             vsock,
+            shares,
             moves,
             lost,
             host,
@@ -194,6 +199,10 @@ impl Core {
         self.vsock.as_mut()?.door()
     }
 
+    pub(super) fn shares(&mut self) -> &mut Shares {
+        &mut self.shares
+    }
+
     /// Where the console is shown, and where it is typed.
     pub(super) fn ends(&mut self) -> (&mut Sink, &mut Keyboard) {
         (self.console.sink(), &mut self.keyboard)
@@ -222,9 +231,12 @@ impl Core {
 
     /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
     pub(super) fn take_back(self, asked: &mut bool) -> Ended {
-        let Self { signals, child, mut console, keyboard, nics, host, place, ended, stopping, .. } = self;
+        let Self {
+            signals, child, mut console, keyboard, nics, shares, host, place, ended, stopping, ..
+        } = self;
         host.set_patience(None);
         drop(child);
+        drop(shares);
         // The last NIC's first; and before the terminal is given back, so that what is said meanwhile is readable.
         nics.into_reversed().for_each(drop);
         *asked = stopping.is_asked();
