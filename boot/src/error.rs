@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::disk;
 use crate::layout::MIB;
 
 /// Which of the user's files an error is about.
@@ -13,6 +14,8 @@ pub enum Role {
     Kernel,
     /// `--initrd`
     Initrd,
+    /// `--disk`
+    Disk,
 }
 
 impl fmt::Display for Role {
@@ -20,6 +23,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Role::Kernel => "kernel",
             Role::Initrd => "initrd",
+            Role::Disk => "disk",
         })
     }
 }
@@ -38,6 +42,8 @@ pub enum Error {
     Empty { role: Role, path: PathBuf },
     #[error("the {role} {path} has more than {limit} bytes {how}")]
     TooLong { role: Role, path: PathBuf, limit: u64, how: &'static str },
+    #[error("finds nothing to boot in the disk {path}")]
+    Disk { path: PathBuf, source: disk::Error },
     #[error("cannot unpack the kernel {path}")]
     Unpack { path: PathBuf, source: io::Error },
     #[error("the {role} {path} is cut off: its {part} reaches to byte {end}, the file ends at {size}")]
@@ -92,6 +98,10 @@ impl Error {
             Error::Open { role, .. } | Error::Read { role, .. } => {
                 format!("copy the {role} to a local disk and give that copy with --{role}")
             }
+            Error::NotAFile { role: Role::Disk, .. } => {
+                "give a raw image or a block device with --disk".into()
+            }
+            Error::Disk { source, .. } => source.remedy(),
             Error::NotAFile { role, .. } => format!("give a file or a pipe with --{role}"),
             Error::Empty { role, .. } | Error::Truncated { role, .. } => {
                 format!("fetch or build the {role} again: the copy is not complete")

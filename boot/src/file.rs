@@ -69,6 +69,22 @@ impl AsFd for Opened {
     }
 }
 
+/// Opens a disk to be looked at, and tells how long it is, in bytes.
+pub(crate) fn open_disk(path: &Path) -> Result<(File, u64), Error> {
+    let (role, path) = (Role::Disk, path.to_path_buf());
+    let kind = match fs::metadata(&path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(source) => return Err(Error::Open { role, path, source }),
+    };
+    if !kind.is_file() && !kind.is_block_device() {
+        let kind = if kind.is_dir() { "a directory" } else { "neither" };
+        return Err(Error::NotAFile { role, path, kind });
+    }
+    // The length of a block device is where it ends.
+    let opened = File::open(&path).and_then(|mut file| Ok((file.seek(SeekFrom::End(0))?, file)));
+    opened.map(|(len, file)| (file, len)).map_err(|source| Error::Open { role, path, source })
+}
+
 /// All that `from` has, but none where that is more than `limit` bytes.
 fn read_to_end(from: impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
@@ -95,7 +111,8 @@ enum Content {
 }
 
 impl Source {
-    fn of_bytes(role: Role, path: PathBuf, bytes: Vec<u8>) -> Result<Self, Error> {
+    /// What was found in a disk.
+    pub(crate) fn of_bytes(role: Role, path: PathBuf, bytes: Vec<u8>) -> Result<Self, Error> {
         match bytes.len() as u64 {
             0 => Err(Error::Empty { role, path }),
             size => Ok(Self { role, path, size, content: Content::Bytes(bytes) }),

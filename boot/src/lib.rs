@@ -15,6 +15,8 @@
 //! - `initrd.rs`: the initrd's place. `cmdline.rs`: the command line.
 //! - `acpi.rs`: the ACPI tables. `mp.rs`: what kernels without ACPI have instead. `smbios.rs`: who the machine is, and credentials.
 //! - `params.rs`: the zero page or the PVH start info, with the memory map.
+//! - `disk/`: finds kernel, initrd and command line in a distribution's disk.
+//! - `seed.rs`: a small disk with what cloud-init is told.
 //! - `firmware.rs`: the way back to real mode, for kernels that restart by it.
 //! - `cpu.rs`: GDT, page tables and registers at entry.
 //! - `error.rs`: what can go wrong, and what the user does about it.
@@ -29,6 +31,7 @@
 mod acpi;
 mod cmdline;
 mod cpu;
+pub mod disk;
 mod error;
 mod file;
 mod firmware;
@@ -39,13 +42,15 @@ pub mod layout;
 pub mod modules;
 mod mp;
 mod params;
+pub mod seed;
 mod smbios;
 #[cfg(test)]
 mod testing;
 mod unpack;
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vm_memory::GuestMemoryMmap;
 
@@ -57,9 +62,12 @@ pub use smbios::SmbiosConfig;
 
 /// The user's files, open: from here on no path is needed.
 #[derive(Debug)]
-pub struct Files {
-    kernel: file::Opened,
-    initrd: Option<file::Opened>,
+pub struct Files(Opened);
+
+#[derive(Debug)]
+enum Opened {
+    Given { kernel: file::Opened, initrd: Option<file::Opened> },
+    Disk { path: PathBuf, file: File, len: u64 },
 }
 
 impl Files {
@@ -71,23 +79,50 @@ impl Files {
     pub fn open(kernel: &Path, initrd: Option<&Path>) -> Result<Self, Error> {
         let kernel = file::Opened::open(Role::Kernel, kernel)?;
         let initrd = initrd.map(|path| file::Opened::open(Role::Initrd, path)).transpose()?;
-        Ok(Self { kernel, initrd })
+        Ok(Self(Opened::Given { kernel, initrd }))
+    }
+
+    /// Opens the disk at `path`, a raw image or a block device, of which kernel, initrd and command line are to be taken.
+    ///
+    /// # Errors
+    /// It is missing, or neither file nor block device.
+    pub fn on_disk(path: &Path) -> Result<Self, Error> {
+        let (file, len) = file::open_disk(path)?;
+        Ok(Self(Opened::Disk { path: path.to_owned(), file, len }))
     }
 
     /// Their descriptors.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [Some(&self.kernel), self.initrd.as_ref()].into_iter().flatten().map(AsFd::as_fd)
+        let all = match &self.0 {
+            Opened::Given { kernel, initrd } => [Some(kernel.as_fd()), initrd.as_ref().map(AsFd::as_fd)],
+            Opened::Disk { file, .. } => [Some(file.as_fd()), None],
+        };
+        all.into_iter().flatten()
     }
 
-    /// Reads what is a pipe to its end, for a guest with `memory` bytes of RAM.
+    /// Reads what is a pipe to its end, and finds what is in a disk, for a guest with `memory` bytes of RAM.
     ///
     /// # Errors
-    /// It cannot be read, is empty, or has more than any guest, or this one, can take.
-    pub fn read_pipes(self, memory: u64) -> Result<Images, Error> {
-        let kernel = self.kernel.read_pipe(kernel::BYTES_MAX)?;
-        let limit = memory.min(layout::HOLE_START);
-        let initrd = self.initrd.map(|initrd| initrd.read_pipe(limit)).transpose()?;
-        Ok(Images { kernel, initrd })
+    /// It cannot be read, is empty, or has more than any guest, or this one, can take; the disk has nothing to boot.
+    pub fn read(self, memory: u64) -> Result<Images, Error> {
+        match self.0 {
+            Opened::Given { kernel, initrd } => {
+                let kernel = kernel.read_pipe(kernel::BYTES_MAX)?;
+                let limit = memory.min(layout::HOLE_START);
+                let initrd = initrd.map(|initrd| initrd.read_pipe(limit)).transpose()?;
+                Ok(Images { kernel, initrd, found: None })
+            }
+            Opened::Disk { path, file, len } => {
+                let found =
+                    disk::find(&file, len).map_err(|source| Error::Disk { path: path.clone(), source })?;
+                let name = |inside: &str| PathBuf::from(format!("{}:{inside}", path.display()));
+                let kernel = file::Source::of_bytes(Role::Kernel, name(&found.kernel_path), found.kernel)?;
+                let initrd =
+                    found.initrd.map(|initrd| file::Source::of_bytes(Role::Initrd, name("initrd"), initrd));
+                let found = Some((found.title, found.cmdline));
+                Ok(Images { kernel, initrd: initrd.transpose()?, found })
+            }
+        }
     }
 }
 
@@ -96,6 +131,24 @@ impl Files {
 pub struct Images {
     kernel: file::Source,
     initrd: Option<file::Source>,
+    /// The title and the command line of what a disk boots.
+    found: Option<(String, disk::Cmdline)>,
+}
+
+impl Images {
+    /// The title of what was found in a disk; none of a kernel that was given.
+    pub fn title(&self) -> Option<&str> {
+        self.found.as_ref().map(|(title, _)| &title[..])
+    }
+
+    /// The kernel's command line: `given`, or else `default`. What a disk boots has its own: what is given stands behind it, and the
+    /// console of `default` where it has none.
+    pub fn cmdline(&self, given: Option<&str>, default: &str) -> String {
+        match &self.found {
+            None => given.unwrap_or(default).to_owned(),
+            Some((_, cmdline)) => cmdline.with(given, default),
+        }
+    }
 }
 
 /// How to boot it.
@@ -177,7 +230,7 @@ mod tests {
     }
 
     fn images(kernel: &Path, initrd: Option<&Path>) -> Images {
-        Files::open(kernel, initrd).unwrap().read_pipes(64 << 20).unwrap()
+        Files::open(kernel, initrd).unwrap().read(64 << 20).unwrap()
     }
 
     #[test]

@@ -23,7 +23,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use rustix::process::Pid;
 use vm_memory::GuestMemoryMmap;
 use vmm::MachineConfig;
-use vmm::config::Transport;
+use vmm::config::{DEFAULT_CMDLINE, Transport};
 
 use crate::error::Error;
 use crate::kvm::bus::Bus;
@@ -103,14 +103,18 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
     };
     timings.reached("machine confined");
     // Before the host is changed: who writes to a pipe takes the time that it likes.
-    let images = files.read_pipes(config.memory.bytes)?;
-    if let Some(word) = boot::leaves_acpi_out(&config.cmdline) {
+    let images = files.read(config.memory.bytes)?;
+    let wanted = (config.cmdline != DEFAULT_CMDLINE).then_some(&config.cmdline[..]);
+    let cmdline = images.cmdline(wanted, DEFAULT_CMDLINE);
+    if let Some(title) = images.title() {
+        log::info!("the disk boots {title}, with {cmdline}");
+    }
+    if let Some(word) = boot::leaves_acpi_out(&cmdline) {
         log::warn!(
             "the guest's command line has {word}, so it gets no ACPI tables, and has no power button: wirevm stop ends it at once"
         );
     }
-    if config.transport == Transport::Pci && !config.net.is_empty() && boot::looks_for_no_pci(&config.cmdline)
-    {
+    if config.transport == Transport::Pci && !config.net.is_empty() && boot::looks_for_no_pci(&cmdline) {
         log::warn!(
             "the guest's command line has pci=off, and its NICs are on the PCI bus (--transport mmio has none)"
         );
@@ -126,7 +130,7 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
         serial: config.serial_number.as_deref().unwrap_or_default(),
         strings: &given.identity.credentials,
     };
-    let how = boot::Config { cmdline: &config.cmdline, acpi, smbios, generation: given.identity.generation };
+    let how = boot::Config { cmdline: &cmdline, acpi, smbios, generation: given.identity.generation };
     // Side by side, and beside the keeper's plumbing: none needs another, and KVM waits for milliseconds until no reader of the
     // memory that it had before is left (SRCU).
     let load = || {
