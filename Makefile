@@ -2,7 +2,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test soak lab bench setup kernel build clean
+.PHONY: help run test soak lab bench setup debian kernel build clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -13,7 +13,7 @@ run: setup build ## boot a Linux guest and show its network at work; with a term
 test: ## every test there is; the last line is the count
 	@tests/run
 
-soak: ## the same, with each guest on every transport and carrier of frames; takes longer
+soak: debian ## the same, with each guest on every transport and carrier of frames, and a Debian disk; takes longer
 	@tests/run --soak
 
 lab: ## a shell where KVM is real; make lab CMD='...' runs that there instead
@@ -24,6 +24,9 @@ bench: setup build ## measure against QEMU and against the bare system calls
 
 setup: ## fetch packages, kernels and the guest's image; says nothing when all are there
 	@resources/setup
+
+debian: ## a Debian root disk with systemd and sshd, target/resources/debian.raw; a minute or two
+	@resources/debian
 
 kernel: ## the slim guest kernel, built from Debian's source; some minutes, and tests go faster
 	@resources/guest-kernel/build
