@@ -61,6 +61,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Boot(#[from] boot::Error),
     #[error(transparent)]
+    Seed(#[from] boot::seed::Error),
+    #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(transparent)]
     Nic(NicError),
@@ -213,7 +215,7 @@ impl Error {
                 _ => "wirevm doctor says what this host can do".into(),
             },
             Self::Kvm { .. } => "wirevm doctor says what this host can do".into(),
-            Self::NoKernel => "give it a kernel: --kernel FILE".into(),
+            Self::NoKernel => "give it a kernel (--kernel FILE), or a disk that has one (--disk FILE)".into(),
             Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::CpusOutOfReach { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::TooManyNics { limit, .. } => format!("give --net {limit} times at the most"),
@@ -238,6 +240,7 @@ impl Error {
             Self::MemoryFile { .. } => "raise the limit (ulimit -f), or leave shared= away".into(),
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", argument(*limit)),
             Self::Boot(e) => return e.remedy(),
+            Self::Seed(seed) => seed.remedy(),
             Self::Disk(disk) => disk.remedy(),
             Self::Nic(nic) => return nic.error.remedy(),
             Self::Spec(error) => return error.remedy(),

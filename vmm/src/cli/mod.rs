@@ -86,15 +86,15 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = run_help())]
 pub(crate) struct Run {
-    /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux; also in gzip, also from a pipe
-    #[arg(long, value_name = "FILE", required = true)]
+    /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux; also in gzip, also from a pipe. Without it, that of the first disk
+    #[arg(long, value_name = "FILE", required_unless_present = "disk")]
     pub(crate) kernel: Option<PathBuf>,
 
     /// The guest's initial RAM disk; also from a pipe
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) initrd: Option<PathBuf>,
 
-    /// The kernel's command line
+    /// The kernel's command line; without --kernel, what stands behind the disk's own
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     pub(crate) cmdline: String,
 
@@ -145,6 +145,10 @@ pub(crate) struct Run {
     /// A directory of the host that the guest can mount, DIR[:TAG][,ro] (virtio-fs); once for each
     #[arg(long, value_name = "DIR[:TAG][,ro]")]
     pub(crate) share: Vec<ShareConfig>,
+
+    /// A directory with user-data and more for cloud-init (NoCloud), which the guest gets as a disk
+    #[arg(long, value_name = "DIR")]
+    pub(crate) seed: Option<PathBuf>,
 
     /// A network card, KIND[=WHERE][,KEY=VALUE]...; once for each
     #[arg(long, value_name = "SPEC", value_parser = parse_net)]
@@ -217,6 +221,7 @@ impl From<&Run> for MachineConfig {
             vsock: run.vsock,
             disks: run.disk.clone(),
             shares: run.share.clone(),
+            seed: run.seed.clone(),
             net: run.net.clone(),
             transport: run.transport,
             console: run.console.clone(),

@@ -85,6 +85,9 @@ pub struct MachineConfig {
     /// Directories of the host that it can mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<ShareConfig>,
+    /// A directory with what cloud-init is told (NoCloud); its guest gets it as one more disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<PathBuf>,
     /// Its NICs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
@@ -154,6 +157,7 @@ impl MachineConfig {
             vsock: VsockConfig::default(),
             disks: Vec::new(),
             shares: Vec::new(),
+            seed: None,
             net: Vec::new(),
             transport: Transport::default(),
             console: ConsoleConfig::default(),
@@ -179,7 +183,7 @@ impl MachineConfig {
 
     /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
     pub fn devices_beside_nics(&self) -> usize {
-        let on = [self.rng, self.has_balloon(), self.vsock != VsockConfig::Off];
+        let on = [self.rng, self.has_balloon(), self.vsock != VsockConfig::Off, self.seed.is_some()];
         on.into_iter().filter(|on| *on).count() + self.disks.len() + self.shares.len()
     }
 
@@ -220,6 +224,9 @@ impl MachineConfig {
         option("vsock", self.vsock.to_string());
         self.disks.iter().for_each(|disk| option("disk", disk.to_string()));
         self.shares.iter().for_each(|share| option("share", share.to_string()));
+        if let Some(seed) = &self.seed {
+            option("seed", path(seed));
+        }
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
         option("console", self.console.to_string());
@@ -324,6 +331,7 @@ mod tests {
             memory: "1G,hugepages=2M,shared=on".parse().unwrap(),
             uuid: Some("2f1c0d3e-8a4b-4c5d-9e6f-708192a3b4c5".parse().unwrap()),
             serial_number: Some("7".into()),
+            seed: Some("seed".into()),
             disks: vec!["root.raw".parse().unwrap(), "a,,b,ro,serial=7".parse().unwrap()],
             credentials: vec!["system.hostname=web".parse().unwrap(), "key=@/etc/key".parse().unwrap()],
             vsock: VsockConfig::Vhost(Some(5)),

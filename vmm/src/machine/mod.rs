@@ -33,6 +33,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::process::Pid;
@@ -104,11 +105,17 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     let run = || {
         let mut kept = vec![channel.as_raw_fd(), birth.output.as_raw_fd(), birth.input.as_raw_fd()];
         // First, for a file may be named by a descriptor that is the keeper's (/dev/stdin, a shell's <(...)).
-        let kernel = config.kernel.as_deref().ok_or(Error::NoKernel)?;
-        let files = boot::Files::open(kernel, config.initrd.as_deref());
+        let files = match (&config.kernel, config.disks.first()) {
+            (Some(kernel), _) => boot::Files::open(kernel, config.initrd.as_deref()),
+            (None, Some(disk)) => boot::Files::on_disk(&disk.file),
+            (None, None) => return Err(Error::NoKernel),
+        };
         kept.extend(birth.shares.iter().map(AsRawFd::as_raw_fd));
         kept.extend(files.iter().flat_map(boot::Files::descriptors).map(|fd| fd.as_raw_fd()));
-        let disks = Disk::open_all(&config.disks);
+        let mut disks = Disk::open_all(&config.disks);
+        if let (Some(directory), Ok(disks)) = (&config.seed, &mut disks) {
+            disks.push(seed(config, directory, &birth.identity)?);
+        }
         kept.extend(disks.iter().flatten().flat_map(Disk::descriptors).map(|fd| fd.as_raw_fd()));
         nothing()
             .and_then(|nothing| sys::keep_only(kept, &nothing))
@@ -144,6 +151,14 @@ pub(crate) fn main(config: &MachineConfig, birth: Birth) -> ! {
     // The keeper may be gone, and nobody else wants to know.
     let _ = channel.send(&last);
     sys::exit_now(0)
+}
+
+/// The disk with what cloud-init is told.
+fn seed(config: &MachineConfig, directory: &Path, identity: &Identity) -> Result<Disk, Error> {
+    let hostname = config.name.as_deref().unwrap_or("wirevm");
+    let image = boot::seed::read(directory, &identity.uuid.to_string(), hostname)?;
+    Disk::in_memory(&config.disks, &image)
+        .map_err(|source| Error::Host { what: "make a disk in memory", source })
 }
 
 fn failed(error: &Error) -> FromMachine {

@@ -15,8 +15,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use devices::virtio::block::{BlockDeviceConfig, Medium, VirtioBlock};
-use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fallocate, fcntl_getfl, fcntl_setfl, statx};
-use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
+use rustix::fs::{
+    AtFlags, FallocateFlags, MemfdFlags, OFlags, StatxFlags, fallocate, fcntl_getfl, fcntl_setfl, statx,
+};
+use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget, memfd_create};
 use rustix::io::Errno;
 use vmm::config::DiskConfig;
 
@@ -54,6 +56,26 @@ impl Disk {
             disks.push(Self { medium, config: config.clone(), number });
         }
         Ok(disks)
+    }
+
+    /// The disk behind those that `configs` name, with `image` in memory, which no guest can write.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(crate) fn in_memory(configs: &[DiskConfig], image: &[u8]) -> io::Result<Self> {
+        let file = File::from(memfd_create("seed", MemfdFlags::CLOEXEC)?);
+        file.write_all_at(image, 0)?;
+        let medium = Medium {
+            file,
+            bytes: image.len() as u64,
+            read_only: true,
+            overlay: None,
+            direct: None,
+            logical_block: SECTOR,
+            physical_block: PAGE,
+            discards: false,
+        };
+        Ok(Self { medium, config: DiskConfig::new("seed"), number: configs.len() })
     }
 
     /// Its descriptors.
