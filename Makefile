@@ -2,6 +2,10 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+# Without a library, and small: relative relocations packed, no tables for unwinding.
+STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
+	-C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,resources/no-unwind.ld
+
 .PHONY: help run test soak lab bench setup debian kernel build clean
 
 help: ## this text
@@ -32,8 +36,8 @@ kernel: ## the slim guest kernel, built from Debian's source; some minutes, and 
 	@resources/guest-kernel/build
 
 build: ## the release programs, wirevm and the agent for guests, which need no library
-	@cargo rustc --release --package vmm --bin wirevm -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
-	@cargo rustc --release --package wirevm-agent --bin wirevm-agent -- -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
+	@cargo rustc --release --package vmm --bin wirevm -- $(STATIC)
+	@cargo rustc --release --package wirevm-agent --bin wirevm-agent -- $(STATIC)
 
 clean: ## remove all that was built and fetched
 	@rm -rf "$(TARGET)"
