@@ -25,6 +25,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         .zip(&objects)
         .map(|(module, object)| Loaded { name: &module.name, object })
         .collect();
-    std::io::stdout().write_all(&initrd(b"#!/none\n", b"{}\n", &loaded))?;
+    std::io::stdout().write_all(&initrd(b"#!/none\n", b"{}\n", &loaded, true))?;
     Ok(())
 }

@@ -22,6 +22,10 @@ pub(crate) enum Error {
     Kvm { what: &'static str, source: io::Error },
     #[error("{wanted} vCPUs are more than the {limit} that KVM recommends on this host")]
     TooManyCpus { wanted: u32, limit: usize },
+    #[error(transparent)]
+    Guest(crate::keeper::guest::Error),
+    #[error("the guest has not said within {seconds} s that it is up")]
+    NotUp { seconds: u64 },
     #[error("nothing says what the guest is to boot")]
     NoKernel,
     #[error("{wanted} vCPUs are more than the {limit} that interrupts reach")]
@@ -215,6 +219,8 @@ impl Error {
                 _ => "wirevm doctor says what this host can do".into(),
             },
             Self::Kvm { .. } => "wirevm doctor says what this host can do".into(),
+            Self::Guest(error) => return error.remedy(),
+            Self::NotUp { .. } => "give it longer (--wait-ready); it says so by wirevm's agent, or by systemd 254 or later, over vsock".into(),
             Self::NoKernel => "give it a kernel (--kernel FILE), or a disk that has one (--disk FILE)".into(),
             Self::TooManyCpus { limit, .. } => format!("give --cpus {limit} or fewer"),
             Self::CpusOutOfReach { limit, .. } => format!("give --cpus {limit} or fewer"),

@@ -54,12 +54,10 @@ mod sys;
 mod timings;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use vmm::MachineConfig;
 
 use crate::cli::{Cli, Command, machines};
 use crate::keeper::Telling;
@@ -93,12 +91,21 @@ fn main() -> ExitCode {
                     }
                 },
             };
-            keeper::run(&MachineConfig::from(&*args), Telling { explain: args.explain, timings }, ready)
+            keeper::run(
+                &args.machine(),
+                Telling {
+                    explain: args.explain,
+                    wait_ready: args.wait_ready.map(Duration::from_secs),
+                    timings,
+                },
+                ready,
+            )
         }
         Command::TakeBack => {
             panics::take_back();
             ExitCode::FAILURE
         }
+        Command::Attach(args) => cli::exec::attach::run(&args),
         Command::Ls(args) => machines::done(machines::ls(&args)),
         Command::Show(args) => machines::done(machines::show(&args)),
         Command::Stop(args) => machines::done(machines::stop(&args)),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::MachineConfig;
 use crate::client::{Client, ClientError, connect_vsock};
+use crate::config::ConsoleConfig;
 use crate::info::MachineInfo;
 use crate::runtime::Holder;
 
@@ -89,11 +90,13 @@ impl Vm {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_by(mut command: Command, config: &MachineConfig) -> Result<Self, VmError> {
-        let args = config.to_args();
         // A detached machine's console is its log and its socket.
-        let own = ["--console".to_owned(), "stdio".to_owned()];
-        let args = args.chunks(2).filter(|pair| *pair != own).flatten();
-        command.args(["run", "--detach"]).args(args).stdin(Stdio::null());
+        let console = match &config.console {
+            ConsoleConfig::Stdio | ConsoleConfig::None => config.usual_console(),
+            file => file.clone(),
+        };
+        let config = MachineConfig { console, ..config.clone() };
+        command.args(["run", "--detach"]).args(config.to_args()).stdin(Stdio::null());
         let program = PathBuf::from(command.get_program());
         let output = command.output().map_err(|source| VmError::Program { program, source })?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

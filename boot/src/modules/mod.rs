@@ -24,6 +24,6 @@ pub use directory::directory;
 pub use error::Error;
 pub use find::default_kernel;
 pub use index::Modules;
-pub use initrd::{Loaded, initrd};
+pub use initrd::{Loaded, initrd, paths};
 pub use resolve::{Module, Resolution};
 pub use version::kernel_version;

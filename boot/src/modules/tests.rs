@@ -149,7 +149,7 @@ fn what_a_module_says_is_taken_apart() {
 #[test]
 fn the_initrd_has_what_the_agent_needs() {
     let modules = [Loaded { name: "libcrc32c", object: b"one" }, Loaded { name: "erofs", object: b"four" }];
-    let archive = initrd(b"#!agent", b"{}", &modules);
+    let archive = initrd(b"#!agent", b"{}", &modules, true);
     assert!(archive.len().is_multiple_of(4));
     let root = Directory::new();
     let path = root.file("archive", &archive);

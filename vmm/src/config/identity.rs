@@ -74,6 +74,9 @@ enum Value {
 /// By which systemd is told the name of the host that it is (systemd(1), "System Credentials").
 pub const HOSTNAME: &str = "system.hostname";
 
+/// By which systemd is told where to say that the guest is up (systemd(1)).
+pub const NOTIFY_SOCKET: &str = "vmm.notify_socket";
+
 impl Credential {
     /// More than all SMBIOS tables have room for, in bytes.
     const LEN_MAX: u64 = 1 << 20;
@@ -83,16 +86,24 @@ impl Credential {
         &self.name
     }
 
+    /// [`hostname_of`](Self::hostname_of), as a credential.
+    pub fn hostname(machine: &str) -> Option<Self> {
+        Self::hostname_of(machine).map(|name| Self { name: HOSTNAME.to_owned(), value: Value::Text(name) })
+    }
+
     /// The host's name that a guest has whose machine has this name: of its characters those that a host's name may have (RFC 952; an
     /// underscore becomes a dash). None where that is nothing.
-    pub fn hostname(machine: &str) -> Option<Self> {
+    pub fn hostname_of(machine: &str) -> Option<String> {
         let name: String = machine.chars().map(|c| if c == '_' { '-' } else { c }).take(64).collect();
         let name = name.trim_matches(['-', '.']);
-        let labels = || {
-            name.split('.').all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'))
-        };
-        (!name.is_empty() && labels())
-            .then(|| Self { name: HOSTNAME.to_owned(), value: Value::Text(name.to_owned()) })
+        let is_label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
+        (!name.is_empty() && name.split('.').all(is_label)).then(|| name.to_owned())
+    }
+
+    /// Says that the guest is up on a port of the host's.
+    pub fn notify_socket() -> Self {
+        let port = format!("vsock-stream:2:{}", wirevm_agent::NOTIFY_PORT);
+        Self { name: NOTIFY_SOCKET.to_owned(), value: Value::Text(port) }
     }
 
     /// The public keys in this file, by which root is let in over SSH.

@@ -1,6 +1,7 @@
 //! What a virtual machine is made of, as plain data: the command line, the control socket and a Rust test all speak it.
 
 mod disk;
+mod guest;
 mod identity;
 mod memory;
 mod share;
@@ -16,7 +17,8 @@ use net::NetConfig;
 use serde::{Deserialize, Serialize};
 
 pub use self::disk::DiskConfig;
-pub use self::identity::{Credential, HOSTNAME, Uuid};
+pub use self::guest::{GuestConfig, RootConfig};
+pub use self::identity::{Credential, HOSTNAME, NOTIFY_SOCKET, Uuid};
 pub use self::memory::{HugePages, MemoryConfig};
 pub use self::share::ShareConfig;
 pub use self::size::{argument, size};
@@ -49,6 +51,9 @@ pub struct MachineConfig {
     /// The initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
+    /// The guest's root and what runs in it, where wirevm makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestConfig>,
     /// The kernel's command line.
     #[serde(default = "default_cmdline")]
     pub cmdline: String,
@@ -145,6 +150,7 @@ impl MachineConfig {
             name: None,
             kernel: Some(kernel.into()),
             initrd: None,
+            guest: None,
             cmdline: default_cmdline(),
             cpus: default_cpus(),
             cpu_affinity: Vec::new(),
@@ -168,17 +174,24 @@ impl MachineConfig {
         }
     }
 
-    /// What systemd in the guest is told: what the user says, and the host's name by the machine's, where the user has named the machine
-    /// and not said otherwise.
+    /// What systemd in the guest is told: what the user says; and unless that says otherwise, the host's name by the machine's, where the
+    /// user has named the machine, and where to say that the guest is up.
     pub fn all_credentials(&self) -> impl Iterator<Item = Credential> {
         let named = self.credentials.iter().any(|credential| credential.name() == HOSTNAME);
         let hostname = self.name.as_deref().filter(|_| !named).and_then(Credential::hostname);
-        self.credentials.iter().cloned().chain(hostname)
+        let has = |name: &str| self.credentials.iter().any(|credential| credential.name() == name);
+        let notify = (self.vsock == VsockConfig::On && !has(NOTIFY_SOCKET)).then(Credential::notify_socket);
+        self.credentials.iter().cloned().chain(hostname).chain(notify)
     }
 
     /// How long the guest has to power itself off.
     pub fn stop_timeout(&self) -> Duration {
         Duration::from_secs(self.stop_timeout)
+    }
+
+    /// Where its serial port goes where nobody says that.
+    pub fn usual_console(&self) -> ConsoleConfig {
+        if self.guest.is_some() { ConsoleConfig::None } else { ConsoleConfig::Stdio }
     }
 
     /// How many virtio devices it has beside its NICs: each takes a place that a NIC could have.
@@ -229,12 +242,21 @@ impl MachineConfig {
         }
         self.net.iter().for_each(|net| option("net", net.to_string()));
         option("transport", self.transport.to_string());
-        option("console", self.console.to_string());
+        if self.console != self.usual_console() {
+            option("console", self.console.to_string());
+        }
         option("stop-timeout", self.stop_timeout.to_string());
         option("sandbox", if self.sandbox { "on" } else { "off" }.to_owned());
         option("user", self.user.to_string());
         if self.register {
             args.push("--register".to_owned());
+        }
+        if let Some(guest) = &self.guest {
+            args.extend(guest.to_args());
+            if !guest.command.is_empty() {
+                args.push("--".to_owned());
+                args.extend(guest.command.iter().cloned());
+            }
         }
         args
     }
@@ -247,6 +269,8 @@ pub enum ConsoleConfig {
     /// The terminal, or whatever standard input and output are.
     #[default]
     Stdio,
+    /// Nowhere: what the guest said last is kept for who attaches, and shown where it crashes.
+    None,
     /// A file that is written, and emptied first.
     File(PathBuf),
 }
@@ -257,7 +281,8 @@ impl FromStr for ConsoleConfig {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "stdio" => Ok(Self::Stdio),
-            "" => Err("name a file, or stdio".into()),
+            "none" => Ok(Self::None),
+            "" => Err("name a file, or stdio, or none".into()),
             path => Ok(Self::File(path.into())),
         }
     }
@@ -267,6 +292,7 @@ impl fmt::Display for ConsoleConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdio => f.write_str("stdio"),
+            Self::None => f.write_str("none"),
             Self::File(path) => write!(f, "{}", path.display()),
         }
     }
@@ -318,9 +344,13 @@ mod tests {
             };
             config.all_credentials().map(|credential| credential.to_string()).collect()
         };
-        assert_eq!(told(None, &["a=b"]), ["a=b"]);
-        assert_eq!(told(Some("web_1"), &["a=b"]), ["a=b", "system.hostname=web-1"]);
-        assert_eq!(told(Some("web"), &["system.hostname=other"]), ["system.hostname=other"]);
+        let notify = "vmm.notify_socket=vsock-stream:2:1023";
+        assert_eq!(told(None, &["a=b"]), ["a=b", notify]);
+        assert_eq!(told(Some("web_1"), &["a=b"]), ["a=b", "system.hostname=web-1", notify]);
+        assert_eq!(told(Some("web"), &["system.hostname=other"]), ["system.hostname=other", notify]);
+        assert_eq!(told(None, &["vmm.notify_socket=vsock:2:9"]), ["vmm.notify_socket=vsock:2:9"]);
+        let off = MachineConfig { vsock: VsockConfig::Off, ..MachineConfig::new("vmlinuz") };
+        assert_eq!(off.all_credentials().count(), 0, "there is no vsock");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::Ended;
 use super::control::{self, Server};
 use super::core::{Core, Letter, Parts};
 use super::dns_watches::DnsWatches;
+use super::guest_words::STREAMS_MAX;
 use super::nics::Nic;
 use super::vsock::Door;
 use super::watch::Watch;
@@ -40,6 +41,10 @@ mod token {
     pub(super) const AGAIN: u32 = 9;
     /// The guest asks for a port of the host.
     pub(super) const PORT: u32 = 10;
+    /// The command that the run is for has ended.
+    pub(super) const ATTACHED: u32 = 11;
+    /// The guest says something of itself, on the first of so many connections.
+    pub(super) const WORDS: u32 = 0x20;
     /// The virtiofsd of share 0 has ended, or (with the next) says something; those of the others follow.
     pub(super) const SHARE: u32 = 0x40;
     /// A guest's driver asks something of the wire of NIC 0; those of the others follow.
@@ -63,6 +68,8 @@ pub(super) struct Keeper {
     keys: Watch,
     typed: Watch,
     said: Watch,
+    attached: Watch,
+    words: [Watch; STREAMS_MAX],
     wires: WireWatches,
     dns: DnsWatches,
     console_open: bool,
@@ -81,6 +88,8 @@ impl Keeper {
             keys: Watch::new(token::KEYS, EventSet::IN),
             typed: Watch::new(token::TYPED, EventSet::OUT),
             said: Watch::new(token::SAID, EventSet::OUT),
+            attached: Watch::new(token::ATTACHED, EventSet::IN),
+            words: std::array::from_fn(|at| Watch::new(token::WORDS + at as u32, EventSet::IN)),
             wires: WireWatches::default(),
             dns: DnsWatches::default(),
             console_open: true,
@@ -140,9 +149,9 @@ impl Keeper {
     }
 
     fn answer_port(&mut self, ops: &mut EventOps) {
-        if let Some(door) = self.core.door()
+        if let (Some(door), words) = self.core.door_and_words()
             && door.watched
-            && !door.answer()
+            && !door.answer(words)
         {
             door.watched = false;
             let removed = ops.remove(asks_for_ports(door));
@@ -202,14 +211,18 @@ impl Keeper {
 
     /// Has the loop watch what there is to wait for now.
     fn rewatch(&mut self, ops: &mut EventOps) {
-        let Self { core, shown, keys, typed, said, again, .. } = self;
+        let Self { core, shown, keys, typed, said, attached, words, again, .. } = self;
+        let said_on = core.door_and_words().1.wait_for();
+        let command = core.command_waits_for();
         let (sink, keyboard) = core.ends();
         let stdin = std::io::stdin().as_raw_fd();
         let watched = shown
             .set(sink.is_waiting().then(|| sink.as_raw_fd()), ops)
             .and_then(|()| keys.set(keyboard.reads().then_some(stdin), ops))
             .and_then(|()| typed.set(keyboard.writes().then(|| keyboard.as_raw_fd()), ops))
-            .and_then(|()| said.set(report::waits_for(), ops));
+            .and_then(|()| said.set(report::waits_for(), ops))
+            .and_then(|()| attached.set(command, ops))
+            .and_then(|()| words.iter_mut().zip(said_on).try_for_each(|(watch, fd)| watch.set(fd, ops)));
         if keys.is_always_ready()
             && keyboard.reads()
             && let Some(again) = again
@@ -293,6 +306,7 @@ impl MutEventSubscriber for Keeper {
             token::KEYS => self.core.read_keys(),
             token::TYPED => self.core.ends().1.give(),
             token::SAID => report::flush(),
+            token::ATTACHED => self.core.look_at_attached(),
             token::TIMER => {
                 let now = Instant::now();
                 self.core.expire(now);
@@ -303,6 +317,7 @@ impl MutEventSubscriber for Keeper {
                 self.core.read_keys();
             }
             token::PORT => self.answer_port(ops),
+            words @ token::WORDS..token::SHARE => self.core.hear_guest((words - token::WORDS) as usize),
             control::TOKEN.. => self.server.process(events, ops, &mut self.core),
             wires @ token::WIRES..control::TOKEN => {
                 if let Some((namespace, news)) = self.wires.news(wires) {

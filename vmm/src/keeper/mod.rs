@@ -4,6 +4,7 @@
 //! loop have all that is not the guest's: the wires and what the guest asks of them, console and terminal, signals, and the end. It
 //! survives the machine: however that ends, the wiring is taken back, the terminal given back, and what happened said.
 
+mod attached;
 mod child;
 mod console;
 mod control;
@@ -12,6 +13,8 @@ mod counters;
 pub(crate) mod detach;
 mod dns_watches;
 mod events;
+pub(crate) mod guest;
+mod guest_words;
 mod jail;
 mod keyboard;
 mod metrics;
@@ -32,8 +35,9 @@ mod wire_watches;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{fstat, stat};
@@ -47,6 +51,7 @@ use self::console::Console;
 use self::control::Server;
 use self::detach::Ready;
 use self::events::Keeper;
+use self::guest::Prepared;
 use self::keyboard::Keyboard;
 use self::nics::Nic;
 use self::shares::Shares;
@@ -66,6 +71,8 @@ use crate::timings::Timings;
 pub(crate) struct Telling {
     /// Each change of the host, as a command.
     pub(crate) explain: bool,
+    /// In the background: the command returns when the guest says that it is up, or after that time.
+    pub(crate) wait_ready: Option<Duration>,
     pub(crate) timings: Timings,
 }
 
@@ -74,6 +81,8 @@ pub(crate) struct Telling {
 pub(crate) enum Ended {
     /// The guest's end, or one from outside.
     Guest(End),
+    /// The end of the command that the run is for, with this exit status.
+    Command(u8),
     /// The machine's failure.
     Failed(Failure),
     /// It ended without a word.
@@ -81,9 +90,19 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// Whether it ended as a guest should.
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Command(status) => *status != wirevm_agent::STATUS_FAILED,
+            Self::Guest(end) => !matches!(end, End::Crash(_)),
+            Self::Failed(_) | Self::Died(_) => false,
+        }
+    }
+
     /// The exit status that the help names for it.
     fn status(&self) -> u8 {
         match self {
+            Self::Command(status) => *status,
             Self::Guest(End::Crash(_)) => 3,
             Self::Guest(_) => 0,
             Self::Failed(_) | Self::Died(_) => 1,
@@ -103,7 +122,7 @@ pub(crate) fn run(config: &MachineConfig, telling: Telling, ready: Option<Ready>
     let mut asked = false;
     let ended = start(config, telling, &signals, ready).and_then(|keeper| keeper.attend(&mut asked));
     let code = match ended {
-        Ok(ended @ (Ended::Guest(_) | Ended::Failed(_))) => {
+        Ok(ended @ (Ended::Guest(_) | Ended::Command(_) | Ended::Failed(_))) => {
             match &ended {
                 Ended::Guest(End::Crash(failure)) | Ended::Failed(failure) => report::failure(failure),
                 _ if signals.ends() > 0 => log::info!("ended by {}", signals.last()),
@@ -149,7 +168,9 @@ fn start(
     signals: &Signals,
     ready: Option<Ready>,
 ) -> Result<Keeper, Error> {
-    let Telling { explain, timings } = telling;
+    let Telling { explain, wait_ready, timings } = telling;
+    let Prepared { config, held } = guest::prepare(config).map_err(Error::Guest)?;
+    let config = &config;
     let host = |what| move |source: std::io::Error| Error::Host { what, source };
     let pipes = host("make a pipe to the process that runs the guest");
     let (channel, theirs) = Channel::<ToMachine, FromMachine>::pair().map_err(&pipes)?;
@@ -170,6 +191,7 @@ fn start(
     };
     wait_until_accepted(&channel, signals, &mut child)
         .map_err(|error| shares.why().map_or(error, Error::Share))?;
+    drop(held);
     if let Some(ready) = &ready {
         ready.leave_stdin().map_err(host("go on without the terminal"))?;
     }
@@ -189,6 +211,7 @@ fn start(
         ConsoleConfig::Stdio => {
             Sink::shared(std::io::stdout().as_fd()).map_err(host("write to standard output"))?
         }
+        ConsoleConfig::None => Sink::create(Path::new("/dev/null"))?,
         ConsoleConfig::File(path) => Sink::create(path)?,
     };
     let console = Console::new(console, shown);
@@ -210,7 +233,10 @@ fn start(
     timings.reached("host plumbing done");
     let started = channel.send(&ToMachine::Start).map_err(host("start the guest"));
     or_its_own_reason(started, &channel, &mut child)?;
-    let stdio = config.console == ConsoleConfig::Stdio && ready.is_none() && !stdin_is_read(config);
+    let stdio = config.console == ConsoleConfig::Stdio
+        && config.guest.is_none()
+        && ready.is_none()
+        && !stdin_is_read(config);
     let keyboard = Keyboard::new(keys, stdio).map_err(host("take over the terminal"))?;
     Ok(Keeper::new(core::Parts {
         config: config.clone(),
@@ -226,6 +252,7 @@ fn start(
         host: wiring,
         place,
         ready,
+        wait_ready,
     }))
 }
 

@@ -223,7 +223,10 @@ impl Share {
             || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
         // By the kernel where that can be, for then no bug of virtiofsd's writes.
         let by_mount = config.read_only && (namespaces || !virtiofsd.can_be_read_only());
-        let start = Start { directory: &directory, namespaces, read_only: config.read_only && !by_mount };
+        // The root is no mount that could be made the root of a namespace: it is that.
+        let sandbox = namespaces && directory != Path::new("/");
+        let start =
+            Start { directory: &directory, namespaces: sandbox, read_only: config.read_only && !by_mount };
         let mut command = virtiofsd.command(&start);
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(says);
         let jail = Jail { own_root, read_only: by_mount.then(|| directory.clone()), keeper: getpid() };

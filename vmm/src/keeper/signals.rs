@@ -25,7 +25,12 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// SIGINT, SIGTERM or SIGHUP: end in order.
-    End,
+    End {
+        /// Which.
+        number: i32,
+        /// A terminal sent it, and so to all processes in its foreground.
+        by_terminal: bool,
+    },
     /// SIGQUIT: end at once.
     Quit,
     /// SIGCONT: it was stopped, and the terminal may have become ours.
@@ -53,7 +58,10 @@ impl Signals {
         }
         self.0.last.store(number, Ordering::Relaxed);
         self.0.ends.fetch_add(1, Ordering::Relaxed);
-        Some(if number == libc::SIGQUIT { Signal::Quit } else { Signal::End })
+        // `ssi_code`, the third field.
+        let code = info[8..].first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+        let by_terminal = code == libc::SI_KERNEL;
+        Some(if number == libc::SIGQUIT { Signal::Quit } else { Signal::End { number, by_terminal } })
     }
 
     /// How many have asked for an end, by now.

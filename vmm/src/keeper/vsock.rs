@@ -8,6 +8,7 @@ use vmm::config::VsockConfig;
 use vmm::info::VsockInfo;
 use vmm::runtime::{self, Place, VsockPorts};
 
+use super::guest_words::{GuestWords, NOTIFY_PORT};
 use crate::error::Error;
 use crate::protocol::{Channel, FromMachine, PortAnswer, PortRequest, ToMachine};
 
@@ -80,14 +81,18 @@ impl Door {
     }
 
     /// Answers what it asked; false once nobody asks any more. Nothing waits: who does not read the answers gets no more of them.
-    pub(super) fn answer(&self) -> bool {
+    /// The port of `words` is no program's.
+    pub(super) fn answer(&self, words: &mut GuestWords) -> bool {
         // One at a time: who has taken the machine over may ask without end.
         let PortRequest { id, port } = match self.asks.try_receive() {
             Ok(Some((request, _))) => request,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Ok(None) | Err(_) => return false,
         };
-        let program = self.ports.connect(port);
+        let program = match port {
+            NOTIFY_PORT => words.open().map(OwnedFd::from),
+            port => self.ports.connect(port),
+        };
         if let Err(error) = &program {
             log::debug!("the guest wants port {port}, and is refused: {error}");
         }

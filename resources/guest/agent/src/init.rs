@@ -12,7 +12,7 @@ use wirevm_agent::config::{Config, Init};
 
 use crate::server::{Context, Ended, Listener};
 use crate::sys::Forked;
-use crate::{log, mounts, network, power, root, server, sys};
+use crate::{log, mounts, network, notify, power, root, server, sys};
 
 /// How long processes have to end by themselves before the guest is powered off.
 const TERMINATE: Duration = Duration::from_secs(3);
@@ -120,8 +120,14 @@ fn serve(config: &Config, boot: Result<(), String>) -> Ended {
             return Ended::PowerOff;
         }
     };
+    let not_ready = context.not_ready.take();
     if config.network && context.boot.is_ok() {
-        network::start(context.not_ready.take(), config.hostname.is_none());
+        network::start(not_ready, config.hostname.is_none());
+    } else {
+        drop(not_ready);
+    }
+    if context.boot.is_ok() {
+        notify::start(&context.ready);
     }
     server::run(&listener, context, power::buttons())
 }

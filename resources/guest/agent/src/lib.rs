@@ -19,6 +19,9 @@ pub use fields::{DOCUMENT_MAX, Malformed};
 /// The vsock port that the agent listens at unless its configuration names another.
 pub const PORT: u32 = 1024;
 
+/// The vsock port of the host on which wirevm hears `READY=1` (sd_notify(3)).
+pub const NOTIFY_PORT: u32 = 1023;
+
 /// Where the agent's configuration is in its initramfs.
 pub const CONFIG_PATH: &str = "/.wirevm/config";
 

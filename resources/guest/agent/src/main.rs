@@ -9,6 +9,7 @@
 //!
 //! - [`init`]: the guest's start and end. [`mounts`], [`root`]: file systems. [`power`]: the power button.
 //! - [`network`]: addresses by DHCP; router advertisements are the kernel's.
+//! - [`notify`]: the host is told that the guest is up.
 //! - [`server`]: who connects, and whose processes end. [`session`]: a connection. [`relay`]: a command's streams.
 //!   [`spawn`], [`user`]: how a command starts.
 //! - [`sys`]: the system calls for which no crate has a safe name; `unsafe` is there and in [`spawn`] alone.
@@ -17,6 +18,7 @@
 mod init;
 mod mounts;
 mod network;
+mod notify;
 mod power;
 mod relay;
 mod root;

@@ -107,6 +107,19 @@ pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects to a port of the host.
+pub(crate) fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a new descriptor.
+    let socket = owned(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    let address = libc::sockaddr_vm { svm_port: port, svm_cid: libc::VMADDR_CID_HOST, ..no_vsock_address() };
+    // SAFETY: the address is of this type and length.
+    let connected = unsafe {
+        libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32)
+    };
+    checked(connected)?;
+    Ok(socket)
+}
+
 fn no_vsock_address() -> libc::sockaddr_vm {
     // SAFETY: all fields are numbers, for which zero is a value.
     let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };

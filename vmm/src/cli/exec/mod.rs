@@ -1,5 +1,6 @@
 //! `wirevm exec`: a command in a machine's guest.
 
+pub(crate) mod attach;
 mod relay;
 
 use std::ffi::OsString;
@@ -56,7 +57,7 @@ Exit status: the command's, 128 and the signal's number if a signal ended it, an
   126  the command cannot be executed
   127  there is no such command";
 
-fn parse_variable(text: &str) -> Result<OsString, String> {
+pub(super) fn parse_variable(text: &str) -> Result<OsString, String> {
     match text.split_once('=') {
         Some(("", _)) => Err("it has no name".into()),
         Some(_) => Ok(text.into()),
@@ -118,7 +119,12 @@ impl ExecError {
 /// `wirevm exec`
 pub(crate) fn run(args: &Exec) -> ExitCode {
     let request = Request::Exec(args.request());
-    match args.connect().and_then(|stream| relay::exec(stream, &request, args.terminal)) {
+    finish(args.connect().and_then(|stream| relay::exec(stream, &request, args.terminal)))
+}
+
+/// The command's exit status, or what kept it from having one.
+fn finish(done: Result<u8, ExecError>) -> ExitCode {
+    match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             let status = error.status();
@@ -140,12 +146,7 @@ impl Exec {
     }
 
     fn request(&self) -> Command {
-        let mut env = Vec::new();
-        if let (true, Some(term)) = (self.terminal, std::env::var_os("TERM")) {
-            let mut variable = OsString::from("TERM=");
-            variable.push(term);
-            env.push(variable);
-        }
+        let mut env = terminal_variables(self.terminal);
         env.extend(self.env.iter().cloned());
         Command {
             argv: self.command.clone(),
@@ -155,6 +156,17 @@ impl Exec {
             terminal: self.terminal.then(window),
         }
     }
+}
+
+/// What a command on a terminal like the one here is to know of it.
+fn terminal_variables(terminal: bool) -> Vec<OsString> {
+    let variable = |name: &str| {
+        let mut variable = OsString::from(format!("{name}="));
+        variable.push(std::env::var_os(name)?);
+        Some(variable)
+    };
+    let names: &[&str] = if terminal { &["TERM", "COLORTERM"] } else { &[] };
+    names.iter().filter_map(|name| variable(name)).collect()
 }
 
 /// The size of the terminal here; one of a usual size where there is none.

@@ -20,7 +20,13 @@ impl Core {
     pub(in crate::keeper) fn hear_signals(&mut self) {
         while let Some(signal) = self.signals.next() {
             match signal {
-                Signal::End => self.ask_to_stop(self.config.stop_timeout()),
+                // The first is for the command that the run is for, which has it already where a terminal sent it.
+                Signal::End { number, by_terminal } => {
+                    let attached = self.attached.as_mut();
+                    if !attached.is_some_and(|attached| attached.takes(number, by_terminal)) {
+                        self.ask_to_stop(self.config.stop_timeout());
+                    }
+                }
                 Signal::Quit => self.force_stop(),
                 Signal::Resumed => {
                     if let Err(error) = self.keyboard.resume() {

@@ -3,6 +3,7 @@
 
 mod counting;
 mod ends;
+mod guest;
 mod links;
 mod plug;
 mod rates;
@@ -21,10 +22,12 @@ use self::links::Asked;
 pub(super) use self::plug::Stage;
 use self::wires::{Lost, Move};
 use super::Ended;
+use super::attached::Attached;
 use super::child::{Child, Death};
 use super::console::Console;
 use super::control::{ControlError, CountersForm, Server, Ticket};
 use super::detach::Ready;
+use super::guest_words::GuestWords;
 use super::keyboard::{Command, Keyboard};
 use super::nic_table::Nics;
 use super::nics::Nic;
@@ -59,6 +62,8 @@ pub(in crate::keeper) struct Parts {
     /// Last: the name is free once the host is as before.
     pub(in crate::keeper) place: Place,
     pub(in crate::keeper) ready: Option<Ready>,
+    /// How long the guest may take to say that it is up.
+    pub(in crate::keeper) wait_ready: Option<Duration>,
 }
 
 /// Something for clients.
@@ -99,6 +104,14 @@ pub(super) struct Core {
     stopping: Stopping,
     /// Why the guest runs no more, in the machine's words or ours.
     ended: Option<Ended>,
+    /// The command that the run is for.
+    attached: Option<Attached>,
+    words: GuestWords,
+    /// The guest has said that it is up.
+    up: bool,
+    /// How long that may take, where somebody waits for it; and until when.
+    wait_ready: Option<Duration>,
+    ready_due: Option<Instant>,
     /// The machine is gone, and all that it said is heard.
     over: bool,
     since: Instant,
@@ -133,6 +146,7 @@ impl Core {
             host,
             place,
             ready,
+            wait_ready,
         } = parts;
         // Who waits for another process here has the guest's end, the console and all clients wait, too.
         host.set_patience(Some(LOCK_PATIENCE));
@@ -159,6 +173,11 @@ impl Core {
             state: MachineState::Built,
             stopping: Stopping::default(),
             ended: None,
+            attached: None,
+            words: GuestWords::default(),
+            up: false,
+            wait_ready,
+            ready_due: None,
             over: false,
             since: Instant::now(),
             started,
@@ -218,7 +237,10 @@ impl Core {
 
     /// When something is to be done although nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.stopping.deadline(), self.next_try(), self.plug_deadline()].into_iter().flatten().min()
+        [self.stopping.deadline(), self.next_try(), self.plug_deadline(), self.ready_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Time may be up.
@@ -227,6 +249,7 @@ impl Core {
         self.carry_out(next);
         self.try_again(now);
         self.expire_plugs(now);
+        self.expire_ready(now);
     }
 
     /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
@@ -271,12 +294,13 @@ impl Core {
             FromMachine::Running { confined } => {
                 log::info!("the process that runs the guest is confined: {confined}");
                 self.enter(MachineState::Running);
+                self.attach();
                 self.notify.say("READY=1\nSTATUS=The guest runs");
                 sys::forget_start();
-                if let Some(ready) = self.ready.take()
-                    && let Err(error) = ready.tell(self.place.name())
-                {
-                    log::warn!("cannot leave the terminal: {error}");
+                match self.wait_ready {
+                    // The guest's word is waited for, which it may have said already.
+                    Some(_) if !self.up => self.ready_due = self.wait_ready.map(|wait| Instant::now() + wait),
+                    _ => self.tell_ready(),
                 }
             }
             FromMachine::Print(text) => report::print(&text),
@@ -346,7 +370,16 @@ impl Core {
             true => Ended::Guest(End::Stopped),
             false => Ended::Died(death),
         };
-        let status = self.ended.get_or_insert(of_itself).status();
+        let ended = self.ended.get_or_insert(of_itself);
+        if let (Some(attached), Ended::Guest(End::PowerOff | End::Reset | End::Stopped)) =
+            (&mut self.attached, &*ended)
+        {
+            *ended = Ended::Command(attached.finish());
+        }
+        let (status, good) = (ended.status(), ended.is_good());
+        if !good {
+            self.show_last_words();
+        }
         self.enter(MachineState::Ended);
         self.letters.push(Letter::Event(Event::Ended { status }));
         self.over = true;
