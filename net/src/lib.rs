@@ -39,7 +39,8 @@
 //!   address is free. `tun_settings.rs`: how a link of the tun driver is left.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense. `error/`:
 //!   [`Error`], an enum for each kind of wire.
-//! - `sys.rs`: ioctls, `readv`, `writev`; `sys/packet.rs`: packet sockets; `sys/route.rs`: a route that was learned.
+//! - `sys.rs`: ioctls, `readv`, `writev`; `sys/packet.rs`: packet sockets; `sys/route.rs`: a route that was learned;
+//!   `sys/vsock.rs`: streams to guests whose sockets the kernel carries.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no
 //! lock, and no copy. (io_uring was measured beside them on a tap: 64 frames of 64 or 1514 bytes in one submission cost 1 to 3%
@@ -84,7 +85,7 @@ pub use host::directory::{Directory, Opening};
 pub use host::finding::Finding;
 pub use host::firewall::bridged_notices;
 pub use host::holders::Holder;
-pub use host::netlink::{LinkCounters, Refusal, Tally};
+pub use host::netlink::{LinkCounters, Neighbour, Refusal, Tally, neighbours};
 pub use host::probe::link_kinds;
 pub use host::settings::findings;
 pub use host::tun_settings::TunMode;
@@ -92,6 +93,7 @@ pub use host::watch::{News, Watch};
 pub use host::wire_link::{Role, WireLink};
 pub use host::{Host, LeftOver, Step, clean, left_over};
 pub use subnet::{HostAddress, HostV4, HostV6};
+pub use sys::vsock::connect_vsock;
 pub use sys::wait_exactly;
 pub use text::{printable, printable_lines};
 pub use wire::cable::{Ask, Cable, Plugged};

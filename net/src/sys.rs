@@ -1,10 +1,11 @@
 //! The system calls of this crate that no safe wrapper has: frames in and out, the ioctls of `/dev/net/tun`
 //! (kernel `Documentation/networking/tuntap.rst`, `linux/if_tun.h`), and random bytes; in `packet.rs`, packet sockets; in
-//! `route.rs`, a route that was learned.
+//! `route.rs`, a route that was learned; in `vsock.rs`, streams to guests.
 #![allow(unsafe_code)]
 
 pub(crate) mod packet;
 pub(crate) mod route;
+pub(crate) mod vsock;
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};

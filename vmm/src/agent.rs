@@ -103,7 +103,10 @@ pub fn connect(name: &str, port: u32) -> Result<UnixStream, AgentError> {
         match error {
             ClientError::Name(error) => error.into(),
             ClientError::NoVsock { .. } => AgentError::NoVsock { name },
-            ClientError::PortRefused { .. } => AgentError::NotThere { name, port },
+            // One without a driver yet, whose sockets the host's kernel carries, says nothing.
+            ClientError::PortRefused { .. } | ClientError::PortSilent { .. } => {
+                AgentError::NotThere { name, port }
+            }
             ClientError::Connection(source) => AgentError::Connection { name, source },
             error => AgentError::Connection { name, source: io::Error::other(error) },
         }

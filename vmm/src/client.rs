@@ -47,8 +47,8 @@ pub enum ClientError {
         /// What the user can do about it, where the machine knows.
         remedy: Option<String>,
     },
-    /// It has no socket device whose host end is a Unix socket.
-    #[error("the machine {name} has no socket device that wirevm carries")]
+    /// It has no socket device.
+    #[error("the machine {name} has no socket device")]
     NoVsock {
         /// Its name.
         name: String,
@@ -87,7 +87,7 @@ impl ClientError {
             }
             Self::Refused { remedy, .. } => remedy.clone(),
             Self::NoVsock { .. } => Some(
-                "start it with --vsock on; one with --vsock vhost is reached by AF_VSOCK at the CID that wirevm show says".to_owned(),
+                "start it with --vsock on, which is the default".to_owned(),
             ),
             Self::PortRefused { .. } => Some(
                 "it may not be up yet; its kernel needs the driver (vmw_vsock_virtio_transport), and a program must listen there"

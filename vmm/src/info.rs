@@ -1,5 +1,6 @@
 //! What a running machine says of itself.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,9 @@ pub struct NicInfo {
     pub link: String,
     /// The guest's Ethernet address.
     pub mac: String,
+    /// The guest's addresses, as far as they are the wire's to say: what `guest=` names, and of IPv4 what DHCP tells.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     /// The MTU in bytes.
     pub mtu: u16,
     /// How many queue pairs it has.

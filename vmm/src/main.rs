@@ -113,6 +113,8 @@ fn main() -> ExitCode {
         Command::Resume(args) => machines::done(machines::resume(&args)),
         Command::Wait(args) => machines::done(machines::wait(&args)),
         Command::Exec(args) => cli::exec::run(&args),
+        Command::Ssh(args) => cli::ssh::run(&args),
+        Command::SshProxy(args) => cli::ssh::proxy::run(&args),
         Command::Console(args) => machines::done(machines::console(&args)),
         Command::Logs(args) => machines::done(machines::logs(&args)),
         Command::Metrics(args) => machines::done(machines::metrics(&args)),

@@ -32,6 +32,7 @@ pub(crate) use self::bridge::{Bridge, Port, PortState, Stp, VlanMember};
 pub(crate) use self::hops::{BoundRoute, RouteLink};
 pub(crate) use self::macvlan::{NewMacvlan, is_of_ours};
 pub(crate) use self::neighbour::LinkNeighbour;
+pub use self::neighbour::{Neighbour, neighbours};
 pub(crate) use self::qdisc::{RootQdisc, Tbf};
 pub(crate) use self::route::LinkRoute;
 pub(crate) use self::station::Placed;

@@ -94,7 +94,7 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
 ///
 /// # Safety
 /// The option reads a `T`, and what it points to is there.
-unsafe fn set_option<T>(
+pub(super) unsafe fn set_option<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     option: libc::c_int,

@@ -27,6 +27,7 @@ use serde::Serialize;
 
 use crate::answer::listener::Listener;
 use crate::answer::relay::Relay;
+use crate::config::guests;
 use crate::error::HostError;
 use crate::host::rate::HostRate;
 use crate::host::wire_link::{Role, WireLink};
@@ -202,6 +203,17 @@ impl Wire {
             .into_iter()
             .map(|frame| [&[0; HEADER_LEN][..], &frame].concat())
             .collect()
+    }
+
+    /// The guest's addresses, as far as they are the wire's to say: those of its configuration, and of IPv4 the one that it is told by
+    /// DHCP. None where it gets them elsewhere, or makes them itself.
+    pub fn guest_addresses(&self) -> Vec<IpAddr> {
+        let (given, dhcp) = match &self.config.wire {
+            WireConfig::Tap(tap) => (&tap.guests, tap.dhcp),
+            WireConfig::Tun(tun) => (&tun.guests, tun.dhcp),
+            WireConfig::Bridge(_) | WireConfig::Macvtap(_) | WireConfig::Fd(_) => return Vec::new(),
+        };
+        self.parts.hosts.iter().filter_map(|host| guests::only(given, *host, dhcp)).collect()
     }
 
     /// How many queue pairs it has.

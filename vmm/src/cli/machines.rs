@@ -132,12 +132,22 @@ fn page(info: &MachineInfo) -> String {
                 "{:<10} MAC {}, MTU {}, queues {}, carried by {}",
                 "", nic.mac, nic.mtu, nic.queues, nic.carrier
             ),
+            match &nic.addresses[..] {
+                [] => String::new(),
+                known => {
+                    let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+                    format!("{:<10} the guest has {}", "", known.join(", "))
+                }
+            },
             match &nic.why_down {
                 Some(why) => format!("{:<10} the link is {}: {why}", "", if nic.up { "up" } else { "down" }),
                 None => format!("{:<10} the link is {}", "", if nic.up { "up" } else { "down" }),
             },
-        ] {
-            text.push_str(printable(&line).trim_end());
+        ]
+        .iter()
+        .filter(|line| !line.is_empty())
+        {
+            text.push_str(printable(line).trim_end());
             text.push('\n');
         }
     }

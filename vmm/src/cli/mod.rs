@@ -12,6 +12,7 @@ mod net_rate;
 mod net_show;
 mod run;
 mod screen;
+pub(crate) mod ssh;
 mod table;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     #[command(display_name = "wirevm")]
     Exec(Exec),
     #[command(display_name = "wirevm")]
+    Ssh(Ssh),
+    #[command(display_name = "wirevm")]
     Console(Console),
     #[command(display_name = "wirevm")]
     Logs(Logs),
@@ -76,6 +79,9 @@ pub(crate) enum Command {
     /// A run's command in its guest
     #[command(hide = true)]
     Attach(exec::attach::Attach),
+    /// ssh's way into a guest
+    #[command(hide = true)]
+    SshProxy(ssh::proxy::Proxy),
 }
 
 /// Say what this host can do, and how to mend what it cannot. Exits 0 where a guest can run.
@@ -114,6 +120,7 @@ use self::args::{Console, Logs, Ls, Machine, Metrics, Stop};
 use self::exec::Exec;
 use self::net_args::Net;
 use self::run::Run;
+use self::ssh::Ssh;
 
 #[cfg(test)]
 mod tests {

@@ -4,14 +4,16 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::ClientError;
+use super::{Client, ClientError};
+use crate::info::VsockInfo;
 use crate::runtime;
 
 /// The longest answer in bytes, its end included.
 const ANSWER_MAX: usize = "OK 4294967295\n".len();
 
 /// Connects to the program that listens at `port` in the guest of the machine `name`, over the guest's socket device. The stream
-/// blocks, and has no timeout.
+/// blocks, and has no timeout. Of a machine with `--vsock vhost` it is one of AF_VSOCK, which is read, written and shut down like any
+/// other, and whose addresses a [`UnixStream`] cannot tell.
 ///
 /// # Errors
 /// No such machine runs, or it has no such device; no program of the guest accepts, or none does within `timeout`.
@@ -36,8 +38,24 @@ pub fn connect_vsock(name: &str, port: u32, timeout: Duration) -> Result<UnixStr
             }
             _ => ClientError::Connection(error),
         }),
-        None => Err(ClientError::NoVsock { name: name.to_owned() }),
+        None => connect_by_kernel(name, port, until),
     }
+}
+
+/// The same of a machine whose sockets the host's kernel carries.
+fn connect_by_kernel(name: &str, port: u32, until: Instant) -> Result<UnixStream, ClientError> {
+    // Never zero, which would be for ever.
+    let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let mut client = Client::connect(name)?;
+    client.set_timeout(Some(left())).map_err(ClientError::Connection)?;
+    let Some(VsockInfo { cid, socket: None }) = client.info()?.vsock else {
+        return Err(ClientError::NoVsock { name: name.to_owned() });
+    };
+    net::connect_vsock(cid, port, left()).map(UnixStream::from).map_err(|error| match error.kind() {
+        ErrorKind::TimedOut => ClientError::PortSilent { port },
+        ErrorKind::ConnectionReset => ClientError::PortRefused { port },
+        _ => ClientError::Connection(error),
+    })
 }
 
 /// Asks for the port, and reads the answer and nothing behind it.

@@ -1,4 +1,5 @@
-//! A neighbour that somebody told a link of, so that it can be told another link and the first one again.
+//! A neighbour that somebody told a link of, so that it can be told another link and the first one again; and neighbours that the
+//! kernel found.
 
 use std::net::IpAddr;
 
@@ -6,6 +7,7 @@ use netlink_bindings::rt_neigh::{self, Ndmsg};
 use serde::{Deserialize, Serialize};
 
 use super::{LinkId, Netlink, Refusal};
+use crate::Mac;
 
 /// `linux/neighbour.h`.
 const NTF_PROXY: u8 = 8;
@@ -57,7 +59,39 @@ impl LinkNeighbour {
     }
 }
 
+/// An address that a station has on a link of the host, as the host's kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The address.
+    pub address: IpAddr,
+    /// The link's index.
+    pub link: u32,
+}
+
+/// The addresses of the station `mac`, as far as this network namespace's kernel knows them: those with which it has spoken lately,
+/// or that it was told (ip-neighbour(8)). It believes what the station says.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn neighbours(mac: Mac) -> Result<Vec<Neighbour>, Refusal> {
+    Netlink::new().addresses_of_station(mac)
+}
+
 impl Netlink {
+    fn addresses_of_station(&mut self, mac: Mac) -> Result<Vec<Neighbour>, Refusal> {
+        let request = rt_neigh::Request::new().op_getneigh_dump(&Ndmsg::default());
+        let mut replies = self.socket()?.request(&request)?;
+        let mut found = Vec::new();
+        while let Some((header, attributes)) = replies.recv().transpose()? {
+            let (Ok(address), Ok(lladdr)) = (attributes.get_dst(), attributes.get_lladdr()) else { continue };
+            let answers = header.ndm_state & (libc::NUD_FAILED | libc::NUD_INCOMPLETE) == 0;
+            if answers && *lladdr == mac.octets() {
+                found.push(Neighbour { address, link: header.ndm_ifindex as u32 });
+            }
+        }
+        Ok(found)
+    }
+
     /// The permanent neighbours of a link, and those that the host answers for there.
     pub(crate) fn neighbours_of(&mut self, link: &LinkId) -> Result<Vec<LinkNeighbour>, Refusal> {
         let mut neighbours = self.permanent_neighbours(link)?;

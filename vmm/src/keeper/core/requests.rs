@@ -108,6 +108,7 @@ impl Core {
             kind: nic.config.wire.kind().to_string(),
             link: wire.map(|wire| wire.link().to_owned()).unwrap_or_default(),
             mac: nic.mac.to_string(),
+            addresses: wire.map(Wire::guest_addresses).unwrap_or_default(),
             mtu: nic.mtu,
             queues: nic.pairs,
             carrier: nic.carrier().to_owned(),
