@@ -93,9 +93,9 @@ impl Played {
         command
     }
 
-    /// `wirevm ssh-proxy web PORT`, and the connection that it gives to ssh.
+    /// `wirevm ssh-proxy web.wirevm PORT`, and the connection that it gives to ssh.
     fn proxy(&self, port: u16) -> Result<OwnedFd, String> {
-        connection_of(&mut self.command(&wirevm_path(), &["ssh-proxy", "web", &port.to_string()]))
+        connection_of(&mut self.command(&wirevm_path(), &["ssh-proxy", "web.wirevm", &port.to_string()]))
     }
 
     /// A program `ssh` that prints its arguments, and is all that there is in a directory.
@@ -168,7 +168,7 @@ fn ssh_is_told_the_user_s_options_before_those_of_wirevm() {
     };
     let output = run(&["-p", "2222", "root@web", "-o", "LogLevel=INFO", "ls", "-l", "--", "a b"]);
     let told = String::from_utf8(output.stdout.clone()).unwrap();
-    let proxy = format!("ProxyCommand='{}' ssh-proxy web %p", wirevm_path().display());
+    let proxy = format!("ProxyCommand='{}' ssh-proxy web.wirevm %p", wirevm_path().display());
     let wanted = [
         "-p",
         "2222",

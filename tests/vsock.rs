@@ -241,8 +241,14 @@ mod stock {
         echo.kill().unwrap();
         echo.wait().unwrap();
         came.unwrap_or_else(|error| panic!("{error}"));
-        let none = vm.connect_vsock(1024, COMMAND).unwrap_err();
-        assert!(matches!(none, vmm::VmError::Client(ClientError::NoVsock { .. })), "{none}");
+        // The library goes by AF_VSOCK here.
+        echoed(vm.connect_vsock(1024, COMMAND).unwrap(), 1 << 20);
+        let none = vm.connect_vsock(1025, COMMAND).unwrap_err();
+        assert!(matches!(none, vmm::VmError::Client(ClientError::PortRefused { port: 1025 })), "{none}");
+        vm.pause().unwrap();
+        let late = vm.connect_vsock(1024, Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(late, vmm::VmError::Client(ClientError::PortSilent { .. })), "{late}");
+        vm.resume().unwrap();
         assert_eq!(vm.stop().unwrap(), 0);
     }
 

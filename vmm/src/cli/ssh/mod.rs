@@ -152,7 +152,7 @@ fn proxy_command(program: &Path, name: &str) -> OsString {
             byte => option.push(byte),
         }
     }
-    option.extend_from_slice(format!("' ssh-proxy {name} %p").as_bytes());
+    option.extend_from_slice(format!("' ssh-proxy {name}{SUFFIX} %p").as_bytes());
     OsString::from_vec(option)
 }
 
@@ -163,6 +163,6 @@ mod tests {
     #[test]
     fn the_shell_and_ssh_read_the_program_s_path_as_it_is() {
         let option = proxy_command(Path::new("/o'p t/100%/wirevm"), "web");
-        assert_eq!(option, r"ProxyCommand='/o'\''p t/100%%/wirevm' ssh-proxy web %p");
+        assert_eq!(option, r"ProxyCommand='/o'\''p t/100%%/wirevm' ssh-proxy web.wirevm %p");
     }
 }

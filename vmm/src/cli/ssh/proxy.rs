@@ -14,7 +14,7 @@ use serde::Deserialize;
 use vmm::client::{ClientError, connect_vsock};
 use vmm::info::{MachineInfo, NicInfo};
 
-use super::{SshError, failed};
+use super::{SUFFIX, SshError, failed};
 use crate::cli::machines;
 
 /// How long a guest may take to accept a connection over vsock, and at one of its addresses.
@@ -27,7 +27,7 @@ const ADDRESSES_MAX: usize = 8;
 /// Connect to a machine's guest, and hand the connection to ssh
 #[derive(Debug, Args)]
 pub(crate) struct Proxy {
-    /// The machine's name
+    /// The machine's name; .wirevm behind it is no part of it
     name: String,
 
     /// The guest's port
@@ -36,7 +36,8 @@ pub(crate) struct Proxy {
 
 /// Connects, and gives the connection to who is behind standard output.
 pub(crate) fn run(args: &Proxy) -> ExitCode {
-    match connect(&args.name, args.port).and_then(|stream| hand_over(&stream)) {
+    let name = args.name.strip_suffix(SUFFIX).unwrap_or(&args.name);
+    match connect(name, args.port).and_then(|stream| hand_over(&stream)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
