@@ -119,7 +119,7 @@ fn become_ssh(words: &[OsString]) -> Result<std::convert::Infallible, SshError> 
     for ours in [
         // It has ssh speak on the connection itself, so that nobody copies.
         "ProxyUseFdpass=yes",
-        // Machines of one name come and go, each with a key of its own, and wirevm knows which one it is.
+        // Machines of one name come and go, each with a key of its own: one that was kept would be wrong.
         "UserKnownHostsFile=/dev/null",
         "StrictHostKeyChecking=no",
         // Else it says each time that it has not seen the key before.
