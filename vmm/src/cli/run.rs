@@ -33,7 +33,7 @@ pub(crate) struct Run {
     pub(crate) root: Option<PathBuf>,
 
     /// With --root: a directory in it to which the guest may write; once for each
-    #[arg(long, value_name = "DIR", requires = "root")]
+    #[arg(long, value_name = "DIR", requires = "root", conflicts_with = "image")]
     pub(crate) rw: Vec<PathBuf>,
 
     /// Where the modules of the kernel are; without it /lib/modules, or what lies beside the kernel
