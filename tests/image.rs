@@ -192,6 +192,8 @@ mod stock {
         assert_eq!(fs::read_to_string(shared.join("from-guest")).unwrap(), "x\n");
         assert!(!Path::new(root).join("etc/new").exists(), "what the guest writes is in its memory");
         assert!(world.says(&["logs", "web"]).1.contains("began\n"));
+        let shown = world.says(&["show", "web"]).1;
+        assert!(shown.contains(&format!("root       {root}\n")) && !shown.contains("/proc/self"), "{shown}");
         let (status, _, err) = world.says(&["stop", "web", "--timeout", "60"]);
         assert_eq!(status, Some(0), "{err}");
     }

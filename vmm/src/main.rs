@@ -20,6 +20,7 @@
 //! - `keeper/mod.rs`: its life. `events.rs`: its loop. `core/`: what it knows of the machine and does with it. `child.rs`: the
 //!   machine's process. `nics.rs`, `nic_table.rs`, `move_spec.rs`: wires, what guests ask of them, and what a move may change.
 //!   `stopping.rs`: how an end is asked for, and enforced.
+//!   `guest/`: a guest that is made of an image or a directory. `attached.rs`: its command's streams. `guest_words.rs`: whether it is up.
 //!   `console.rs`, `sink.rs`, `keyboard.rs`, `terminal.rs`, `watch.rs`: the serial port's other end. `control/`: the socket.
 //!   `shares.rs`, `virtiofsd.rs`, `jail.rs`: the processes that share directories, and what confines them.
 //!   `wire_watches.rs`, `dns_watches.rs`: what the loop watches of the network. `vsock.rs`: the host's end of the guest's sockets. `detach.rs`, `notify.rs`, `register.rs`, `counters.rs`,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use net::printable;
 use serde_json::json;
 use vmm::client::{Client, ClientError};
+use vmm::config::RootConfig;
 use vmm::info::MachineInfo;
 use vmm::runtime;
 
@@ -96,6 +97,10 @@ fn page(info: &MachineInfo) -> String {
         ("uptime", time(info.uptime)),
         ("kernel", config.kernel.as_deref().map(|kernel| kernel.display().to_string()).unwrap_or_default()),
     ];
+    lines.extend(config.guest.as_ref().map(|guest| match &guest.root {
+        RootConfig::Image(image) => ("image", image.display().to_string()),
+        RootConfig::Directory(directory) => ("root", directory.display().to_string()),
+    }));
     lines.extend(config.initrd.as_ref().map(|initrd| ("initrd", initrd.display().to_string())));
     lines.extend([
         ("cmdline", config.cmdline.clone()),

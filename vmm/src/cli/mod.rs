@@ -34,7 +34,10 @@ Exit status of run:
   0  the guest powered off or rebooted, or was ended from outside
   1  wirevm could not start, or failed
   2  the command line makes no sense
-  3  the guest crashed";
+  3  the guest crashed
+With --image and --root that of the command: 127 where there is no such command,
+126 where it cannot be executed, 128 and the number of a signal that ended it,
+125 where the guest was gone before its end.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]

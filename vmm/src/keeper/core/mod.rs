@@ -5,6 +5,7 @@ mod counting;
 mod ends;
 mod guest;
 mod links;
+mod parts;
 mod plug;
 mod rates;
 mod requests;
@@ -19,6 +20,7 @@ use vmm::info::{Event, MachineState};
 use vmm::runtime::Place;
 
 use self::links::Asked;
+pub(in crate::keeper) use self::parts::{Letter, Parts};
 pub(super) use self::plug::Stage;
 use self::wires::{Lost, Move};
 use super::Ended;
@@ -30,7 +32,6 @@ use super::detach::Ready;
 use super::guest_words::GuestWords;
 use super::keyboard::{Command, Keyboard};
 use super::nic_table::Nics;
-use super::nics::Nic;
 use super::notify::Notify;
 use super::shares::Shares;
 use super::signals::Signals;
@@ -43,39 +44,6 @@ use crate::machine::sandbox;
 use crate::protocol::{Channel, End, Failure, FromMachine, NicCounters, ToMachine};
 use crate::report;
 use crate::sys;
-
-/// All that makes a keeper.
-pub(in crate::keeper) struct Parts {
-    pub(in crate::keeper) config: MachineConfig,
-    pub(in crate::keeper) signals: Signals,
-    pub(in crate::keeper) channel: Channel<ToMachine, FromMachine>,
-    pub(in crate::keeper) child: Child,
-    pub(in crate::keeper) console: Console,
-    pub(in crate::keeper) keyboard: Keyboard,
-    /// After `child`, which holds their links as long as it lives.
-    pub(in crate::keeper) nics: Vec<Nic>,
-    pub(in crate::keeper) vsock: Option<Vsock>,
-    pub(in crate::keeper) shares: Shares,
-    pub(in crate::keeper) server: Server,
-    /// What wires are made by.
-    pub(in crate::keeper) host: net::Host,
-    /// Last: the name is free once the host is as before.
-    pub(in crate::keeper) place: Place,
-    pub(in crate::keeper) ready: Option<Ready>,
-    /// How long the guest may take to say that it is up.
-    pub(in crate::keeper) wait_ready: Option<Duration>,
-}
-
-/// Something for clients.
-pub(super) enum Letter {
-    Answer(Ticket, Result<Value, ControlError>),
-    /// What the guest's driver asks of this NIC is to be heard.
-    Came(usize),
-    /// The machine has this NIC no more: its wire is to be taken back.
-    Gone(Box<Nic>),
-    Event(Event),
-    Console(Vec<u8>),
-}
 
 /// How long a change of the host waits for another wirevm while the guest runs. One that changes the host takes milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);

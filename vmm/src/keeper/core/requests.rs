@@ -9,6 +9,7 @@ use vmm::info::{MachineInfo, MachineState, NicInfo, ThreadInfo};
 
 use super::Core;
 use crate::keeper::control::{ControlError, CountersForm, Requests, Ticket};
+use crate::keeper::guest;
 use crate::protocol::ToMachine;
 
 impl Requests for Core {
@@ -19,7 +20,7 @@ impl Requests for Core {
             pid: std::process::id(),
             machine_pid: self.child.id(),
             threads: threads_of(self.child.id()),
-            config: self.config.clone(),
+            config: guest::as_asked(&self.config),
             memory: self.config.memory.bytes,
             vsock: self.vsock.as_ref().map(|vsock| vsock.info().clone()),
             nics: self.nics.iter().filter(|nic| nic.is_in()).map(|nic| self.nic_info(nic.number)).collect(),

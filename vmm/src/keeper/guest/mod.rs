@@ -123,6 +123,16 @@ pub(super) fn prepare(config: &MachineConfig) -> Result<Prepared, Error> {
     Ok(prepared)
 }
 
+/// A machine as it was asked for: without what its guest was given beside that, which is named by descriptors.
+pub(super) fn as_asked(config: &MachineConfig) -> MachineConfig {
+    let mut config = config.clone();
+    if config.guest.is_some() {
+        config.initrd = None;
+        root::forget(&mut config);
+    }
+    config
+}
+
 /// The host's name that the guest has.
 fn hostname(config: &MachineConfig) -> String {
     config.name.as_deref().and_then(Credential::hostname_of).unwrap_or_else(|| "wirevm".to_owned())

@@ -162,6 +162,12 @@ impl Root {
     }
 }
 
+/// Takes out what a root has given a machine.
+pub(super) fn forget(config: &mut MachineConfig) {
+    config.disks.retain(|disk| disk.serial.as_deref() != Some(SERIAL));
+    config.shares.retain(|share| share.tag != ROOT_TAG && !share.tag.starts_with(WRITABLE_TAG));
+}
+
 impl Directory {
     fn open(path: &Path, present: Option<PathBuf>, writable: &[PathBuf]) -> Result<Self, Error> {
         let path = open_directory(path)?;
