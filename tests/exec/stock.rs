@@ -20,7 +20,7 @@ fn initrd(kernel: &Stock, config: Config, dir: &TempDir) -> Result<std::path::Pa
     let initrd = dir.path("initrd");
     stock::add_program(kernel, agent_path().to_str().unwrap(), &initrd)?;
     let list = Command::new("cpio")
-        .args(["--quiet", "-i", "--to-stdout", "lib/modules.list", "./lib/modules.list"])
+        .args(["--quiet", "-i", "--to-stdout", "lib/modules.*", "./lib/modules.*"])
         .stdin(fs::File::open(&kernel.initrd).unwrap())
         .output()
         .map_err(|why| format!("cannot run cpio: {why}"))?;
