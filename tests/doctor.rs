@@ -1,5 +1,8 @@
 //! `wirevm doctor` as a person and a program read it, on hosts that lack something.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -8,13 +11,20 @@ use harness::{TempDir, Vm, as_nobody, guest, handmade, need, puts, skip, wirevm_
 use serde_json::Value;
 
 /// What every host is told of, in this order.
-const ALWAYS: [&str; 11] = [
+const ALWAYS: [&str; 18] = [
     "KVM",
     "CAP_NET_ADMIN",
     "/dev/net/tun",
     "bridges",
     "macvtaps",
     "/dev/vhost-net",
+    "agent",
+    "kernel",
+    "image cache",
+    "virtiofsd",
+    "io_uring",
+    "ssh",
+    "qemu-img",
     "nftables",
     "IPv4 forwarding",
     "IPv6 forwarding",
@@ -46,7 +56,12 @@ struct Findings(Vec<Value>);
 impl Findings {
     #[track_caller]
     fn of(host: &Netns, script: &str) -> Self {
-        let mut object: Value = serde_json::from_str(&said(doctor(host, script, "--json"))).expect("JSON");
+        Self::parse(&said(doctor(host, script, "--json")))
+    }
+
+    #[track_caller]
+    fn parse(text: &str) -> Self {
+        let mut object: Value = serde_json::from_str(text).expect("JSON");
         match object["findings"].take() {
             Value::Array(findings) => Self(findings),
             _ => panic!("no findings"),
@@ -148,6 +163,90 @@ fn what_makes_starts_slower_is_told_with_what_it_costs() {
     let found = Findings::of(&host, script);
     let (good, state, remedy) = found.get("kvm.nx_huge_pages");
     assert!(good && state.starts_with("is on:") && remedy.contains("=never"), "{state} {remedy}");
+}
+
+#[test]
+fn what_guests_take_and_lack_is_told_with_what_brings_it_and_is_not_bad() {
+    let host = need!(Netns::with_own_run());
+    let script = "mount -t tmpfs tmpfs /boot; mkdir -p /boot/none; mount -t tmpfs -o ro tmpfs /mnt
+        [ ! -d /lib/modules ] || mount -t tmpfs tmpfs /lib/modules
+        mount -t tmpfs tmpfs /proc/sys/kernel; echo 2 >/proc/sys/kernel/io_uring_disabled
+        export PATH=/boot/none WIREVM_AGENT=/boot/none/agent WIREVM_VIRTIOFSD=/boot/none/virtiofsd XDG_CACHE_HOME=/mnt";
+    let found = Findings::of(&host, script);
+    for (what, lacks, brings) in [
+        ("agent", "wirevm-agent, is not there", "make build"),
+        ("kernel", "there is none in /boot", "linux-image-amd64"),
+        ("image cache", "cannot write to the cache /mnt/wirevm", "XDG_CACHE_HOME"),
+        ("virtiofsd", "/boot/none/virtiofsd", "qemu-system-common"),
+        ("io_uring", "io_uring_disabled=2", "sysctl -w kernel.io_uring_disabled=0"),
+        ("ssh", "no wirevm ssh", "openssh-client"),
+        ("qemu-img", "is not there", "qemu-utils"),
+    ] {
+        let (good, state, remedy) = found.get(what);
+        assert!(good && state.contains(lacks) && remedy.contains(brings), "{what}: {state}; {remedy}");
+    }
+    let output = doctor(&host, script, "--json");
+    assert_eq!(output.status.code(), Some(i32::from(!found.get("KVM").0)), "{output:?}");
+}
+
+#[test]
+fn what_guests_take_and_have_is_named_and_nothing_is_made() {
+    let host = need!(Netns::with_own_run());
+    let dir = TempDir::new();
+    for program in ["agent", "ssh", "qemu-img"] {
+        put_program(&dir.path(program));
+    }
+    let kernel = handmade::kernel(&dir, forever());
+    let script = format!(
+        "mount -t tmpfs tmpfs /boot; cp {} /boot/vmlinuz-1
+        [ ! -d /lib/modules ] || mount -t tmpfs tmpfs /lib/modules
+        export PATH={dir}:$PATH WIREVM_AGENT={dir}/agent XDG_CACHE_HOME={dir}/cache",
+        kernel.display(),
+        dir = dir.path("").display(),
+    );
+    let found = Findings::of(&host, &script);
+    for (what, state_has) in [
+        ("agent", "/agent goes into guests"),
+        ("image cache", "/cache/wirevm can be written to"),
+        ("ssh", "/ssh is for wirevm ssh"),
+        ("qemu-img", "/qemu-img converts"),
+    ] {
+        let (good, state, remedy) = found.get(what);
+        assert!(good && state.contains(state_has) && remedy.is_empty(), "{what}: {state}; {remedy}");
+    }
+    let (good, state, remedy) = found.get("kernel");
+    assert!(
+        good && state.starts_with("/boot/vmlinuz-1 ") && remedy.contains("--modules"),
+        "{state}; {remedy}"
+    );
+    assert!(!dir.path("cache").exists(), "it only looks");
+}
+
+fn put_program(path: &Path) {
+    std::fs::write(path, "").expect("our own directory");
+    std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("our own file");
+}
+
+#[test]
+fn users_without_namespaces_are_told_so() {
+    let host = need!(Netns::with_own_run());
+    assert!(
+        !Findings::of(&host, "").0.iter().any(|finding| finding["what"] == "user namespaces"),
+        "root needs none"
+    );
+    for (most, is, remedy_has) in
+        [(9, "are allowed", ""), (0, "cannot give virtiofsd a user namespace", "user.max_user_namespaces")]
+    {
+        // No root of its namespace, whose limit it sets.
+        let script = format!("echo {most} >/proc/sys/user/max_user_namespaces; exec \"$0\" doctor --json");
+        let mut command = host.command("unshare");
+        command
+            .args(["--user", "--map-user=1000", "--map-group=1000", "--keep-caps", "sh", "-ec", &script])
+            .arg(wirevm_path());
+        let findings = Findings::parse(&said(command.output().expect("unshare starts")));
+        let (good, state, remedy) = findings.get("user namespaces");
+        assert!(good && state.starts_with(is) && remedy.contains(remedy_has), "{state}; {remedy}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What this host can do, found out by trying.
 
+mod guests;
 mod host;
 mod knobs;
 
@@ -178,7 +179,7 @@ fn examine() -> Vec<Finding> {
     findings.extend(net::link_kinds());
     findings.push(host::device("/dev/vhost-net", "vhost=on", "vhost_net", false));
     findings.push(host::device("/dev/vhost-vsock", "--vsock vhost", "vhost_vsock", false));
-    findings.push(host::virtiofsd());
+    findings.extend(guests::findings());
     findings.extend(net::findings());
     findings.push(host::reverse_path(Path::new("/proc/sys/net/ipv4/conf")));
     findings.extend(knobs::findings(start));

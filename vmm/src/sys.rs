@@ -178,8 +178,15 @@ pub(crate) fn before_exec(
     command: &mut Command,
     before: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
-    // SAFETY: it is the keeper that starts programs, which has one thread: the new process has all that there was, as it was.
+    // SAFETY: it is the keeper or the doctor that starts programs, which has one thread then: the new process has all that there was, as it was.
     unsafe { command.pre_exec(before) };
+}
+
+/// Whether this process may have io_uring, and its kernel has any (io_uring_setup(2)). None is made.
+pub(crate) fn has_io_uring() -> bool {
+    // SAFETY: the kernel reads no parameters at address 0, and says that (EFAULT) where it would have.
+    let made = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null_mut::<libc::c_void>()) };
+    made < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
 /// Gives the calling process, which has one thread, namespaces of its own (unshare(2)).

@@ -57,18 +57,27 @@ impl Cache {
         Ok(Self { directory })
     }
 
-    /// In `$XDG_CACHE_HOME/wirevm`; without that variable `/var/cache/wirevm` for root, and `~/.cache/wirevm` for others.
+    /// As [`at`](Self::at) the user's [`place`](Self::place).
     ///
     /// # Errors
-    /// As [`at`](Self::at), or there is no such place.
+    /// As [`at`](Self::at) and [`place`](Self::place).
     pub fn of_user() -> Result<Self, Error> {
+        Self::at(Self::place()?)
+    }
+
+    /// Where the user's is, or would be: in `$XDG_CACHE_HOME/wirevm`; without that variable `/var/cache/wirevm` for root, and
+    /// `~/.cache/wirevm` for others.
+    ///
+    /// # Errors
+    /// There is no such place.
+    pub fn place() -> Result<PathBuf, Error> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let directory = match absolute("XDG_CACHE_HOME") {
             Some(directory) => directory,
             None if rustix::process::geteuid().is_root() => "/var/cache".into(),
             None => absolute("HOME").ok_or(Error::NoCache)?.join(".cache"),
         };
-        Self::at(directory.join("wirevm"))
+        Ok(directory.join("wirevm"))
     }
 
     /// Where it is.

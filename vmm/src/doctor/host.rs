@@ -8,8 +8,6 @@ use std::{fs, iter};
 use net::Finding;
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::keeper::virtiofsd::{PACKAGES, Virtiofsd};
-
 /// The rights that making links takes.
 pub(super) fn rights() -> Finding {
     // Asked of the kernel itself: there may be no /proc.
@@ -40,18 +38,6 @@ pub(super) fn device(path: &str, what: &str, module: &str, needed: bool) -> Find
         ),
     };
     Finding { what: path.into(), good, state, remedy }
-}
-
-/// The program by which directories are shared.
-pub(super) fn virtiofsd() -> Finding {
-    let (state, remedy) = match Virtiofsd::find() {
-        Ok(found) => (format!("shares directories with guests by {found}"), None),
-        Err(error) => {
-            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            (format!("{error}{cause}: no --share"), Some(PACKAGES.into()))
-        }
-    };
-    Finding { what: "virtiofsd".into(), good: true, state, remedy }
 }
 
 /// Links that can be no bridge's port and no macvtap's parent, of those in `links`.

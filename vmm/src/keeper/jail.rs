@@ -14,13 +14,13 @@ use crate::sys;
 
 /// How a program is confined.
 #[derive(Clone, Debug)]
-pub(super) struct Jail {
+pub(crate) struct Jail {
     /// It is root of a user namespace of its own, in which there is nobody else: outside, it is who starts it.
-    pub(super) own_root: bool,
+    pub(crate) own_root: bool,
     /// Nobody in its mount namespace changes anything below this directory.
-    pub(super) read_only: Option<PathBuf>,
+    pub(crate) read_only: Option<PathBuf>,
     /// When this process ends, it does.
-    pub(super) keeper: Pid,
+    pub(crate) keeper: Pid,
 }
 
 /// What can fail before it begins.
@@ -36,7 +36,7 @@ impl Jail {
     ///
     /// # Errors
     /// A step fails, or there is no such program.
-    pub(super) fn spawn(self, command: &mut Command) -> io::Result<Child> {
+    pub(crate) fn spawn(self, command: &mut Command) -> io::Result<Child> {
         sys::before_exec(command, move || {
             let mut step = Step::Rest;
             self.enter(&mut step).inspect_err(|_| {

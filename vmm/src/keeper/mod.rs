@@ -15,7 +15,7 @@ mod dns_watches;
 mod events;
 pub(crate) mod guest;
 mod guest_words;
-mod jail;
+pub(crate) mod jail;
 mod keyboard;
 mod metrics;
 mod move_spec;

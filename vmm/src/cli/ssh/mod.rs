@@ -36,6 +36,10 @@ Exit status: the command's, and 255 if ssh or wirevm failed";
 /// Of ssh's own failures.
 const STATUS_FAILED: u8 = 255;
 
+/// What to do where ssh is not there.
+pub(crate) const PACKAGES: &str =
+    "install it: the package openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)";
+
 /// What stands behind the machine's name, so that no host has the same to ssh: neither in its configuration nor among its keys.
 const SUFFIX: &str = ".wirevm";
 
@@ -82,9 +86,7 @@ impl SshError {
         Some(match self {
             Self::NoName => format!("its form is: {USAGE}"),
             Self::Machine(error) => return error.remedy(),
-            Self::NoSsh => {
-                "install it: the package openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)".into()
-            }
+            Self::NoSsh => PACKAGES.into(),
             Self::Nowhere { name, .. } => format!(
                 "run sshd in the guest: systemd 256 and later has it listen on vsock, and --ssh-key FILE lets root in. A guest that has just \
                  started may not have it yet; without it there is: wirevm exec {name} -t -- sh"
