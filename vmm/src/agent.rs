@@ -13,8 +13,8 @@ const PROGRAM: &str = "wirevm-agent";
 /// The variable that names another.
 const VARIABLE: &str = "WIREVM_AGENT";
 
-/// How long a guest may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guest may take to accept a connection: as long as its device waits for it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]

@@ -25,8 +25,10 @@ use super::credit::{Inbound, Outbound};
 use super::greeting::{Greeting, Heard};
 use super::packet::{Header, NEITHER, NO_RECEIVE, NO_SEND, op};
 
-/// How long a program has for its line, and the other side to accept.
+/// How long a program has for its line, and the host to answer the guest.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the guest has to accept: a busy one, of whom many want something at once, takes its time.
+const ACCEPT: Duration = Duration::from_secs(30);
 /// How long the guest has to forget a connection of which both ends have closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a program may read nothing of what is left of a connection that the guest has forgotten.
@@ -165,7 +167,7 @@ impl Connection {
         self.ports = ports;
         self.stage = Stage::Requested;
         self.owed |= owed::REQUEST;
-        self.deadline = Some(Instant::now() + PATIENCE);
+        self.deadline = Some(Instant::now() + ACCEPT);
     }
 
     /// Whether the guest has heard of it.
