@@ -1,12 +1,18 @@
 //! Guests that are made of an image or of a directory, and the command that a run is for.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use harness::agent::{agent_path, output};
-use harness::{TempDir, guest, handmade, puts, wirevm};
+use harness::netns::Netns;
+use harness::{TempDir, guest, handmade, need, puts, wirevm};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
 
 guest!(hello: puts!("hello\\n"));
 
@@ -89,10 +95,49 @@ fn what_makes_no_guest_is_refused_and_leaves_nothing() {
     }
 }
 
+#[test]
+fn who_waits_for_an_image_can_give_up() {
+    let dir = TempDir::new();
+    let kernel = handmade::kernel(&dir, hello());
+    let pipe = dir.path("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let args = ["--net", "none", "--kernel", kernel.to_str().unwrap(), "--image", pipe.to_str().unwrap()];
+    let mut child = run(&dir, wirevm(), &args).stdin(Stdio::null()).spawn().unwrap();
+    // Opened once it reads, which it does until this ends.
+    let mut image = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    image.write_all(&[0; 1000]).unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // One that has ended is not killed any more.
+    let _ = child.kill();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::INT.as_raw()));
+    assert_eq!(cached(&dir), [""; 0]);
+}
+
+guest!(forever: puts!("running\\n"), "2: hlt", "jmp 2b");
+
+#[test]
+fn a_guest_that_never_says_that_it_is_up_is_ended_in_time() {
+    let (dir, netns) = (TempDir::new(), need!(Netns::with_own_run()));
+    let wait = |kernel: &Path, seconds: &str| {
+        let mut command = netns.command(harness::wirevm_path().to_str().unwrap());
+        command.args(["run", "--detach", "--wait-ready", seconds, "--kernel"]).arg(kernel);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (status, said) = wait(&handmade::kernel(&dir, forever()), "1");
+    assert!(status == Some(1) && said.contains("not said within 1 s that it is up"), "{status:?}: {said}");
+    assert!(said.contains("--wait-ready"), "{said}");
+    // One that ends first is its own end, however long anybody would wait.
+    let (status, said) = wait(&handmade::kernel(&dir, hello()), &u64::MAX.to_string());
+    assert_eq!((status, said.as_str()), (Some(0), ""));
+}
+
 mod stock {
     use super::*;
-    use harness::need;
-    use harness::netns::Netns;
     use harness::stock::{self, resources};
 
     /// A root with busybox.

@@ -115,12 +115,21 @@ const KEYS: usize = 4096;
 
 /// Runs a guest, and turns its end into the exit status that the help names.
 pub(crate) fn run(config: &MachineConfig, telling: Telling, ready: Option<Ready>) -> ExitCode {
+    // While signals end the process as they usually do: an image takes its time, and nothing is to be given back yet.
+    let prepared = match guest::prepare(config) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let code = failed(&Error::Guest(error));
+            report::finish(None);
+            return code;
+        }
+    };
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(source) => return failed(&Error::Host { what: "listen to signals", source }),
     };
     let mut asked = false;
-    let ended = start(config, telling, &signals, ready).and_then(|keeper| keeper.attend(&mut asked));
+    let ended = start(prepared, telling, &signals, ready).and_then(|keeper| keeper.attend(&mut asked));
     let code = match ended {
         Ok(ended @ (Ended::Guest(_) | Ended::Command(_) | Ended::Failed(_))) => {
             match &ended {
@@ -163,13 +172,13 @@ fn failed(error: &Error) -> ExitCode {
 
 /// Starts the machine and wires the host: what is returned has only to be attended.
 fn start(
-    config: &MachineConfig,
+    prepared: Prepared,
     telling: Telling,
     signals: &Signals,
     ready: Option<Ready>,
 ) -> Result<Keeper, Error> {
     let Telling { explain, wait_ready, timings } = telling;
-    let Prepared { config, held } = guest::prepare(config).map_err(Error::Guest)?;
+    let Prepared { config, held } = prepared;
     let config = &config;
     let host = |what| move |source: std::io::Error| Error::Host { what, source };
     let pipes = host("make a pipe to the process that runs the guest");

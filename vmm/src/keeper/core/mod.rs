@@ -267,7 +267,9 @@ impl Core {
                 sys::forget_start();
                 match self.wait_ready {
                     // The guest's word is waited for, which it may have said already.
-                    Some(_) if !self.up => self.ready_due = self.wait_ready.map(|wait| Instant::now() + wait),
+                    Some(_) if !self.up => {
+                        self.ready_due = self.wait_ready.and_then(|wait| Instant::now().checked_add(wait));
+                    }
                     _ => self.tell_ready(),
                 }
             }
