@@ -15,7 +15,7 @@
 //! wirevm ls, show, stop... ─► the library's `client` ─► keeper/control/
 //! ```
 //!
-//! - `main.rs`, `cli/`: the commands, and the words of `run`, which become a [`MachineConfig`]; `report.rs`, `error.rs`: what the
+//! - `main.rs`, `cli/`: the commands, and the words of `run`, which become a `MachineConfig`; `report.rs`, `error.rs`: what the
 //!   user is told when they fail. `panics.rs`: what a bug of ours comes to. `timings.rs`: how long the start takes.
 //! - `keeper/mod.rs`: its life. `events.rs`: its loop. `core/`: what it knows of the machine and does with it. `child.rs`: the
 //!   machine's process. `nics.rs`, `nic_table.rs`, `move_spec.rs`: wires, what guests ask of them, and what a move may change.

@@ -1,4 +1,5 @@
-//! The command line. The doc comments below and in `args.rs` are the user's help.
+//! The command line. The doc comments below and in `args.rs` are the user's help, in which brackets are not links.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 pub(crate) mod args;
 pub(crate) mod exec;

@@ -4,7 +4,7 @@
 //! guest: kick ──ioeventfd──► back end: the rings, in memory that it shares ──irqfd──► guest
 //! ```
 //! Kicks go to the back end and interrupts come from it without us. What is left is a thread that starts and stops the rings there, and
-//! hears of the back end's end. From then on the device is served by its [fallback](Serve) here, which answers each request with
+//! hears of the back end's end. From then on the device is served by its fallback here, which answers each request with
 //! an error. A back end does not come back.
 //!
 //! ```text

@@ -5,7 +5,7 @@
 //!
 //! 1. [`lock`], while there is one thread, after all files are open: another user where it is root, no capability, no new
 //!    privileges (so that no program gives any back), not dumpable, no path ([`paths`]), and an end together with the keeper.
-//! 2. [`Filters::enter`], on each thread before the guest runs: the [filter](filter) of its kind of thread. Those of a NIC that is plugged
+//! 2. [`Filters::enter`], on each thread before the guest runs: the `filter` of its kind of thread. Those of a NIC that is plugged
 //!    in later are born of the main thread, with its filter, and get their own before the guest sees the NIC.
 //!
 //! A forbidden call is not made. It ends the machine, which says the call and the thread ([`trap`]).

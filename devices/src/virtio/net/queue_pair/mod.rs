@@ -14,12 +14,12 @@
 //!
 //! **Invariant: the interrupt for what was sent waits for nothing but what is received.** What came in the meantime, as the
 //! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
-//! the end of the same turn, or [`PATIENCE`] after an interrupt that made the driver look, if it did not.
+//! the end of the same turn, or `PATIENCE` after an interrupt that made the driver look, if it did not.
 //!
-//! **Invariant: an interrupt that the driver has held is never lost** ([`coalescing`]). It goes out with the frame that makes it due,
+//! **Invariant: an interrupt that the driver has held is never lost** (`coalescing.rs`). It goes out with the frame that makes it due,
 //! or its thread wakes in time; a pause, and other limits, end the hold. A driver that has set nothing pays one test for it.
 //!
-//! **Invariant: either we carry the frames, or the kernel does** ([`Next::Kernel`]), both ways; a queue's reset or a move changes which.
+//! **Invariant: either we carry the frames, or the kernel does** (`Next::Kernel`), both ways; a queue's reset or a move changes which.
 //! While the kernel does, the thread has the control queue, and little else.
 //!
 //! **Invariant: a hostile ring ends its own pair.** The pair sets DEVICE_NEEDS_RESET, and its thread leaves it alone until the reset.
