@@ -4,6 +4,7 @@
 //! **Invariant: what the guest says costs bounded memory.**
 
 use std::io::{self, ErrorKind, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -74,6 +75,8 @@ impl GuestWords {
 
     fn end(&mut self, at: usize) {
         self.over = self.streams[at].take().map(|(stream, _)| stream).into_iter().collect();
+        // systemd waits for this end after each thing that it says, and does nothing meanwhile.
+        self.over.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
     }
 }
 
@@ -112,6 +115,18 @@ mod tests {
         {
             assert_eq!(say(&[other], true), (false, false), "{other:?}");
         }
+    }
+
+    #[test]
+    fn who_has_said_all_sees_the_end_of_the_connection_at_once() {
+        let mut words = GuestWords::default();
+        let mut guest = words.open().unwrap();
+        guest.write_all(b"X_SYSTEMD_HOSTNAME=web").unwrap();
+        assert!(!words.read(0));
+        // As sd_notify(3) does over vsock, which then waits.
+        guest.shutdown(Shutdown::Write).unwrap();
+        assert!(!words.read(0));
+        assert_eq!(guest.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
