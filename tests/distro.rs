@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use harness::{TempDir, Vm, guest, handmade, puts, skip, wirevm};
@@ -161,9 +161,58 @@ mod stock {
         assert_eq!(vm.sh("grep -ac '^- x$' /dev/vda", SOON), "5000\n");
     }
 
+    /// Where a guest's wire leads, and who asks it things.
+    struct World {
+        host: Netns,
+        /// Behind the host's NIC `eth0`, with a DHCP server, where the wire leads there.
+        lan: Option<(Netns, Child)>,
+    }
+
+    impl World {
+        fn routed() -> Result<Self, String> {
+            Ok(Self { host: Netns::new()?, lan: None })
+        }
+
+        fn lan(dir: &TempDir) -> Result<Self, String> {
+            let (host, lan) = (Netns::with_own_run()?, Netns::new()?);
+            host.try_sh(&format!(
+                "ip link add eth0 type veth peer name eth0 netns {} && ip addr add 172.31.7.9/24 dev eth0 && ip link set eth0 up",
+                lan.pid()
+            ))?;
+            lan.try_sh("ip addr add 172.31.7.1/24 dev eth0 && ip link set eth0 up")?;
+            let path = |name: &str| dir.path(name).display().to_string();
+            let config = format!(
+                "start 172.31.7.2\nend 172.31.7.2\ninterface eth0\nlease_file {}\npidfile {}\noption subnet 255.255.255.0\n\
+                 option router 172.31.7.1\n",
+                path("leases"),
+                path("udhcpd.pid")
+            );
+            fs::write(path("leases"), "").unwrap();
+            let config = dir.file("udhcpd.conf", config);
+            let busybox = resources().join("busybox");
+            let mut server = lan.command(busybox.to_str().unwrap());
+            server.args(["udhcpd", "-f"]).arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+            let server = server.spawn().map_err(|error| format!("udhcpd: {error}"))?;
+            Ok(Self { host, lan: Some((lan, server)) })
+        }
+
+        fn asks(&self) -> &Netns {
+            self.lan.as_ref().map_or(&self.host, |(lan, _)| lan)
+        }
+    }
+
+    impl Drop for World {
+        fn drop(&mut self) {
+            if let Some((_, server)) = &mut self.lan {
+                server.kill().unwrap();
+                server.wait().unwrap();
+            }
+        }
+    }
+
     /// Boots Debian's disk on its own kernel to a login, with root let in by its key, its address by DHCP (172.31.7.2), no unit that
-    /// failed, and an end by its power button. On wires where wirevm itself gives the address; the others differ below its network stack.
-    fn debian(wire: &str) {
+    /// failed, and an end by its power button.
+    fn debian(wire: &str, world: fn(&TempDir) -> Result<World, String>) {
         need!(can_run());
         let disk = resources().join("debian.raw");
         if !disk.exists() {
@@ -176,11 +225,11 @@ mod stock {
         let made =
             Command::new(keygen).args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
         assert!(made.success());
-        let netns = need!(Netns::new());
+        let world = need!(world(&dir));
         let public = format!("{}.pub", key.display());
         let args =
             ["run", "--memory", "1G", "--disk", &disk, "--net", wire, "--name", "web", "--ssh-key", &public];
-        let mut vm = Vm::start_in(&netns, &[&args[..], &["--cmdline", "console=ttyS0 quiet"]].concat());
+        let mut vm = Vm::start_in(&world.host, &[&args[..], &["--cmdline", "console=ttyS0 quiet"]].concat());
         vm.expect("web login: ", BOOT * 2);
         let ssh = format!(
             "ssh -i {} -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=60 \
@@ -188,8 +237,8 @@ mod stock {
             key.display()
         );
         // Its SSH server may come up after its terminal.
-        netns.sh(&format!("for i in $(seq 60); do {ssh} true && exit; sleep 1; done; exit 1"));
-        let inside = |command: &str| netns.sh(&format!("{ssh} '{command}'")).trim().to_owned();
+        world.asks().sh(&format!("for i in $(seq 60); do {ssh} true && exit; sleep 1; done; exit 1"));
+        let inside = |command: &str| world.asks().sh(&format!("{ssh} '{command}'")).trim().to_owned();
         assert_eq!(inside("systemctl --failed --no-legend --plain"), "", "{wire}: {}", vm.state());
         assert_eq!(inside("hostname; findmnt -no SOURCE,FSTYPE /"), "web\n/dev/vda1 ext4", "{wire}");
         vm.signal(rustix::process::Signal::TERM);
@@ -198,16 +247,26 @@ mod stock {
 
     #[test]
     fn debian_boots_to_a_login_on_a_tap_with_nat() {
-        debian("tap,nat,host=172.31.7.1/24");
+        debian("tap,nat,host=172.31.7.1/24", |_| World::routed());
     }
 
     #[test]
     fn debian_boots_to_a_login_on_a_tap() {
-        debian("tap,host=172.31.7.1/24");
+        debian("tap,host=172.31.7.1/24", |_| World::routed());
     }
 
     #[test]
     fn debian_boots_to_a_login_on_a_tun() {
-        debian("tun,host=172.31.7.1/24");
+        debian("tun,host=172.31.7.1/24", |_| World::routed());
+    }
+
+    #[test]
+    fn debian_boots_to_a_login_on_a_bridge_with_an_uplink() {
+        debian("bridge=br0,uplink=eth0", World::lan);
+    }
+
+    #[test]
+    fn debian_boots_to_a_login_on_a_macvtap() {
+        debian("macvtap=eth0", World::lan);
     }
 }
