@@ -83,7 +83,8 @@ fn what_it_offers_is_what_its_medium_can_do() {
     let rig = Rig::with(Medium { logical_block: 4096, ..medium(&file, 65536) }, false, 4);
     let all = LINUX | F_MQ | 1 << 1 | 1 << 2 | 1 << 6 | 1 << 10;
     assert_eq!(rig.mmio().features(), all);
-    assert_eq!((rig.config(0, 8), rig.config(12, 4), rig.config(20, 4)), (128, 254, 4096));
+    assert_eq!((rig.config(0, 8), rig.config(8, 4), rig.config(12, 4)), (128, 1 << 16, 254));
+    assert_eq!(rig.config(20, 4), 4096);
     assert_eq!((rig.config(24, 1), rig.config(26, 2), rig.config(32, 1), rig.config(34, 2)), (0, 1, 1, 4));
     assert_eq!((rig.config(36, 4), rig.config(40, 4), rig.config(44, 4)), (1 << 21, 16, 8));
     assert_eq!((rig.config(48, 4), rig.config(52, 4), rig.config(56, 1)), (1 << 16, 1, 1));

@@ -62,7 +62,7 @@ pub const SERIAL_MAX: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Pieces of a request, at most: with header and status, as many descriptors as a queue has.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Bytes of each.
-const SIZE_MAX: u32 = 1 << 20;
+const SIZE_MAX: u32 = 1 << 16;
 /// Bytes of a request, at most, so that none takes as long as it likes.
 const MAX_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 /// Ranges of a request to discard, and the sectors of each.

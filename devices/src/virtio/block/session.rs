@@ -29,6 +29,9 @@ use crate::virtio::queue::{Chain, Error, Mapped, VirtQueue};
 
 /// Requests taken before messages are looked for, so that a driver that adds for ever holds none of them off.
 const BURST: usize = 32;
+/// Bytes of them, those in flight included: with so many, no more is taken. Who pauses or resets the disk waits for no more than these and
+/// the last request.
+const BURST_BYTES: u64 = 32 << 20;
 
 /// What the queues of a disk have in common.
 pub(super) struct Common {
@@ -128,11 +131,13 @@ impl<'u, 'm> Session<'u, 'm> {
 
     fn burst(&mut self) -> Result<bool, Error> {
         self.arm(false);
-        let mut left = BURST;
-        while left > 0
-            && let Some(chain) = self.queue.next(&self.rings)?
-        {
-            self.take(chain)?;
+        let (mut left, mut performed, mut empty) = (BURST, 0, false);
+        while left > 0 && performed + self.bytes_in_flight() < BURST_BYTES {
+            let Some(chain) = self.queue.next(&self.rings)? else {
+                empty = true;
+                break;
+            };
+            performed += self.take(chain)?;
             left -= 1;
             if self.flight.is_none() {
                 self.publish()?;
@@ -141,12 +146,21 @@ impl<'u, 'm> Session<'u, 'm> {
         self.submit();
         self.reap();
         self.publish()?;
-        // First the events, then another look: whatever comes in between is seen.
-        Ok(left == 0 || !self.queue.arm(&self.rings)? || !self.arm(true))
+        Ok(match empty {
+            // First the events, then another look: whatever comes in between is seen.
+            true => !self.queue.arm(&self.rings)? || !self.arm(true),
+            // There is room once something is done.
+            false if self.bytes_in_flight() >= BURST_BYTES => !self.arm(true),
+            false => true,
+        })
     }
 
-    /// Does, or gives to the kernel, what the chain asks for.
-    fn take(&mut self, chain: Chain) -> Result<(), Error> {
+    fn bytes_in_flight(&self) -> u64 {
+        self.flight.as_ref().map_or(0, Flight::bytes)
+    }
+
+    /// Does, or gives to the kernel, what the chain asks for; returns of how many bytes it was done.
+    fn take(&mut self, chain: Chain) -> Result<u64, Error> {
         let token = self.free.pop().unwrap_or_else(|| {
             self.requests.push((Request::new(), Work::Identify));
             self.requests.len() - 1
@@ -158,7 +172,7 @@ impl<'u, 'm> Session<'u, 'm> {
             Ok(work) => work,
             Err(status) => {
                 self.answer(token, status);
-                return Ok(());
+                return Ok(0);
             }
         };
         *planned = work;
@@ -173,10 +187,14 @@ impl<'u, 'm> Session<'u, 'm> {
             && common.store.takes(&request.buffers)
         {
             flight.push(token, operation, std::mem::take(&mut request.buffers));
-        } else {
-            self.perform(token);
+            return Ok(0);
         }
-        Ok(())
+        let bytes = match work {
+            Work::Discard | Work::WriteZeroes => request.ranges().map(|range| range.len).sum(),
+            _ => request.bytes(),
+        };
+        self.perform(token);
+        Ok(bytes)
     }
 
     /// Does a request, or what is left of it, here and now.
@@ -335,6 +353,104 @@ impl<'u, 'm> Session<'u, 'm> {
         if let Err(error) = self.interrupt.needs_reset() {
             let Common { name, refused, .. } = self.common;
             log::log!(refused.level(), "{name}: cannot interrupt the guest: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::block::medium::Medium;
+    use crate::virtio::block::{MAX_BYTES, QUEUE_SIZE, SEG_MAX, SERIAL_MAX, SIZE_MAX};
+    use crate::virtio::mock::{Buffer, MockRing};
+    use crate::virtio::queue::{F_INDIRECT_DESC, F_VERSION_1};
+
+    struct Nobody;
+
+    impl Interrupt for Nobody {
+        fn queue(&self, _: u16) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn config(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn needs_reset(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// How many of ten requests, as long as they may be, a burst takes.
+    fn burst(async_io: bool) -> Option<u16> {
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MAX_BYTES).unwrap();
+        let mut uring = async_io.then(|| Uring::new(&file, QUEUE_SIZE));
+        if let Some(Err(error)) = &uring {
+            println!("skipped: no io_uring here: {error}");
+            return None;
+        }
+        let medium = Medium {
+            file: file.try_clone().unwrap(),
+            bytes: MAX_BYTES,
+            read_only: false,
+            overlay: None,
+            direct: None,
+            logical_block: 512,
+            physical_block: 512,
+            discards: false,
+        };
+        let common = Common {
+            name: "test".into(),
+            limits: Limits { bytes: MAX_BYTES, read_only: false, features: 0 },
+            store: Store::new(medium),
+            id: [0; SERIAL_MAX],
+            durable: AtomicBool::new(false),
+            broken: Default::default(),
+            refused: Default::default(),
+        };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let mut ring = MockRing::new(&memory, 0x1000, 16, false);
+        let queue = VirtQueue::new(ring.setup(), F_VERSION_1 | F_INDIRECT_DESC, &memory).unwrap();
+        // Reads of the start of the disk, all into the same place.
+        memory.write_slice(&[0; 16], GuestAddress(0x4000)).unwrap();
+        let mut chain = vec![Buffer::readable(0x4000, 16)];
+        chain.extend([Buffer::writable(0x8_0000, SIZE_MAX); SEG_MAX as usize]);
+        chain.push(Buffer::writable(0x4010, 1));
+        for _ in 0..10 {
+            ring.add_indirect(0x1_0000, &chain).unwrap();
+        }
+        ring.publish();
+        let counters = Counters::default();
+        let uring = uring.as_mut().map(|uring| uring.as_mut().unwrap());
+        let interrupt = Arc::new(Nobody);
+        let mut session = Session::new(&common, &counters, (0, queue), &memory, interrupt, uring).unwrap();
+        session.burst().unwrap();
+        let taken = session.queue.state().next_avail;
+        // All are done in the end, by as many bursts as it takes.
+        let mut more = true;
+        while session.queue.state().next_avail < 10 {
+            if !more {
+                session.flight.as_mut().unwrap().wait().unwrap();
+            }
+            more = session.burst().unwrap();
+        }
+        session.drain();
+        session.publish().unwrap();
+        assert_eq!((0..10).filter(|_| ring.reap().is_some()).count(), 10);
+        assert_eq!(session.bytes_in_flight(), 0);
+        Some(taken)
+    }
+
+    #[test]
+    fn no_more_is_taken_than_a_message_may_wait_for() {
+        for async_io in [true, false] {
+            let Some(taken) = burst(async_io) else { continue };
+            assert!(BURST_BYTES <= u64::from(taken) * MAX_BYTES && taken <= 3, "{taken}, {async_io}");
         }
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Flight<'u, 'm> {
     /// By token: what the kernel has, or is to be given.
     held: Vec<Option<Buffers<'m>>>,
     in_flight: usize,
+    /// Of `held` together.
+    bytes: u64,
     /// Should this value be forgotten, memory stays.
     _memory: GuestMemoryMmap,
 }
@@ -87,12 +89,17 @@ impl Uring {
 impl<'u, 'm> Flight<'u, 'm> {
     /// Starts for a driver whose buffers are in `memory`.
     pub(super) fn new(uring: &'u mut Uring, memory: &'m GuestMemoryMmap) -> Self {
-        Self { uring, held: Vec::new(), in_flight: 0, _memory: memory.clone() }
+        Self { uring, held: Vec::new(), in_flight: 0, bytes: 0, _memory: memory.clone() }
     }
 
     /// How many requests were pushed and not reaped.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// How many bytes these read and write.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Adds a request, which goes to the kernel with the next [`submit`](Self::submit). There are no more than the ring was made for.
@@ -109,8 +116,9 @@ impl<'u, 'm> Flight<'u, 'm> {
                 .build(),
             Operation::Sync => opcode::Fsync::new(Fixed(0)).flags(FsyncFlags::DATASYNC).build(),
         };
-        self.held[token] = Some(buffers);
         self.in_flight += 1;
+        self.bytes += buffers.len();
+        self.held[token] = Some(buffers);
         let entry = entry.user_data(token as u64);
         // SAFETY: the pieces are guest memory that is mapped for 'm, and they and their list are in `held`, where they stay until
         // the kernel has done with them, even as this value is dropped.
@@ -166,6 +174,7 @@ impl<'u, 'm> Flight<'u, 'm> {
         let token = entry.user_data() as usize;
         let buffers = self.held.get_mut(token).and_then(Option::take)?;
         self.in_flight -= 1;
+        self.bytes -= buffers.len();
         let result = u64::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
         Some(Done { token, buffers, result })
     }
