@@ -115,23 +115,40 @@ pub(crate) fn share_one_heap() {
     }
 }
 
-/// Locks an open file whole, for a writer or a reader, without a wait (fcntl(2), open file description locks): false where another open
-/// file has a lock that excludes this one.
+/// Bytes of a file to be locked: where they start, and how many; 0 for all up to the end, wherever that is.
+pub(crate) type Bytes = (i64, i64);
+
+/// Locks bytes of an open file, for a writer or a reader, without a wait (fcntl(2), open file description locks): false where another
+/// open file has a lock that excludes this one.
 ///
 /// # Errors
 /// Its file system has no such locks.
-pub(crate) fn lock_open_file(file: &File, writes: bool) -> io::Result<bool> {
-    // SAFETY: zeroes are a lock: from the start to the end, and no process.
+pub(crate) fn lock_open_file(file: &File, writes: bool, bytes: Bytes) -> io::Result<bool> {
+    match ofd_lock(file, libc::F_OFD_SETLK, writes, bytes) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether another open file has a lock on these bytes.
+///
+/// # Errors
+/// As for [`lock_open_file`].
+pub(crate) fn is_locked(file: &File, bytes: Bytes) -> io::Result<bool> {
+    Ok(ofd_lock(file, libc::F_OFD_GETLK, true, bytes)?.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+fn ofd_lock(file: &File, command: libc::c_int, writes: bool, bytes: Bytes) -> io::Result<libc::flock> {
+    // SAFETY: zeroes are a lock, of no process.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = if writes { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: it reads `lock`, and touches no memory of ours otherwise.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
-        0 => Ok(true),
-        _ => match io::Error::last_os_error() {
-            error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
-            error => Err(error),
-        },
+    (lock.l_start, lock.l_len) = bytes;
+    // SAFETY: it reads and writes `lock`, and touches no memory of ours otherwise.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } {
+        0 => Ok(lock),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
