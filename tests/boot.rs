@@ -132,6 +132,14 @@ fn what_a_command_line_takes_away_is_said_in_one_line() {
     };
     assert!(said("console=ttyS0 noapic pci=off", &[]).contains("noapic, so it gets no ACPI"));
     assert_eq!(said("acpi=off pci=nomsi -- noapic", &[]), "");
+    // Devices on a bus that it does not look for.
+    let dir = TempDir::new();
+    let disk = dir.file("disk", [0; 512]);
+    let disk = &["--disk", disk.to_str().unwrap(), "--transport"][..];
+    assert!(said("pci=off", &[disk, &["pci"]].concat()).contains("its devices are on the PCI bus"));
+    for more in [&[][..], &[disk, &["mmio"]].concat()] {
+        assert_eq!(said("pci=off", more), "");
+    }
 }
 
 #[test]

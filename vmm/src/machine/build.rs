@@ -76,6 +76,12 @@ pub(super) struct Given<'a> {
     pub(super) identity: Identity,
 }
 
+/// Whether there are devices that somebody asked for: what each guest has beside them, it can do without.
+fn needs_devices(config: &MachineConfig) -> bool {
+    let MachineConfig { net, disks, shares, seed, guest, .. } = config;
+    !(net.is_empty() && disks.is_empty() && shares.is_empty() && seed.is_none() && guest.is_none())
+}
+
 /// Runs a guest to its end, and tells `timings` of each step.
 ///
 /// # Errors
@@ -114,9 +120,9 @@ pub(super) fn run(config: &MachineConfig, given: Given<'_>, timings: Timings) ->
             "the guest's command line has {word}, so it gets no ACPI tables, and has no power button: wirevm stop ends it at once"
         );
     }
-    if config.transport == Transport::Pci && !config.net.is_empty() && boot::looks_for_no_pci(&cmdline) {
+    if config.transport == Transport::Pci && needs_devices(config) && boot::looks_for_no_pci(&cmdline) {
         log::warn!(
-            "the guest's command line has pci=off, and its NICs are on the PCI bus (--transport mmio has none)"
+            "the guest's command line has pci=off, and its devices are on the PCI bus (--transport mmio has none)"
         );
     }
     let opened = Opened { disks, back_ends: others::connect(config, given.shares)? };
