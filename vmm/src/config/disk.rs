@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use devices::virtio::block::SERIAL_MAX;
+
 /// A disk, as the command line wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -27,8 +29,6 @@ net::serde_as_text!(DiskConfig);
 
 /// The most queues that a disk may have: a NIC has as many pairs.
 const QUEUES_MAX: u16 = 64;
-/// The longest serial number (virtio 1.3 §5.2.6).
-const SERIAL_MAX: usize = 20;
 
 const KEYS: &str = "ro, snapshot=, serial=, direct, queues= and format=";
 

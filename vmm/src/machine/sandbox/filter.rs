@@ -56,7 +56,7 @@ use Thread::{Disk, Main, Queue, Vcpu, Vsock};
 const ALL: &[Thread] = &[Main, Vcpu, Queue, Vsock, Disk];
 /// What a queue's thread does, and so the thread that such threads are born of: a filter is inherited.
 const BORN: &[Thread] = &[Main, Queue];
-/// What all threads of devices do.
+/// What threads of devices do, but those of disks.
 const DEVICE: &[Thread] = &[Main, Queue, Vsock];
 /// Who waits for events.
 const WAIT: &[Thread] = &[Main, Queue, Vsock, Disk];
