@@ -50,6 +50,9 @@ fn what_is_no_disk_is_refused_with_what_to_do() {
         &[&absent],
         &["cannot open the disk", "No such file", &format!("truncate -s 10G {absent}")],
     );
+    let read = format!("{absent},ro");
+    refused(&dir, &[&read], &["No such file", "has to be there"]);
+    refused(&dir, &["/dev/wirevm-absent"], &["No such file", "lsblk lists them"]);
     refused(&dir, &[&path("")], &["is a directory"]);
     refused(&dir, &["/dev/null"], &["/dev/null is a character device"]);
     let empty = image(&dir, "empty", 0);

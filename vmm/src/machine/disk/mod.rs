@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use devices::virtio::block::{BlockDeviceConfig, Medium, VirtioBlock};
+use devices::virtio::block::{self, BlockDeviceConfig, Medium, VirtioBlock};
 use rustix::fs::{
     AtFlags, FallocateFlags, MemfdFlags, OFlags, StatxFlags, fallocate, fcntl_getfl, fcntl_setfl, statx,
 };
@@ -24,8 +24,8 @@ use vmm::config::DiskConfig;
 
 pub(crate) use self::error::DiskError;
 
-/// The unit of a disk's size, whatever its blocks (virtio 1.3 §5.2.4).
-const SECTOR: u32 = 512;
+/// The least block.
+const SECTOR: u32 = block::SECTOR as u32;
 /// The unit in which files are fast: a page, and a block of most file systems.
 const PAGE: u32 = 4096;
 
@@ -95,8 +95,9 @@ impl Disk {
     }
 }
 
+/// What a disk is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Regular,
     Device,
 }
@@ -106,7 +107,7 @@ fn open(config: &DiskConfig) -> Result<(PathBuf, File, Kind), DiskError> {
     // Looked at before it is opened: to open a device may do something.
     let kind = match fs::metadata(&path) {
         Ok(metadata) => metadata.file_type(),
-        Err(source) => return Err(DiskError::Open { path, source }),
+        Err(source) => return Err(DiskError::Open { path, writes, source }),
     };
     let kind = match () {
         () if kind.is_file() => Kind::Regular,
@@ -129,9 +130,9 @@ fn open(config: &DiskConfig) -> Result<(PathBuf, File, Kind), DiskError> {
         Err(source) if writes => match (Errno::from_io_error(&source), File::open(&path)) {
             (Some(Errno::BUSY), _) => Err(DiskError::Busy { path, source }),
             (_, Ok(_)) => Err(DiskError::Write { path, source }),
-            (_, Err(_)) => Err(DiskError::Open { path, source }),
+            (_, Err(_)) => Err(DiskError::Open { path, writes, source }),
         },
-        Err(source) => Err(DiskError::Open { path, source }),
+        Err(source) => Err(DiskError::Open { path, writes, source }),
     }
 }
 
@@ -144,17 +145,21 @@ fn same_file(one: &File, other: &File) -> bool {
 
 /// What the guest's disk is on, once the file is found to be one.
 fn medium(config: &DiskConfig, path: PathBuf, mut file: File, kind: Kind) -> Result<Medium, DiskError> {
-    let bytes =
-        file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Open { path: path.clone(), source })?;
+    let writes = config.writes();
+    let bytes = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Open {
+        path: path.clone(),
+        writes,
+        source,
+    })?;
     if bytes == 0 {
-        return Err(DiskError::Empty { path });
+        return Err(DiskError::Empty { path, kind, writes });
     }
     if !config.raw
         && let Some(format) = format::of(&file, bytes)
     {
         return Err(DiskError::Format { path, format });
     }
-    lock::lock(&file, config.writes(), &path)?;
+    lock::lock(&file, writes, &path)?;
     let mut logical = match kind {
         Kind::Device => ioctl_blksszget(&file).unwrap_or(SECTOR),
         Kind::Regular => SECTOR,
@@ -167,17 +172,17 @@ fn medium(config: &DiskConfig, path: PathBuf, mut file: File, kind: Kind) -> Res
         logical = logical.max(offset);
     }
     if !bytes.is_multiple_of(logical.into()) {
-        return Err(DiskError::Size { path, bytes, logical });
+        return Err(DiskError::Size { path, bytes, logical, kind });
     }
     let physical = match kind {
         Kind::Device => ioctl_blkpbszget(&file).unwrap_or(logical),
         Kind::Regular => PAGE,
     };
     let overlay = match config.snapshot {
-        true => Some(overlay::make(&path, bytes)?),
+        true => Some(overlay::make(&path, kind, bytes)?),
         false => None,
     };
-    let discards = overlay.is_some() || config.writes() && discards(&file, kind, bytes);
+    let discards = takes_discards(config, (&file, kind), overlay.as_ref(), bytes);
     Ok(Medium {
         file,
         bytes,
@@ -210,6 +215,14 @@ fn direct_io(file: &File) -> io::Result<(u32, u32)> {
     Ok((unit, unit))
 }
 
+/// Whether what the guest discards can be given back to the host: of the file that takes what it writes.
+fn takes_discards(config: &DiskConfig, disk: (&File, Kind), overlay: Option<&File>, bytes: u64) -> bool {
+    match overlay {
+        Some(overlay) => discards(overlay, Kind::Regular, bytes),
+        None => config.writes() && discards(disk.0, disk.1, bytes),
+    }
+}
+
 /// Whether parts of the file can be given back to the host.
 fn discards(file: &File, kind: Kind, bytes: u64) -> bool {
     match kind {
@@ -233,4 +246,54 @@ fn queue_limit(file: &File, limit: &str) -> Option<u64> {
     let device = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
     let read = |place: &str| fs::read_to_string(device.join(place).join(limit)).ok();
     read("queue").or_else(|| read("../queue"))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+
+    use super::*;
+
+    fn sparse(bytes: u64) -> File {
+        let file = File::from(memfd_create("disk", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_a_snapshot_takes_back_is_what_its_own_file_can() {
+        let (good, bad) = (sparse(4096), sparse(4096));
+        // A file without holes.
+        fcntl_add_seals(&bad, SealFlags::WRITE).unwrap();
+        let snapshot = DiskConfig { snapshot: true, ..DiskConfig::new("disk") };
+        let plain = DiskConfig::new("disk");
+        let read_only = DiskConfig { read_only: true, ..DiskConfig::new("disk") };
+        for (config, file, overlay, can) in [
+            (&snapshot, &bad, Some(&good), true),
+            (&snapshot, &good, Some(&bad), false),
+            (&plain, &good, None, true),
+            (&plain, &bad, None, false),
+            (&read_only, &good, None, false),
+        ] {
+            assert_eq!(takes_discards(config, (file, Kind::Regular), overlay, 4096), can, "{config:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_has_a_longest_disk() {
+        for (bytes, fits) in [(overlay::BYTES_MAX + 512, false), (1 << 20, true)] {
+            let file = sparse(bytes);
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let config = DiskConfig { snapshot: true, ..DiskConfig::new(path) };
+            match Disk::open_all(&[config]) {
+                Ok(_) => assert!(fits, "{bytes}"),
+                Err(error) => {
+                    assert!(!fits && error.to_string().contains("takes one of 64T"), "{error}");
+                    assert!(error.remedy().contains("without snapshot=on"));
+                }
+            }
+        }
+    }
 }
