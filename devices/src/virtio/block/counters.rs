@@ -17,7 +17,6 @@ pub struct Counters {
     pub discards: AtomicU64,
     /// Requests that failed, or that made no sense.
     pub errors: AtomicU64,
-    pub interrupts: AtomicU64,
 }
 
 /// Adds without a locked instruction: there is one writer.

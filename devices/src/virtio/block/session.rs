@@ -288,12 +288,11 @@ impl<'u, 'm> Session<'u, 'm> {
     }
 
     fn publish(&mut self) -> Result<(), Error> {
-        if self.queue.publish(&self.rings)? {
-            count(&self.counters.interrupts, 1);
-            if let Err(error) = self.interrupt.queue(self.index) {
-                let Common { name, refused, .. } = self.common;
-                log::log!(refused.level(), "{name}: cannot interrupt the guest: {error}");
-            }
+        if self.queue.publish(&self.rings)?
+            && let Err(error) = self.interrupt.queue(self.index)
+        {
+            let Common { name, refused, .. } = self.common;
+            log::log!(refused.level(), "{name}: cannot interrupt the guest: {error}");
         }
         Ok(())
     }
