@@ -61,9 +61,11 @@ impl<'m> Buffers<'m> {
         &self.entries
     }
 
-    /// Whether each piece begins and ends at a multiple of `alignment`, a power of two.
-    pub(super) fn are_aligned(&self, alignment: usize) -> bool {
-        let odd = |entry: &libc::iovec| (entry.iov_base.addr() | entry.iov_len) & (alignment - 1) != 0;
+    /// Whether each piece begins at a multiple of `memory`, and is a multiple of `block` long: both powers of two.
+    pub(super) fn are_aligned(&self, memory: usize, block: usize) -> bool {
+        let odd = |entry: &libc::iovec| {
+            entry.iov_base.addr() & (memory - 1) != 0 || entry.iov_len & (block - 1) != 0
+        };
         !self.entries.iter().any(odd)
     }
 
@@ -197,7 +199,26 @@ mod tests {
             assert!(buffers.push(memory.subslice(0, 4).unwrap()));
         }
         assert!(!buffers.push(memory));
-        assert!(buffers.are_aligned(4) || memory.ptr_guard().as_ptr().addr() % 4 != 0);
-        assert!(!buffers.are_aligned(8));
+    }
+
+    #[test]
+    fn addresses_are_aligned_for_memory_and_lengths_for_the_disk() {
+        #[repr(align(512))]
+        struct Page([u8; 4096]);
+        let mut page = Page([0; 4096]);
+        let memory = VolatileSlice::from(&mut page.0[..]);
+        for (from, len, aligned) in [
+            (0, 512, true),
+            (4, 1024, true),
+            (2, 512, false),
+            (0, 4, false),
+            (4, 508, false),
+            (1024, 512, true),
+        ] {
+            let mut buffers = Buffers::default();
+            assert!(buffers.push(memory.subslice(3072, 512).unwrap()));
+            assert!(buffers.push(memory.subslice(from, len).unwrap()));
+            assert_eq!(buffers.are_aligned(4, 512), aligned, "{len} bytes at {from}");
+        }
     }
 }

@@ -53,9 +53,10 @@ impl Store {
         self.overlay.is_none().then_some(&self.medium.file)
     }
 
-    /// Whether the file takes these pieces as they are.
+    /// Whether the file takes these pieces as they are. Linux before 6.0 wants each to be whole blocks.
     pub(super) fn takes(&self, buffers: &Buffers<'_>) -> bool {
-        self.medium.direct.is_none_or(|alignment| buffers.are_aligned(alignment as usize))
+        let block = self.medium.logical_block as usize;
+        self.medium.direct.is_none_or(|memory| buffers.are_aligned(memory as usize, block))
     }
 
     /// Reads into all of `buffers`.
