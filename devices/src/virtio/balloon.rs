@@ -35,6 +35,10 @@ const PAGE: u64 = 4096;
 /// The most page numbers that are taken from a chain: Linux puts 256 into one.
 const NUMBERS_MAX: usize = 4096;
 
+/// The most bytes that are taken from a chain of reported pages, for any may be named again and again: Linux puts 32 pieces into one
+/// (`PAGE_REPORTING_CAPACITY`) of the largest that its allocator has, which are 4 MiB. What is beyond is the guest's as before.
+const REPORTED_MAX: usize = 32 * (4 << 20);
+
 impl VirtioBalloon {
     /// The device, with its thread.
     ///
@@ -122,8 +126,13 @@ impl Serve for Balloon {
             DEFLATE => _ = queue.gather(rings, chain, |_, _| Ok(()))?,
             // The pages themselves are the buffers, and nothing is written to them.
             _ => {
+                let mut left = REPORTED_MAX;
                 queue.gather(rings, chain, |buffer, _| {
-                    self.discard(&buffer);
+                    let len = buffer.len().min(left);
+                    left -= len;
+                    if len > 0 {
+                        self.discard(&buffer.subslice(0, len).expect("it is within the buffer"));
+                    }
                     Ok(())
                 })?;
             }

@@ -211,15 +211,18 @@ fn run<S: Serve>(mut manager: EventManager<Worker<S>>, id: SubscriberId) {
     }
 }
 
+/// Chains of a queue that are served before messages are looked for: one can take some milliseconds.
+const BURST: usize = 8;
+
 impl Driver {
-    /// Serves what is there on each queue, as many chains at once as the queue has, so that a driver that adds without end does not keep
-    /// the messages waiting. True: there is more. False: each queue is armed.
+    /// Serves what is there on each queue, [a few](BURST) chains at once, so that a driver that adds without end does not keep the messages
+    /// waiting. True: there is more. False: each queue is armed.
     pub(super) fn serve(&mut self, what: &mut impl Serve) -> Result<bool, queue::Error> {
         let mut more = false;
         for ActiveQueue { index, ring, .. } in &mut self.queues {
             let rings = ring.map(&self.memory)?;
             let mut left = true;
-            for _ in 0..ring.size() {
+            for _ in 0..BURST {
                 let Some(chain) = ring.pop(&rings)? else {
                     left = false;
                     break;
@@ -233,5 +236,59 @@ impl Driver {
             more |= left;
         }
         Ok(more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::virtio::mock::{Buffer, MockRing};
+    use crate::virtio::queue::F_VERSION_1;
+
+    struct Nobody;
+
+    impl Interrupt for Nobody {
+        fn queue(&self, _: u16) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn config(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn needs_reset(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Count(usize);
+
+    impl Serve for Count {
+        fn serve(&mut self, _: u16, _: &VirtQueue, _: &Mapped<'_>, _: Chain) -> Result<u32, queue::Error> {
+            self.0 += 1;
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn messages_are_looked_for_after_a_few_chains() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let mut mock = MockRing::new(&memory, 0x1000, 32, false);
+        (0..32).for_each(|_| _ = mock.add(&[Buffer::readable(0x8000, 1)]).unwrap());
+        mock.publish();
+        let ring = VirtQueue::new(mock.setup(), F_VERSION_1, &memory).unwrap();
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let queues = vec![ActiveQueue { index: 0, ring, kick }];
+        let mut driver = Driver { memory, interrupt: Arc::new(Nobody), queues, ended: false };
+        let mut count = Count(0);
+        for served in [8, 16, 24, 32] {
+            assert!(driver.serve(&mut count).unwrap());
+            assert_eq!(count.0, served);
+        }
+        assert!(!driver.serve(&mut count).unwrap());
+        assert_eq!((0..32).filter(|_| mock.reap().is_some()).count(), 32);
     }
 }
