@@ -1,6 +1,6 @@
 //! The user's files: opened with care, read straight into guest memory; what comes through a pipe is read whole before.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileType};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -32,12 +32,7 @@ impl Opened {
             Err(source) => return Err(Error::Open { role, path, source }),
         };
         if !kind.is_file() && !kind.is_fifo() {
-            let kind = match () {
-                () if kind.is_dir() => "a directory",
-                () if kind.is_socket() => "a socket",
-                () => "a device",
-            };
-            return Err(Error::NotAFile { role, path, kind });
+            return Err(Error::NotAFile { role, path, kind: name(kind) });
         }
         let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, file)));
         match opened {
@@ -77,12 +72,21 @@ pub(crate) fn open_disk(path: &Path) -> Result<(File, u64), Error> {
         Err(source) => return Err(Error::Open { role, path, source }),
     };
     if !kind.is_file() && !kind.is_block_device() {
-        let kind = if kind.is_dir() { "a directory" } else { "neither" };
-        return Err(Error::NotAFile { role, path, kind });
+        return Err(Error::NotAFile { role, path, kind: name(kind) });
     }
     // The length of a block device is where it ends.
     let opened = File::open(&path).and_then(|mut file| Ok((file.seek(SeekFrom::End(0))?, file)));
     opened.map(|(len, file)| (file, len)).map_err(|source| Error::Open { role, path, source })
+}
+
+/// What this is that is no regular file.
+fn name(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_fifo() => "a pipe",
+        () => "a device",
+    }
 }
 
 /// All that `from` has, but none where that is more than `limit` bytes.
@@ -321,6 +325,18 @@ mod tests {
             [("/".as_ref(), "a directory"), ("/dev/null".as_ref(), "a device"), (&*socket, "a socket")]
         {
             let error = open_error(path);
+            assert!(matches!(error, Error::NotAFile { kind, .. } if kind == is), "{error}");
+        }
+        // A pipe can be a kernel, and no disk.
+        let (pipe, _) = io::pipe().unwrap();
+        let pipe = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+        for (path, is) in [
+            ("/".as_ref(), "a directory"),
+            ("/dev/null".as_ref(), "a device"),
+            (&*socket, "a socket"),
+            (pipe.as_ref(), "a pipe"),
+        ] {
+            let error = open_disk(path).expect_err("opened");
             assert!(matches!(error, Error::NotAFile { kind, .. } if kind == is), "{error}");
         }
         drop(listener);
