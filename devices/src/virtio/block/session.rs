@@ -359,7 +359,9 @@ impl<'u, 'm> Session<'u, 'm> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::Write;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
@@ -384,15 +386,8 @@ mod tests {
         }
     }
 
-    /// How many of ten requests, as long as they may be, a burst takes.
-    fn burst(async_io: bool) -> Option<u16> {
-        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(MAX_BYTES).unwrap();
-        let mut uring = async_io.then(|| Uring::new(&file, QUEUE_SIZE));
-        if let Some(Err(error)) = &uring {
-            println!("skipped: no io_uring here: {error}");
-            return None;
-        }
+    /// A queue of that file with ten requests, as long as they may be: reads of its start, all into the same place.
+    fn with_requests(file: &File, uring: Option<&mut Uring>, test: impl FnOnce(Session<'_, '_>, MockRing)) {
         let medium = Medium {
             file: file.try_clone().unwrap(),
             bytes: MAX_BYTES,
@@ -415,41 +410,65 @@ mod tests {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let mut ring = MockRing::new(&memory, 0x1000, 16, false);
         let queue = VirtQueue::new(ring.setup(), F_VERSION_1 | F_INDIRECT_DESC, &memory).unwrap();
-        // Reads of the start of the disk, all into the same place.
         memory.write_slice(&[0; 16], GuestAddress(0x4000)).unwrap();
         let mut chain = vec![Buffer::readable(0x4000, 16)];
         chain.extend([Buffer::writable(0x8_0000, SIZE_MAX); SEG_MAX as usize]);
         chain.push(Buffer::writable(0x4010, 1));
-        for _ in 0..10 {
-            ring.add_indirect(0x1_0000, &chain).unwrap();
-        }
+        (0..10).for_each(|_| _ = ring.add_indirect(0x1_0000, &chain).unwrap());
         ring.publish();
-        let counters = Counters::default();
-        let uring = uring.as_mut().map(|uring| uring.as_mut().unwrap());
-        let interrupt = Arc::new(Nobody);
-        let mut session = Session::new(&common, &counters, (0, queue), &memory, interrupt, uring).unwrap();
-        session.burst().unwrap();
-        let taken = session.queue.state().next_avail;
-        // All are done in the end, by as many bursts as it takes.
-        let mut more = true;
-        while session.queue.state().next_avail < 10 {
-            if !more {
-                session.flight.as_mut().unwrap().wait().unwrap();
-            }
-            more = session.burst().unwrap();
-        }
-        session.drain();
-        session.publish().unwrap();
-        assert_eq!((0..10).filter(|_| ring.reap().is_some()).count(), 10);
-        assert_eq!(session.bytes_in_flight(), 0);
-        Some(taken)
+        let (counters, interrupt) = (Counters::default(), Arc::new(Nobody));
+        let session = Session::new(&common, &counters, (0, queue), &memory, interrupt, uring).unwrap();
+        test(session, ring);
+    }
+
+    fn ring_on(file: &File) -> Option<Uring> {
+        Uring::new(file, QUEUE_SIZE).inspect_err(|error| println!("skipped: no io_uring here: {error}")).ok()
     }
 
     #[test]
     fn no_more_is_taken_than_a_message_may_wait_for() {
-        for async_io in [true, false] {
-            let Some(taken) = burst(async_io) else { continue };
-            assert!(BURST_BYTES <= u64::from(taken) * MAX_BYTES && taken <= 3, "{taken}, {async_io}");
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MAX_BYTES).unwrap();
+        for mut uring in [ring_on(&file), None] {
+            with_requests(&file, uring.as_mut(), |mut session, mut ring| {
+                session.burst().unwrap();
+                let taken = session.queue.state().next_avail;
+                assert!(BURST_BYTES <= u64::from(taken) * MAX_BYTES && taken <= 3, "{taken}");
+                // All are done in the end, by as many bursts as it takes.
+                let mut more = true;
+                while session.queue.state().next_avail < 10 {
+                    if !more {
+                        session.flight.as_mut().unwrap().wait().unwrap();
+                    }
+                    more = session.burst().unwrap();
+                }
+                session.drain();
+                session.publish().unwrap();
+                assert_eq!((0..10).filter(|_| ring.reap().is_some()).count(), 10);
+                assert_eq!(session.bytes_in_flight(), 0);
+            });
         }
+    }
+
+    #[test]
+    fn a_queue_that_has_enough_in_flight_sleeps_until_some_is_done() {
+        // Nothing is done before there is something in the pipe.
+        let (pipe, mut write) = io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(pipe));
+        let Some(mut uring) = ring_on(&file) else { return };
+        let done = uring.done().try_clone().unwrap();
+        with_requests(&file, Some(&mut uring), |mut session, mut ring| {
+            while session.burst().unwrap() {}
+            let (taken, bytes) = (session.queue.state().next_avail, session.bytes_in_flight());
+            write.write_all(b"some").unwrap();
+            let long = Timespec { tv_sec: 10, tv_nsec: 0 };
+            let woken = poll(&mut [PollFd::new(&done, PollFlags::IN)], Some(&long)).unwrap();
+            // Without this, a session that is dropped waits for more.
+            drop(write);
+            assert!(taken < 10 && bytes >= BURST_BYTES, "{taken} with {bytes} bytes");
+            assert_eq!(woken, 1);
+            while session.burst().unwrap() {}
+            assert!(session.queue.state().next_avail > taken && ring.reap().is_some());
+        });
     }
 }
