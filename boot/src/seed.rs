@@ -17,8 +17,8 @@ const ENTRY: usize = 32;
 const ROOT_ENTRIES: usize = 64;
 const RESERVED: usize = 1;
 const TABLES: usize = 2;
-/// With as many clusters a file system would be a FAT16.
-const CLUSTERS_MAX: usize = 4084;
+/// With 4085 clusters a file system is a FAT16, and some readers miscount by a few: the document asks to stay away from the edge.
+const CLUSTERS_MAX: usize = 4076;
 /// The first of January 1980: the seed of the same files is the same.
 const DATE: [u8; 2] = [0x21, 0];
 const LABEL: &[u8; 11] = b"CIDATA     ";
@@ -114,12 +114,13 @@ pub fn image(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     }
     let mut serial = flate2::Crc::new();
     serial.update(&disk);
-    boot_sector(&mut disk, cluster, table_sectors as u16, serial.sum());
+    // What fills up the last page is not the file system's: its clusters would be counted, and the table has no place for them.
+    let sectors = (data + count * cluster) / SECTOR;
+    boot_sector(&mut disk, sectors, cluster, table_sectors as u16, serial.sum());
     disk
 }
 
-fn boot_sector(disk: &mut [u8], cluster: usize, table_sectors: u16, serial: u32) {
-    let sectors = disk.len() / SECTOR;
+fn boot_sector(disk: &mut [u8], sectors: usize, cluster: usize, table_sectors: u16, serial: u32) {
     let mut put = |at: usize, bytes: &[u8]| disk[at..at + bytes.len()].copy_from_slice(bytes);
     // A jump to itself, where nobody boots.
     put(0, &[0xeb, 0x3c, 0x90]);
@@ -209,6 +210,15 @@ mod tests {
             &[3 << 20, 100, 5 << 20, 1],
             &[16 << 20, 0, 0, 0],
             &[0],
+            // At the edge to a FAT16.
+            &[4074 << 9],
+            &[4075 << 9],
+            &[4076 << 9],
+            &[4082 << 9],
+            &[4083 << 9],
+            &[4084 << 9],
+            // With a table that is full to its last byte, before what fills up the page.
+            &[1022 << 9],
         ] {
             let files = files(lens);
             let image = image(&files);
