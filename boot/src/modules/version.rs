@@ -44,20 +44,27 @@ fn of_bytes(from: impl Read) -> io::Result<Option<String>> {
     if !window.starts_with(b"\x7fELF") {
         return Ok(None);
     }
+    let (mut at, mut ended) = (0, false);
     loop {
-        if let Some(at) = window.windows(BANNER.len()).position(|bytes| bytes == BANNER) {
-            from.by_ref().take(VERSION_MAX as u64).read_to_end(&mut window)?;
-            if let Some(version) = word(&window[at + BANNER.len()..]) {
-                return Ok(Some(version));
+        let banner = window[at..].windows(BANNER.len()).position(|bytes| bytes == BANNER);
+        let keep_from = match banner.map(|found| (at + found, at + found + BANNER.len())) {
+            // The banner, or the version after it, may end in the next piece.
+            None => at.max(window.len().saturating_sub(BANNER.len() - 1)),
+            Some((banner, version)) if !ended && window.len() - version <= VERSION_MAX => banner,
+            Some((_, version)) => {
+                if let Some(version) = word(&window[version..]) {
+                    return Ok(Some(version));
+                }
+                at = version;
+                continue;
             }
-            window.drain(..at + BANNER.len());
-            continue;
-        }
-        // The banner may begin in this piece and end in the next.
-        window.drain(..window.len().saturating_sub(BANNER.len() - 1));
-        if from.by_ref().take(1 << 16).read_to_end(&mut window)? == 0 {
+        };
+        if ended {
             return Ok(None);
         }
+        window.drain(..keep_from);
+        at = 0;
+        ended = from.by_ref().take(1 << 16).read_to_end(&mut window)? == 0;
     }
 }
 
@@ -115,6 +122,29 @@ mod tests {
         }
         assert_eq!(version(b"\x7fELF and nothing"), None);
         assert_eq!(version(b"no kernel, Linux version 1.2 "), None);
+    }
+
+    /// Counts how often it is read from.
+    struct Counting<R>(R, usize);
+
+    impl<R: Read> Read for Counting<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 += 1;
+            self.0.read(buffer)
+        }
+    }
+
+    #[test]
+    fn banners_without_end_are_read_in_large_pieces() {
+        let mut image = b"\x7fELF".to_vec();
+        while image.len() < 1 << 20 {
+            image.extend(BANNER);
+        }
+        let mut counting = Counting(&image[..], 0);
+        assert_eq!(of_bytes(&mut counting).unwrap(), None);
+        assert!(counting.1 < 500, "{} reads of {} bytes", counting.1, image.len());
+        image.extend(b"6.1.2 x");
+        assert_eq!(of_bytes(&image[..]).unwrap().as_deref(), Some("6.1.2"));
     }
 
     #[test]
