@@ -19,6 +19,12 @@ pub enum Error {
     Read { path: PathBuf, source: io::Error },
     #[error("{path} has more than {limit} bytes")]
     TooLarge { path: PathBuf, limit: u64 },
+    #[error("unpacked, the kernel modules for the guest have more than {limit} bytes")]
+    TooMuch { limit: u64 },
+    #[error(
+        "what the kernel module {name} is needed for and needs has no end: the index of the modules is damaged"
+    )]
+    NoEnd { name: String },
     #[error("cannot unpack the kernel module {path}")]
     Unpack { path: PathBuf, source: io::Error },
     #[error("{path} is no kernel module for x86-64: {problem}")]
@@ -42,6 +48,10 @@ impl Error {
             }
             Self::Read { .. } => {
                 "make it readable for this user, or give a copy of the modules with --modules"
+            }
+            Self::NoEnd { .. } => "run depmod for this version, or install the kernel's package again",
+            Self::TooMuch { .. } => {
+                "take a distribution's kernel, or strip its modules of what is for debuggers"
             }
             Self::TooLarge { .. } | Self::Unpack { .. } | Self::NotAModule { .. } => {
                 "install or unpack the kernel's package again: the file is damaged"

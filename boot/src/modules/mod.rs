@@ -25,5 +25,5 @@ pub use error::Error;
 pub use find::default_kernel;
 pub use index::Modules;
 pub use initrd::{Loaded, initrd, paths};
-pub use resolve::{Module, Resolution};
+pub use resolve::{Module, Resolution, read_all};
 pub use version::kernel_version;

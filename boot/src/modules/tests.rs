@@ -88,6 +88,42 @@ fn each_comes_after_what_it_needs() {
 }
 
 #[test]
+fn an_index_without_end_is_refused() {
+    let index = |text: &str| {
+        let root = Directory::new();
+        root.file("modules.dep", text.as_bytes());
+        let modules = Modules::open(root.path()).unwrap();
+        modules.resolve(&["m0"]).map(|resolution| resolution.load.len())
+    };
+    // Each needs the next; deep enough for the end of any stack.
+    let chain = |len: usize| (0..len).map(|n| format!("m{n}.ko: m{}.ko\n", n + 1)).collect::<String>();
+    assert_eq!(index(&chain(60)).unwrap(), 60);
+    let error = index(&chain(20_000)).unwrap_err();
+    assert!(matches!(error, Error::NoEnd { .. }) && error.remedy().contains("depmod"), "{error}");
+    // One needs them all; or what is nowhere, again and again.
+    let wide = |len: usize| {
+        let all = |end: &str| (1..len).map(|n| format!("m{n}.ko{end}")).collect::<String>();
+        format!("m0.ko: {}\n{}", all(" "), all(":\n"))
+    };
+    assert_eq!(index(&wide(500)).unwrap(), 500);
+    assert!(matches!(index(&wide(600)), Err(Error::NoEnd { .. })));
+    assert!(matches!(index(&format!("m0.ko: {}", "x.ko ".repeat(10_000))), Err(Error::NoEnd { .. })));
+}
+
+#[test]
+fn all_modules_together_have_a_limit() {
+    let root = Directory::new();
+    let bytes = object(&["depends="]);
+    let modules: Vec<_> = ["a", "b", "c"]
+        .map(|name| Module { name: name.into(), path: root.file(&format!("{name}.ko"), &bytes) })
+        .into();
+    let len = bytes.len() as u64;
+    assert_eq!(resolve::read_within(&modules, 3 * len).unwrap(), vec![bytes; 3]);
+    let error = resolve::read_within(&modules, 3 * len - 1).unwrap_err();
+    assert!(matches!(error, Error::TooMuch { .. }), "{error}");
+}
+
+#[test]
 fn a_kernel_without_modules_lacks_all_of_them() {
     let resolution = Modules::none().resolve(&["erofs"]).unwrap();
     assert_eq!(resolution, Resolution { absent: vec!["erofs".into()], ..Resolution::default() });

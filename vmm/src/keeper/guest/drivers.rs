@@ -75,8 +75,8 @@ impl Drivers {
             resolution.built_in,
             resolution.absent
         );
-        let read = |module: &modules::Module| Ok((module.name.clone(), module.read()?));
-        Ok(Unpacked(resolution.load.iter().map(read).collect::<Result<_, Error>>()?))
+        let objects = modules::read_all(&resolution.load)?;
+        Ok(Unpacked(resolution.load.into_iter().map(|module| module.name).zip(objects).collect()))
     }
 }
 
