@@ -3,6 +3,7 @@
 //! OCI image-spec 1.1: `image-layout.md`, `image-index.md`, `manifest.md`, `config.md`. Docker Image Specification v1.2 for
 //! `manifest.json`. Everything that has a digest is checked by it.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -19,6 +20,8 @@ use super::tree::{Content, Kind, Tree};
 const DOCUMENT_MAX: u64 = 8 << 20;
 /// Of indexes in indexes.
 const NESTED_MAX: usize = 4;
+/// Of descriptors in indexes, in all: an image for every platform has some dozen.
+const DESCRIPTORS_MAX: usize = 1000;
 /// Of layers: more than any engine takes.
 const LAYERS_MAX: usize = 1000;
 
@@ -138,8 +141,7 @@ impl Documents<'_> {
     fn layout(&self, index: &[u8]) -> Result<Chosen, Error> {
         let mut found = Found::default();
         self.index("index.json", &self.parse("index.json", index)?, NESTED_MAX, &mut found)?;
-        let mut images = found.images;
-        images.dedup_by_key(|(digest, _)| *digest);
+        let images = found.images;
         match &images[..] {
             [] if found.others.is_empty() => Err(self.malformed("index.json", "it lists no image")),
             [] => Err(Error::OtherPlatform { image: self.image.into(), found: found.others }),
@@ -155,12 +157,21 @@ impl Documents<'_> {
         let manifests = index.get("manifests").and_then(Value::as_array);
         let manifests = manifests.ok_or_else(|| self.malformed(path, "it has no list of manifests"))?;
         for descriptor in manifests {
+            found.looked += 1;
+            if found.looked > DESCRIPTORS_MAX {
+                let problem = format!("its indexes list more than {DESCRIPTORS_MAX} images");
+                return Err(self.malformed(path, problem));
+            }
             let annotation = |name: &str| descriptor.get("annotations")?.get(name)?.as_str();
             // What was signed or attested to an image is none.
             if annotation("vnd.docker.reference.type").is_some() || descriptor.get("artifactType").is_some() {
                 continue;
             }
             let digest = self.digest(path, descriptor)?;
+            // What is listed twice is one.
+            if !found.seen.insert(digest.0) {
+                continue;
+            }
             let kind = descriptor.get("mediaType").and_then(Value::as_str).unwrap_or_default();
             let name = || {
                 let name = annotation("io.containerd.image.name");
@@ -302,6 +313,9 @@ struct Found {
     images: Vec<(Digest, String)>,
     /// The other ones' platforms.
     others: Vec<String>,
+    /// How many descriptors were looked at, and what they describe.
+    looked: usize,
+    seen: HashSet<[u8; 32]>,
 }
 
 fn blob(digest: Digest) -> String {

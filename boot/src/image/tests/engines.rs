@@ -257,6 +257,29 @@ fn each_fault_of_an_image_has_its_words() {
     }
     index(&mut parts, &[inner]);
     assert!(parts.said().contains("indexes lie in indexes too deep"), "{}", parts.said());
+    // Indexes each of which lists all that lie below, and one that lists too much.
+    let mut parts = Parts::default();
+    let mut below = vec![manifest(&mut parts, "amd64", "cat")];
+    let nested = |parts: &mut Parts, manifests: &[Value]| {
+        parts.blob(
+            "application/vnd.oci.image.index.v1+json",
+            json!({ "manifests": manifests }).to_string().into(),
+        )
+    };
+    for _ in 0..4 {
+        let next = nested(&mut parts, &below);
+        below = vec![next; 100];
+    }
+    index(&mut parts, &below);
+    check(&parts.load());
+    let other = |n: usize| {
+        let digest = format!("sha256:{n:064x}");
+        json!({ "digest": digest, "platform": { "architecture": "arm64" } })
+    };
+    index(&mut parts, &(0..1000).map(other).collect::<Vec<_>>());
+    assert!(parts.said().contains("is for linux/arm64, "), "{}", parts.said());
+    index(&mut parts, &(0..1001).map(other).collect::<Vec<_>>());
+    assert!(parts.said().contains("its indexes list more than 1000 images"), "{}", parts.said());
     // Broken within a layer.
     let mut parts = Parts::default();
     let config = parts.blob("config", config("amd64"));
