@@ -26,7 +26,7 @@ pub(super) struct Layer {
 /// Adds to `tree` what the archive in `span` has.
 pub(super) fn apply(tree: &mut Tree, span: &Span, layer: Layer, budget: &mut Budget) -> Result<(), Fault> {
     let mut reader = Reader::new(span, layer.vouched);
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next(budget)? {
         put(tree, entry, layer, budget)?;
     }
     Ok(())
@@ -37,7 +37,7 @@ fn put(tree: &mut Tree, entry: Entry, layer: Layer, budget: &mut Budget) -> Resu
     if layer.whiteouts
         && path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(WHITEOUT))
     {
-        return hide(tree, &path, layer);
+        return hide(tree, &path, layer, budget);
     }
     if !xattr::fit(&meta.xattrs) {
         return Err(Fault::Attributes { name: shown(&path) });
@@ -86,14 +86,14 @@ fn linked(tree: &Tree, target: &[u8]) -> Option<Id> {
     tree.child(directory, &name).filter(|id| tree.entries(*id).is_none())
 }
 
-fn hide(tree: &mut Tree, path: &[u8], layer: Layer) -> Result<(), Fault> {
+fn hide(tree: &mut Tree, path: &[u8], layer: Layer, budget: &mut Budget) -> Result<(), Fault> {
     // By a name that is nowhere nothing is hidden.
     let Some((directory, name)) = tree.existing_parent(path)? else { return Ok(()) };
     if *name == *OPAQUE {
-        tree.hide_below(directory, layer.number);
+        tree.hide_below(directory, layer.number, budget)?;
     } else if let hidden @ [_, ..] = &name[WHITEOUT.len()..] {
         // Other names that begin so (.wh..wh.plnk) are aufs's own; there are no files of such names to hide.
-        tree.hide(directory, hidden, layer.number);
+        tree.hide(directory, hidden, layer.number, budget)?;
     }
     Ok(())
 }

@@ -65,6 +65,12 @@ impl Budget {
         Ok(())
     }
 
+    /// Counts what a whiteout looks at: itself and `entries` entries of directories, each as what its name takes at least. So an archive
+    /// of whiteouts alone ends, however large the directories are that they stand in.
+    pub(super) fn whiteout(&mut self, entries: usize) -> Result<(), Fault> {
+        self.metadata(entries.saturating_add(1).saturating_mul(16))
+    }
+
     fn file(&mut self, content: &Content) -> Result<(), Fault> {
         let data = match content {
             Content::Whole(span) => span.len,

@@ -247,28 +247,51 @@ impl Tree {
 
     /// Takes out of `directory` what layers before `layer` put there under `name`; what is `layer`'s own stays, with the directories
     /// that lead to it.
-    pub(super) fn hide(&mut self, directory: Id, name: &[u8], layer: u32) {
+    pub(super) fn hide(
+        &mut self,
+        directory: Id,
+        name: &[u8],
+        layer: u32,
+        budget: &mut Budget,
+    ) -> Result<(), Fault> {
         let Some(child) = self.entries(directory).and_then(|entries| entries.get(name)).copied() else {
-            return;
+            return budget.whiteout(0);
         };
-        if !self.hide_below(child.id, layer)
+        if !self.hide_below(child.id, layer, budget)?
             && child.layer < layer
             && let Some(entries) = self.entries_mut(directory)
         {
             entries.remove(name);
         }
+        Ok(())
     }
 
     /// The same for all that `directory` has; whether something stays. It calls itself as deep as directories lie.
-    pub(super) fn hide_below(&mut self, directory: Id, layer: u32) -> bool {
-        let Some(entries) = self.entries_mut(directory) else { return false };
+    pub(super) fn hide_below(
+        &mut self,
+        directory: Id,
+        layer: u32,
+        budget: &mut Budget,
+    ) -> Result<bool, Fault> {
+        let Some(entries) = self.entries_mut(directory) else {
+            budget.whiteout(0)?;
+            return Ok(false);
+        };
+        budget.whiteout(entries.len())?;
         let mut entries = std::mem::take(entries);
-        entries.retain(|_, child| self.hide_below(child.id, layer) || child.layer >= layer);
+        let mut fault = None;
+        entries.retain(|_, child| match &fault {
+            Some(_) => true,
+            None => match self.hide_below(child.id, layer, budget) {
+                Ok(stays) => stays || child.layer >= layer,
+                Err(error) => fault.replace(error).is_none(),
+            },
+        });
         let stays = !entries.is_empty();
         if let Some(place) = self.entries_mut(directory) {
             *place = entries;
         }
-        stays
+        fault.map_or(Ok(stays), Err)
     }
 }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::image::fault::Fault;
 use crate::image::layer::{Layer, apply};
 use crate::image::limits::Budget;
 use crate::image::span::Span;
@@ -86,14 +87,18 @@ fn model(layers: &[Vec<Step>]) -> BTreeMap<String, Option<u8>> {
 }
 
 fn layered(layers: &[Vec<u8>]) -> Tree {
+    layered_within(layers, Limits::default()).unwrap()
+}
+
+fn layered_within(layers: &[Vec<u8>], limits: Limits) -> Result<Tree, Fault> {
     let mut tree = Tree::new();
-    let mut budget = Budget::new(Limits::default());
+    let mut budget = Budget::new(limits);
     for (number, archive) in (1..).zip(layers) {
         let file = Scratch::new(archive);
         let span = Span::whole(std::fs::File::open(file.path()).unwrap(), archive.len() as u64);
-        apply(&mut tree, &span, Layer { number, whiteouts: true, vouched: true }, &mut budget).unwrap();
+        apply(&mut tree, &span, Layer { number, whiteouts: true, vouched: true }, &mut budget)?;
     }
-    tree
+    Ok(tree)
 }
 
 proptest! {
@@ -137,6 +142,19 @@ fn links_lead_into_lower_layers() {
     );
     assert_eq!((content(&all, "/c"), content(&all, "/b")), (&b"old"[..], &b"new"[..]));
     assert_eq!((all["/b"].links, all["/c"].links), (1, 1));
+}
+
+#[test]
+fn whiteouts_are_paid_for_by_what_they_look_at() {
+    let files = || (0..100).fold(Tar::default(), |tar, n| tar.file(&format!("d/{n}"), b""));
+    let limits = Limits { metadata: 30_000, ..Limits::default() };
+    let again = |name: &str, times: usize| vec![(0..times).fold(files(), |tar, _| tar.file(name, b"")).end()];
+    for name in ["d/.wh..wh..opq", ".wh.d"] {
+        assert_eq!(listing(&layered_within(&again(name, 3), limits).unwrap()).len(), 102);
+        assert!(matches!(layered_within(&again(name, 12), limits), Err(Fault::TooMuchMetadata { .. })));
+    }
+    assert!(layered_within(&again(".wh.gone", 1000), limits).is_ok());
+    assert!(matches!(layered_within(&again(".wh.gone", 2000), limits), Err(Fault::TooMuchMetadata { .. })));
 }
 
 #[test]
