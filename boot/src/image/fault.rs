@@ -16,7 +16,9 @@ pub enum Fault {
     Number { at: u64, field: &'static str },
     #[error("the extended header at byte {at} is malformed")]
     Extended { at: u64 },
-    #[error("the extended header at byte {at} has {len} bytes, and more than {limit} are never needed")]
+    #[error(
+        "with the extended header at byte {at} those of its kind have {len} bytes, and more than {limit} are never needed"
+    )]
     ExtendedTooLong { at: u64, len: u64, limit: u64 },
     #[error("the file at byte {at} has no name")]
     NoName { at: u64 },

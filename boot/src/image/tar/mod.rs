@@ -11,12 +11,13 @@ mod sparse;
 use std::io;
 
 use super::fault::Fault;
+use super::limits::Budget;
 use super::span::Span;
 use super::tree::{Bytes, Content, Meta, Sparse};
 use header::{BLOCK, Header};
 use pax::Pax;
 
-/// In bytes: more than Linux lets a file have in names and attributes.
+/// In bytes, of all extended headers of a file, and of all that are for every file: more than Linux lets one have in names and attributes.
 const EXTENDED_MAX: u64 = 1 << 20;
 
 /// A file of an archive.
@@ -46,6 +47,8 @@ pub(super) struct Reader<'a> {
     span: &'a Span,
     at: u64,
     global: Pax,
+    /// In bytes, of the headers that `global` was read from.
+    global_len: u64,
     /// Whether an archive without its end mark is complete: a digest says so.
     vouched: bool,
 }
@@ -59,12 +62,13 @@ pub(super) fn recognize(block: &[u8]) -> bool {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(span: &'a Span, vouched: bool) -> Self {
-        Self { span, at: 0, global: Pax::default(), vouched }
+        Self { span, at: 0, global: Pax::default(), global_len: 0, vouched }
     }
 
-    /// The next file; `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Fault> {
+    /// The next file; `None` at the end. Extended headers are paid for by `budget`.
+    pub(super) fn next(&mut self, budget: &mut Budget) -> Result<Option<Entry>, Fault> {
         let mut local = Pax::default();
+        let mut local_len = 0;
         let (mut long_name, mut long_link) = (None, None);
         // The headers before the file's own one, of which only these can be many; each takes a block at least.
         loop {
@@ -79,16 +83,29 @@ impl<'a> Reader<'a> {
             }
             let size = header.size().ok_or(Fault::Number { at, field: "size" })?;
             match header.kind() {
-                b'x' | b'X' => local.read(&self.extended(size)?).ok_or(Fault::Extended { at })?,
-                b'g' => {
-                    let records = self.extended(size)?;
-                    self.global.read(&records).ok_or(Fault::Extended { at })?;
+                b'x' | b'X' => {
+                    let records = self.extended(size, &mut local_len, budget)?;
+                    local.read(&records).ok_or(Fault::Extended { at })?;
                 }
-                b'L' => long_name = Some(until_nul(&self.extended(size)?).to_vec()),
-                b'K' => long_link = Some(until_nul(&self.extended(size)?).to_vec()),
+                b'g' => {
+                    let mut len = self.global_len;
+                    let records = self.extended(size, &mut len, budget)?;
+                    self.global_len = len;
+                    self.global.read_global(&records).ok_or(Fault::Extended { at })?;
+                }
+                b'L' => {
+                    let text = self.extended(size, &mut local_len, budget)?;
+                    long_name = Some(until_nul(&text).to_vec());
+                }
+                b'K' => {
+                    let text = self.extended(size, &mut local_len, budget)?;
+                    long_link = Some(until_nul(&text).to_vec());
+                }
                 // A label of the volume.
                 b'V' => {}
                 _ => {
+                    // Each file gets its own.
+                    budget.metadata(self.global.kept())?;
                     let pax = self.global.with(local);
                     return self.entry(at, &header, size, pax, long_name, long_link).map(Some);
                 }
@@ -176,11 +193,14 @@ impl<'a> Reader<'a> {
         Ok(span)
     }
 
-    fn extended(&mut self, len: u64) -> Result<Vec<u8>, Fault> {
+    /// What an extended header has, after `before` bytes of others that belong to the same.
+    fn extended(&mut self, len: u64, before: &mut u64, budget: &mut Budget) -> Result<Vec<u8>, Fault> {
         let at = self.at;
-        if len > EXTENDED_MAX {
-            return Err(Fault::ExtendedTooLong { at, len, limit: EXTENDED_MAX });
+        *before = before.saturating_add(len);
+        if *before > EXTENDED_MAX {
+            return Err(Fault::ExtendedTooLong { at, len: *before, limit: EXTENDED_MAX });
         }
+        budget.metadata(len as usize)?;
         let mut bytes = vec![0; len as usize];
         let unreadable = |source: io::Error| Fault::Read { at, source };
         self.data(len)?.read_exact_at(&mut bytes, 0).map_err(unreadable)?;

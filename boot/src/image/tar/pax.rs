@@ -28,6 +28,19 @@ impl Pax {
         !self.any
     }
 
+    /// Reads records for all files. What says where a file's holes are is one file's.
+    pub(super) fn read_global(&mut self, records: &[u8]) -> Option<()> {
+        self.read(records)?;
+        (!self.is_sparse() && self.sparse_name.is_none()).then_some(())
+    }
+
+    /// In bytes, about what a copy of it takes.
+    pub(super) fn kept(&self) -> usize {
+        let text = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
+        let xattrs = self.xattrs.iter().map(|(name, value)| 32 + name.len() + value.len());
+        text(&self.path) + text(&self.link) + xattrs.sum::<usize>()
+    }
+
     /// Reads records; `None` where one is malformed. An empty value takes back what was said before.
     pub(super) fn read(&mut self, mut records: &[u8]) -> Option<()> {
         self.any = true;

@@ -33,7 +33,7 @@ impl Map {
         (self.0.len() < PIECES_MAX).then(|| self.0.push((offset, len)))
     }
 
-    /// Of offsets and lengths in turn.
+    /// Of offsets and lengths in turn, of which extended headers have room for less than half of [`PIECES_MAX`].
     pub(super) fn of_pairs(numbers: &[u64]) -> Option<Self> {
         let (pairs, rest) = numbers.as_chunks::<2>();
         rest.is_empty().then(|| Self(pairs.iter().map(|[offset, len]| (*offset, *len)).collect()))

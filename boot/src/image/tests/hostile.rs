@@ -81,7 +81,7 @@ fn each_fault_of_an_archive_has_its_words() {
         (Tar::default().raw(b"a", b'0', b"", "\u{7f}", b"").end(), "has a size that is no number"),
         (
             Tar::default().raw(b"x", b'x', b"", "00040000000", b"").end(),
-            "has 8388608 bytes, and more than 1048576",
+            "have 8388608 bytes, and more than 1048576",
         ),
         (
             Tar::default().sized("x", b'x', b"9 path=a").file("f", b"").end(),
@@ -146,6 +146,11 @@ fn maps_of_holes_are_believed_only_as_far_as_they_are_true() {
         let said = said(&sparse(&ONE, data));
         assert!(said.contains("malformed map of its holes"), "{said}");
     }
+    // One file's holes are not every file's.
+    for record in ["GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.map"] {
+        let said = said(&Tar::default().records(b'g', &[(record, b"1")]).file("f", b"").end());
+        assert!(said.contains("the extended header at byte 0 is malformed"), "{record}: {said}");
+    }
     // Old GNU: a map that is said to go on, and does not.
     let mut tar = Tar::default();
     let mut header = [0; 512];
@@ -181,6 +186,25 @@ fn limits_hold() {
     let again =
         (0..60).fold(Tar::default(), |tar, _| tar.pax(&[("SCHILY.xattr.user.x", &[1; 100])]).directory("d"));
     assert!(within(&again.end()).unwrap_err().contains("names, links and attributes"));
+    // Headers that belong to no file, or to every one.
+    let headers = |kind, n, value: &[u8]| {
+        (0..n).fold(Tar::default(), |tar, _| tar.records(kind, &[("comment", value)])).file("f", b"").end()
+    };
+    for kind in [b'x', b'g', b'L', b'K'] {
+        let many = within(&headers(kind, 60, &[b'c'; 99])).unwrap_err();
+        assert!(many.contains("names, links and attributes have more than 5000 bytes"), "{many}");
+        let long = said(&headers(kind, 11, &[b'c'; 99_000]));
+        assert!(long.contains(" bytes, and more than 1048576"), "{long}");
+    }
+    let global = |n| {
+        let tar = Tar::default().records(b'g', &[("SCHILY.xattr.user.x", &[1; 400])]);
+        (0..n).fold(tar, |tar, _| tar.directory("d")).end()
+    };
+    within(&global(3)).unwrap();
+    assert!(within(&global(10)).unwrap_err().contains("names, links and attributes"));
+    let clones = Tar::default().records(b'g', &[("linkpath", &[b'l'; 900])]);
+    let clones = (0..10).fold(clones, |tar, n| tar.file(&n.to_string(), b"")).end();
+    assert!(within(&clones).unwrap_err().contains("names, links and attributes"));
     // What unpacks to more than all that: twice the limit is what is written at most.
     for pack in ["gzip -c", "zstd -qc", "xz -c"] {
         let root = Directory::new();

@@ -73,6 +73,11 @@ impl Tar {
 
     /// A pax header for what follows.
     pub(super) fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        self.records(b'x', records)
+    }
+
+    /// A pax header of this kind.
+    pub(super) fn records(self, kind: u8, records: &[(&str, &[u8])]) -> Self {
         let mut content = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -89,7 +94,7 @@ impl Tar {
             content.extend(*value);
             content.push(b'\n');
         }
-        self.sized("pax", b'x', &content)
+        self.sized("pax", kind, &content)
     }
 
     pub(super) fn end(mut self) -> Vec<u8> {
