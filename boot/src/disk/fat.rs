@@ -78,9 +78,7 @@ impl<'a> Fat<'a> {
         if table_len > table_sectors * sector || clusters > 0x0fff_fff5 {
             return Err(broken("its table is too short for its clusters"));
         }
-        if table_len > FILES_MAX / 4 {
-            return Err(Error::TooMuch { what: "in its FAT" });
-        }
+        area.keep(table_len)?;
         Ok(Self {
             area,
             cluster_len,

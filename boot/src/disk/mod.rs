@@ -4,7 +4,7 @@
 //! the boot loader's own entries are looked for, then GRUB's menu, then the newest kernel. Nothing is mounted, and nothing is written.
 //!
 //! **Invariant:** whatever the bytes of the disk, finding ends with a result or an [`Error`], after a bounded number of reads
-//! (`source.rs`), with no more in memory than [`FILES_MAX`] and some megabytes.
+//! (`source.rs`), with no more in memory than [`FILES_MAX`] and some dozen megabytes, however many file systems there are.
 //!
 //! - `source.rs`: reads, each paid for. `table/`: partitions. `fs.rs`: which file system is where; `ext4/`, `fat.rs`: those that are read.
 //! - `entries/`: what there is to boot: `bls.rs`, `grub.rs`, `plain.rs`.

@@ -35,16 +35,21 @@ impl ReadAt for Vec<u8> {
 const BUDGET: u64 = super::FILES_MAX + (256 << 20);
 const EACH: u64 = 32 << 10;
 
-/// A disk, and what may still be read of it.
+/// In bytes of memory, of what all file systems of a disk keep to be read by: what journals say, and FAT's tables. That is two full
+/// journals, which have half a million tags, or the table of 64 GiB.
+const ROOM: u64 = 64 << 20;
+
+/// A disk, and what may still be read of it, and kept.
 pub(super) struct Source<'a> {
     reader: &'a dyn ReadAt,
     pub(super) len: u64,
     left: Cell<u64>,
+    pub(super) room: Cell<u64>,
 }
 
 impl<'a> Source<'a> {
     pub(super) fn new(reader: &'a dyn ReadAt, len: u64) -> Self {
-        Self { reader, len, left: Cell::new(BUDGET) }
+        Self { reader, len, left: Cell::new(BUDGET), room: Cell::new(ROOM) }
     }
 
     /// The whole of it.
@@ -72,6 +77,13 @@ impl<'a> Area<'a> {
     pub(super) fn part(self, start: u64, len: u64) -> Option<Self> {
         let len = len.min(self.len.checked_sub(start)?);
         (len > 0).then(|| Self { source: self.source, start: self.start + start, len })
+    }
+
+    /// Pays for `bytes` of memory that stay with the file system in it.
+    pub(super) fn keep(&self, bytes: u64) -> Result<(), Error> {
+        let room = self.source.room.get().checked_sub(bytes);
+        self.source.room.set(room.ok_or(Error::TooMuch { what: "in its journals and tables" })?);
+        Ok(())
     }
 
     /// Fills `buffer` with what is at `offset` of this part.

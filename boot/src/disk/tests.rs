@@ -359,6 +359,44 @@ fn the_journal_of_a_guest_that_was_killed_is_read() {
         }
         need!(write(&format!("{open}\njw -r {place}\njc\n")));
         assert_eq!(kernel(), KERNEL, "revoked");
+        // Two tags and a revocation are paid for.
+        let disk = fs::read(&image).unwrap();
+        let open_within = |room: u64| {
+            let source = Source::new(&disk, disk.len() as u64);
+            source.room.set(room);
+            ext4::Ext4::open(source.whole()).map(drop)
+        };
+        open_within(2 * 128 + 64).unwrap();
+        for room in [2 * 128 + 63, 127, 0] {
+            assert!(matches!(open_within(room), Err(Error::TooMuch { .. })), "{room}");
+        }
+    }
+}
+
+#[test]
+fn file_systems_of_one_disk_share_the_room() {
+    let dir = Dir::new();
+    let esp = dir.path("esp");
+    need!(run("mkfs.fat", &["-F", "16", "-s", "1", "-C", esp.to_str().unwrap(), "16384"], b""));
+    let esp = fs::read(&esp).unwrap();
+    let source = Source::new(&esp, esp.len() as u64);
+    let before = source.room.get();
+    let first = fat::Fat::open(source.whole()).unwrap();
+    let table = before - source.room.get();
+    assert!(table > 4085 * 2, "{table}");
+    source.room.set(2 * table - 1);
+    let second = fat::Fat::open(source.whole()).unwrap();
+    assert!(matches!(fat::Fat::open(source.whole()), Err(Error::TooMuch { .. })));
+    drop((first, second));
+}
+
+#[test]
+fn a_file_system_of_more_bytes_than_can_be_counted_is_broken() {
+    let dir = debian();
+    let mut disk = need!(dir.ext4(24, &["-t", "ext4", "-b", "4096", "-O", "64bit"]));
+    for (high, sound) in [(0, true), (0xf_ffff, true), (0x10_0000, false), (u32::MAX, false)] {
+        disk[1024 + 0x150..][..4].copy_from_slice(&u32::to_le_bytes(high));
+        assert_eq!(found(&disk).is_ok(), sound, "{high:#x}");
     }
 }
 

@@ -31,7 +31,9 @@ const LAST: u32 = 8;
 
 /// The longest journal, in blocks; e2fsprogs makes none of more than 10,240,000, and as a rule of 262,144.
 const BLOCKS_MAX: u64 = 1 << 20;
-const REVOKED_MAX: usize = 1 << 20;
+/// In bytes of memory, about what a tag takes, and a block's revocation: on the way and in the map.
+const TAG: u64 = 128;
+const REVOKED: u64 = 64;
 
 /// A newer copy of a block.
 pub(super) struct Copy {
@@ -104,18 +106,15 @@ impl<I: Iterator<Item = u64>> Log<'_, '_, I> {
                 break;
             }
             match be32(&block, 4) {
-                DESCRIPTOR if self.tags(&block, &mut copies).is_none() => break,
+                DESCRIPTOR if self.tags(&block, &mut copies)?.is_none() => break,
                 DESCRIPTOR => {}
-                REVOKE => self.revokes(&block, &mut revoked),
+                REVOKE => self.revokes(&block, &mut revoked)?,
                 COMMIT => {
                     self.copies.extend(copies.drain(..));
                     self.revoked.extend(revoked.drain(..).map(|block| (block, self.sequence)));
                     self.sequence = self.sequence.wrapping_add(1);
                 }
                 _ => break,
-            }
-            if revoked.len() + self.revoked.len() > REVOKED_MAX {
-                return Err(Error::TooMuch { what: "in its journal" });
             }
         }
         let Self { mut copies, revoked, .. } = self;
@@ -127,7 +126,7 @@ impl<I: Iterator<Item = u64>> Log<'_, '_, I> {
     }
 
     /// What a descriptor block tells of the blocks after it; `None` where the journal ends before them.
-    fn tags(&mut self, block: &[u8], copies: &mut Vec<(u64, Copy)>) -> Option<()> {
+    fn tags(&mut self, block: &[u8], copies: &mut Vec<(u64, Copy)>) -> Result<Option<()>, Error> {
         let long = self.features & BITS64 != 0;
         let v3 = self.features & CSUM_V3 != 0;
         let tail = if self.features & (CSUM_V2 | CSUM_V3) != 0 { 4 } else { 0 };
@@ -141,7 +140,9 @@ impl<I: Iterator<Item = u64>> Log<'_, '_, I> {
             let flags = if v3 { be32(rest, 4) } else { be32(rest, 4) & 0xffff };
             let high = if long { be32(rest, 8) } else { 0 };
             let place = u64::from(be32(rest, 0)) | u64::from(high) << 32;
-            let (block, escaped) = (self.around.next()?, flags & ESCAPED != 0);
+            let Some(block) = self.around.next() else { return Ok(None) };
+            let escaped = flags & ESCAPED != 0;
+            self.fs.area.keep(TAG)?;
             copies.push((place, Copy { block, escaped, sequence: self.sequence }));
             if flags & LAST != 0 {
                 break;
@@ -149,16 +150,19 @@ impl<I: Iterator<Item = u64>> Log<'_, '_, I> {
             let len = len + if flags & SAME_UUID == 0 { 16 } else { 0 };
             rest = rest.get(len..).unwrap_or_default();
         }
-        Some(())
+        Ok(Some(()))
     }
 
-    fn revokes(&self, block: &[u8], revoked: &mut Vec<u64>) {
+    fn revokes(&self, block: &[u8], revoked: &mut Vec<u64>) -> Result<(), Error> {
         let long = self.features & BITS64 != 0;
         let end = (be32(block, 12) as usize).clamp(16, block.len());
         let number = |entry: &[u8]| match long {
             true => u64::from(be32(entry, 0)) << 32 | u64::from(be32(entry, 4)),
             false => be32(entry, 0).into(),
         };
-        revoked.extend(block[16..end].chunks_exact(if long { 8 } else { 4 }).map(number));
+        let numbers = block[16..end].chunks_exact(if long { 8 } else { 4 });
+        self.fs.area.keep(REVOKED * numbers.len() as u64)?;
+        revoked.extend(numbers.map(number));
+        Ok(())
     }
 }

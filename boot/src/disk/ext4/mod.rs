@@ -44,6 +44,7 @@ fn broken(problem: &'static str) -> Error {
 pub(super) struct Ext4<'a> {
     area: Area<'a>,
     block_len: u64,
+    /// How many there are: all their bytes are a number, too.
     blocks: u64,
     inode_len: u16,
     inodes: u32,
@@ -98,6 +99,7 @@ impl<'a> Ext4<'a> {
             && descriptor_len.is_power_of_two()
             && (32..=block_len).contains(&descriptor_len)
             && (!long || descriptor_len >= 64)
+            && blocks.checked_mul(block_len).is_some()
             && inodes_per_group > 0
             && blocks_per_group > 0;
         if !sound {
