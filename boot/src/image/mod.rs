@@ -32,7 +32,7 @@ mod limits;
 mod oci;
 mod recognize;
 mod root;
-mod sha256;
+pub(crate) mod sha256;
 mod source;
 mod span;
 mod tar;

@@ -1,12 +1,15 @@
 //! The .xz file format, version 1.2, with the filter LZMA2 alone, as kernel modules and most archives have it.
 //!
-//! Checked: the headers' and the index's CRC32, and a block's CRC32. What is checked by CRC64 or SHA-256 goes unchecked here, as what
-//! matters has a digest of its own. By hand rather than by a crate: what modules and archives need of the format is little.
+//! Checked: the headers' and the index's CRC32, and a block's CRC32, CRC64 or SHA-256, whichever it has. By hand rather than by a crate:
+//! what modules and archives need of the format is little.
 
 use std::io::{self, BufRead, Read};
 
 use flate2::Crc;
 
+use crate::image::sha256::Sha256;
+
+use super::crc64::Crc64;
 use super::lzma::{Corrupt, State, Window};
 
 /// The largest dictionary that is taken: that of `xz -9`.
@@ -25,18 +28,58 @@ enum Next {
     End,
 }
 
+/// What a block's bytes are checked by (2.1.1.2).
+enum Check {
+    None,
+    Crc32(Crc),
+    Crc64(Crc64),
+    Sha256(Sha256),
+}
+
+impl Check {
+    /// That of the stream's flags; `None` where it is not known.
+    fn new(kind: u8) -> Option<Self> {
+        Some(match kind {
+            0 => Self::None,
+            1 => Self::Crc32(Crc::new()),
+            4 => Self::Crc64(Crc64::default()),
+            10 => Self::Sha256(Sha256::new()),
+            _ => return None,
+        })
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::None => {}
+            Self::Crc32(crc) => crc.update(bytes),
+            Self::Crc64(crc) => crc.update(bytes),
+            Self::Sha256(sha256) => sha256.update(bytes),
+        }
+    }
+
+    /// As it stands in the file.
+    fn sum(self) -> Vec<u8> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Crc32(crc) => crc.sum().to_le_bytes().into(),
+            Self::Crc64(crc) => crc.sum().to_le_bytes().into(),
+            Self::Sha256(sha256) => sha256.finish().0.into(),
+        }
+    }
+}
+
 /// Unpacks what it reads.
 pub(super) struct Decoder<R> {
     from: R,
     next: Next,
     /// Of the stream: the second byte of its flags, which is the kind of check.
-    check: u8,
+    kind: u8,
     /// Of the index: the sizes of the blocks that were, in 8 bytes each, by which it is checked.
     blocks: u64,
     /// Of the block: what was read of it, and what came out.
     read: u64,
     out: u64,
-    crc: Crc,
+    check: Check,
     state: Option<State>,
     window: Window,
     /// How many bytes came out since the dictionary's reset.
@@ -65,11 +108,11 @@ impl<R: BufRead> Decoder<R> {
         Self {
             from,
             next: Next::Stream,
-            check: 0,
+            kind: 0,
             blocks: 0,
             read: 0,
             out: 0,
-            crc: Crc::new(),
+            check: Check::None,
             state: None,
             window: Window::default(),
             position: 0,
@@ -113,10 +156,10 @@ impl<R: BufRead> Decoder<R> {
             if first != MAGIC[..4] || rest[..2] != MAGIC[4..] || crc32(&rest[2..4]) != rest[4..] {
                 return Err(corrupt("no xz stream begins where one should"));
             }
-            if rest[2] != 0 || rest[3] > 15 {
+            if rest[2] != 0 || Check::new(rest[3]).is_none() {
                 return Err(corrupt("the xz stream is of a kind that is not known"));
             }
-            (self.check, self.blocks, self.next) = (rest[3], 1, Next::Block);
+            (self.kind, self.blocks, self.next) = (rest[3], 1, Next::Block);
             return Ok(());
         }
     }
@@ -158,7 +201,8 @@ impl<R: BufRead> Decoder<R> {
             return Err(corrupt("the xz data needs a dictionary of more than 64 MiB"));
         }
         self.window.begin(dictionary);
-        (self.state, self.crc, self.out, self.read, self.position) = (None, Crc::new(), 0, 0, 0);
+        self.check = Check::new(self.kind).ok_or(Corrupt)?;
+        (self.state, self.out, self.read, self.position) = (None, 0, 0, 0);
         self.next = Next::Chunk;
         Ok(())
     }
@@ -204,7 +248,7 @@ impl<R: BufRead> Decoder<R> {
             _ => return Err(Corrupt.into()),
         }
         let fresh = &self.window.rest()[before..];
-        self.crc.update(fresh);
+        self.check.update(fresh);
         self.out += fresh.len() as u64;
         Ok(())
     }
@@ -222,17 +266,10 @@ impl<R: BufRead> Decoder<R> {
                 return Err(Corrupt.into());
             }
         }
-        let size = match self.check {
-            0 => 0,
-            1..=3 => 4,
-            4..=6 => 8,
-            7..=9 => 16,
-            10..=12 => 32,
-            _ => 64,
-        };
-        self.fill(size)?;
-        if self.check == 1 && self.chunk != self.crc.sum().to_le_bytes() {
-            return Err(corrupt("a block's CRC32 is wrong"));
+        let expected = std::mem::replace(&mut self.check, Check::None).sum();
+        self.fill(expected.len())?;
+        if self.chunk != expected {
+            return Err(corrupt("the check of an xz block is wrong"));
         }
         self.blocks += 1;
         self.next = Next::Block;
@@ -265,7 +302,7 @@ impl<R: BufRead> Decoder<R> {
         let footer: [u8; 12] = self.bytes()?;
         let [crc @ .., b'Y', b'Z'] = footer else { return Err(corrupt("the xz stream's end is corrupt")) };
         let (crc, body) = crc.split_at(4);
-        if crc32(body) != crc || body[..4] != (size as u32).to_le_bytes() || body[4..] != [0, self.check] {
+        if crc32(body) != crc || body[..4] != (size as u32).to_le_bytes() || body[4..] != [0, self.kind] {
             return Err(corrupt("the xz stream's end is corrupt"));
         }
         self.next = Next::Stream;
