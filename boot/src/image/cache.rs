@@ -8,11 +8,12 @@
 //! ```
 //!
 //! An entry has its name only when it is whole. Its last bytes say how long it is, and what the image says of its command; one that says
-//! otherwise is made again. The directory is locked while an entry is made, so that two who want the same make it once.
+//! otherwise is made again. While an entry is made, a file beside it is locked that only its user can open, so that two who want the same
+//! make it once.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -23,7 +24,7 @@ use serde_json::Value;
 use super::config::ImageConfig;
 use super::error::Error;
 use super::sha256::Digest;
-use super::span::unnamed;
+use super::span::{SPOOL, unnamed};
 
 /// Of what is written here: with another format, entries have other names.
 const VERSION: u32 = 1;
@@ -32,6 +33,8 @@ const MAGIC: [u8; 8] = *b"wirevm\x00\x01";
 const FOOTER: usize = 56;
 /// In bytes, of what an image says of its command.
 const JSON_MAX: u64 = 1 << 20;
+/// What the name of an entry's lock has after the entry's.
+const LOCK: &str = ".lock";
 /// How long an entry stays that nobody wants.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -45,11 +48,14 @@ impl Cache {
     /// In `directory`, which is made where it is not there, for its user alone.
     ///
     /// # Errors
-    /// It cannot be made, or is another user's.
+    /// It cannot be made, is another user's, or is a link: what lies where that leads is not the cache's to remove.
     pub fn at(directory: PathBuf) -> Result<Self, Error> {
         let failed = |source| Error::Cache { path: directory.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-        let metadata = fs::metadata(&directory).map_err(failed)?;
+        let metadata = fs::symlink_metadata(&directory).map_err(failed)?;
+        if metadata.is_symlink() {
+            return Err(Error::CacheIsLink { path: directory });
+        }
         // What lies here is a guest's root: nobody else may put anything there.
         if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
             return Err(Error::CacheNotOurs { path: directory });
@@ -90,22 +96,37 @@ impl Cache {
         format!("{digest}-{VERSION}.{format}")
     }
 
-    /// Waits until nobody else makes an entry, and holds others off as long as the value lives.
-    pub(super) fn lock(&self) -> Result<OwnedFd, Error> {
-        let open = || -> Result<OwnedFd, rustix::io::Errno> {
-            let fd = rustix::fs::open(
-                &self.directory,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            while let Err(error) = rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
-                if error != rustix::io::Errno::INTR {
-                    return Err(error);
+    /// Waits until nobody else makes the entry `name`, and holds others off as long as the value lives. Whoever has to wait calls
+    /// `waits` before.
+    pub(super) fn lock(&self, name: &str, waits: impl Fn()) -> Result<Lock, Error> {
+        let path = self.directory.join(format!("{name}{LOCK}"));
+        let open = || -> io::Result<Option<Lock>> {
+            // The one of this directory's owner: others cannot open it, and so not hold it.
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    waits();
+                    while let Err(error) = rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                        if error != rustix::io::Errno::INTR {
+                            return Err(error.into());
+                        }
+                    }
                 }
+                locked => locked?,
             }
-            Ok(fd)
+            // Of a lock that is held nobody thinks that it was left.
+            let _ = file.set_modified(SystemTime::now());
+            // Who had it before took the name away with it, and another may have made it anew.
+            let inode = file.metadata()?.ino();
+            let ours = fs::symlink_metadata(&path).is_ok_and(|there| there.ino() == inode);
+            Ok(ours.then(|| Lock { path: path.clone(), _file: file }))
         };
-        open().map_err(|error| self.failed(error.into()))
+        loop {
+            if let Some(lock) = open().map_err(|error| self.failed(error))? {
+                return Ok(lock);
+            }
+        }
     }
 
     /// The entry of this name, where there is a whole one; `end` bytes of it come after the footer.
@@ -123,7 +144,7 @@ impl Cache {
         unnamed(&self.directory).map_err(|source| self.failed(source))
     }
 
-    /// Gives `file`, which is whole, its name. To be called under the [`lock`](Self::lock).
+    /// Gives `file`, which is whole, its name. To be called under its [`lock`](Self::lock).
     pub(super) fn keep(&self, file: &File, name: &str) -> Result<(), Error> {
         file.sync_all().map_err(|source| self.failed(source))?;
         self.clean();
@@ -141,9 +162,12 @@ impl Cache {
         }
     }
 
-    /// Removes what nobody wanted for long. Guests that use one keep it.
+    /// Removes of what is the cache's own what nobody wanted for long. Guests that use one keep it.
     fn clean(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if !entry.file_name().to_str().is_some_and(is_ours) {
+                continue;
+            }
             let old = entry
                 .metadata()
                 .and_then(|metadata| metadata.modified())
@@ -157,6 +181,35 @@ impl Cache {
     pub(super) fn failed(&self, source: io::Error) -> Error {
         Error::Cache { path: self.directory.clone(), source }
     }
+}
+
+/// Holds others off from making an entry.
+#[derive(Debug)]
+pub(super) struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is held: who waits for it sees then that it is gone.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a file of this name is one that is made here: an entry of whatever version, its lock, or a spool.
+fn is_ours(name: &str) -> bool {
+    if let Some(process) = name.strip_prefix(SPOOL) {
+        return !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
+    }
+    let name = name.strip_suffix(LOCK).unwrap_or(name);
+    let Some((digest, rest)) = name.split_at_checked(64) else { return false };
+    let version = rest.strip_prefix('-').and_then(|rest| {
+        let (version, format) = rest.split_once('.')?;
+        matches!(format, "erofs" | "cpio").then_some(version)
+    });
+    Digest::from_hex(digest).is_some()
+        && version.is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The footer of an entry that has `before` bytes and ends `end` bytes after it. With `fill`, its length is a multiple of that.

@@ -46,6 +46,8 @@ pub enum Error {
     Cache { path: PathBuf, source: io::Error },
     #[error("the cache {path} belongs to another user, or others may write to it")]
     CacheNotOurs { path: PathBuf },
+    #[error("the cache {path} is a symbolic link")]
+    CacheIsLink { path: PathBuf },
     #[error("there is no directory for the cache: neither XDG_CACHE_HOME nor HOME is an absolute path")]
     NoCache,
     #[error("{name} of the image {image} has {size} bytes, and an initramfs holds files below 4 GiB only")]
@@ -94,6 +96,9 @@ impl Error {
             Self::Cache { .. } | Self::NoCache => "set XDG_CACHE_HOME to a directory that you can write to".into(),
             Self::CacheNotOurs { path } => {
                 format!("remove {}, or set XDG_CACHE_HOME to a directory of your own", path.display())
+            }
+            Self::CacheIsLink { path } => {
+                format!("put a directory in place of {}, or set XDG_CACHE_HOME to one elsewhere", path.display())
             }
             Self::TooLargeForCpio { .. } => {
                 "use a kernel with erofs and a virtio disk, which has no such limit, or leave the file out".into()

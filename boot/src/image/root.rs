@@ -68,7 +68,8 @@ pub fn root(path: &Path, format: Format, cache: &Cache, limits: Limits) -> Resul
     if let Some(entry) = cache.find(&name, format.end()) {
         return Ok(found(entry));
     }
-    let _lock = cache.lock()?;
+    let waits = || log::warn!("another wirevm makes a root of the image {}: waiting for it", source.name());
+    let _lock = cache.lock(&name, waits)?;
     // Somebody else may have made it meanwhile.
     if let Some(entry) = cache.find(&name, format.end()) {
         return Ok(found(entry));

@@ -71,6 +71,9 @@ impl Read for SpanReader<'_> {
     }
 }
 
+/// What the name of a spool begins with, where it needs one for a moment; the process's number comes after it.
+pub(super) const SPOOL: &str = ".spool-";
+
 /// A file without a name in `directory`: it goes with the last descriptor, however the process ends.
 pub(super) fn unnamed(directory: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -78,7 +81,7 @@ pub(super) fn unnamed(directory: &Path) -> io::Result<File> {
         Ok(fd) => Ok(fd.into()),
         // A file system without O_TMPFILE (NFS, old overlays): a name for a moment.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
-            let path = directory.join(format!(".spool-{}", std::process::id()));
+            let path = directory.join(format!("{SPOOL}{}", std::process::id()));
             let _ = std::fs::remove_file(&path);
             let file = File::options().read(true).write(true).create_new(true).open(&path)?;
             std::fs::remove_file(&path)?;

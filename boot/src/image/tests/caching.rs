@@ -161,6 +161,80 @@ fn entries_that_nobody_wants_go() {
 }
 
 #[test]
+fn what_is_not_the_caches_own_stays() {
+    use std::time::{Duration, SystemTime};
+    let place = Place::new();
+    let old = SystemTime::now() - Duration::from_secs(31 * 24 * 3600);
+    let digest = "0123456789abcdef".repeat(4);
+    let ours = [
+        format!("{digest}-1.erofs"),
+        format!("{digest}-23.cpio"),
+        format!("{digest}-1.erofs.lock"),
+        ".spool-1234".into(),
+    ];
+    let others = [
+        "thesis.txt".into(),
+        ".spool-".into(),
+        ".spool-x".into(),
+        format!("{digest}-1.txt"),
+        format!("{digest}-.erofs"),
+        format!("{digest}.erofs"),
+        format!("{}-1.erofs", &digest[1..]),
+        format!("{}g-1.erofs", &digest[1..]),
+        "ä".repeat(40),
+    ];
+    for name in ours.iter().chain(&others) {
+        let path = place.cache.directory().join(name);
+        std::fs::File::create(path).unwrap().set_modified(old).unwrap();
+    }
+    place.directory.file("image", &archive(b"1"));
+    place.made("image", Format::Erofs);
+    let there = |name: &String| place.cache.directory().join(name).exists();
+    assert!(others.iter().all(there) && !ours.iter().any(there), "{:?}", place.entries());
+}
+
+#[test]
+fn a_link_is_no_cache() {
+    let directory = Directory::new();
+    directory.file("home/file", b"");
+    let link = directory.path().join("wirevm");
+    std::os::unix::fs::symlink("home", &link).unwrap();
+    let error = Cache::at(link).unwrap_err();
+    assert!(matches!(error, Error::CacheIsLink { .. }) && error.remedy().contains("XDG_CACHE_HOME"));
+    // On the way there may be some.
+    Cache::at(directory.path().join("wirevm/below")).unwrap();
+}
+
+#[test]
+fn who_waits_for_another_is_told_and_goes_on() {
+    use std::sync::mpsc;
+    let place = Place::new();
+    let name = format!("{}-1.erofs", "0".repeat(64));
+    let alone = || panic!("nobody is to be waited for");
+    let lock = place.cache.lock(&name, alone).unwrap();
+    let mode = place.entries()[0].metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Who makes another is not waited for.
+    drop(place.cache.lock(&format!("{}-1.cpio", "0".repeat(64)), alone).unwrap());
+    std::thread::scope(|scope| {
+        let (tell, waits) = mpsc::channel();
+        let (cache, name) = (&place.cache, &name);
+        for _ in 0..3 {
+            let tell = tell.clone();
+            scope.spawn(move || {
+                let _lock = cache.lock(name, || tell.send(()).unwrap()).unwrap();
+                // It is what has the name, and is locked.
+                let second = std::fs::File::open(cache.directory().join(format!("{name}.lock"))).unwrap();
+                assert!(second.try_lock().is_err());
+            });
+        }
+        (0..3).for_each(|_| waits.recv().unwrap());
+        drop(lock);
+    });
+    assert!(place.entries().is_empty());
+}
+
+#[test]
 fn a_directory_of_others_is_refused() {
     let directory = Directory::new();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
