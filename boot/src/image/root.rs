@@ -59,7 +59,7 @@ pub fn root(path: &Path, format: Format, cache: &Cache, limits: Limits) -> Resul
     let source = Source::open(path, cache.directory(), limits)?;
     let Some(digest) = source.digest() else {
         let image = source.name().to_owned();
-        let Image { tree, config } = source.load()?;
+        let Image { tree, config, .. } = source.load()?;
         let file = make(&image, &tree, &config, format, cache)?;
         return Ok(Root { file, config, cached: false });
     };
@@ -74,8 +74,8 @@ pub fn root(path: &Path, format: Format, cache: &Cache, limits: Limits) -> Resul
     if let Some(entry) = cache.find(&name, format.end()) {
         return Ok(found(entry));
     }
-    let (image, watch) = (source.name().to_owned(), source.watch());
-    let Image { tree, config } = source.load()?;
+    let image = source.name().to_owned();
+    let Image { tree, config, watch } = source.load()?;
     let file = make(&image, &tree, &config, format, cache)?;
     watch.check()?;
     cache.keep(&file, &name)?;

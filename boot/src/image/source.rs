@@ -30,8 +30,8 @@ pub(super) struct Source<'a> {
     budget: Budget,
     spool: Spool<'a>,
     form: Form,
-    /// The file that it is, as it was when it was opened: what is written to meanwhile must not get into the cache.
-    file: Option<(Arc<File>, Stamp)>,
+    /// The files that it is read from in place, as they were when they were opened.
+    files: Vec<(Arc<File>, Stamp)>,
 }
 
 /// What an image is.
@@ -54,6 +54,8 @@ pub(super) struct Image {
     pub(super) tree: Tree,
     /// Of a directory and a plain archive: empty.
     pub(super) config: ImageConfig,
+    /// What it is read from in place.
+    pub(super) watch: Watch,
 }
 
 /// What changes when a file is written to: its size and the times of writing.
@@ -83,7 +85,7 @@ impl<'a> Source<'a> {
             // What is piped may have to be unpacked, too.
             spool: Spool::new(spool, limits.data.saturating_mul(2)),
             form: Form::Archive { digest: Digest([0; 32]), tree: Tree::new() },
-            file: None,
+            files: Vec::new(),
         };
         let failed = |source_: io::Error, image: &str| Error::Open { image: image.into(), source: source_ };
         let file = if stdin {
@@ -102,8 +104,7 @@ impl<'a> Source<'a> {
             return Err(source.not_an_image("a disk", "give it as a disk: --disk DEVICE"));
         } else if kind.is_file() {
             let span = Span::whole(file, metadata.len());
-            let stamp = Stamp::of(&span.file).map_err(|error| failed(error, &source.image))?;
-            source.file = Some((span.file.clone(), stamp));
+            let span = source.settle("it", span)?;
             // Standard input may have been read from before; it is taken from its beginning.
             source.archive(span, Tell::Digest)?
         } else if kind.is_char_device() && rustix::termios::isatty(&file) {
@@ -131,7 +132,7 @@ impl<'a> Source<'a> {
         &self.image
     }
 
-    /// Makes the tree.
+    /// Makes the tree. Files that it is read from in place are to be watched until all was read: [`Image::watch`].
     ///
     /// # Errors
     /// The image is not whole, not what its digests say, malformed, or beyond the limits.
@@ -144,12 +145,11 @@ impl<'a> Source<'a> {
             }
             form => form,
         };
-        let image = match form {
+        let (tree, config) = match form {
             Form::Directory(root) => {
-                let tree = directory::read(root, &self.image, &mut self.budget)?;
-                Image { tree, config: ImageConfig::default() }
+                (directory::read(root, &self.image, &mut self.budget)?, ImageConfig::default())
             }
-            Form::Archive { tree, .. } => Image { tree, config: ImageConfig::default() },
+            Form::Archive { tree, .. } => (tree, ImageConfig::default()),
             Form::Chosen(store, chosen) => {
                 // What the outer archive had is not the root's.
                 self.budget = Budget::new(self.limits);
@@ -157,23 +157,27 @@ impl<'a> Source<'a> {
                 for (number, file) in (1..).zip(&chosen.layers) {
                     self.layer(&store, file, number, &mut tree)?;
                 }
-                Image { tree, config: chosen.config }
+                (tree, chosen.config)
             }
             Form::Packed { .. } => return Err(self.not_an_image("an archive packed twice", "unpack it once")),
         };
-        if image.tree.entries(ROOT).is_none_or(|entries| entries.is_empty()) {
+        if tree.entries(ROOT).is_none_or(|entries| entries.is_empty()) {
             return Err(Error::NoFiles { image: self.image });
         }
-        Ok(image)
+        Ok(Image { tree, config, watch: Watch { image: self.image, files: self.files } })
     }
 
-    /// Whether the file that the image is, is still as it was: to be asked when all of it was read.
-    pub(super) fn watch(&self) -> Watch {
-        let file = self
-            .file
-            .as_ref()
-            .map(|(file, stamp)| (file.clone(), Stamp(stamp.0, stamp.1, stamp.2, stamp.3, stamp.4)));
-        Watch { image: self.image.clone(), file }
+    /// Bytes of a file that others cannot change between two looks at them, of which one finds their digest and the other makes the tree
+    /// that is kept under it: of a file that is this user's alone in place, and watched; of another's a copy.
+    fn settle(&mut self, part: &str, span: Span) -> Result<Span, Error> {
+        let image = self.image.clone();
+        let unreadable = |source| Error::ReadFile { image: image.clone(), path: part.into(), source };
+        if is_own(&span.file).map_err(unreadable)? {
+            let stamp = Stamp::of(&span.file).map_err(unreadable)?;
+            self.files.push((span.file.clone(), stamp));
+            return Ok(span);
+        }
+        self.spool(part, |spool| spool.append(span.reader()))
     }
 
     fn not_an_image(&self, looks_like: &'static str, instead: &'static str) -> Error {
@@ -233,6 +237,7 @@ impl<'a> Source<'a> {
         let content = store.open(&file.path).map_err(unreadable)?;
         let missing = || Error::Missing { image: image.clone(), part: part.clone() };
         let span = match content.ok_or_else(missing)? {
+            Content::Whole(span) if matches!(store, Store::Directory(_)) => self.settle(&part, span)?,
             Content::Whole(span) => span,
             content => self.materialize(&part, &content)?,
         };
@@ -301,6 +306,17 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Whether nobody can write to this file but this user and root: by its owner and mode, which a file system of this host's kernel vouches
+/// for.
+fn is_own(file: &File) -> io::Result<bool> {
+    // FUSE, NFS, 9p, SMB1 and SMB2: somebody else's program says what the file has, and who owns it (`linux/magic.h`).
+    const ELSEWHERE: [u32; 5] = [0x6573_5546, 0x6969, 0x0102_1997, 0xff53_4d42, 0xfe53_4d42];
+    let metadata = file.metadata()?;
+    let file_system = rustix::fs::fstatfs(file)?.f_type as u32;
+    let owners = [0, rustix::process::geteuid().as_raw()];
+    Ok(owners.contains(&metadata.uid()) && metadata.mode() & 0o022 == 0 && !ELSEWHERE.contains(&file_system))
+}
+
 /// Whether the digest of an archive is wanted: of what is packed it is that of the packed bytes.
 #[derive(Clone, Copy)]
 enum Tell {
@@ -308,20 +324,20 @@ enum Tell {
     Nothing,
 }
 
-/// The file that an image is, and how it was.
+/// The files that an image is read from, and how they were.
+#[derive(Debug)]
 pub(super) struct Watch {
     image: String,
-    file: Option<(Arc<File>, Stamp)>,
+    files: Vec<(Arc<File>, Stamp)>,
 }
 
 impl Watch {
+    /// Whether they are still as they were: to be asked when all of them was read.
+    ///
     /// # Errors
-    /// It was written to.
+    /// One was written to.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let Some((file, stamp)) = &self.file else { return Ok(()) };
-        match Stamp::of(file) {
-            Ok(now) if now == *stamp => Ok(()),
-            _ => Err(Error::Changed { image: self.image.clone() }),
-        }
+        let same = |(file, stamp): &(Arc<File>, Stamp)| Stamp::of(file).is_ok_and(|now| now == *stamp);
+        if self.files.iter().all(same) { Ok(()) } else { Err(Error::Changed { image: self.image.clone() }) }
     }
 }

@@ -134,6 +134,70 @@ fn whoever_asks_at_once_makes_it_once() {
     assert_eq!((made, place.entries().len()), (1, 1));
 }
 
+/// Gives a file to be written by others, as those have it whose owner is another.
+fn open_to_others(path: &Path) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
+}
+
+/// Writes `to` over `from` where that is in a file, and leaves its length.
+fn overwrite(path: &Path, from: &[u8], to: &[u8]) {
+    let bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(to, at as u64).unwrap();
+    // A clock's tick may not have passed since it was looked at.
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+}
+
+/// What a digest was found of is what is used, whoever writes to the image's files meanwhile.
+#[test]
+fn what_others_can_write_to_is_used_as_it_was_hashed() {
+    let (plain, temporary) = (archive(b"genuine"), std::env::temp_dir());
+    let layer = |root: &Directory| {
+        let digest = crate::image::Digest::of(&plain);
+        let config = format!(r#"{{"rootfs":{{"diff_ids":["sha256:{digest}"]}}}}"#);
+        root.file("manifest.json", br#"[{"Config":"c.json","Layers":["l.tar"]}]"#);
+        root.file("c.json", config.as_bytes());
+        root.file("l.tar", &plain)
+    };
+    let root = Directory::new();
+    let single = root.file("image", &plain);
+    let saved = Directory::new();
+    let layer = layer(&saved);
+    for (image, file) in [(&single, &single), (&saved.path().to_owned(), &layer)] {
+        for others in [false, true] {
+            std::fs::write(file, &plain).unwrap();
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644)).unwrap();
+            if others {
+                open_to_others(file);
+            }
+            let source = Source::open(image, &temporary, Limits::default()).unwrap();
+            let image = source.load().unwrap();
+            image.watch.check().unwrap();
+            overwrite(file, b"genuine", b"planted");
+            let copied = content(&listing(&image.tree), "/f") == b"genuine";
+            assert_eq!(
+                (copied, image.watch.check().is_ok()),
+                (others, others),
+                "{file:?}, which others {others} write to"
+            );
+        }
+    }
+    // Where it is opened, too, and not used before later.
+    std::fs::write(&single, packed_by_gzip(&plain)).unwrap();
+    open_to_others(&single);
+    let source = Source::open(&single, &temporary, Limits::default()).unwrap();
+    std::fs::write(&single, packed_by_gzip(&archive(b"planted"))).unwrap();
+    assert_eq!(content(&listing(&source.load().unwrap().tree), "/f"), b"genuine");
+}
+
+fn packed_by_gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
 #[test]
 fn nothing_is_left_of_what_fails() {
     let place = Place::new();
