@@ -16,10 +16,11 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use boot::layout::HOLE_START;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vmm::MachineConfig;
 use vmm::agent::{self, AgentError};
-use vmm::config::{Credential, DEFAULT_CMDLINE, GuestConfig, VsockConfig};
+use vmm::config::{Credential, DEFAULT_CMDLINE, GuestConfig, VsockConfig, argument};
 use wirevm_agent::config::Config;
 use wirevm_agent::request::Command;
 
@@ -47,6 +48,10 @@ pub(crate) enum Error {
     Outside { path: PathBuf, root: PathBuf },
     #[error("a guest that wirevm makes is reached by a vsock of wirevm's own, and there is to be none")]
     NoVsock,
+    #[error("the name {name}, which a {of} of the guest has, is that by which it finds its root")]
+    Reserved { of: &'static str, name: String },
+    #[error("unpacked, the image {} has {size} bytes, and the guest's memory has room for {room}", image.display())]
+    ImageTooLarge { image: PathBuf, size: u64, room: u64 },
     #[error("cannot tell the guest's agent what to do")]
     Config(#[from] wirevm_agent::Malformed),
     #[error("cannot {what}")]
@@ -68,6 +73,16 @@ impl Error {
             Self::Directory { .. } | Self::NotADirectory { .. } => "name a directory that is there".into(),
             Self::Outside { .. } => "name directories that the guest's root has in it".into(),
             Self::NoVsock => "leave --vsock away".into(),
+            Self::Reserved { of: "disk", .. } => "give the disk another serial=".into(),
+            Self::Reserved { .. } => "give the directory another tag: --share DIR:TAG".into(),
+            Self::ImageTooLarge { size, .. } if *size <= HOLE_START => format!(
+                "give the guest more memory (--memory {}), or a kernel with erofs, which has the image on a disk",
+                argument((size * 2 + LEFT).next_multiple_of(64 << 20))
+            ),
+            Self::ImageTooLarge { .. } => {
+                "give the guest a kernel with erofs, which has the image on a disk: --memory does not help"
+                    .into()
+            }
             Self::Config(_) => "give a shorter command, or fewer variables".into(),
             Self::Host { .. } => return None,
         })
@@ -77,6 +92,9 @@ impl Error {
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
+
+/// In bytes, what a guest takes beside an image that its kernel unpacks from memory into memory.
+const LEFT: u64 = 128 << 20;
 
 /// The same machine, with all that its guest boots by; and what must stay open until it has it.
 pub(super) struct Prepared {
@@ -95,6 +113,7 @@ pub(super) fn prepare(config: &MachineConfig) -> Result<Prepared, Error> {
     if config.vsock != VsockConfig::On {
         return Err(Error::NoVsock);
     }
+    root::refuse_reserved(config)?;
     let agent = read_agent()?;
     let drivers = Drivers::find(config.kernel.as_deref(), guest.modules.as_deref())?;
     let root = Root::make(guest, &drivers)?;
@@ -110,7 +129,7 @@ pub(super) fn prepare(config: &MachineConfig) -> Result<Prepared, Error> {
         ..Config::default()
     };
     let archive = boot::modules::initrd(&agent, &told.to_bytes()?, &modules.archived(), root.is_apart());
-    let initrd = root.initrd(&archive)?;
+    let initrd = root.initrd(&archive, config.memory.bytes)?;
     let made = &mut prepared.config;
     made.kernel = Some(drivers.kernel().to_owned());
     made.initrd = Some(by_descriptor(&initrd));

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use boot::image::{Cache, Format, ImageConfig, Limits};
+use boot::layout::HOLE_START;
 use vmm::MachineConfig;
 use vmm::config::{DiskConfig, GuestConfig, RootConfig, ShareConfig};
 use wirevm_agent::config::{self as agent, Share};
@@ -19,7 +20,7 @@ pub(super) enum Root {
     /// An EROFS, on a disk of its own.
     Disk { file: File, config: ImageConfig },
     /// An archive, which the kernel unpacks into its memory.
-    Initramfs { file: File, config: ImageConfig },
+    Initramfs { image: PathBuf, file: File, config: ImageConfig },
     /// A directory of the host, by virtio-fs.
     Directory(Directory),
 }
@@ -72,7 +73,7 @@ impl Root {
         log::info!("the guest's root is {}", if cached { "in the cache" } else { "made" });
         Ok(match format {
             Format::Erofs => Self::Disk { file, config },
-            Format::Cpio => Self::Initramfs { file, config },
+            Format::Cpio => Self::Initramfs { image: image.clone(), file, config },
         })
     }
 
@@ -124,12 +125,20 @@ impl Root {
         }
     }
 
-    /// The initrd: `archive`, with the root before it where that is in memory.
-    pub(super) fn initrd(&self, archive: &[u8]) -> Result<File, Error> {
+    /// The initrd: `archive`, with the root before it where that is in memory, for a guest with `memory` bytes.
+    ///
+    /// # Errors
+    /// It would not fit: nothing is copied then, as few bytes of an image can stand for any number.
+    pub(super) fn initrd(&self, archive: &[u8], memory: u64) -> Result<File, Error> {
         let mut archive = archive;
         match self {
             Self::Disk { .. } | Self::Directory(_) => memory_file(&mut [&mut archive]),
-            Self::Initramfs { file, .. } => {
+            Self::Initramfs { image, file, .. } => {
+                let len = file.metadata().map_err(host("read the guest's root"))?.len();
+                let (size, room) = (len.saturating_add(archive.len() as u64), memory.min(HOLE_START));
+                if size > room {
+                    return Err(Error::ImageTooLarge { image: image.clone(), size, room });
+                }
                 let mut file = file.try_clone().map_err(host("read the guest's root"))?;
                 memory_file(&mut [&mut Read::by_ref(&mut file), &mut archive])
             }
@@ -162,10 +171,33 @@ impl Root {
     }
 }
 
+/// Checks that no disk or share of the user's own has a name by which the agent finds what a root gives a machine.
+///
+/// # Errors
+/// One has.
+pub(super) fn refuse_reserved(config: &MachineConfig) -> Result<(), Error> {
+    let reserved = |of, name: &str| Err(Error::Reserved { of, name: name.to_owned() });
+    if config.disks.iter().any(is_roots_disk) {
+        return reserved("disk", SERIAL);
+    }
+    match config.shares.iter().find(|share| is_roots_share(share)) {
+        Some(share) => reserved("share", &share.tag),
+        None => Ok(()),
+    }
+}
+
+fn is_roots_disk(disk: &DiskConfig) -> bool {
+    disk.serial.as_deref() == Some(SERIAL)
+}
+
+fn is_roots_share(share: &ShareConfig) -> bool {
+    share.tag == ROOT_TAG || share.tag.starts_with(WRITABLE_TAG)
+}
+
 /// Takes out what a root has given a machine.
 pub(super) fn forget(config: &mut MachineConfig) {
-    config.disks.retain(|disk| disk.serial.as_deref() != Some(SERIAL));
-    config.shares.retain(|share| share.tag != ROOT_TAG && !share.tag.starts_with(WRITABLE_TAG));
+    config.disks.retain(|disk| !is_roots_disk(disk));
+    config.shares.retain(|share| !is_roots_share(share));
 }
 
 impl Directory {
@@ -198,4 +230,52 @@ fn open_directory(path: &Path) -> Result<PathBuf, Error> {
 fn is_plain_directory(path: &Path) -> bool {
     path.is_dir()
         && !["oci-layout", "index.json", "manifest.json"].iter().any(|name| path.join(name).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn an_image_larger_than_the_guests_memory_is_not_copied() {
+        let sparse = |mib: u64| {
+            let file = memory_file(&mut []).unwrap();
+            file.set_len(mib << 20).unwrap();
+            Root::Initramfs { image: "IMAGE".into(), file, config: ImageConfig::default() }
+        };
+        let mut made = Vec::new();
+        let mut initrd = sparse(1).initrd(b"more", (1 << 20) + 4).unwrap();
+        std::io::Seek::rewind(&mut initrd).unwrap();
+        initrd.read_to_end(&mut made).unwrap();
+        assert_eq!((made.len(), &made[1 << 20..]), ((1 << 20) + 4, &b"more"[..]));
+        let error = sparse(1).initrd(b"more", (1 << 20) + 3).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unpacked, the image IMAGE has 1048580 bytes, and the guest's memory has room for 1048579"
+        );
+        assert!(error.remedy().unwrap().contains("--memory 192M"), "{:?}", error.remedy());
+        // What no memory suffices for.
+        let error = sparse(3073).initrd(b"", 1 << 40).unwrap_err();
+        assert!(error.remedy().unwrap().contains("--memory does not help"), "{:?}", error.remedy());
+    }
+
+    #[test]
+    fn names_that_the_agent_looks_for_are_the_roots() {
+        let with = |disk: &str, share: &str| {
+            let mut config = MachineConfig::new("kernel");
+            config.disks.extend(disk.parse());
+            config.shares.extend(share.parse());
+            assert_eq!(config.disks.len() + config.shares.len(), 2);
+            refuse_reserved(&config).map_err(|error| (error.to_string(), error.remedy().unwrap()))
+        };
+        with("d,serial=wirevm-root2", "/d:mine").unwrap();
+        let (text, remedy) = with("d,serial=wirevm-root", "/d:mine").unwrap_err();
+        assert!(text.contains("wirevm-root, which a disk of") && remedy.contains("serial="), "{text}");
+        for tag in ["wirevm-root", "wirevm-rw", "wirevm-rw0"] {
+            let (text, remedy) = with("d", &format!("/d:{tag}")).unwrap_err();
+            assert!(text.contains(&format!("{tag}, which a share")) && remedy.contains(":TAG"), "{text}");
+        }
+    }
 }
