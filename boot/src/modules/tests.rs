@@ -98,6 +98,7 @@ fn an_index_without_end_is_refused() {
     // Each needs the next; deep enough for the end of any stack.
     let chain = |len: usize| (0..len).map(|n| format!("m{n}.ko: m{}.ko\n", n + 1)).collect::<String>();
     assert_eq!(index(&chain(60)).unwrap(), 60);
+    assert!(matches!(index(&chain(100)), Err(Error::NoEnd { .. })));
     let error = index(&chain(20_000)).unwrap_err();
     assert!(matches!(error, Error::NoEnd { .. }) && error.remedy().contains("depmod"), "{error}");
     // One needs them all; or what is nowhere, again and again.
