@@ -232,6 +232,11 @@ mod tests {
         }
     }
 
+    #[test]
+    fn clusters_grow_before_there_are_too_many() {
+        assert_eq!([4075, 4076].map(|count| image(&files(&[count << 9]))[13]), [1, 2]);
+    }
+
     /// By others' readers, where this host has them.
     #[test]
     fn others_read_it_too() {
