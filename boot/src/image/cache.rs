@@ -100,30 +100,12 @@ impl Cache {
     /// `waits` before.
     pub(super) fn lock(&self, name: &str, waits: impl Fn()) -> Result<Lock, Error> {
         let path = self.directory.join(format!("{name}{LOCK}"));
-        let open = || -> io::Result<Option<Lock>> {
-            // The one of this directory's owner: others cannot open it, and so not hold it.
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    waits();
-                    while let Err(error) = rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                        if error != rustix::io::Errno::INTR {
-                            return Err(error.into());
-                        }
-                    }
-                }
-                locked => locked?,
-            }
-            // Of a lock that is held nobody thinks that it was left.
-            let _ = file.set_modified(SystemTime::now());
-            // Who had it before took the name away with it, and another may have made it anew.
-            let inode = file.metadata()?.ino();
-            let ours = fs::symlink_metadata(&path).is_ok_and(|there| there.ino() == inode);
-            Ok(ours.then(|| Lock { path: path.clone(), _file: file }))
+        let wait = || {
+            waits();
+            true
         };
         loop {
-            if let Some(lock) = open().map_err(|error| self.failed(error))? {
+            if let Some(lock) = Lock::take(&path, OFlags::CREATE, wait).map_err(|error| self.failed(error))? {
                 return Ok(lock);
             }
         }
@@ -165,7 +147,11 @@ impl Cache {
     /// Removes of what is the cache's own what nobody wanted for long. Guests that use one keep it.
     fn clean(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            if !entry.file_name().to_str().is_some_and(is_ours) {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|name| is_ours(name)) else { continue };
+            if name.ends_with(LOCK) {
+                // Of one that was killed; it goes with the value.
+                let _ = Lock::take(&entry.path(), OFlags::empty(), || false);
                 continue;
             }
             let old = entry
@@ -188,6 +174,31 @@ impl Cache {
 pub(super) struct Lock {
     path: PathBuf,
     _file: File,
+}
+
+impl Lock {
+    /// The lock in the file `path`. Where another has it, `wait` says whether to wait for that. `None` where that one took the file away
+    /// with it, or is not waited for.
+    fn take(path: &Path, flags: OFlags, wait: impl FnOnce() -> bool) -> io::Result<Option<Self>> {
+        // Of this directory's owner alone: others cannot open it, and so not hold it.
+        let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if wait() => {
+                while let Err(error) = rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                    if error != rustix::io::Errno::INTR {
+                        return Err(error.into());
+                    }
+                }
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked?,
+        }
+        // Another may have made it anew after the one who had this one.
+        let inode = file.metadata()?.ino();
+        let is_there = fs::symlink_metadata(path).is_ok_and(|there| there.ino() == inode);
+        Ok(is_there.then(|| Self { path: path.to_owned(), _file: file }))
+    }
 }
 
 impl Drop for Lock {

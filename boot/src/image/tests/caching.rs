@@ -251,8 +251,14 @@ fn what_is_not_the_caches_own_stays() {
         let path = place.cache.directory().join(name);
         std::fs::File::create(path).unwrap().set_modified(old).unwrap();
     }
+    // Of one who was killed just now, and of one who works.
+    let killed = place.cache.directory().join(format!("{digest}-1.cpio.lock"));
+    std::fs::write(&killed, b"").unwrap();
+    let working = place.cache.lock(&format!("{digest}-9.cpio"), || ()).unwrap();
     place.directory.file("image", &archive(b"1"));
     place.made("image", Format::Erofs);
+    assert!(!killed.exists() && place.cache.directory().join(format!("{digest}-9.cpio.lock")).exists());
+    drop(working);
     let there = |name: &String| place.cache.directory().join(name).exists();
     assert!(others.iter().all(there) && !ours.iter().any(there), "{:?}", place.entries());
 }
