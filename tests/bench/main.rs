@@ -1,7 +1,7 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [gaps] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [gaps] [disks] [idle] [image] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
@@ -13,6 +13,9 @@
 //!   names. Needs a KVM that runs Linux.
 //! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
 //! - `gaps`: how long a guest is cut off while its bridge is made again, its link flaps, or its NIC moves. The same.
+//! - `disks`: a disk of the same file under `wirevm` and QEMU. The same.
+//! - `idle`: what twenty guests that do nothing hold of memory, with free page reporting and without. The same.
+//! - `image`: from Enter to the exit status of a command in a guest, beside virtme-ng where it is installed. The same.
 //!
 //! **Invariant: what is compared takes turns**, in every round, in an order that alternates, so that a machine that
 //! becomes busy is unkind to all. A figure is the median of the rounds, with the least and the most beside it, and a ratio
@@ -22,8 +25,11 @@
 #![deny(unsafe_code)]
 
 mod compare;
+mod disks;
 mod gaps;
 mod guest;
+mod idle;
+mod image;
 mod lab;
 mod memory;
 mod peer;
@@ -59,7 +65,7 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 11] = [
     ("start", start::run),
     ("wire", wire::run),
     ("queues", wire::queues::run),
@@ -68,6 +74,9 @@ const PARTS: [(&str, Part); 8] = [
     ("lab", lab::run),
     ("wires", wires::run),
     ("gaps", gaps::run),
+    ("disks", disks::run),
+    ("idle", idle::run),
+    ("image", image::run),
 ];
 
 fn main() -> ExitCode {
