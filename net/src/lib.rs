@@ -36,10 +36,10 @@
 //!   `belongings.rs`: what moves from an uplink to its bridge. `announce.rs`: how the neighbours hear of it.
 //!   `link_settings.rs`: how a link is set. `take_back.rs`: the undo. `settings.rs`, `finding.rs`: what the doctor is told. `probe.rs`:
 //!   which kinds of link this kernel makes. `watch.rs`: news of links and routes. `sharing.rs`: what several wirevm share. `port_guard.rs`: what a guest may not send into a bridge. `mac_taken.rs`: that its
-//!   address is free. `tun_settings.rs`: how a link of the tun driver is left.
+//!   address is free. `tun_settings.rs`: how a link of the tun driver is left. `datagrams.rs`: whether datagrams come together.
 //! - `config.rs` and `config/`: the grammar of `--net`. `address.rs`, `subnet.rs`: names and addresses that make sense. `error/`:
 //!   [`Error`], an enum for each kind of wire.
-//! - `sys.rs`: ioctls, `readv`, `writev`; `sys/packet.rs`: packet sockets; `sys/route.rs`: a route that was learned;
+//! - `sys.rs`: ioctls, `readv`, `writev`; `sys/ethtool.rs`: a link's features; `sys/packet.rs`: packet sockets; `sys/route.rs`: a route that was learned;
 //!   `sys/vsock.rs`: streams to guests whose sockets the kernel carries.
 //!
 //! A frame's way out is [`Backend::send`] → `sys::writev`, and in is [`Backend::recv`] → `sys::readv`: no allocation, no

@@ -1,8 +1,9 @@
 //! The system calls of this crate that no safe wrapper has: frames in and out, the ioctls of `/dev/net/tun`
-//! (kernel `Documentation/networking/tuntap.rst`, `linux/if_tun.h`), and random bytes; in `packet.rs`, packet sockets; in
-//! `route.rs`, a route that was learned; in `vsock.rs`, streams to guests.
+//! (kernel `Documentation/networking/tuntap.rst`, `linux/if_tun.h`), and random bytes; in `ethtool.rs`, a link's features; in
+//! `packet.rs`, packet sockets; in `route.rs`, a route that was learned; in `vsock.rs`, streams to guests.
 #![allow(unsafe_code)]
 
+pub(crate) mod ethtool;
 pub(crate) mod packet;
 pub(crate) mod route;
 pub(crate) mod vsock;

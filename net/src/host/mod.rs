@@ -10,6 +10,7 @@ pub(crate) mod belongings;
 mod change;
 mod clean;
 mod context;
+mod datagrams;
 mod deferred_undo;
 pub(crate) mod directory;
 mod fd_reserve;

@@ -2,8 +2,8 @@
 
 use super::finding::Finding;
 use super::firewall::{BRIDGED, Barrier, Guests, Passing, barriers, bridged_barriers};
-use super::forwarding;
 use super::nat::Nat;
+use super::{datagrams, forwarding};
 
 /// What this host's settings mean for NAT and for bridges, for a tap of wirevm's own: `wirevm doctor` prints it.
 pub fn findings() -> Vec<Finding> {
@@ -45,5 +45,6 @@ pub fn findings() -> Vec<Finding> {
         let state = format!("{}, and {place}, drops them", BRIDGED);
         finding("bridge-nf-call", false, &state, Some(command))
     }));
+    findings.extend(datagrams::findings());
     findings
 }
