@@ -177,6 +177,28 @@ fn an_init_mounts_what_each_system_has_and_powers_off_when_told() {
 }
 
 #[test]
+fn nobody_but_process_1_has_what_the_agent_listens_by() {
+    // With the processes that look after the network.
+    let guest = need!(Guest::start(&Config { network: true, ..config() }.to_bytes().unwrap()));
+    let sockets = guest.sh("cat /proc/net/unix");
+    let listens = |line: &&str| line.split_whitespace().nth(3) == Some("00010000") && line.ends_with(" /agent");
+    let listener = sockets.lines().find(listens).expect("it listens").split_whitespace().nth(6).unwrap();
+    // The session that runs this is one of them.
+    let files = guest.sh("ls -l /proc/[0-9]*/fd || :");
+    let mut process = "";
+    let mut who = Vec::new();
+    for line in files.lines() {
+        match line.strip_suffix("/fd:") {
+            Some(directory) => process = directory,
+            None if line.ends_with(&format!("socket:[{listener}]")) => who.push(process),
+            None => {}
+        }
+    }
+    assert_eq!(who, ["/proc/1"], "{files}");
+    assert_eq!(guest.ask(&Request::Ready).0, FromAgent::Answer(Vec::new()));
+}
+
+#[test]
 fn the_main_command_starts_with_its_client_and_its_end_is_the_guest_s() {
     let command = request::Command {
         argv: ["sh", "-c", "echo $A $B; id -u; pwd; exit 6"].map(Into::into).into(),

@@ -113,6 +113,13 @@ fn serve(config: &Config, boot: Result<(), String>) -> Ended {
             return Ended::PowerOff;
         }
     };
+    // Before there is a listener, which is not theirs. The guest is not ready before the server begins.
+    if context.boot.is_ok() {
+        if config.network {
+            network::start(&mut context.not_ready, config.hostname.is_none());
+        }
+        notify::start(&mut context);
+    }
     let listener = match listen(config.port) {
         Ok(listener) => listener,
         Err(why) => {
@@ -120,16 +127,7 @@ fn serve(config: &Config, boot: Result<(), String>) -> Ended {
             return Ended::PowerOff;
         }
     };
-    let not_ready = context.not_ready.take();
-    if config.network && context.boot.is_ok() {
-        network::start(not_ready, config.hostname.is_none());
-    } else {
-        drop(not_ready);
-    }
-    if context.boot.is_ok() {
-        notify::start(&context.ready);
-    }
-    server::run(&listener, context, power::buttons())
+    server::run(listener, context, power::buttons())
 }
 
 fn listen(port: u32) -> std::io::Result<Listener> {

@@ -109,7 +109,7 @@ fn serve(port: u32, unix: Option<PathBuf>) -> Result<(), String> {
     };
     let context = Context::new(request::Command::default(), Ok(()), on_vsock)
         .map_err(|why| format!("cannot make pipes: {why}"))?;
-    server::run(&listener, context, Vec::new());
+    server::run(listener, context, Vec::new());
     if let Some(path) = &unix {
         let _ = std::fs::remove_file(path);
     }

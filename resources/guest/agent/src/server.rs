@@ -76,7 +76,7 @@ pub(crate) struct Context {
     /// By which sessions tell process 1.
     pub(crate) tell: OwnedFd,
     told: OwnedFd,
-    /// The other end of `ready`, until whoever tries the network has it.
+    /// The other end of `ready`, which the server drops when it begins; whoever tries the network has a copy.
     pub(crate) not_ready: Option<OwnedFd>,
 }
 
@@ -106,7 +106,7 @@ pub(crate) enum Ended {
 }
 
 /// Serves until it is told to end. `buttons`: see [`power`].
-pub(crate) fn run(listener: &Listener, mut context: Context, mut buttons: Vec<OwnedFd>) -> Ended {
+pub(crate) fn run(listener: Listener, mut context: Context, mut buttons: Vec<OwnedFd>) -> Ended {
     drop(context.not_ready.take());
     let signals = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2];
     let signals = match sys::signalfd(&signals) {
@@ -144,14 +144,12 @@ pub(crate) fn run(listener: &Listener, mut context: Context, mut buttons: Vec<Ow
             return Ended::PowerOff;
         }
         buttons.retain(|_| !gone.next().unwrap_or(false));
-        // Before the dead are asked for, one of which may just have said that.
-        if ready[1] {
-            let mut told = [0; 4];
-            while rustix::io::read(&context.told, &mut told) == Ok(told.len()) {
-                match i32::from_ne_bytes(told) {
-                    POWER_OFF => return Ended::PowerOff,
-                    pid => main = Pid::from_raw(pid),
-                }
+        // Before the dead are asked for, one of which may have said that after the poll: read whatever that said.
+        let mut told = [0; 4];
+        while rustix::io::read(&context.told, &mut told) == Ok(told.len()) {
+            match i32::from_ne_bytes(told) {
+                POWER_OFF => return Ended::PowerOff,
+                pid => main = Pid::from_raw(pid),
             }
         }
         if ready[0] {
@@ -167,8 +165,20 @@ pub(crate) fn run(listener: &Listener, mut context: Context, mut buttons: Vec<Ow
                 }
             }
         }
-        if ready[2] {
-            accept(listener, &context, &mut sessions);
+        if ready[2]
+            && let Some(connection) = accept(&listener, sessions.len())
+        {
+            match sys::fork() {
+                Ok(Forked::Child) => {
+                    // An agent that follows this one could not listen as long as a session had it.
+                    drop(listener);
+                    sys::unblock_signals();
+                    session::run(connection, &context);
+                    sys::exit_now(0);
+                }
+                Ok(Forked::Parent(pid)) => sessions.push(pid),
+                Err(why) => log(format_args!("cannot start a process for a connection: {why}")),
+            }
         }
     }
 }
@@ -185,26 +195,17 @@ fn meant(signal: i32) -> Option<Ended> {
     }
 }
 
-fn accept(listener: &Listener, context: &Context, sessions: &mut Vec<Pid>) {
-    let connection = match listener.accept() {
-        Ok(Some(connection)) if sessions.len() < SESSIONS_MAX => connection,
-        Ok(_) => return,
-        Err(why) if why.kind() == io::ErrorKind::WouldBlock => return,
+/// A connection for a session, if there may be another one beside these.
+fn accept(listener: &Listener, sessions: usize) -> Option<OwnedFd> {
+    match listener.accept() {
+        Ok(connection) => connection.filter(|_| sessions < SESSIONS_MAX),
+        Err(why) if why.kind() == io::ErrorKind::WouldBlock => None,
         Err(why) => {
             log(format_args!("cannot accept a connection: {why}"));
             // Without descriptors or memory this would come again at once.
             std::thread::sleep(std::time::Duration::from_millis(100));
-            return;
+            None
         }
-    };
-    match sys::fork() {
-        Ok(Forked::Child) => {
-            sys::unblock_signals();
-            session::run(connection, context);
-            sys::exit_now(0);
-        }
-        Ok(Forked::Parent(pid)) => sessions.push(pid),
-        Err(why) => log(format_args!("cannot start a process for a connection: {why}")),
     }
 }
 

@@ -22,11 +22,11 @@ pub(crate) fn up_loopback() {
     }
 }
 
-/// Starts the process that looks after the NICs. All that hold `not_ready` have yet to try their network. `names_guest`: a DHCP server
-/// may say what the guest is called.
-pub(crate) fn start(not_ready: Option<OwnedFd>, names_guest: bool) {
+/// Starts the process that looks after the NICs, which has a copy of `not_ready`: all that hold one have yet to try their network.
+/// `names_guest`: a DHCP server may say what the guest is called.
+pub(crate) fn start(not_ready: &mut Option<OwnedFd>, names_guest: bool) {
     match sys::fork() {
-        Ok(Forked::Child) => look_after(not_ready, names_guest),
+        Ok(Forked::Child) => look_after(not_ready.take(), names_guest),
         Ok(Forked::Parent(_)) => {}
         Err(why) => log(format_args!("cannot start a process for the network: {why}")),
     }
