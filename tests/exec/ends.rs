@@ -133,6 +133,20 @@ fn with_who_started_it_the_command_s_whole_group_ends() {
 }
 
 #[test]
+fn a_command_that_the_guest_s_end_does_not_end_is_killed_and_its_end_told() {
+    let agent = Agent::new();
+    let script = "trap '' TERM; echo $$ $PPID; while :; do sleep 0.1; done";
+    let (mut child, pids) = start(&mut agent.exec(&[], &["sh", "-c", script]));
+    let (command, session) = pids.split_once(' ').unwrap();
+    // As whoever ends a service, or all processes, does it.
+    for pid in [session, command] {
+        kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::TERM).unwrap();
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 9), "it is told to who waits");
+    is_gone(command);
+}
+
+#[test]
 fn a_command_ends_with_the_agent_s_process_that_started_it() {
     let agent = Agent::new();
     let script = "echo $$ $PPID; exec sleep 600";

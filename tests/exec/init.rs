@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -86,7 +87,13 @@ impl Guest {
 
     /// The last frame that the agent answers to a request, and the output before it.
     fn ask(&self, request: &Request) -> (FromAgent, String) {
-        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        let (last, said, _) = self.ask_and_stay(request);
+        (last, said)
+    }
+
+    /// The same, with the connection, which is open.
+    fn ask_and_stay(&self, request: &Request) -> (FromAgent, String, UnixStream) {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         let mut bytes = Vec::new();
         ToAgent::Request(request.to_bytes().unwrap()).encode(&mut bytes);
@@ -101,7 +108,7 @@ impl Guest {
                 match frame {
                     FromAgent::Stdout(bytes) => said.push_str(&String::from_utf8_lossy(&bytes)),
                     FromAgent::Stderr(_) | FromAgent::Credit(_) => {}
-                    last => return (last, said),
+                    last => return (last, said, stream),
                 }
             }
         }
@@ -215,7 +222,44 @@ fn the_main_command_starts_with_its_client_and_its_end_is_the_guest_s() {
         text(&output(&mut exec_at(&guest.socket(), other, &["sh", "-c", "id -u; pwd; echo $A $B"]), b""));
     assert_eq!(out, "0\n/\n9 2\n");
     let attach = Request::Main(request::Command { env: vec!["B=3".into()], ..request::Command::default() });
-    assert_eq!(guest.ask(&attach), (FromAgent::Exited(6), "1 3\n33\n/etc\n".to_owned()));
+    let (last, said, slow) = guest.ask_and_stay(&attach);
+    assert_eq!((last, said.as_str()), (FromAgent::Exited(6), "1 3\n33\n/etc\n"));
+    // Whoever has not read all of it yet has the guest wait: for more than the five seconds of other connections.
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(guest.sh("echo still here"), "still here\n");
+    drop(slow);
+    guest.ends();
+}
+
+#[test]
+fn a_command_has_its_time_at_power_off_and_its_end_is_told() {
+    let script = "trap 'sleep 0.5; echo last; echo saved >/etc/saved; exit 4' TERM; echo begun >/etc/begun; \
+        while :; do sleep 0.1; done";
+    let command = request::Command {
+        argv: ["sh", "-c", script].map(Into::into).into(),
+        ..request::Command::default()
+    };
+    let mut guest = need!(Guest::start(&Config { command, ..config() }.to_bytes().unwrap()));
+    let exec = Request::Exec(request::Command {
+        argv: ["sh", "-c", "trap '' TERM; echo begun >/etc/other; while :; do sleep 0.1; done"]
+            .map(Into::into)
+            .into(),
+        ..request::Command::default()
+    });
+    std::thread::scope(|scope| {
+        let main = scope.spawn(|| guest.ask(&Request::Main(request::Command::default())));
+        // One that does not hear it ends, too.
+        let deaf = scope.spawn(|| guest.ask(&exec));
+        let until = Instant::now() + SOON;
+        while !(guest.dir.path("etc/begun").exists() && guest.dir.path("etc/other").exists()) {
+            assert!(Instant::now() < until, "the commands do not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(guest.ask(&Request::PowerOff).0, FromAgent::Answer(Vec::new()));
+        assert_eq!(main.join().unwrap(), (FromAgent::Exited(4), "last\n".to_owned()));
+        drop(deaf.join());
+    });
+    assert_eq!(fs::read_to_string(guest.dir.path("etc/saved")).unwrap(), "saved\n");
     guest.ends();
 }
 

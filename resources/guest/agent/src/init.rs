@@ -14,8 +14,8 @@ use crate::server::{Context, Ended, Listener};
 use crate::sys::Forked;
 use crate::{log, mounts, network, notify, power, root, server, sys};
 
-/// How long processes have to end by themselves before the guest is powered off.
-const TERMINATE: Duration = Duration::from_secs(3);
+/// How long processes have to end by themselves once they are told to, as before the guest is powered off.
+pub(crate) const TERMINATE: Duration = Duration::from_secs(3);
 /// How long the vsock device may take to appear.
 const VSOCK: Duration = Duration::from_secs(10);
 

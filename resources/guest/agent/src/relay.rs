@@ -12,6 +12,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use wirevm_agent::STATUS_FAILED;
 use wirevm_agent::frame::{FromAgent, Message, STDIN_WINDOW, ToAgent, Window};
 
+use crate::init::TERMINATE;
 use crate::session::{Connection, Gone, timespec};
 use crate::spawn::Started;
 use crate::sys;
@@ -41,10 +42,14 @@ pub(crate) struct Relay {
     /// Standard output, or the terminal, and standard error.
     outputs: [Option<OwnedFd>; 2],
     rest: usize,
+    /// Readable when this process is told to end (SIGTERM), with all others.
+    told: OwnedFd,
+    /// When the command is killed, which was told, too.
+    killed_at: Option<Instant>,
 }
 
 impl Relay {
-    pub(crate) fn new(connection: Connection, started: Started) -> Self {
+    pub(crate) fn new(connection: Connection, started: Started, told: OwnedFd) -> Self {
         let Started { pid, terminal, stdin, outputs } = started;
         Self {
             connection,
@@ -57,6 +62,8 @@ impl Relay {
             line_begun: false,
             outputs,
             rest: REST_MAX,
+            told,
+            killed_at: None,
         }
     }
 
@@ -99,7 +106,8 @@ impl Relay {
         loop {
             let room = self.out.len() < OUT_MAX;
             let out = if self.out.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-            let mut fds = vec![PollFd::new(&self.connection.socket, out)];
+            let mut fds =
+                vec![PollFd::new(&self.connection.socket, out), PollFd::new(&self.told, PollFlags::IN)];
             if !ended {
                 fds.push(PollFd::new(end, PollFlags::IN));
             }
@@ -110,11 +118,23 @@ impl Relay {
                 self.outputs.iter().flatten().filter(|_| room).map(|fd| PollFd::new(fd, PollFlags::IN)),
             );
             // What is left of the output is not waited for.
-            let at_once = timespec(Duration::ZERO);
-            let _ = poll(&mut fds, (ended && room).then_some(&at_once));
-            let (host, command) = (fds[0].revents(), !ended && !fds[1].revents().is_empty());
+            let left = match (ended && room, self.killed_at) {
+                (true, _) => Some(Duration::ZERO),
+                (false, Some(at)) => Some(at.saturating_duration_since(Instant::now())),
+                (false, None) => None,
+            };
+            let _ = poll(&mut fds, left.map(timespec).as_ref());
+            let (host, told) = (fds[0].revents(), !fds[1].revents().is_empty());
+            let command = !ended && !fds[2].revents().is_empty();
             drop(fds);
 
+            if told && !sys::take_signals(&self.told).is_empty() {
+                self.killed_at.get_or_insert(Instant::now() + TERMINATE);
+            }
+            if !ended && self.killed_at.is_some_and(|at| at <= Instant::now()) {
+                sys::kill_group(self.pid, libc::SIGKILL);
+                self.killed_at = None;
+            }
             if host.intersects(PollFlags::OUT) {
                 self.connection.send_some(&mut self.out)?;
             }

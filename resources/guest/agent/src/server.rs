@@ -211,6 +211,8 @@ fn accept(listener: &Listener, sessions: usize) -> Option<OwnedFd> {
 
 /// Runs the `poweroff` of a guest whose init is another.
 pub(crate) fn ask_init_to_power_off() -> io::Result<()> {
+    // What is blocked here would be blocked there.
+    sys::unblock_signals();
     let mut command = std::process::Command::new(OsString::from("poweroff"));
     command.env("PATH", crate::spawn::PATH).spawn().map(drop)
 }

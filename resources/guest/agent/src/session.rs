@@ -17,13 +17,16 @@ use crate::{spawn, sys};
 
 /// How long the host may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to close the connection, once it has the last frame.
+/// How long it may take to close the connection, once it has the last frame. As long as it likes for the main command, whose output it
+/// may still read: the connection ends with the guest, which ends with this.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection, and what came and was not looked at yet.
 pub(crate) struct Connection {
     pub(crate) socket: OwnedFd,
     pub(crate) decoder: Decoder,
+    /// How long the host may take to close it.
+    linger: Option<Duration>,
 }
 
 /// The host has closed the connection, or says what makes no sense.
@@ -81,9 +84,9 @@ impl Connection {
             }
         }
         let _ = shutdown(&self.socket, Shutdown::Write);
-        let until = Instant::now() + LINGER;
+        let until = self.linger.map(|linger| Instant::now() + linger);
         loop {
-            self.wait(PollFlags::IN, Some(until))?;
+            self.wait(PollFlags::IN, until)?;
             self.skip()?;
         }
     }
@@ -128,7 +131,7 @@ fn failed(text: impl Into<String>) -> FromAgent {
 
 /// Does what the host wants on this connection. That the host is gone is no failure.
 pub(crate) fn run(socket: OwnedFd, context: &Context) {
-    let mut connection = Connection { socket, decoder: Decoder::default() };
+    let mut connection = Connection { socket, decoder: Decoder::default(), linger: Some(LINGER) };
     let Ok(request) = connection.request() else { return };
     let boot = |answer: FromAgent| match &context.boot {
         Ok(()) => answer,
@@ -154,8 +157,13 @@ fn exec(connection: Connection, context: &Context, command: Command) -> Result<(
     if let Err(why) = &context.boot {
         return connection.finish(Vec::new(), &failed(why.as_str()));
     }
+    // From now on a command runs, which has its time when all processes are told to end, and whose end the host is told.
+    let told = match sys::signalfd(&[libc::SIGTERM]) {
+        Ok(told) => told,
+        Err(why) => return connection.finish(Vec::new(), &failed(format!("cannot wait for signals: {why}"))),
+    };
     match spawn::start(&merged(&context.command, command)) {
-        Ok(started) => Relay::new(connection, started).run(),
+        Ok(started) => Relay::new(connection, started, told).run(),
         Err(last) => connection.finish(Vec::new(), &last),
     }
 }
@@ -172,6 +180,7 @@ fn main(mut connection: Connection, context: &Context, mut command: Command) -> 
     let _ = rustix::io::write(&context.tell, &pid.to_ne_bytes());
     wait_until_ready(&mut connection, context)?;
     command.argv.clone_from(&context.command.argv);
+    connection.linger = None;
     exec(connection, context, command)
 }
 

@@ -18,8 +18,8 @@ use wirevm_agent::frame::FromAgent;
 use wirevm_agent::request::Command;
 use wirevm_agent::{STATUS_FAILED, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND};
 
-use crate::relay;
 use crate::user::User;
+use crate::{relay, sys};
 
 /// Where programs are looked for if nothing else is said.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -92,6 +92,8 @@ fn prepare(on_terminal: bool, user: &User) -> io::Result<()> {
         let _ = std::fs::write(score, "0");
     }
     user.become_it()?;
+    // The session's own is not the command's.
+    sys::unblock_signals();
     // Where the session's process is killed, nobody waits for the command any more.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())
