@@ -188,7 +188,8 @@ fn nobody_but_process_1_has_what_the_agent_listens_by() {
     // With the processes that look after the network.
     let guest = need!(Guest::start(&Config { network: true, ..config() }.to_bytes().unwrap()));
     let sockets = guest.sh("cat /proc/net/unix");
-    let listens = |line: &&str| line.split_whitespace().nth(3) == Some("00010000") && line.ends_with(" /agent");
+    let listens =
+        |line: &&str| line.split_whitespace().nth(3) == Some("00010000") && line.ends_with(" /agent");
     let listener = sockets.lines().find(listens).expect("it listens").split_whitespace().nth(6).unwrap();
     // The session that runs this is one of them.
     let files = guest.sh("ls -l /proc/[0-9]*/fd || :");
@@ -235,10 +236,8 @@ fn the_main_command_starts_with_its_client_and_its_end_is_the_guest_s() {
 fn a_command_has_its_time_at_power_off_and_its_end_is_told() {
     let script = "trap 'sleep 0.5; echo last; echo saved >/etc/saved; exit 4' TERM; echo begun >/etc/begun; \
         while :; do sleep 0.1; done";
-    let command = request::Command {
-        argv: ["sh", "-c", script].map(Into::into).into(),
-        ..request::Command::default()
-    };
+    let command =
+        request::Command { argv: ["sh", "-c", script].map(Into::into).into(), ..request::Command::default() };
     let mut guest = need!(Guest::start(&Config { command, ..config() }.to_bytes().unwrap()));
     let exec = Request::Exec(request::Command {
         argv: ["sh", "-c", "trap '' TERM; echo begun >/etc/other; while :; do sleep 0.1; done"]

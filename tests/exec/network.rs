@@ -1,6 +1,7 @@
 //! The agent's DHCP client, against busybox's server.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,8 @@ impl Cable {
         let script = "mount -t sysfs sysfs /sys && mount --bind \"$1/etc\" /etc && mount --bind \"$1/run\" /run && exec \"$0\" --dhcp eth0";
         let mut command = self.client.command("unshare");
         command.args(["--mount", "--uts", "sh", "-c", script]).arg(agent_path()).arg(self.dir.path(""));
-        self.running.push(command.stdin(Stdio::null()).spawn().unwrap());
+        let said = fs::File::create(self.dir.path("asked")).unwrap();
+        self.running.push(command.stdin(Stdio::null()).stderr(said).spawn().unwrap());
     }
 
     /// Ends the last that was started.
@@ -72,8 +74,9 @@ impl Cable {
             if said.contains(words) {
                 return;
             }
-            let server = || fs::read_to_string(self.dir.path("said")).unwrap_or_default();
-            assert!(Instant::now() < until, "{command} does not say {words:?}\n{said}\n{}", server());
+            let text = |name| fs::read_to_string(self.dir.path(name)).unwrap_or_default();
+            let (server, client) = (text("said"), text("asked"));
+            assert!(Instant::now() < until, "{command} does not say {words:?}\n{said}\n{server}\n{client}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -123,4 +126,23 @@ fn an_interface_gets_what_the_server_says_and_anew_on_another_wire() {
     cable.client_says("ip -4 address show eth0", "inet 10.8.0.5/32");
     cable.client_says("ip route", "default via 10.9.9.9 dev eth0");
     assert!(!cable.client.sh("ip -4 address show eth0").contains("10.9.0.7"));
+}
+
+#[test]
+fn a_failure_that_passes_is_not_for_good() {
+    if !stock::resources().join("busybox").exists() {
+        skip!("there is no busybox: run make setup");
+    }
+    let mut cable = need!(Cable::new());
+    let taken = cable.client.spawn(|| UdpSocket::bind("0.0.0.0:68").unwrap()).join().unwrap();
+    cable.ask();
+    let until = Instant::now() + Duration::from_secs(30);
+    let asked = cable.dir.path("asked");
+    while !fs::read_to_string(&asked).is_ok_and(|said| said.contains("cannot ask for an address")) {
+        assert!(Instant::now() < until, "it asks by a port that another has");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(taken);
+    cable.serve("10.9.0.7", "opt subnet 255.255.255.0\nopt lease 3600");
+    cable.client_says("ip -4 address show eth0", "inet 10.9.0.7/24");
 }

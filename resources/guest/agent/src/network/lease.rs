@@ -23,6 +23,16 @@ const LONGEST_WAIT: Duration = Duration::from_secs(32);
 const TRIES: u32 = 4;
 /// After so many tries for the address that it had it asks for any.
 const TRIES_BEFORE: u32 = 2;
+/// How long it waits after a failure that may pass.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Why there is no address.
+enum Failed {
+    /// There is no such NIC any more.
+    Gone,
+    /// This may be otherwise the next time.
+    ForNow(String),
+}
 
 struct Nic<'a> {
     name: &'a str,
@@ -45,7 +55,7 @@ enum Woken {
     Time,
 }
 
-/// Keeps an address on `nic`, and lets go of `not_ready` once it has one or has tried. Returns why it cannot.
+/// Keeps an address on `nic` as long as that is there, and lets go of `not_ready` once it has one or has tried. Returns why it ends.
 pub(super) fn keep(name: &str, not_ready: Option<OwnedFd>, names_guest: bool) -> String {
     let why = |what: &'static str| move |why: io::Error| format!("cannot {what}: {why}");
     let run = || -> Result<(), String> {
@@ -60,10 +70,22 @@ pub(super) fn keep(name: &str, not_ready: Option<OwnedFd>, names_guest: bool) ->
         let mut nic = Nic { name, mac, socket, links, not_ready, names_guest, transaction, changes: 0 };
         let mut before = None;
         loop {
-            let (answer, since) = nic.acquire(before)?;
-            nic.apply(&answer, before).map_err(why("set its address"))?;
+            let failed = match nic.once(before) {
+                Ok(had) => {
+                    before = had;
+                    continue;
+                }
+                Err(failed) => failed,
+            };
             nic.not_ready = None;
-            before = nic.hold(answer, since)?;
+            before = None;
+            if let Failed::ForNow(why) = failed {
+                crate::log(format_args!("{name}: {why}"));
+                if nic.wait(None, Instant::now() + AGAIN).is_ok() {
+                    continue;
+                }
+            }
+            return Err("it is gone".to_owned());
         }
     };
     run().err().unwrap_or_default()
@@ -91,11 +113,21 @@ impl Nic<'_> {
         Question { kind, transaction: self.transaction, mac: self.mac, has: None, wants: None, server: None }
     }
 
+    /// Gets an address, and holds it as long as it can: then there is the one to ask for first.
+    fn once(&mut self, before: Option<Ipv4Addr>) -> Result<Option<Ipv4Addr>, Failed> {
+        let (answer, since) = self.acquire(before)?;
+        self.apply(&answer, before)?;
+        self.not_ready = None;
+        self.hold(answer, since)
+    }
+
     /// Asks until there is an answer: for the address that it had, where it had one.
-    fn acquire(&mut self, before: Option<Ipv4Addr>) -> Result<(Answer, Instant), String> {
+    fn acquire(&mut self, before: Option<Ipv4Addr>) -> Result<(Answer, Instant), Failed> {
         let mut wait = FIRST_WAIT;
         let mut again = before;
-        for tries in 1u32.. {
+        let mut tries = 0u32;
+        loop {
+            tries = tries.saturating_add(1);
             let began = Instant::now();
             let socket = self.client(None)?;
             let mut question = match again {
@@ -140,11 +172,10 @@ impl Nic<'_> {
             }
             wait = (wait * 2).min(LONGEST_WAIT);
         }
-        Err("nobody answers".to_owned())
     }
 
     /// Holds a lease as long as it is renewed. Then there is none, and the address to ask for first.
-    fn hold(&mut self, mut answer: Answer, mut since: Instant) -> Result<Option<Ipv4Addr>, String> {
+    fn hold(&mut self, mut answer: Answer, mut since: Instant) -> Result<Option<Ipv4Addr>, Failed> {
         loop {
             let (renew, rebind, end) = (since + answer.renew, since + answer.rebind, since + answer.lease);
             if let Woken::Wired = self.wait(None, renew)? {
@@ -177,7 +208,7 @@ impl Nic<'_> {
             match renewed {
                 Some((new, now)) => {
                     let before = Some(answer.address);
-                    self.apply(&new, before).map_err(|why| format!("cannot set its address: {why}"))?;
+                    self.apply(&new, before)?;
                     (answer, since) = (new, now);
                 }
                 None => {
@@ -190,7 +221,7 @@ impl Nic<'_> {
     }
 
     /// A socket to ask by, as long as an answer is waited for: nothing else of the guest's is kept from the port.
-    fn client(&self, address: Option<Ipv4Addr>) -> Result<UdpSocket, String> {
+    fn client(&self, address: Option<Ipv4Addr>) -> Result<UdpSocket, Failed> {
         let open = || {
             let socket = rustix::net::socket_with(
                 rustix::net::AddressFamily::INET,
@@ -205,11 +236,11 @@ impl Nic<'_> {
             rustix::net::bind(&socket, &address)?;
             Ok(UdpSocket::from(socket))
         };
-        open().map_err(|why: io::Error| format!("cannot ask for an address: {why}"))
+        open().map_err(|why: io::Error| Failed::ForNow(format!("cannot ask for an address: {why}")))
     }
 
     /// Waits for an answer, the link's carrier, or `until`.
-    fn wait(&mut self, asked: Option<(&UdpSocket, &Question)>, until: Instant) -> Result<Woken, String> {
+    fn wait(&mut self, asked: Option<(&UdpSocket, &Question)>, until: Instant) -> Result<Woken, Failed> {
         loop {
             if self.is_wired_anew()? {
                 return Ok(Woken::Wired);
@@ -237,10 +268,10 @@ impl Nic<'_> {
 
     /// Whether the link has its carrier, and had not all the time since this was last true; an error once there is no such link. The
     /// kernel counts each change, also those that are over before anybody hears of them.
-    fn is_wired_anew(&mut self) -> Result<bool, String> {
+    fn is_wired_anew(&mut self) -> Result<bool, Failed> {
         let link = format!("/sys/class/net/{}", self.name);
         let changes = fs::read_to_string(format!("{link}/carrier_changes"));
-        let changes: u32 = changes.ok().and_then(|text| text.trim().parse().ok()).ok_or("it is gone")?;
+        let changes: u32 = changes.ok().and_then(|text| text.trim().parse().ok()).ok_or(Failed::Gone)?;
         // One that somebody has set down fails.
         let is_wired = fs::read(format!("{link}/carrier")).is_ok_and(|carrier| carrier.starts_with(b"1"));
         let anew = is_wired && self.changes != changes;
@@ -251,14 +282,18 @@ impl Nic<'_> {
     }
 
     /// Sets all that the server says. `before` is the address that it has.
-    fn apply(&self, answer: &Answer, before: Option<Ipv4Addr>) -> io::Result<()> {
+    fn apply(&self, answer: &Answer, before: Option<Ipv4Addr>) -> Result<(), Failed> {
         if let Some(mtu) = answer.mtu {
             let _ = sys::set_interface(&self.socket, self.name, Setting::Mtu(mtu));
         }
+        let set = |setting| {
+            sys::set_interface(&self.socket, self.name, setting)
+                .map_err(|why| Failed::ForNow(format!("cannot set its address: {why}")))
+        };
         if before != Some(answer.address) {
-            sys::set_interface(&self.socket, self.name, Setting::Address(answer.address))?;
+            set(Setting::Address(answer.address))?;
         }
-        sys::set_interface(&self.socket, self.name, Setting::Netmask(answer.mask))?;
+        set(Setting::Netmask(answer.mask))?;
         let on_link = |gateway: Ipv4Addr| gateway & answer.mask == answer.address & answer.mask;
         for &(to, mask, gateway) in &answer.routes {
             let route = |to, mask, gateway| sys::add_route(&self.socket, self.name, to, mask, gateway);

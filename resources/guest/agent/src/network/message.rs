@@ -85,6 +85,16 @@ impl Question {
 /// A route: to this, with this mask, over this gateway (0.0.0.0: none, it is on the link).
 pub(super) type Route = (Ipv4Addr, Ipv4Addr, Ipv4Addr);
 
+/// Whether an interface can have this address with this mask: one bits, then zero bits; and the address one of a host.
+fn is_a_host_s(address: Ipv4Addr, mask: Ipv4Addr) -> bool {
+    let (bits, rest) = (address.to_bits(), !mask.to_bits());
+    // RFC 6890: not of this network, nor loopback, nor of the multicast addresses and what follows them.
+    let is_unicast = !matches!(address.octets()[0], 0 | 127 | 224..);
+    // Of a subnet that has more than two, the first and the last are none.
+    let is_an_end = rest > 1 && (bits & rest == 0 || bits & rest == rest);
+    rest & rest.wrapping_add(1) == 0 && is_unicast && !is_an_end
+}
+
 /// What a server answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
@@ -104,7 +114,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The answer to `question` in a message; none where it is something else.
+    /// The answer to `question` in a message; none where it is something else, or gives what no host can have.
     pub(super) fn parse(bytes: &[u8], question: &Question) -> Option<Self> {
         let (fixed, options) = bytes.split_at_checked(FIXED_LEN)?;
         let is_ours = fixed[0] == 2
@@ -127,6 +137,10 @@ impl Answer {
             value.map(|value| Duration::from_secs(u32::from_be_bytes(value).into()))
         };
         let address = Ipv4Addr::from(<[u8; 4]>::try_from(&fixed[16..20]).ok()?);
+        let mask = addresses(option::MASK).first().copied().unwrap_or(Ipv4Addr::new(255, 255, 255, 0));
+        if kind != Kind::Nak && !is_a_host_s(address, mask) {
+            return None;
+        }
         // Without a time it is for good, and no time is shorter than what a person would notice.
         let lease = seconds(option::LEASE)
             .unwrap_or(Duration::from_secs(u32::MAX.into()))
@@ -143,7 +157,7 @@ impl Answer {
         Some(Self {
             kind,
             address,
-            mask: addresses(option::MASK).first().copied().unwrap_or(Ipv4Addr::new(255, 255, 255, 0)),
+            mask,
             routes: routes.unwrap_or_else(|| routers.iter().take(1).map(default).collect()),
             dns: addresses(option::DNS),
             search: find(option::SEARCH)

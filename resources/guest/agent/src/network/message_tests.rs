@@ -56,6 +56,29 @@ fn an_answer_has_what_its_options_say() {
 }
 
 #[test]
+fn what_no_host_can_have_is_no_answer() {
+    let given = |address: [u8; 4], mask: [u8; 4]| {
+        let mut bytes = answer(&[&[53, 1, 2, 1, 4][..], &mask].concat());
+        bytes[16..20].copy_from_slice(&address);
+        Answer::parse(&bytes, &QUESTION).is_some()
+    };
+    for mask in [[255, 0, 255, 0], [0, 255, 255, 255], [255, 255, 255, 1], [127, 0, 0, 0]] {
+        assert!(!given([10, 0, 0, 2], mask), "{mask:?}");
+    }
+    for address in
+        [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255], [10, 0, 0, 0], [10, 0, 0, 255]]
+    {
+        assert!(!given(address, [255, 255, 255, 0]), "{address:?}");
+    }
+    assert!(given([10, 0, 0, 255], [255, 255, 0, 0]) && given([10, 0, 0, 0], [255, 255, 255, 254]));
+    assert!(given([10, 0, 0, 3], [255; 4]) && given([10, 1, 2, 3], [0; 4]));
+    // A refusal gives none.
+    let mut refused = answer(&[53, 1, 6]);
+    refused[16..20].fill(0);
+    assert_eq!(Answer::parse(&refused, &QUESTION).map(|answer| answer.kind), Some(Kind::Nak));
+}
+
+#[test]
 fn classless_routes_go_before_routers() {
     let gateway = [10, 0, 0, 1];
     let value = [&[0][..], &gateway, &[9, 10, 128], &gateway, &[32, 10, 0, 0, 7], &[0; 4]].concat();
