@@ -90,6 +90,49 @@ fn a_signal_passes_output_that_nobody_reads() {
 }
 
 #[test]
+fn a_signal_passes_a_terminal_that_nobody_reads() {
+    let agent = Agent::new();
+    let pid = agent.dir.path("pid");
+    let script = "echo $$ >\"$0\"; exec yes";
+    let (vm, _terminal) = harness::Vm::start_on_stalled_terminal(
+        &agent.exec(&[], &["sh", "-c", script, pid.to_str().unwrap()]),
+    );
+    let until = Instant::now() + SOON;
+    let began = loop {
+        match std::fs::read_to_string(&pid) {
+            Ok(pid) if pid.ends_with('\n') => break pid,
+            _ => assert!(Instant::now() < until, "the command does not begin"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    std::thread::sleep(Duration::from_millis(300));
+    vm.signal(Signal::TERM);
+    is_gone(began.trim());
+}
+
+#[test]
+fn output_that_cannot_be_written_is_told() {
+    let agent = Agent::new();
+    for (script, words) in
+        [("echo out", "cannot write standard output"), ("echo err >&2", "cannot write standard error")]
+    {
+        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut exec = agent.exec(&[], &["sh", "-c", script]);
+        let exec = exec.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        match words.ends_with("output") {
+            true => exec.stdout(full()),
+            false => exec.stderr(full()),
+        };
+        let output = exec.output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{script}");
+        if words.ends_with("output") {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains(words) && said.contains("No space left"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_reader_who_stalls_stalls_nobody_else() {
     let agent = Agent::new();
     let (stalled, _) = start(&mut agent.exec(&[], &["sh", "-c", "echo ready; yes"]));

@@ -3,12 +3,13 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Output;
-use std::time::Duration;
+use std::process::{Child, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use harness::TempDir;
 use harness::agent::{Agent, exec_at, output};
-use wirevm_agent::frame::{FromAgent, Message, PAYLOAD_MAX, ToAgent};
+use rustix::process::{Pid, Signal, kill_process};
+use wirevm_agent::frame::{Decoder, FromAgent, Message, PAYLOAD_MAX, STDIN_WINDOW, ToAgent};
 use wirevm_agent::request::{Command, Request};
 
 use super::{noise, text};
@@ -150,6 +151,86 @@ fn an_agent_that_lies_costs_its_client_nothing_but_the_command() {
     assert!(err.starts_with("error: a\\x1b[2J") && !err.contains('\x1b') && err.len() < 20_000, "{err}");
     // A signal that is none is no success.
     assert_eq!(client_of_bytes(encoded(&[FromAgent::Killed(128)])).status.code(), Some(128));
+}
+
+/// Reads what a client says until that is a signal.
+fn signal_of(stream: &mut UnixStream) -> u8 {
+    let mut decoder = Decoder::default();
+    loop {
+        let mut chunk = [0; 4096];
+        let len = stream.read(&mut chunk).unwrap();
+        assert_ne!(len, 0, "the client is gone");
+        decoder.push(&chunk[..len]);
+        while let Some(frame) = decoder.next::<ToAgent>().unwrap() {
+            if let ToAgent::Signal(signal) = frame {
+                return signal;
+            }
+        }
+    }
+}
+
+/// Its exit status, once it ends, which it does soon.
+#[track_caller]
+fn status(child: &mut Child) -> Option<i32> {
+    let until = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            let _ = child.kill();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn who_gets_no_answer_ends_it_by_a_second_signal_and_before_any_by_the_first() {
+    let dir = TempDir::new();
+    let listener = UnixListener::bind(dir.path("agent")).unwrap();
+    let start = || {
+        let child = exec_at(&dir.path("agent"), &[], &["true"]).stdin(Stdio::null()).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0, "its request");
+        (Pid::from_child(&child), child, stream)
+    };
+    let (pid, mut child, _stream) = start();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(status(&mut child), Some(128 + 15));
+
+    let (pid, mut child, mut stream) = start();
+    for _ in 0..2 {
+        // Each that is answered is the command's.
+        stream.write_all(&encoded(&[FromAgent::Stdout(b".\n".to_vec())])).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(pid, Signal::INT).unwrap();
+        assert_eq!(signal_of(&mut stream), 2);
+    }
+    assert_eq!(child.try_wait().unwrap(), None);
+    kill_process(pid, Signal::HUP).unwrap();
+    assert_eq!(status(&mut child), Some(128 + 1));
+}
+
+#[test]
+fn input_after_the_command_s_end_cuts_nothing_off() {
+    let dir = TempDir::new();
+    let listener = UnixListener::bind(dir.path("agent")).unwrap();
+    let mut command = exec_at(&dir.path("agent"), &[], &["true"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(&encoded(&[FromAgent::Credit(STDIN_WINDOW)])).unwrap();
+    // More than a pipe takes.
+    let frame = encoded(&[FromAgent::Stdout(vec![b'x'; 30_000])]);
+    (0..4).for_each(|_| stream.write_all(&frame).unwrap());
+    stream.write_all(&encoded(&[FromAgent::Exited(3)])).unwrap();
+    drop(stream);
+    // Its reader is slow, and it has written what that takes.
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..20 {
+        let _ = child.stdin.as_mut().unwrap().write_all(b"more\n");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 120_000));
 }
 
 #[test]

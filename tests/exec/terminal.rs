@@ -82,6 +82,44 @@ fn the_terminal_is_given_back_however_it_ends() {
 }
 
 #[test]
+fn in_the_background_the_terminal_is_another_s() {
+    let agent = Agent::new();
+    // Job control: the one in the background has a process group of its own.
+    let script = "set -m; \"$@\" & wait $!; echo ended $?.; read line; echo $line.";
+    let command = agent.exec(&[], &["sh", "-c", "echo ready.; sleep 1; exit 7"]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+    let (mut vm, _terminal) = Vm::start_on_terminal(&shell);
+    vm.expect("ready.", SOON);
+    vm.type_in("mine\n");
+    vm.expect("ended 7.", SOON);
+    vm.expect("mine.", SOON);
+    vm.ends_with(0, SOON);
+}
+
+#[test]
+fn one_that_comes_to_the_foreground_takes_the_terminal() {
+    let agent = Agent::new();
+    // It stops where it would ask for the terminal's settings in the background, or is stopped; fg has it go on.
+    let script = "set -m; \"$@\" & sleep 1; kill -STOP $!; sleep 0.2; fg";
+    let command = agent.exec(&["-t"], &["sh", "-c", "echo ready.; read line; echo got $line.; exit 7"]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+    let (mut vm, terminal) = Vm::start_on_terminal(&shell);
+    let before = fresh_settings();
+    vm.expect("ready.", SOON);
+    let until = std::time::Instant::now() + SOON;
+    while terminal.settings() == before {
+        assert!(std::time::Instant::now() < until, "the terminal is not raw");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    vm.type_in("line\r");
+    vm.expect("got line.", SOON);
+    vm.ends_with(7, SOON);
+    assert_eq!(terminal.settings(), before);
+}
+
+#[test]
 fn without_a_terminal_here_there_is_one_there_and_its_input_ends() {
     let agent = Agent::new();
     for (input, shown) in [("line\n", "line\r\nline\r\n"), ("begun", "begunbegun")] {

@@ -193,8 +193,11 @@ impl Sink {
         Ok(())
     }
 
-    /// Writes some of `bytes`; 0 where there is no room now.
-    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    /// Writes some of `bytes`, and keeps nothing; 0 where there is no room now.
+    ///
+    /// # Errors
+    /// It cannot be written; with `BrokenPipe`, nobody reads it any more.
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             let written = match self.mode {
                 WriteMode::Nonblocking | WriteMode::File => self.to.write(bytes),

@@ -58,7 +58,7 @@ pub(crate) fn give_back(before: &Termios) {
 }
 
 /// True where the terminal on standard input is ours: its settings are another process's otherwise, and setting them stops us.
-fn in_foreground() -> bool {
+pub(crate) fn in_foreground() -> bool {
     tcgetpgrp(io::stdin()).ok() == Some(rustix::process::getpgrp())
 }
 

@@ -8,21 +8,23 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::termios::isatty;
 use wirevm_agent::frame::{Decoder, FromAgent, Message, STDIN_WINDOW, ToAgent};
 use wirevm_agent::request::Request;
 
 use super::{ExecError, window};
-use crate::keeper::terminal::Raw;
+use crate::keeper::sink::Sink;
+use crate::keeper::terminal::{Raw, in_foreground};
 use crate::sys;
 
 /// Signals for the command, and two that are for us: the terminal has another size, and this process goes on after a stop.
 const SIGNALS: [i32; 6] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGWINCH, libc::SIGCONT];
 
-/// Bytes that are written at once: a pipe that is said to be writable has room for as many (`PIPE_BUF`, pipe(7)).
-const PIECE: usize = 4096;
 /// Bytes that are read at once.
 const CHUNK: usize = 16 << 10;
+/// What fails where an output cannot be written.
+const WRITE: [&str; 2] = ["write standard output", "write standard error"];
 /// The exit status of who writes to a pipe that nobody reads.
 const STATUS_PIPE: u8 = 128 + libc::SIGPIPE as u8;
 
@@ -37,6 +39,9 @@ pub(super) fn exec(stream: UnixStream, request: &Request, terminal: bool) -> Res
         true => Raw::enter().map_err(host("take the terminal over"))?,
         false => None,
     };
+    let sink = |fd: BorrowedFd<'_>, what| Sink::shared(fd).map_err(host(what));
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let outputs = [sink(stdout.as_fd(), WRITE[0])?, sink(stderr.as_fd(), WRITE[1])?];
     let mut to_agent = Vec::new();
     ToAgent::Request(document).encode(&mut to_agent);
     let mut relay = Relay {
@@ -45,8 +50,12 @@ pub(super) fn exec(stream: UnixStream, request: &Request, terminal: bool) -> Res
         terminal,
         decoder: Decoder::default(),
         to_agent,
+        answered: false,
+        unanswered: false,
         credit: 0,
+        stdin_is_terminal: isatty(&stdin),
         stdin_ended: false,
+        outputs,
         output: None,
     };
     loop {
@@ -69,9 +78,16 @@ struct Relay {
     terminal: bool,
     decoder: Decoder,
     to_agent: Vec<u8>,
+    /// The agent has said something since the request.
+    answered: bool,
+    /// It has said nothing since the last signal for the command.
+    unanswered: bool,
     /// Bytes of standard input that the agent has room for.
     credit: u32,
+    stdin_is_terminal: bool,
     stdin_ended: bool,
+    /// Standard output and error.
+    outputs: [Sink; 2],
     /// As long as it waits, nothing more is read from the agent.
     output: Option<Output>,
 }
@@ -79,13 +95,16 @@ struct Relay {
 impl Relay {
     /// Waits for something to happen, and does what it takes. The exit status, at the end.
     fn turn(&mut self, signals: BorrowedFd<'_>) -> Result<Option<u8>, ExecError> {
-        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let stdin = io::stdin();
         let mut of_stream = PollFlags::empty();
         of_stream.set(PollFlags::IN, self.output.is_none());
         of_stream.set(PollFlags::OUT, !self.to_agent.is_empty());
-        let takes_input = self.credit > 0 && !self.stdin_ended && self.to_agent.is_empty();
-        let output =
-            self.output.as_ref().map(|output| if output.is_error { stderr.as_fd() } else { stdout.as_fd() });
+        // To read a terminal in the background would stop us, with all that are in our process group (`SIGTTIN`).
+        let takes_input = self.credit > 0
+            && !self.stdin_ended
+            && self.to_agent.is_empty()
+            && (!self.stdin_is_terminal || in_foreground());
+        let output = self.output.as_ref().map(|output| self.outputs[usize::from(output.is_error)].as_fd());
         let wanted = [
             Some((signals, PollFlags::IN)),
             Some((self.stream.as_fd(), of_stream)).filter(|_| !of_stream.is_empty()),
@@ -103,8 +122,10 @@ impl Relay {
             wanted.map(|wanted| wanted.and_then(|_| events.next()).unwrap_or(PollFlags::empty()));
         drop(fds);
 
-        if !signal.is_empty() {
-            self.take_signals(signals)?;
+        if !signal.is_empty()
+            && let Some(signal) = self.take_signals(signals)?
+        {
+            return Ok(Some(128 | signal as u8 & 127));
         }
         if !input.is_empty() {
             self.take_input();
@@ -112,32 +133,39 @@ impl Relay {
         if stream.intersects(PollFlags::OUT | PollFlags::ERR) {
             self.send()?;
         }
-        if !output.is_empty() && !self.write_output() {
+        if !output.is_empty() && !self.write_output()? {
             return Ok(Some(STATUS_PIPE));
         }
-        if stream.intersects(PollFlags::IN | PollFlags::HUP) {
+        // The connection's end comes after the output that waits.
+        if self.output.is_none() && stream.intersects(PollFlags::IN | PollFlags::HUP) {
             self.receive()?;
         }
         self.take_frames()
     }
 
-    fn take_signals(&mut self, signals: BorrowedFd<'_>) -> Result<(), ExecError> {
+    /// Passes signals on. One that ends this process: another for the command while the agent says nothing, not even of the request.
+    fn take_signals(&mut self, signals: BorrowedFd<'_>) -> Result<Option<i32>, ExecError> {
         for signal in sys::take_signals(signals) {
             match signal {
                 libc::SIGWINCH => self.resize(),
                 libc::SIGCONT => {
-                    // A shell has had the terminal meanwhile, and somebody may have made it another size.
-                    if let Some(raw) = &self.raw {
-                        let resumed = raw.resume();
-                        resumed
-                            .map_err(|source| ExecError::Host { what: "take the terminal over", source })?;
-                        self.resize();
-                    }
+                    // A shell has had the terminal meanwhile, and somebody may have made it another size. Or it is ours only now.
+                    let taken = match &self.raw {
+                        Some(raw) => raw.resume().map(drop),
+                        None if self.terminal => Raw::enter().map(|raw| self.raw = raw),
+                        None => Ok(()),
+                    };
+                    taken.map_err(|source| ExecError::Host { what: "take the terminal over", source })?;
+                    self.resize();
                 }
-                signal => ToAgent::Signal(signal as u8).encode(&mut self.to_agent),
+                signal if !self.answered || self.unanswered => return Ok(Some(signal)),
+                signal => {
+                    self.unanswered = true;
+                    ToAgent::Signal(signal as u8).encode(&mut self.to_agent);
+                }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn resize(&mut self) {
@@ -192,6 +220,7 @@ impl Relay {
     fn take_frames(&mut self) -> Result<Option<u8>, ExecError> {
         while self.output.is_none() {
             let Some(message) = self.decoder.next().map_err(|_| ExecError::Nonsense)? else { break };
+            (self.answered, self.unanswered) = (true, false);
             match message {
                 FromAgent::Stdout(bytes) => self.output = Some(Output { is_error: false, bytes, at: 0 }),
                 FromAgent::Stderr(bytes) => self.output = Some(Output { is_error: true, bytes, at: 0 }),
@@ -206,22 +235,17 @@ impl Relay {
     }
 
     /// Writes what there is room for. False where nobody reads it.
-    fn write_output(&mut self) -> bool {
-        let Some(output) = &mut self.output else { return true };
-        let rest = &output.bytes[output.at..];
-        let piece = &rest[..rest.len().min(PIECE)];
-        let written = match output.is_error {
-            false => rustix::io::write(io::stdout(), piece),
-            true => rustix::io::write(io::stderr(), piece),
-        };
-        match written {
+    fn write_output(&mut self) -> Result<bool, ExecError> {
+        let Some(output) = &mut self.output else { return Ok(true) };
+        let which = usize::from(output.is_error);
+        match self.outputs[which].try_write(&output.bytes[output.at..]) {
             Ok(len) => output.at += len,
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return false,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+            Err(source) => return Err(ExecError::Host { what: WRITE[which], source }),
         }
         if output.at == output.bytes.len() {
             self.output = None;
         }
-        true
+        Ok(true)
     }
 }
