@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use harness::agent::{agent_path, output};
 use harness::netns::Netns;
-use harness::{TempDir, guest, handmade, need, puts, wirevm};
+use harness::{TempDir, Vm, guest, handmade, need, puts, wirevm};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
 guest!(hello: puts!("hello\\n"));
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// `wirevm run`, with an image cache of its own.
 fn run(dir: &TempDir, mut command: Command, args: &[&str]) -> Command {
@@ -134,6 +136,115 @@ fn a_guest_that_never_says_that_it_is_up_is_ended_in_time() {
     // One that ends first is its own end, however long anybody would wait.
     let (status, said) = wait(&handmade::kernel(&dir, hello()), &u64::MAX.to_string());
     assert_eq!((status, said.as_str()), (Some(0), ""));
+}
+
+/// A run of an image on this kernel, whose guest has no agent, in a place of its own; its console goes to the file `console`.
+fn without_agent(dir: &TempDir, kernel: &Path) -> Command {
+    fs::create_dir_all(dir.path("tree/bin")).unwrap();
+    tar(&dir.path("tree"), &dir.path("image.tar"));
+    fs::create_dir_all(dir.path("run")).unwrap();
+    fs::set_permissions(dir.path("run"), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = run(dir, wirevm(), &["--name", "web", "--net", "none", "--kernel"]);
+    command.arg(kernel).arg("--image").arg(dir.path("image.tar")).arg("--console").arg(dir.path("console"));
+    command.env("WIREVM_RUNTIME_DIR", dir.path("run"));
+    command
+}
+
+/// The process of this run that waits for the guest's agent.
+fn attached(vm: &Vm) -> Pid {
+    let children = format!("/proc/{0}/task/{0}/children", vm.pid());
+    let until = Instant::now() + SOON;
+    loop {
+        let pids = fs::read_to_string(&children).unwrap_or_default();
+        let is_it = |pid: &&str| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|words| words.windows(6).any(|at| at == b"attach"))
+        };
+        if let Some(pid) = pids.split_whitespace().find(is_it) {
+            return Pid::from_raw(pid.parse().unwrap()).unwrap();
+        }
+        assert!(Instant::now() < until, "nobody waits for the agent\n{}", vm.state());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Has a process stand still, as one whose reader does.
+fn stand_still(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    let stat = || fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+    let until = Instant::now() + SOON;
+    while !stat().contains(") T ") {
+        assert!(Instant::now() < until, "it goes on: {}", stat());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_run_whose_guest_has_no_agent_yet_ends_by_a_signal() {
+    let dir = TempDir::new();
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut vm = Vm::start(&mut without_agent(&dir, &handmade::kernel(&dir, forever())));
+        attached(&vm);
+        vm.signal(signal);
+        vm.ends_with(status, SOON);
+    }
+    // One that does not heed it has its time, and then the guest has.
+    let mut command = without_agent(&dir, &handmade::kernel(&dir, forever()));
+    let mut vm = Vm::start(command.args(["--stop-timeout", "1"]));
+    stand_still(attached(&vm));
+    vm.signal(Signal::TERM);
+    vm.ends_with(125, SOON);
+}
+
+#[test]
+fn a_machine_that_is_killed_is_told_as_that_though_a_command_waits_for_it() {
+    let dir = TempDir::new();
+    let mut vm = Vm::start(&mut without_agent(&dir, &handmade::kernel(&dir, forever())));
+    attached(&vm);
+    kill_process(Pid::from_raw(vm.machine_pid() as i32).unwrap(), Signal::KILL).unwrap();
+    vm.ends_with(1, SOON);
+    vm.expect_message("SIGKILL", SOON);
+    assert!(!vm.messages().contains("--vsock"), "{}", vm.state());
+}
+
+// Some 2^31 cycles of the clock: about a second.
+guest!(a_while:
+    "rdtsc", "shl rdx, 32", "or rax, rdx", "mov rcx, rax",
+    "2: pause", "rdtsc", "shl rdx, 32", "or rax, rdx", "sub rax, rcx", "shr rax, 31", "jz 2b");
+
+#[test]
+fn the_command_s_process_has_its_time_after_the_guest_s_end_unless_somebody_wants_an_end() {
+    let dir = TempDir::new();
+    let wirevm = |args: &[&str]| {
+        let output = wirevm().args(args).env("WIREVM_RUNTIME_DIR", dir.path("run")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let start = || {
+        let vm = Vm::start(&mut without_agent(&dir, &handmade::kernel(&dir, a_while())));
+        let attached = attached(&vm);
+        stand_still(attached);
+        let until = Instant::now() + SOON;
+        while vm.try_machine_pid().is_some() {
+            assert!(Instant::now() < until, "the guest goes on\n{}", vm.state());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (vm, attached)
+    };
+    let (mut vm, attached) = start();
+    // Longer than where somebody wants an end.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(wirevm(&["ls"]).contains("web"), "{}", vm.state());
+    kill_process(attached, Signal::CONT).unwrap();
+    vm.ends_with(125, SOON);
+    vm.expect_message("error: no machine named web runs", SOON);
+
+    let (mut vm, _) = start();
+    wirevm(&["stop", "web"]);
+    vm.ends_with(125, SOON);
+    let (mut vm, _) = start();
+    vm.signal(Signal::TERM);
+    vm.ends_with(125, SOON);
 }
 
 mod stock {

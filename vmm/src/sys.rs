@@ -73,6 +73,21 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Blocks no signal, for a program that is about to begin in the calling thread: it would keep what is blocked.
+///
+/// # Errors
+/// None that the kernel knows for these arguments.
+pub(crate) fn unblock_signals() -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: it writes the whole set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: the set is written just now, and the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
 /// The signals that a signalfd has now, by their numbers.
 pub(crate) fn take_signals(fd: impl std::os::fd::AsFd) -> Vec<i32> {
     let mut bytes = [0; 16 * SIGNAL_LEN];

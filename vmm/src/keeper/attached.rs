@@ -13,9 +13,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::termios::{Termios, isatty, tcgetattr};
 
 use super::terminal;
-use crate::report;
+use crate::{report, sys};
 
-/// How long it may take to notice that the machine is gone.
+/// How long it may take to notice that the machine is gone, where somebody wants an end.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process. Dropped, it is killed, and the terminal given back.
@@ -44,6 +44,8 @@ impl Attached {
         if let Some(log) = log {
             command.stdin(File::open("/dev/null")?).stdout(log.try_clone()?).stderr(log);
         }
+        // The keeper's signals are blocked, and this one is to end by one also before the command gets them.
+        sys::before_exec(&mut command, sys::unblock_signals);
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process has an id");
         match pidfd_open(pid, PidfdFlags::empty()) {
@@ -86,7 +88,8 @@ impl Attached {
         by_terminal || Signal::from_named_raw(signal).is_some_and(pass_on)
     }
 
-    /// The machine is gone: waits until this process has noticed, for no longer than it may take, and gives its exit status.
+    /// The machine is gone, and somebody wants an end: waits until this process has noticed, for no longer than it may take, and gives
+    /// its exit status.
     pub(crate) fn finish(&mut self) -> u8 {
         let timeout = Timespec { tv_sec: PATIENCE.as_secs() as _, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];

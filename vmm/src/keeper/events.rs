@@ -299,6 +299,10 @@ impl MutEventSubscriber for Keeper {
                 self.core.hear_machine(usize::MAX);
                 while self.read_console(ops) {}
                 self.core.machine_died();
+                // It stays readable, and the command's process may have more to do.
+                let child = Events::with_data(self.core.child(), token::DEATH, EventSet::IN);
+                let removed = ops.remove(child);
+                self.note(removed);
             }
             token::SIGNAL => self.core.hear_signals(),
             token::CONSOLE => drop(self.read_console(ops)),

@@ -78,6 +78,11 @@ impl Stopping {
     pub(crate) fn is_asked(self) -> bool {
         self != Self::No
     }
+
+    /// Whether the machine is ended, whatever its guest does.
+    pub(crate) fn is_forced(self) -> bool {
+        matches!(self, Self::Told(_) | Self::Killed)
+    }
 }
 
 #[cfg(test)]
@@ -91,7 +96,7 @@ mod tests {
         assert_eq!((stopping.deadline(), stopping.is_asked()), (None, false));
         assert_eq!(stopping.ask(now, while_), Some(Do::PressPowerButton));
         assert_eq!(stopping.expire(now + Duration::from_secs(9)), None);
-        assert_eq!(stopping.deadline(), Some(now + while_));
+        assert_eq!((stopping.deadline(), stopping.is_forced()), (Some(now + while_), false));
         assert_eq!(stopping.expire(now + while_), Some(Do::TellToEnd));
         assert_eq!(stopping.expire(now + while_ + PATIENCE), Some(Do::Kill));
         assert_eq!((stopping.expire(now + while_ * 9), stopping.deadline()), (None, None));
@@ -99,6 +104,7 @@ mod tests {
         let mut stopping = Stopping::default();
         stopping.ask(now, while_);
         assert_eq!(stopping.ask(now, while_), Some(Do::TellToEnd));
+        assert!(stopping.is_forced());
         assert_eq!(stopping.force(now), None, "it was told");
         assert_eq!(stopping.ask(now, while_), Some(Do::Kill));
         assert_eq!(stopping.ask(now, while_), None);

@@ -104,12 +104,10 @@ pub(crate) fn connect_vsock(name: &str, timeout: Duration) -> Result<Option<Unix
     };
     match connected() {
         Ok(stream) => Ok(Some(stream)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && super::is_running(&all, name) => Ok(None),
+        // Nobody listens at the socket any more: the process that ran the guest is gone, and its keeper is about to be.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            if super::is_running(&all, name) {
-                Ok(None)
-            } else {
-                Err(unknown(name))
-            }
+            Err(unknown(name))
         }
         Err(error) => Err(failed(error)),
     }

@@ -57,10 +57,14 @@ impl Core {
         }
     }
 
-    /// The process that the command's streams go by may have ended, and with it the run.
+    /// The process that the command's streams go by may have ended, and with it the run: nobody has asked for that. The machine's
+    /// death is one reason, and is told as that.
     pub(in crate::keeper) fn look_at_attached(&mut self) {
         if self.attached.as_mut().is_some_and(|attached| attached.status().is_some()) {
-            self.ask_to_stop(self.config.stop_timeout());
+            match self.stopping.is_asked() {
+                true => self.conclude(),
+                false => self.press_power_button(self.config.stop_timeout()),
+            }
         }
     }
 
@@ -86,18 +90,16 @@ impl Core {
             return;
         }
         let name = self.place.name();
-        let log = match &self.ready {
-            Some(_) => match vmm::runtime::log(name, net::Opening::Existing) {
-                Ok(log) => Some(log),
-                Err(error) => return log::warn!("cannot write what the guest's command says: {error}"),
-            },
-            None => None,
-        };
-        match Attached::start(name, log) {
+        let log = self.ready.as_ref().map(|_| vmm::runtime::log(name, net::Opening::Existing));
+        let started = log.transpose().map_err(Error::Name).and_then(|log| {
+            Attached::start(name, log)
+                .map_err(|source| Error::Host { what: "start the process for the guest's command", source })
+        });
+        match started {
             Ok(attached) => self.attached = Some(attached),
-            Err(source) => {
-                let error = Error::Host { what: "start the process for the guest's command", source };
-                self.end(Ended::Failed(Failure::new(&error, None)));
+            // Without its command the guest runs for nothing.
+            Err(error) => {
+                self.end(Ended::Failed(Failure::new(&error, error.remedy())));
                 self.force_stop();
             }
         }

@@ -41,7 +41,7 @@ use super::terminal;
 use super::vsock::{Door, Vsock};
 use crate::error::Error;
 use crate::machine::sandbox;
-use crate::protocol::{Channel, End, Failure, FromMachine, NicCounters, ToMachine};
+use crate::protocol::{Channel, Failure, FromMachine, NicCounters, ToMachine};
 use crate::report;
 use crate::sys;
 
@@ -70,6 +70,10 @@ pub(super) struct Core {
     notify: Notify,
     state: MachineState,
     stopping: Stopping,
+    /// Somebody has asked for an end, who does not wait for a reader.
+    end_wanted: bool,
+    /// Until when the command may end that was sent a signal.
+    told_due: Option<Instant>,
     /// Why the guest runs no more, in the machine's words or ours.
     ended: Option<Ended>,
     /// The command that the run is for.
@@ -81,6 +85,8 @@ pub(super) struct Core {
     wait_ready: Option<Duration>,
     ready_due: Option<Instant>,
     /// The machine is gone, and all that it said is heard.
+    gone: bool,
+    /// And so is the command's process.
     over: bool,
     since: Instant,
     started: u64,
@@ -140,12 +146,15 @@ impl Core {
             notify: Notify::from_env(),
             state: MachineState::Built,
             stopping: Stopping::default(),
+            end_wanted: false,
+            told_due: None,
             ended: None,
             attached: None,
             words: GuestWords::default(),
             up: false,
             wait_ready,
             ready_due: None,
+            gone: false,
             over: false,
             since: Instant::now(),
             started,
@@ -205,10 +214,14 @@ impl Core {
 
     /// When something is to be done although nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.stopping.deadline(), self.next_try(), self.plug_deadline(), self.ready_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let deadlines = [
+            self.stopping.deadline(),
+            self.told_due,
+            self.next_try(),
+            self.plug_deadline(),
+            self.ready_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Time may be up.
@@ -218,19 +231,20 @@ impl Core {
         self.try_again(now);
         self.expire_plugs(now);
         self.expire_ready(now);
+        self.expire_told(now);
     }
 
     /// Takes the host's wiring back, gives the terminal back, and says why the guest runs no more. `asked`: somebody wanted that.
     pub(super) fn take_back(self, asked: &mut bool) -> Ended {
         let Self {
-            signals, child, mut console, keyboard, nics, shares, host, place, ended, stopping, ..
+            signals, child, mut console, keyboard, nics, shares, host, place, ended, end_wanted, ..
         } = self;
         host.set_patience(None);
         drop(child);
         drop(shares);
         // The last NIC's first; and before the terminal is given back, so that what is said meanwhile is readable.
         nics.into_reversed().for_each(drop);
-        *asked = stopping.is_asked();
+        *asked = end_wanted;
         // Who asked for an end does not wait for a reader.
         if !*asked && signals.ends() == 0 {
             console.sink().finish(Some(std::os::fd::AsFd::as_fd(&signals)), None);
@@ -331,28 +345,6 @@ impl Core {
     /// Notes why the guest runs no more; the first reason counts.
     fn end(&mut self, ended: Ended) {
         self.ended.get_or_insert(ended);
-    }
-
-    /// The machine's process has ended, and all that it said is heard.
-    pub(super) fn machine_died(&mut self) {
-        let death = self.child.wait();
-        let of_itself = match self.stopping.is_asked() {
-            true => Ended::Guest(End::Stopped),
-            false => Ended::Died(death),
-        };
-        let ended = self.ended.get_or_insert(of_itself);
-        if let (Some(attached), Ended::Guest(End::PowerOff | End::Reset | End::Stopped)) =
-            (&mut self.attached, &*ended)
-        {
-            *ended = Ended::Command(attached.finish());
-        }
-        let (status, good) = (ended.status(), ended.is_good());
-        if !good {
-            self.show_last_words();
-        }
-        self.enter(MachineState::Ended);
-        self.letters.push(Letter::Event(Event::Ended { status }));
-        self.over = true;
     }
 
     /// Reads some of the console: whether there may be more now; none once there never is.
