@@ -195,8 +195,26 @@ fn ssh_is_told_the_user_s_options_before_those_of_wirevm() {
     ];
     assert_eq!(told.lines().collect::<Vec<_>>(), wanted, "{}", said(&output));
     assert_eq!(output.status.code(), Some(7), "the exit status is ssh's");
-    let told = String::from_utf8(run(&["web"]).stdout).unwrap();
-    assert!(told.ends_with("\nweb.wirevm\n"), "{told}");
+    let told = |args: &[&str]| {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(7), "{}", said(&output));
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&["web"]).last().unwrap(), "web.wirevm");
+    // Also those that wirevm has by the same letters.
+    for (args, options) in [
+        (&["-v", "web"][..], &["-v", "-o"][..]),
+        (&["-vv", "-4", "web"], &["-v", "-v", "-4", "-o"]),
+        (&["-4v", "web", "-v"], &["-4v", "-v", "-o"]),
+        (&["-vN", "web"], &["-vN", "-o"]),
+        (&["-V", "web"], &["-V", "-o"]),
+        (&["-h", "web"], &["-h", "-o"]),
+    ] {
+        assert_eq!(told(args)[..options.len()], *options, "{args:?}");
+    }
+    let help = run(&["--help"]);
+    let text = String::from_utf8_lossy(&help.stdout);
+    assert!(help.status.success() && text.contains("wirevm ssh [SSH-OPTION]..."), "{text}");
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn main() -> ExitCode {
         Command::Resume(args) => machines::done(machines::resume(&args)),
         Command::Wait(args) => machines::done(machines::wait(&args)),
         Command::Exec(args) => cli::exec::run(&args),
-        Command::Ssh(args) => cli::ssh::run(&args),
+        Command::Ssh(args) => cli::ssh::run(&args, cli.verbose),
         Command::SshProxy(args) => cli::ssh::proxy::run(&args),
         Command::Console(args) => machines::done(machines::console(&args)),
         Command::Logs(args) => machines::done(machines::logs(&args)),

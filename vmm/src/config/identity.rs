@@ -111,22 +111,37 @@ impl Credential {
         Self { name: "ssh.authorized_keys.root".to_owned(), value: Value::File(file.into()) }
     }
 
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let path = match &self.value {
+            Value::Text(text) => return Ok(text.clone().into_bytes()),
+            Value::File(path) => path,
+        };
+        let mut bytes = Vec::new();
+        File::open(path)?.take(Self::LEN_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > Self::LEN_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than a mebibyte"));
+        }
+        Ok(bytes)
+    }
+
+    /// The name that it gives the guest's host, if it gives one: a line of ASCII, in a regular file, for what else is there can be read
+    /// but once.
+    pub fn as_hostname(&self) -> Option<String> {
+        if self.name != HOSTNAME || matches!(&self.value, Value::File(path) if !path.is_file()) {
+            return None;
+        }
+        let text = String::from_utf8(self.read().ok()?).ok()?;
+        let name = text.trim();
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
+        (!name.is_empty() && name.len() <= 64 && name.chars().all(is_name)).then(|| name.to_owned())
+    }
+
     /// The OEM string that carries it. What is no text is base64 in it.
     ///
     /// # Errors
     /// Its file cannot be read, or is longer than any guest can be told.
     pub fn oem_string(&self) -> io::Result<String> {
-        let bytes = match &self.value {
-            Value::Text(text) => text.clone().into_bytes(),
-            Value::File(path) => {
-                let mut bytes = Vec::new();
-                File::open(path)?.take(Self::LEN_MAX + 1).read_to_end(&mut bytes)?;
-                if bytes.len() as u64 > Self::LEN_MAX {
-                    return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than a mebibyte"));
-                }
-                bytes
-            }
-        };
+        let bytes = self.read()?;
         let name = &self.name;
         // A string there ends at a NUL, and tools that show it take it for a line.
         Ok(match String::from_utf8(bytes) {
@@ -235,6 +250,11 @@ mod tests {
 
     #[test]
     fn a_machine_s_name_makes_a_host_s() {
+        let given = |text: &str| text.parse::<Credential>().unwrap().as_hostname();
+        assert_eq!(given("system.hostname=db.lan"), Some("db.lan".to_owned()));
+        for none in ["other=db", "system.hostname=a b", "system.hostname=", "system.hostname=@/dev/zero"] {
+            assert_eq!(given(none), None, "{none}");
+        }
         let named = |name: &str| Credential::hostname(name).map(|credential| credential.to_string());
         for (name, hostname) in
             [("web", "web"), ("web_1", "web-1"), ("-a.b-c_", "a.b-c"), ("A.example", "A.example")]

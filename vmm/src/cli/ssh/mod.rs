@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use vmm::client::ClientError;
 
 use self::words::Words;
@@ -21,8 +21,12 @@ use crate::report;
 /// Log in to a machine's guest, or run a command there, by this host's ssh: over vsock if a program of the guest accepts
 /// there, else at an address of its NICs.
 #[derive(Debug, Args)]
-#[command(override_usage = USAGE, after_help = EXIT_STATUS)]
+#[command(override_usage = USAGE, after_help = EXIT_STATUS, disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct Ssh {
+    /// Print help; -h is ssh's
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+
     /// The machine's name, with the guest's user before it; options are ssh's
     #[arg(value_name = "[USER@]NAME", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
@@ -97,8 +101,8 @@ impl SshError {
 }
 
 /// `wirevm ssh`: becomes ssh.
-pub(crate) fn run(args: &Ssh) -> ExitCode {
-    let Err(error) = become_ssh(&args.words);
+pub(crate) fn run(args: &Ssh, verbose: u8) -> ExitCode {
+    let Err(error) = become_ssh(&args.words, verbose);
     failed(&error)
 }
 
@@ -108,13 +112,15 @@ fn failed(error: &SshError) -> ExitCode {
     ExitCode::from(STATUS_FAILED)
 }
 
-fn become_ssh(words: &[OsString]) -> Result<std::convert::Infallible, SshError> {
+/// `verbose`: so many times `-v` stood before the first word, which is ssh's option, too.
+fn become_ssh(words: &[OsString], verbose: u8) -> Result<std::convert::Infallible, SshError> {
     let Words { options, user, name, command } = Words::of(words).ok_or(SshError::NoName)?;
     // What is wrong with the name is better said before ssh begins.
     machines::connect(&name)?;
     let program = std::env::current_exe();
     let program = program.map_err(|source| SshError::Host { what: "find this program", source })?;
     let mut ssh = Command::new("ssh");
+    ssh.args((0..verbose).map(|_| "-v"));
     // The first one that ssh is told of an option holds: the user's.
     ssh.args(options);
     ssh.arg("-o").arg(proxy_command(&program, &name));

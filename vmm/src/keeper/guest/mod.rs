@@ -152,9 +152,11 @@ pub(super) fn as_asked(config: &MachineConfig) -> MachineConfig {
     config
 }
 
-/// The host's name that the guest has.
+/// The host's name that the guest has: what systemd would be told it is.
 fn hostname(config: &MachineConfig) -> String {
-    config.name.as_deref().and_then(Credential::hostname_of).unwrap_or_else(|| "wirevm".to_owned())
+    let of_machine = || config.name.as_deref().and_then(Credential::hostname_of);
+    let given = config.credentials.iter().find_map(Credential::as_hostname);
+    given.or_else(of_machine).unwrap_or_else(|| "wirevm".to_owned())
 }
 
 fn read_agent() -> Result<Vec<u8>, Error> {
@@ -194,5 +196,20 @@ fn command(guest: &GuestConfig, image: &boot::image::ImageConfig) -> Command {
         cwd: guest.directory.as_deref().and_then(text).or_else(|| text(&image.working_dir)),
         user: text(&image.user),
         terminal: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_called_as_the_user_says_or_else_as_its_machine() {
+        let mut config = MachineConfig::new("vmlinuz");
+        assert_eq!(hostname(&config), "wirevm");
+        config.name = Some("web_1".to_owned());
+        assert_eq!(hostname(&config), "web-1");
+        config.credentials = vec!["a=b".parse().unwrap(), "system.hostname=db".parse().unwrap()];
+        assert_eq!(hostname(&config), "db");
     }
 }
