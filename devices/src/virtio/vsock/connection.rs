@@ -172,7 +172,11 @@ impl Connection {
 
     /// Whether the guest has heard of it.
     pub(super) fn is_known(&self) -> bool {
-        self.requested || !matches!(self.stage, Stage::Greeting(_) | Stage::Requested | Stage::Draining)
+        match self.stage {
+            Stage::Greeting(_) | Stage::Draining => false,
+            Stage::Requested => self.requested,
+            Stage::Asked | Stage::Open | Stage::Closing => true,
+        }
     }
 
     /// Somebody listens at the port that the guest wants.
@@ -281,9 +285,10 @@ impl Connection {
         let _ = self.socket.as_ref().map(|socket| shutdown(socket, how));
     }
 
-    /// The guest has forgotten it. True: it is not over, for the program has not read all.
+    /// The guest has forgotten it. True: it is not over, for the program has not read all, and has its time for that now.
     pub(super) fn drain(&mut self) -> bool {
-        let drains = self.guest_closed & NO_SEND != 0 && !self.waiting.is_empty();
+        let had_its_time = matches!(self.stage, Stage::Draining);
+        let drains = !had_its_time && self.guest_closed & NO_SEND != 0 && !self.waiting.is_empty();
         if drains {
             self.stage = Stage::Draining;
             self.owed = 0;

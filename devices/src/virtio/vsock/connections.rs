@@ -151,7 +151,8 @@ impl Connections {
         }
     }
 
-    /// The next packet for the guest, by turns; its payload is in `body` then.
+    /// The next packet for the guest, by turns; its payload is in `body` then. None where the connection whose turn it was has nothing to
+    /// say: there may be others, for which `body` is to be gathered anew.
     pub(super) fn packet(&mut self, body: &mut Iov<'_>) -> Option<Header> {
         if let Some(ports) = self.resets.pop_front() {
             return Some(self.address(Header { op: op::RST, ..Header::default() }, ports));
@@ -161,9 +162,8 @@ impl Connections {
             connection.waits_for_turn = false;
             let (packet, ports) = (connection.packet(body), connection.ports);
             self.follow(slot, Fate::Goes);
-            if let Some(header) = packet {
-                return Some(self.address(header, ports));
-            }
+            // One that says nothing may have cut `body` to the credit that it has: the next one wants a whole one.
+            return packet.map(|header| self.address(header, ports));
         }
         None
     }
@@ -300,3 +300,6 @@ impl Connections {
         deadlines.chain(&mut self.rests).chain(&mut self.deadline).for_each(|deadline| *deadline += time);
     }
 }
+
+#[cfg(test)]
+mod tests;
