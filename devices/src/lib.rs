@@ -69,6 +69,7 @@
 //! runs is a message to the same threads ([`Handle`](virtio::net::Handle)).
 #![deny(unsafe_code)]
 
+mod lent;
 mod log_once;
 pub mod pci;
 pub mod reset;

@@ -60,6 +60,7 @@ struct FakeRing {
     base: u16,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
+    error: Option<OwnedFd>,
     queue: Option<VirtQueue>,
 }
 
@@ -70,6 +71,13 @@ struct Known {
     idle: AtomicBool,
     /// It ends.
     gone: AtomicBool,
+    /// It is to end, and does so only where it is not stuck.
+    killed: AtomicBool,
+    stuck: AtomicBool,
+    /// It ends between what it uses and the interrupt.
+    mute: AtomicBool,
+    /// It has whoever uses an eventfd that it has, too, wait; then it says so.
+    wedges: AtomicBool,
     requests: Mutex<Vec<u32>>,
     /// Where the rings began, each time.
     bases: Mutex<Vec<u16>>,
@@ -79,6 +87,7 @@ struct Fake {
     socket: UnixStream,
     lie: Lie,
     known: Arc<Known>,
+    wedged: bool,
     memory: Option<GuestMemoryMmap>,
     rings: [FakeRing; 2],
 }
@@ -87,7 +96,14 @@ impl Fake {
     fn spawn(lie: Lie) -> (UnixStream, Arc<Known>, JoinHandle<()>) {
         let (ours, socket) = UnixStream::pair().unwrap();
         let known = Arc::new(Known::default());
-        let fake = Self { socket, lie, known: known.clone(), memory: None, rings: Default::default() };
+        let fake = Self {
+            socket,
+            lie,
+            known: known.clone(),
+            wedged: false,
+            memory: None,
+            rings: Default::default(),
+        };
         (ours, known, std::thread::spawn(|| fake.live()))
     }
 
@@ -106,9 +122,34 @@ impl Fake {
             if self.known.gone.load(Ordering::SeqCst) || asked && self.answer().is_none() {
                 return;
             }
-            self.work();
+            if self.known.wedges.load(Ordering::SeqCst) {
+                self.wedge();
+                self.known.wedges.store(false, Ordering::SeqCst);
+            }
+            if self.work().is_none() {
+                return;
+            }
             // A kick of a ring that is left alone stays.
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Fills the kicks and says an error, and has both block; the second time, nobody has read the error.
+    fn wedge(&mut self) {
+        let wedged = std::mem::replace(&mut self.wedged, true);
+        let mut number = [0; 8];
+        for ring in &self.rings {
+            let (Some(kick), Some(error)) = (&ring.kick, &ring.error) else { continue };
+            if wedged {
+                let mut said = [PollFd::new(error, PollFlags::IN)];
+                assert_eq!(poll(&mut said, Some(&Timespec::default())), Ok(1));
+                continue;
+            }
+            let _ = rustix::io::read(kick, &mut number);
+            rustix::io::write(kick, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            rustix::io::ioctl_fionbio(kick, false).unwrap();
+            rustix::io::ioctl_fionbio(error, false).unwrap();
+            rustix::io::write(error, &1_u64.to_ne_bytes()).unwrap();
         }
     }
 
@@ -170,7 +211,8 @@ impl Fake {
             13 => self.rings[at(long(0))].call = Some(fds.remove(0)),
             15 => answer = Some(u64::MAX),
             17 => answer = Some(if let Lie::Queues(queues) = self.lie { queues } else { 2 }),
-            2 | 3 | 14 | 16 | 18 => {}
+            14 => self.rings[at(long(0))].error = Some(fds.remove(0)),
+            2 | 3 | 16 | 18 => {}
             other => panic!("request {other}"),
         }
         let is = |lie: Request| request == lie as u32;
@@ -228,12 +270,12 @@ impl Fake {
         Some((bytes, fds))
     }
 
-    /// Answers each request on the rings with its own words.
-    fn work(&mut self) {
+    /// Answers each request on the rings with its own words; none at the end.
+    fn work(&mut self) -> Option<()> {
         if self.known.idle.load(Ordering::SeqCst) {
-            return;
+            return Some(());
         }
-        let Some(memory) = &self.memory else { return };
+        let Some(memory) = &self.memory else { return Some(()) };
         for FakeRing { queue, call, .. } in &mut self.rings {
             let Some(queue) = queue else { continue };
             let rings = queue.map(memory).unwrap();
@@ -254,9 +296,13 @@ impl Fake {
             if queue.publish(&rings).unwrap()
                 && let Some(call) = call
             {
+                if self.known.mute.load(Ordering::SeqCst) {
+                    return None;
+                }
                 rustix::io::write(call, &1_u64.to_ne_bytes()).unwrap();
             }
         }
+        Some(())
     }
 }
 
@@ -291,7 +337,14 @@ impl Rig {
     fn over(lie: Lie, memory: GuestMemoryMmap) -> Self {
         let (socket, known, fake) = Fake::spawn(lie);
         let back_end = BackEnd::over(socket, VirtioFs::QUEUES, PATIENCE).unwrap();
-        let device = VirtioFs::new("share0", "data", back_end).unwrap();
+        let killed = known.clone();
+        let end = move || {
+            killed.killed.store(true, Ordering::SeqCst);
+            if !killed.stuck.load(Ordering::SeqCst) {
+                killed.gone.store(true, Ordering::SeqCst);
+            }
+        };
+        let device = VirtioFs::new("share0", "data", back_end, Box::new(end)).unwrap();
         let threads = device.threads();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let bus = MmioTransport::new(Box::new(device), memory.clone(), irq.try_clone().unwrap()).unwrap();
@@ -498,6 +551,59 @@ fn one_that_lies_later_costs_its_driver_an_error_and_nobody_a_wait_without_end()
 }
 
 #[test]
+fn one_that_is_late_is_to_end_and_until_it_has_nobody_else_touches_the_rings() {
+    let rig = Rig::new(Lie::Silent(Request::GET_VRING_BASE));
+    rig.known.stuck.store(true, Ordering::SeqCst);
+    let mut ring = rig.start();
+    assert_eq!(rig.ask(&mut ring, 1), SERVED);
+    rig.known.idle.store(true, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(30));
+    rig.send(&mut ring, 2);
+    rig.threads.pause().unwrap();
+    assert!(rig.known.killed.load(Ordering::SeqCst));
+    rig.threads.resume().unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(ring.reap(), None, "it may use that yet");
+    // A driver that comes and goes meanwhile.
+    MockMmio::new(&rig.bus).reset();
+    let mut ring = rig.start();
+    let head = rig.send(&mut ring, 3);
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(ring.reap(), None);
+    rig.hang_up();
+    assert_eq!(rig.answer(&mut ring, head, 3), NOT_CONNECTED);
+    assert_eq!(rig.ask(&mut ring, 4), NOT_CONNECTED);
+}
+
+#[test]
+fn one_that_ends_before_the_interrupt_leaves_no_driver_waiting() {
+    let rig = Rig::new(Lie::None);
+    let mut ring = rig.start();
+    assert_eq!(rig.ask(&mut ring, 1), SERVED);
+    rig.known.mute.store(true, Ordering::SeqCst);
+    assert_eq!(rig.ask(&mut ring, 2), SERVED);
+    assert_eq!(rig.ask(&mut ring, 3), NOT_CONNECTED);
+}
+
+#[test]
+fn eventfds_that_it_fills_or_empties_have_nobody_wait() {
+    let rig = Rig::new(Lie::None);
+    let mut ring = rig.start();
+    assert_eq!(rig.ask(&mut ring, 1), SERVED);
+    let wedge = || {
+        rig.known.wedges.store(true, Ordering::SeqCst);
+        assert!(wait(|| (!rig.known.wedges.load(Ordering::SeqCst)).then_some(())).is_some());
+    };
+    wedge();
+    assert!(wait(|| MockMmio::new(&rig.bus).needs_reset().then_some(())).is_some());
+    wedge();
+    rig.threads.pause().unwrap();
+    rig.threads.resume().unwrap();
+    MockMmio::new(&rig.bus).kick(1);
+    MockMmio::new(&rig.bus).reset();
+}
+
+#[test]
 fn memory_that_nobody_can_map_is_not_shared() {
     let private = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
     let rig = Rig::over(Lie::None, private);
@@ -531,7 +637,7 @@ impl Interrupt for Vectors {
 fn interrupts_come_by_the_vectors_of_the_moment() {
     let (socket, _, fake) = Fake::spawn(Lie::None);
     let back_end = BackEnd::over(socket, VirtioFs::QUEUES, PATIENCE).unwrap();
-    let mut device = VirtioFs::new("share0", "data", back_end).unwrap();
+    let mut device = VirtioFs::new("share0", "data", back_end, Box::new(|| ())).unwrap();
     let memory = memory();
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let vectors = Arc::new(Vectors([event(), event()], AtomicBool::new(false)));

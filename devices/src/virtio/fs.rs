@@ -30,11 +30,12 @@ impl VirtioFs {
     /// How many queues its back end must have.
     pub const QUEUES: u64 = QUEUE_MAX_SIZES.len() as u64;
 
-    /// The device whose driver mounts it by `tag`, of which so much counts as is [allowed](TAG_MAX), with its thread `name`.
+    /// The device whose driver mounts it by `tag`, of which so much counts as is [allowed](TAG_MAX), with its thread `name`. Where
+    /// the back end is of no use any more, `end` is called, which has its process end.
     ///
     /// # Errors
     /// There are no descriptors or no threads left.
-    pub fn new(name: &str, tag: &str, back_end: BackEnd) -> io::Result<Self> {
+    pub fn new(name: &str, tag: &str, back_end: BackEnd, end: Box<dyn Fn() + Send>) -> io::Result<Self> {
         let mut config = [0; CONFIG];
         let len = tag.len().min(TAG_MAX);
         config[..len].copy_from_slice(&tag.as_bytes()[..len]);
@@ -43,6 +44,7 @@ impl VirtioFs {
             name,
             format!("the share {tag}"),
             back_end,
+            end,
             QUEUE_MAX_SIZES.len(),
             NotConnected,
         )?;

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -73,6 +74,10 @@ enum Said<T> {
     NotYet,
     This(T),
     Never,
+}
+
+fn not_yet<T>(said: &mut Said<T>) -> bool {
+    matches!(said, Said::NotYet)
 }
 
 /// Both ends of the mailbox of the thread `name`.
@@ -167,12 +172,26 @@ impl<T> Answer<T> {
     /// # Errors
     /// The thread has ended, or ends before it answers.
     pub fn wait(self) -> Result<T, Gone> {
-        let mut said = locked(&self.slot.said);
-        loop {
-            match std::mem::replace(&mut *said, Said::NotYet) {
-                Said::This(value) => return Ok(value),
-                Said::Never => return Err(Gone { name: Arc::clone(&self.name) }),
-                Said::NotYet => said = self.slot.settled.wait(said).unwrap_or_else(PoisonError::into_inner),
+        let said = self.slot.settled.wait_while(locked(&self.slot.said), not_yet);
+        match std::mem::replace(&mut *said.unwrap_or_else(PoisonError::into_inner), Said::Never) {
+            Said::This(value) => Ok(value),
+            Said::Never | Said::NotYet => Err(Gone { name: self.name }),
+        }
+    }
+
+    /// Waits for the answer, and no longer than `most`: the thread talks to others, for whom it may have to wait.
+    ///
+    /// # Errors
+    /// The thread has ended, or does not answer in that time, and then may do yet what it was asked.
+    pub(super) fn wait_within(self, most: Duration) -> io::Result<T> {
+        let said = self.slot.settled.wait_timeout_while(locked(&self.slot.said), most, not_yet);
+        let (mut said, _) = said.unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *said, Said::Never) {
+            Said::This(value) => Ok(value),
+            Said::Never => Err(Gone { name: self.name }.into()),
+            Said::NotYet => {
+                let silent = format!("the thread {} does not answer", self.name);
+                Err(io::Error::new(io::ErrorKind::TimedOut, silent))
             }
         }
     }
@@ -257,6 +276,20 @@ mod tests {
             assert!(waiter.is_finished(), "it waits for ever");
             assert_eq!(waiter.join().unwrap().ok(), answers.then_some(7));
         }
+    }
+
+    #[test]
+    fn who_waits_within_a_time_has_the_answer_or_an_error() {
+        let (address, mailbox) = mailbox::<Reply<u8>>("test-3").unwrap();
+        let (soon, late) = (Duration::from_secs(20), Duration::from_millis(1));
+        let silent = address.ask(|reply| reply).wait_within(late).unwrap_err();
+        assert_eq!(silent.to_string(), "the thread test-3 does not answer");
+        let answer = address.ask(|reply| reply);
+        assert!(mailbox.take(|reply| reply.send(7)).is_continue());
+        assert_eq!(answer.wait_within(soon).unwrap(), 7);
+        drop(mailbox);
+        let gone = address.ask(|reply| reply).wait_within(soon).unwrap_err();
+        assert_eq!(gone.to_string(), "the thread test-3 has ended");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -45,8 +46,25 @@ impl Child {
 
     /// Whether it has ended, and waits to be waited for.
     pub(crate) fn has_ended(&self) -> bool {
-        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        poll(&mut ended, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits no longer than `most` for that.
+    pub(crate) fn ends_within(&self, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) if !left.is_zero() => {}
+                polled => return polled.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+
+    /// Nobody waits for its end any more: who takes over what is left of a process does.
+    pub(crate) fn leave(&mut self) {
+        self.reaped = true;
     }
 
     /// Kills it.

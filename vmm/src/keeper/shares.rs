@@ -107,6 +107,8 @@ enum Heard {
 
 /// How long after its socket is closed a process may be there: the first of two waits for the other.
 const LINGERS: Duration = Duration::from_millis(200);
+/// How long one that is killed has for its end.
+const KILLED: Duration = Duration::from_secs(2);
 /// How much of what it said last is kept, in bytes.
 const WORDS_MAX: usize = 1024;
 
@@ -169,6 +171,18 @@ impl Shares {
         log::log!(level, "the virtiofsd of the share {tag} has ended with {death}{last}");
     }
 
+    /// Number `at` is of no use to the machine, and has the guest's memory as long as it runs.
+    pub(super) fn lost(&self, at: usize) {
+        let Some(share) = self.0.get(at).filter(|share| !share.ended) else { return };
+        log::warn!("the virtiofsd of the share {} does not do its work, and is killed", share.tag);
+        share.kill();
+    }
+
+    /// Kills all of them, and does not wait for their ends.
+    pub(super) fn kill(&self) {
+        self.0.iter().for_each(Share::kill);
+    }
+
     /// `config` with memory that other processes can map, where there are shares and it has other memory.
     pub(super) fn memory_for(&self, config: &MachineConfig) -> Option<MachineConfig> {
         if self.0.is_empty() || config.memory.shared {
@@ -204,6 +218,13 @@ impl Shares {
             death,
             source,
         })
+    }
+}
+
+impl Drop for Shares {
+    /// All of them first, so that none waits for another.
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -281,17 +302,30 @@ impl Share {
 
     /// Waits for its end, after which nothing that it has started is left.
     fn wait(&mut self) -> Death {
+        self.kill();
         self.ended = true;
-        // It is there until it is waited for, and the group's number with it.
-        let _ = kill_process_group(self.group, Signal::KILL);
         self.process.wait()
+    }
+
+    /// Kills it with all that it has started.
+    fn kill(&self) {
+        if !self.ended {
+            // It is there until it is waited for, and the group's number with it.
+            let _ = kill_process_group(self.group, Signal::KILL);
+        }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if !self.ended {
-            self.wait();
+        self.kill();
+        // One that waits for a disk, or for a server, ends when that answers: by the kernel, which knows that it is killed.
+        if !self.ended && !self.process.ends_within(KILLED) {
+            let (id, place) = (self.process.id(), self.directory.display());
+            log::warn!(
+                "the virtiofsd of {place} is killed, and has not ended yet: process {id} waits for the host's disk"
+            );
+            self.process.leave();
         }
     }
 }

@@ -215,7 +215,7 @@ impl Hardware {
         config: &MachineConfig,
         output: OwnedFd,
         opened: Opened,
-        channel: &Channel<FromMachine, ToMachine>,
+        channel: &Arc<Channel<FromMachine, ToMachine>>,
         memory: &GuestMemoryMmap,
         timings: Timings,
     ) -> Result<Self, Error> {
@@ -244,7 +244,7 @@ impl Hardware {
         let (mut nics, sockets) = Nic::receive_all(channel)?;
         timings.reached("wires received");
         let mut mmio = Bus::default();
-        let (others, made) = Others::new(config, sockets, opened)?;
+        let (others, made) = Others::new(config, sockets, opened, channel)?;
         assert_eq!(made.len(), config.devices_beside_nics());
         let nic = |nic: &mut Nic| Box::new(nic.take_device()) as Box<dyn VirtioDevice>;
         let devices = Devices { nics: nics.iter_mut().map(nic).collect(), others: made };

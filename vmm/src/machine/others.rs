@@ -20,7 +20,7 @@ use crate::kvm::memory;
 use crate::machine::disk::Disk;
 use crate::machine::sandbox::{Filters, Thread};
 use crate::machine::vsock::SocketDevice;
-use crate::protocol::DiskCounters;
+use crate::protocol::{Channel, DiskCounters, FromMachine, ToMachine};
 
 /// What they are made of that is had before the host is changed.
 pub(super) struct Opened {
@@ -57,6 +57,7 @@ impl Others {
         config: &MachineConfig,
         sockets: Option<SocketDevice>,
         opened: Opened,
+        keeper: &Arc<Channel<FromMachine, ToMachine>>,
     ) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), Error> {
         let failed = |source| Error::Host { what: "make a device", source };
         let mut threads: Vec<(Box<dyn DeviceThreads>, Thread)> = Vec::new();
@@ -85,7 +86,11 @@ impl Others {
             devices.push(Box::new(disk));
         }
         for (number, (share, back_end)) in config.shares.iter().zip(opened.back_ends).enumerate() {
-            let fs = VirtioFs::new(&format!("share{number}"), &share.tag, back_end).map_err(failed)?;
+            let keeper = Arc::clone(keeper);
+            // Where there is no keeper any more, this process ends, and with it that one.
+            let end = move || drop(keeper.send(&FromMachine::ShareLost { share: number }));
+            let fs = VirtioFs::new(&format!("share{number}"), &share.tag, back_end, Box::new(end));
+            let fs = fs.map_err(failed)?;
             threads.push((fs.threads(), Thread::Queue));
             devices.push(Box::new(fs));
         }

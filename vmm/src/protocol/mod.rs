@@ -144,6 +144,8 @@ pub(crate) enum FromMachine {
     Counters { exits: Vec<[u64; 3]>, disks: Vec<DiskCounters> },
     /// The NIC is held to the limits, or why not.
     Rated { nic: usize, done: Result<(), String> },
+    /// The back end of this share, by its number, is of no use any more, and has the guest's memory: it is to end.
+    ShareLost { share: usize },
     /// Lines for the user.
     Print(String),
     /// It cannot start, or failed.

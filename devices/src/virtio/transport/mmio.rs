@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::setup::{self, Half, QueueField, Setup};
 use crate::BusDevice;
+use crate::lent;
 use crate::virtio::device::{Interrupt, VirtioDevice};
 
 /// Bytes of guest address space that a device takes: registers, then its configuration.
@@ -137,8 +138,8 @@ impl MmioTransport {
             }
             VIRTIO_MMIO_QUEUE_NOTIFY => {
                 if let Some(kick) = self.kicks.get(value as usize) {
-                    // The counter cannot come near its end, at which alone this fails.
-                    let _ = kick.write(1);
+                    // A back end may have it, too.
+                    let _ = lent::raise(kick);
                 }
                 return;
             }

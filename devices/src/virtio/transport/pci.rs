@@ -29,6 +29,7 @@ use self::signals::{NO_VECTOR, Signals};
 use self::space::Space;
 use super::setup::{Half, QueueField, Setup, needs_reset};
 use crate::BusDevice;
+use crate::lent;
 use crate::pci::msix::Vectors;
 use crate::pci::{EventRoutes, Function};
 use crate::virtio::device::{Interrupt, VirtioDevice};
@@ -358,8 +359,8 @@ impl BusDevice for PciTransport {
             TABLE..PENDING => self.space().table.write(offset - TABLE, data, &*self.routes),
             NOTIFY.. if (offset - NOTIFY).is_multiple_of(NOTIFY_MULTIPLIER) => {
                 if let Some(kick) = self.kicks.get(((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize) {
-                    // The counter cannot come near its end, at which alone this fails.
-                    let _ = kick.write(1);
+                    // A back end may have it, too.
+                    let _ = lent::raise(kick);
                 }
             }
             _ => {}

@@ -5,7 +5,8 @@
 //! ```
 //! Kicks go to the back end and interrupts come from it without us. What is left is a thread that starts and stops the rings there, and
 //! hears of the back end's end. From then on the device is served by its fallback here, which answers each request with
-//! an error. A back end does not come back.
+//! an error. A back end does not come back. One that is late or lies is made to end, and its rings are left alone until it has: it has
+//! the guest's memory for as long as it is there.
 //!
 //! ```text
 //!          Start              Pause
@@ -22,6 +23,7 @@ mod worker;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::protocol::{BackEnd, Error, PATIENCE, Request};
 use self::worker::{Message, prepare};
@@ -31,6 +33,9 @@ use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use super::queue_thread::QueueThread;
 use super::served::Serve;
 
+/// How long anybody waits for the thread: twice as long as it takes with a back end that is late, for it may have another message first.
+const MOST: Duration = Duration::from_secs(2 * PATIENCE.as_secs() + 5);
+
 /// The front end of such a device.
 pub(super) struct VhostUser {
     thread: QueueThread<Message>,
@@ -39,7 +44,7 @@ pub(super) struct VhostUser {
 
 impl VhostUser {
     /// Spawns the thread `name`, for a device of so many queues that `back_end` works for, and `fallback` once that is gone. The log
-    /// calls it `title`.
+    /// calls it `title`. Where the back end is of no use any more, `end` is called, which has its process end.
     ///
     /// # Errors
     /// There are no descriptors or no threads left.
@@ -47,11 +52,12 @@ impl VhostUser {
         name: &str,
         title: String,
         back_end: BackEnd,
+        end: Box<dyn Fn() + Send>,
         queues: usize,
         fallback: impl Serve,
     ) -> io::Result<Self> {
         let features = F_VERSION_1 | back_end.features() & (F_EVENT_IDX | F_INDIRECT_DESC);
-        let prepare = move |mailbox| prepare(mailbox, title, back_end, queues, fallback);
+        let prepare = move |mailbox| prepare(mailbox, title, back_end, end, queues, fallback);
         QueueThread::spawn(name, None, prepare).map(|thread| Self { thread, features })
     }
 
@@ -62,19 +68,21 @@ impl VhostUser {
 
     /// Starts with a driver's queues. It cannot fail for the back end: where that does, the fallback starts.
     pub(super) fn start(&self, activation: Activation) -> io::Result<()> {
-        self.thread.address().ask(|reply| Message::Start(Box::new(activation), reply)).wait()?
+        self.thread.address().ask(|reply| Message::Start(Box::new(activation), reply)).wait_within(MOST)?
     }
 
     /// The queues have other vectors.
     pub(super) fn rerouted(&self) {
         // A thread that is gone interrupts nobody.
-        let _ = self.thread.address().ask(Message::Reroute).wait();
+        let _ = self.thread.address().ask(Message::Reroute).wait_within(MOST);
     }
 
-    /// Returns once nothing touches the driver's queues any more; or the back end does not say so, and is left.
+    /// Returns once nothing touches the driver's queues any more. Where the back end does not say so, it is made to end; and where it
+    /// does not, as a process that waits for the host's disk does not, this returns all the same, and the device does nothing from then on
+    /// until it has.
     pub(super) fn stop(&self) {
         // A thread that is gone touches nothing.
-        let _ = self.thread.address().ask(Message::Stop).wait();
+        let _ = self.thread.address().ask(Message::Stop).wait_within(MOST);
     }
 
     /// By which the machine's owner reaches the thread.
@@ -91,10 +99,10 @@ impl DeviceThreads for Thread {
     }
 
     fn pause(&self) -> io::Result<()> {
-        self.0.ask(Message::Pause).wait().map_err(io::Error::from)
+        self.0.ask(Message::Pause).wait_within(MOST)
     }
 
     fn resume(&self) -> io::Result<()> {
-        self.0.ask(Message::Resume).wait().map_err(io::Error::from)
+        self.0.ask(Message::Resume).wait_within(MOST)
     }
 }

@@ -211,6 +211,26 @@ impl BackEnd {
         }
     }
 
+    /// Whether its process has closed the socket, as one that ends does: then it does not touch the guest's memory any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits no longer than `most` for that.
+    pub(super) fn ends_within(&self, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+            // A hangup is told whether it is asked for or not.
+            let mut socket = [PollFd::new(&self.socket, PollFlags::empty())];
+            match poll(&mut socket, Some(&timeout)) {
+                Err(Errno::INTR) if !left.is_zero() => {}
+                _ => return socket[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
+            }
+        }
+    }
+
     fn set_memory(&self, memory: &GuestMemoryMmap) -> Result<(), Error> {
         let (mut table, mut files) = (Vec::new(), Vec::new());
         for region in memory.iter() {

@@ -1,6 +1,7 @@
 //! The thread of a vhost-user front end.
 
 use std::io;
+use std::time::Duration;
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
@@ -8,6 +9,7 @@ use event_manager::{
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::protocol::{BackEnd, Error, Ring};
+use crate::lent;
 use crate::log_once::LogOnce;
 use crate::virtio::device::{Activation, ActiveQueue, Interrupt};
 use crate::virtio::mailbox::{Mailbox, Reply};
@@ -36,8 +38,12 @@ const RELAY: u32 = MAIL + 3;
 struct Worker<S> {
     mailbox: Mailbox<Message>,
     title: String,
-    /// None once it is gone.
+    /// None once it is lost.
     back_end: Option<BackEnd>,
+    /// One that is lost, and not gone yet: it may touch the guest's memory, and nobody else touches the rings.
+    dying: Option<BackEnd>,
+    /// Has its process ended.
+    end: Box<dyn Fn() + Send>,
     fallback: S,
     relays: Vec<EventFd>,
     error: EventFd,
@@ -57,6 +63,7 @@ pub(super) fn prepare<S: Serve>(
     mailbox: Mailbox<Message>,
     title: String,
     back_end: BackEnd,
+    end: Box<dyn Fn() + Send>,
     queues: usize,
     fallback: S,
 ) -> io::Result<impl FnOnce() + Send + 'static> {
@@ -66,6 +73,8 @@ pub(super) fn prepare<S: Serve>(
         mailbox,
         title,
         back_end: Some(back_end),
+        dying: None,
+        end,
         fallback,
         relays: (0..queues).map(|_| event()).collect::<io::Result<_>>()?,
         error: event()?,
@@ -93,18 +102,16 @@ impl<S: Serve> Worker<S> {
                 self.accepted = accepted;
                 self.fallback.start(accepted);
                 self.driver = Some(Driver { memory, interrupt, queues, ended: !known });
-                match self.back_end {
-                    Some(_) => self.go_on(ops),
-                    None => self.listen(ops),
+                match self.is_gone() {
+                    true => self.listen(ops),
+                    false => self.go_on(ops),
                 }
                 reply.send(self.failed.take().map_or(Ok(()), |error| Err(io::Error::other(error))));
             }
             Message::Stop(reply) => {
                 self.halt(ops);
-                let driver = self.driver.take();
-                for queue in
-                    driver.iter().filter(|_| self.back_end.is_none()).flat_map(|driver| &driver.queues)
-                {
+                let (driver, listens) = (self.driver.take(), self.is_gone());
+                for queue in driver.iter().filter(|_| listens).flat_map(|driver| &driver.queues) {
                     let _ = ops.remove(watch(queue));
                 }
                 reply.send(());
@@ -137,13 +144,23 @@ impl<S: Serve> Worker<S> {
         back_end.begin();
         let started = back_end.start(&driver.memory, self.accepted, &rings);
         // What was kicked while it had no ring may be forgotten: it looks at each.
-        driver.queues.iter().for_each(|queue| drop(queue.kick.write(1)));
+        driver.queues.iter().for_each(|queue| drop(lent::raise(&queue.kick)));
         self.runs = true;
         self.unless_failed(started, ops);
     }
 
-    /// Takes the rings back from the back end, and knows where it is in them.
+    /// Takes the rings back from the back end, and knows where it is in them. From one that does not give them back they are had at its
+    /// end.
     fn halt(&mut self, ops: &mut EventOps) {
+        self.take_back(ops);
+        if let Some(dying) = &self.dying
+            && dying.ends_within(END)
+        {
+            self.take_over(ops);
+        }
+    }
+
+    fn take_back(&mut self, ops: &mut EventOps) {
         let (Some(back_end), Some(driver)) = (&mut self.back_end, &mut self.driver) else { return };
         if !std::mem::take(&mut self.runs) {
             return;
@@ -175,14 +192,28 @@ impl<S: Serve> Worker<S> {
         self.unless_failed(rerouted, ops);
     }
 
-    /// Where the back end has failed, it is left for good: it sees the end of its connection. The driver's requests are the
-    /// fallback's from now on, and first those that the back end had in hand: the ones behind the last that it used, for who
-    /// works on a queue by one thread, as virtiofsd does unless it is told otherwise, uses chains in order.
+    /// Where the back end has failed, it is left for good. One that is merely late has the guest's memory yet, so that its process is to
+    /// end: until then nobody else touches the rings.
     fn unless_failed(&mut self, done: Result<(), Error>, ops: &mut EventOps) {
         let Err(error) = done else { return };
         let Some(back_end) = self.back_end.take() else { return };
         self.runs = false;
-        log::warn!("{}: its back end is lost, and the guest gets errors: {error}", self.title);
+        log::warn!(
+            "{}: its back end is lost, and the guest gets errors once it has ended: {error}",
+            self.title
+        );
+        (self.end)();
+        let ended = back_end.has_ended();
+        self.dying = Some(back_end);
+        if ended {
+            self.take_over(ops);
+        }
+    }
+
+    /// The back end has ended. The driver's requests are the fallback's from now on, and first those that it had in hand: the ones behind
+    /// the last that it used, for who works on a queue by one thread, as virtiofsd does unless it is told otherwise, uses chains in order.
+    fn take_over(&mut self, ops: &mut EventOps) {
+        let Some(back_end) = self.dying.take() else { return };
         let _ = ops.remove(Events::with_data(&back_end, BACK_END, GONE));
         self.listen(ops);
         let Some(driver) = &mut self.driver else { return };
@@ -191,7 +222,14 @@ impl<S: Serve> Worker<S> {
                 Ok(used) => queue.ring.set_state(QueueState { next_avail: used, next_used: used }),
                 Err(_) => driver.ended = true,
             }
+            // It may have ended between what it used and the interrupt, after which the driver waits for that one for ever.
+            let _ = driver.interrupt.queue(queue.index);
         }
+    }
+
+    /// Whether the fallback has the rings.
+    fn is_gone(&self) -> bool {
+        self.back_end.is_none() && self.dying.is_none()
     }
 
     /// Hears the driver's kicks.
@@ -205,7 +243,7 @@ impl<S: Serve> Worker<S> {
 
     /// Serves all there is, where the back end does not; true where there is more.
     fn work(&mut self) -> bool {
-        if self.back_end.is_some() || self.paused {
+        if !self.is_gone() || self.paused {
             return false;
         }
         let Some(driver) = self.driver.as_mut().filter(|driver| !driver.ended) else { return false };
@@ -218,6 +256,8 @@ impl<S: Serve> Worker<S> {
     }
 }
 
+/// How long a back end that is to end has for it, before who waits for the rings waits no more.
+const END: Duration = Duration::from_secs(2);
 /// The other end hangs up, or says something.
 const GONE: EventSet = EDGE.union(EventSet::READ_HANG_UP);
 
@@ -253,9 +293,12 @@ impl<S: Serve> MutEventSubscriber for Worker<S> {
             BACK_END => {
                 let seen = self.back_end.as_ref().map_or(Ok(()), BackEnd::look);
                 self.unless_failed(seen, ops);
+                if self.dying.as_ref().is_some_and(BackEnd::has_ended) {
+                    self.take_over(ops);
+                }
             }
             ERROR => {
-                let _ = self.error.read();
+                // The back end has it, too: who reads may wait for ever. The next edge comes all the same.
                 if let Some(driver) = self.driver.as_ref().filter(|_| self.runs) {
                     log::log!(
                         self.broken.level(),

@@ -241,7 +241,8 @@ impl Core {
         } = self;
         host.set_patience(None);
         drop(child);
-        drop(shares);
+        // Who waits for the host's disk ends when that answers, which nothing else here waits for.
+        shares.kill();
         // The last NIC's first; and before the terminal is given back, so that what is said meanwhile is readable.
         nics.into_reversed().for_each(drop);
         *asked = end_wanted;
@@ -251,6 +252,7 @@ impl Core {
         }
         drop(keyboard);
         drop(place);
+        drop(shares);
         ended.unwrap_or(Ended::Died(Death::Exit(0)))
     }
 
@@ -326,6 +328,7 @@ impl Core {
                 };
                 self.end(Ended::Failed(Failure::new(&error, error.remedy())));
             }
+            FromMachine::ShareLost { share } => self.shares.lost(share),
             FromMachine::Accepted => {}
         }
     }

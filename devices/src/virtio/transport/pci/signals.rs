@@ -133,7 +133,7 @@ impl Interrupt for Signals {
     fn event(&self, index: u16) -> Option<&EventFd> {
         // Without MSI-X there is the ISR status to set.
         let vector = self.queue_vectors.get(usize::from(index)).filter(|_| self.vectors.enabled())?;
-        self.vectors.event(vector.load(Ordering::Acquire))
+        self.vectors.lend(vector.load(Ordering::Acquire))
     }
 
     fn config(&self) -> io::Result<()> {
