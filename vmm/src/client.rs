@@ -322,7 +322,7 @@ impl Client {
 
     /// Waits for so long, and returns early, with true, where the machine is gone.
     pub fn is_gone_within(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
+        let until = end_of(time);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let left = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
@@ -400,6 +400,11 @@ impl Client {
 }
 
 /// A call of `io.wirevm.Machine`.
+/// When a wait that begins now is over; one without end is of a year.
+pub(crate) fn end_of(wait: Duration) -> Instant {
+    Instant::now() + wait.min(Duration::from_secs(365 * 24 * 3600))
+}
+
 fn method_call(method: &str, parameters: Value) -> Value {
     json!({ "method": format!("io.wirevm.Machine.{method}"), "parameters": parameters })
 }

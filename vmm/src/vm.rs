@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::MachineConfig;
-use crate::client::{Client, ClientError, connect_vsock};
+use crate::client::{Client, ClientError, connect_vsock, end_of};
 use crate::config::ConsoleConfig;
 use crate::info::MachineInfo;
 use crate::runtime::Holder;
@@ -145,7 +145,7 @@ impl Vm {
     /// # Errors
     /// It does not within `timeout`, or ends before.
     pub fn wait_for(&mut self, text: &str, timeout: Duration) -> Result<String, VmError> {
-        let until = Instant::now() + timeout;
+        let until = end_of(timeout);
         loop {
             let found =
                 self.said[self.seen..].windows(text.len().max(1)).position(|at| at == text.as_bytes());

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, end_of};
 use crate::info::VsockInfo;
 use crate::runtime;
 
@@ -29,7 +29,7 @@ const ANSWER_MAX: usize = "OK 4294967295\n".len();
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn connect_vsock(name: &str, port: u32, timeout: Duration) -> Result<UnixStream, ClientError> {
-    let until = Instant::now() + timeout;
+    let until = end_of(timeout);
     match runtime::connect_vsock(name, timeout)? {
         Some(stream) => handshake(stream, port, until).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::PortSilent { port },
@@ -107,6 +107,16 @@ mod tests {
         let mut rest = String::new();
         stream.read_to_string(&mut rest).unwrap();
         assert_eq!((rest.as_str(), stream.read_timeout().unwrap()), ("hello", None));
+    }
+
+    #[test]
+    fn whoever_waits_for_ever_is_told_the_same() {
+        let absent = connect_vsock("no-such-machine", 5, Duration::MAX).unwrap_err();
+        assert_eq!(
+            absent.to_string(),
+            connect_vsock("no-such-machine", 5, Duration::from_secs(1)).unwrap_err().to_string()
+        );
+        assert!(end_of(Duration::MAX) > Instant::now());
     }
 
     #[test]
