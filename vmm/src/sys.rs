@@ -261,12 +261,46 @@ pub(crate) fn make_mounts_read_only(directory: &Path) -> io::Result<()> {
 /// Has the program that comes next have no descriptor of `first` and above.
 ///
 /// # Errors
-/// The kernel is before Linux 5.11.
+/// The kernel is before Linux 5.11, and `/proc` is not there.
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: it closes nothing in this program.
     match unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }
     {
         0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        // It knows no such call, or not this flag of it.
+        _ => close_each_on_exec_from(first),
+    }
+}
+
+/// The same, one by one.
+fn close_each_on_exec_from(first: u32) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+        if let Some(number) = number.filter(|number| *number >= first as i32) {
+            // SAFETY: it changes a flag that only exec(2) looks at. What was closed since then is no descriptor, and no harm.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
+
+    use super::*;
+
+    #[test]
+    fn what_is_open_ends_with_exec_on_a_kernel_that_marks_them_one_by_one() {
+        // Numbers that no other test's descriptors have.
+        let [below, at, above] =
+            [700, 710, 720].map(|number| fcntl_dupfd_cloexec(io::stderr(), number).unwrap());
+        let first = at.as_raw_fd() as u32;
+        for fd in [&below, &at, &above] {
+            fcntl_setfd(fd, FdFlags::empty()).unwrap();
+        }
+        close_each_on_exec_from(first).unwrap();
+        let marked = [&below, &at, &above].map(|fd| fcntl_getfd(fd).unwrap() == FdFlags::CLOEXEC);
+        assert_eq!(marked, [false, true, true]);
     }
 }
