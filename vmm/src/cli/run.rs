@@ -96,7 +96,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = ArgAction::Set)]
     pub(crate) balloon: bool,
 
-    /// Sockets between guest and host (virtio-vsock), over Unix sockets of the host; vhost: over the host's own AF_VSOCK
+    /// Sockets between guest and host (virtio-vsock), over Unix sockets of the host; vhost: over the host's own AF_VSOCK, by which
+    /// every user of the host can connect to the guest's agent, and so be root there
     #[arg(long, value_name = "on|off|vhost[=CID]", default_value = "on")]
     pub(crate) vsock: VsockConfig,
 

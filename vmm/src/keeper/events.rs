@@ -149,9 +149,9 @@ impl Keeper {
     }
 
     fn answer_port(&mut self, ops: &mut EventOps) {
-        if let (Some(door), words) = self.core.door_and_words()
+        if let (Some(door), words, awaited) = self.core.door_and_words()
             && door.watched
-            && !door.answer(words)
+            && !door.answer(words, awaited)
         {
             door.watched = false;
             let removed = ops.remove(asks_for_ports(door));

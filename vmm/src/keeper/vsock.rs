@@ -1,7 +1,7 @@
 //! The host's end of the guest's sockets: the socket for programs, and which program the guest finds at a port of the host.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use devices::virtio::vsock::GUEST_CID;
 use vmm::config::VsockConfig;
@@ -50,6 +50,9 @@ impl Vsock {
         if let Some(cid) = cid {
             let (device, cid) = net::open_vhost_vsock(cid).map_err(Error::Vsock)?;
             machine.send_with(&ToMachine::Vsock { vhost: Some(cid) }, &[device.as_fd()]).map_err(given)?;
+            log::info!(
+                "every user of this host can connect to the guest's sockets (CID {cid}), those of its agent among them"
+            );
             return Ok(Some(Self { door: None, info: VsockInfo { cid, socket: None } }));
         }
         let listen = |source| Error::Host { what: "listen at the socket for ports of the guest", source };
@@ -80,23 +83,88 @@ impl Door {
         &self.asks
     }
 
-    /// Answers what it asked; false once nobody asks any more. Nothing waits: who does not read the answers gets no more of them.
-    /// The port of `words` is no program's.
-    pub(super) fn answer(&self, words: &mut GuestWords) -> bool {
+    /// Answers what it asked; false once nobody asks any more. Nothing waits: an answer that there is no room for is lost, and the guest's
+    /// connection with it. Who listens at the port of `words` has it only where nobody waits for those (`awaited`).
+    pub(super) fn answer(&self, words: &mut GuestWords, awaited: bool) -> bool {
         // One at a time: who has taken the machine over may ask without end.
         let PortRequest { id, port } = match self.asks.try_receive() {
             Ok(Some((request, _))) => request,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-            Ok(None) | Err(_) => return false,
+            Ok(None) => return false,
+            Err(error) => {
+                log::warn!("the guest finds no ports of the host any more: {error}");
+                return false;
+            }
         };
         let program = match port {
-            NOTIFY_PORT => words.open().map(OwnedFd::from),
+            NOTIFY_PORT => at_notify_port(words, awaited, || self.ports.connect(port)),
             port => self.ports.connect(port),
         };
         if let Err(error) = &program {
             log::debug!("the guest wants port {port}, and is refused: {error}");
         }
         let streams: Vec<_> = program.iter().map(AsFd::as_fd).collect();
-        self.asks.try_send_with(&PortAnswer { id }, &streams).is_ok()
+        reply(&self.asks, id, &streams)
+    }
+}
+
+/// Says which program it is, if any; false once nobody hears answers any more.
+fn reply(asks: &Channel<PortAnswer, PortRequest>, id: u64, streams: &[BorrowedFd<'_>]) -> bool {
+    let Err(error) = asks.try_send_with(&PortAnswer { id }, streams) else { return true };
+    let over = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+    let level = if over { log::Level::Info } else { log::Level::Warn };
+    log::log!(level, "the guest does not hear which program of the host it has: {error}");
+    !over
+}
+
+/// A program that listens where the guest says that it is up hears that in wirevm's place, unless somebody waits for it here.
+fn at_notify_port(
+    words: &mut GuestWords,
+    awaited: bool,
+    connect: impl FnOnce() -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let program = (!awaited).then(connect).and_then(Result::ok);
+    program.map_or_else(|| words.open().map(OwnedFd::from), Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_without_room_is_lost_and_the_next_one_comes() {
+        let (asks, guest) = Channel::<PortAnswer, PortRequest>::pair().unwrap();
+        let mut sent = 0;
+        // More than a socket has room for: the last ones find none.
+        while sent < 100_000 && asks.try_send(&PortAnswer { id: sent }).is_ok() {
+            sent += 1;
+        }
+        assert!(sent < 100_000 && reply(&asks, sent, &[]), "it is lost, and no more than that");
+        for id in 0..sent {
+            assert_eq!(guest.try_receive().unwrap().unwrap().0.id, id);
+        }
+        let (stream, _) = UnixStream::pair().unwrap();
+        assert!(reply(&asks, 7, &[stream.as_fd()]));
+        let (answer, streams) = guest.try_receive().unwrap().unwrap();
+        assert_eq!((answer.id, streams.len()), (7, 1));
+        drop(guest);
+        assert!(!reply(&asks, 8, &[]), "nobody hears it");
+    }
+
+    #[test]
+    fn a_program_has_the_port_of_the_guests_words_unless_they_are_awaited() {
+        let mut words = GuestWords::default();
+        let mut heard = |awaited, listens: bool| {
+            let (_, program) = UnixStream::pair().unwrap();
+            let connect = || if listens { Ok(program.into()) } else { Err(io::ErrorKind::NotFound.into()) };
+            at_notify_port(&mut words, awaited, connect).unwrap();
+            let ours = words.wait_for().into_iter().flatten().count();
+            words = GuestWords::default();
+            ours == 1
+        };
+        assert!(!heard(false, true), "the program's");
+        assert!(heard(true, true) && heard(false, false) && heard(true, false));
     }
 }

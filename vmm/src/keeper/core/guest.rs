@@ -20,9 +20,10 @@ impl Core {
         self.attached.as_ref().and_then(Attached::waits_for)
     }
 
-    /// The same, with those of its connections that are for wirevm itself.
-    pub(in crate::keeper) fn door_and_words(&mut self) -> (Option<&mut Door>, &mut GuestWords) {
-        (self.vsock.as_mut().and_then(Vsock::door), &mut self.words)
+    /// The same, with those of its connections that are for wirevm itself, and whether somebody waits for those.
+    pub(in crate::keeper) fn door_and_words(&mut self) -> (Option<&mut Door>, &mut GuestWords, bool) {
+        let awaited = self.wait_ready.is_some() && !self.up;
+        (self.vsock.as_mut().and_then(Vsock::door), &mut self.words, awaited)
     }
 
     /// The guest says something of itself.
