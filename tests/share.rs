@@ -213,6 +213,40 @@ fn a_machine_goes_on_without_its_virtiofsd_and_pauses_with_it() {
     }
 }
 
+/// It takes up the connection, says what nobody asked for, and stays.
+const IDLE_TALK: &str = r#"exec perl -e '
+open L, "+<&=0"; accept S, L or die;
+sub take { my $b = ""; while (length $b < $_[0]) { sysread S, $b, $_[0] - length $b, length $b or exit } $b }
+my %answer = (1 => 1 << 32 | 1 << 30, 15 => 0);
+while (1) {
+    my ($request, $flags, $length) = unpack "V3", take 12;
+    take $length if $length;
+    syswrite S, pack "V3 Q<", $request, 5, 8, $answer{$request} if exists $answer{$request};
+    if ($request == 3) { syswrite S, "x"; sleep 1000 }
+}'"#;
+
+#[test]
+fn one_that_is_of_no_use_is_killed_for_it_has_the_guests_memory() {
+    let (host, dir, shared) = (need!(Netns::with_own_run()), TempDir::new(), TempDir::new());
+    let perl = Command::new("perl").arg("-v").output().map(drop);
+    need!(perl.map_err(|error| format!("there is no perl: {error}")));
+    let (kernel, fake) = (handmade::kernel(&dir, forever()), fake(&dir, IDLE_TALK));
+    let (fake, share) =
+        (format!("WIREVM_VIRTIOFSD={}", fake.display()), format!("{}:data", shared.path("").display()));
+    let args = ["run", "--kernel", kernel.to_str().unwrap(), "--share", &share];
+    let mut vm = Vm::start_by(&host, &["env", &fake], &args);
+    vm.expect("running\n", SOON);
+    vm.expect_message(
+        "the share data: its back end is lost, and the guest gets errors once it has ended",
+        SOON,
+    );
+    vm.expect_message("the virtiofsd of the share data does not do its work, and is killed", SOON);
+    vm.expect_message("the virtiofsd of the share data has ended with SIGKILL", SOON);
+    all_go(&sharers(&vm));
+    vm.signal(Signal::TERM);
+    vm.ends_with(0, SOON);
+}
+
 mod stock {
     use super::*;
     use harness::stock::{self, BOOT};
