@@ -27,7 +27,7 @@ const RING: u64 = 0x1000;
 const DATA: u64 = 0x10_000;
 const ROOM: u32 = 64;
 /// Enough for a back end that answers, also on a busy machine; the time that one that does not costs.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(4);
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 const NOT_CONNECTED: i32 = -107;
 
