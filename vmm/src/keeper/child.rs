@@ -133,15 +133,20 @@ pub(crate) fn signal_name(signal: i32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
     fn nobody_waits_without_end_for_a_process_that_does_not_end() {
-        let sleeps = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut sleeps = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let mut child = Child::new(Pid::from_child(&sleeps)).unwrap();
         assert!(!child.ends_within(Duration::from_millis(10)));
         child.kill();
         assert!(child.ends_within(Duration::from_secs(20)));
-        assert_eq!(child.wait(), Death::Signal(libc::SIGKILL));
+        // Who has left it leaves its end to others, too.
+        child.leave();
+        drop(child);
+        assert_eq!(sleeps.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }
