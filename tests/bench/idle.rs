@@ -41,10 +41,11 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     let rounds = options.rounds(1);
     let files = TempDir::new();
     let kernel = kernel.copied(&files)?;
-    let names = FLEETS.map(|(name, ..)| name.to_owned());
+    let fleets: Vec<_> = FLEETS.into_iter().filter(|(name, ..)| name.contains(&options.only)).collect();
+    let names: Vec<_> = fleets.iter().map(|(name, ..)| (*name).to_owned()).collect();
     let kept = options.out.as_deref().map(|out| out.join("idle.rounds"));
     let Turns { figures, failures } = take_turns(rounds, &names, kept.as_deref(), |at| {
-        let (_, vmm, args) = &FLEETS[at];
+        let (_, vmm, args) = &fleets[at];
         measure(vmm, args, &kernel).map(|figures| figures.map(Some))
     });
     let row =
@@ -59,7 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
             kernel.name
         ),
         columns: FIGURES.map(str::to_owned).to_vec(),
-        rows: FLEETS.into_iter().zip(figures).map(row).collect(),
+        rows: fleets.into_iter().zip(figures).map(row).collect(),
         notes: [says].into_iter().chain(failures).collect(),
     })
 }

@@ -52,7 +52,7 @@ use report::Table;
 struct Options {
     /// How often each thing is measured; none for what suits the part.
     rounds: Option<usize>,
-    /// Of the wire and of the VMMs, only what has this in its name: for a profiler.
+    /// Of the wire, of the VMMs and of the fleets, only what has this in its name: for a profiler.
     only: String,
     /// Where files go.
     out: Option<PathBuf>,
