@@ -15,7 +15,7 @@ pub struct SmbiosConfig<'a> {
     pub uuid: [u8; 16],
     /// Its serial number; empty for none.
     pub serial: &'a str,
-    /// Its OEM strings (type 11), of which systemd reads its credentials. None has a NUL.
+    /// Its OEM strings (type 11), of which systemd reads its credentials. None has a NUL; empty ones are left out.
     pub strings: &'a [String],
 }
 
@@ -79,11 +79,13 @@ fn structures(config: &SmbiosConfig<'_>) -> Vec<u8> {
     chassis.bytes(&[3, 3, 3, 2]).bytes(&[0; 8]).string("");
     table.add(chassis);
 
-    // OEM strings (§7.12).
-    for strings in config.strings.chunks(STRINGS_MAX) {
+    // OEM strings (§7.12). The format has no empty ones: they would end the structure.
+    let strings: Vec<_> =
+        config.strings.iter().map(String::as_str).filter(|string| !string.is_empty()).collect();
+    for strings in strings.chunks(STRINGS_MAX) {
         let mut oem = Structure::new(11);
         oem.byte(strings.len() as u8);
-        oem.strings.extend(strings.iter().map(String::as_str));
+        oem.strings.extend(strings);
         table.add(oem);
     }
     table.add(Structure::new(127));
@@ -212,6 +214,15 @@ mod tests {
         let all = read(&SmbiosConfig::default());
         let (system, words) = &all[&1][0];
         assert_eq!((system[7], words.len()), (0, 3));
+    }
+
+    #[test]
+    fn an_empty_string_ends_nothing() {
+        let strings = ["", "a=b", "", "c=d"].map(str::to_owned);
+        let all = read(&SmbiosConfig { strings: &strings, ..SmbiosConfig::default() });
+        assert_eq!(all[&11][0].1, ["a=b", "c=d"]);
+        let all = read(&SmbiosConfig { strings: &strings[..1], ..SmbiosConfig::default() });
+        assert_eq!(all.get(&11), None);
     }
 
     #[test]
