@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
 	-C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,resources/no-unwind.ld
 
-.PHONY: help run test soak lab bench setup debian kernel build clean
+.PHONY: help run test soak fuzz lab bench setup debian kernel build clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ test: ## every test there is; the last line is the count
 
 soak: debian ## the same, with each guest on every transport and carrier of frames, and a Debian disk; takes longer
 	@tests/run --soak
+
+fuzz: ## hostile input for all that reads some, a minute each; CONTRIBUTING.md has more
+	@tests/fuzz/run
 
 lab: ## a shell where KVM is real; make lab CMD='...' runs that there instead
 	@if [ -n "$$CMD" ]; then tests/lab/lab -- bash -c "$$CMD"; else tests/lab/lab; fi

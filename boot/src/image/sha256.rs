@@ -38,7 +38,7 @@ impl Digest {
     }
 
     /// Of these bytes.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         let mut hash = Sha256::new();
         hash.update(bytes);
         hash.finish()
