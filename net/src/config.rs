@@ -67,6 +67,9 @@ pub struct NetConfig {
     pub affinity: Vec<u16>,
     /// How long the thread of each queue pair looks for frames before it sleeps.
     pub poll: Duration,
+    /// True if frames of one flow that the guest sends one behind the other go to the host as one packet, where our own threads carry
+    /// them and the host's end cuts such packets.
+    pub coalesce: bool,
     /// What carries the frames; on a tun, always wirevm's own threads.
     pub vhost: VhostMode,
     /// What it may send and receive in a second; nothing is limited where vhost-net carries the frames.
@@ -223,6 +226,7 @@ impl FromStr for NetConfig {
         };
         let affinity = keys.take("affinity", affinity::parse_cpus)?.unwrap_or_default();
         let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
+        let coalesce = keys.take("coalesce", on_or_off)?.unwrap_or(true);
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
         let link = keys.take("link", str::parse)?.unwrap_or_default();
@@ -242,6 +246,7 @@ impl FromStr for NetConfig {
             queues,
             affinity,
             poll,
+            coalesce,
             vhost,
             rate,
             trust,
@@ -280,6 +285,9 @@ impl fmt::Display for NetConfig {
         }
         if !self.poll.is_zero() {
             write!(f, ",poll={}", self.poll.as_micros())?;
+        }
+        if !self.coalesce {
+            f.write_str(",coalesce=off")?;
         }
         if self.vhost != VhostMode::default() {
             write!(f, ",vhost={}", self.vhost)?;

@@ -14,7 +14,7 @@
 //!
 //! # Map
 //! - `frames/`: [`Backend`] and what it speaks of. `iov.rs`: guest buffers. `filter.rs`: which frames a NIC receives. `queue.rs`: a
-//!   further queue of a link. `socket.rs`: a wire between two processes. `stream.rs`: bytes that are no frames. `unplugged.rs`: no wire. `soft_offload/`: checksums and
+//!   further queue of a link. `socket.rs`: a wire between two processes. `stream.rs`: bytes that are no frames. `merge/`: several frames as one packet. `unplugged.rs`: no wire. `soft_offload/`: checksums and
 //!   segments for a wire that can do less than the guest's driver leaves to it.
 //! - `wire/`: [`Wire`], the host half of a NIC, and the only match over the kinds of wire; a file for each kind makes it (`made.rs`)
 //!   and has its descriptors: `tap.rs`, `bridge.rs`, `macvtap.rs`, `tun.rs`, `fd.rs`; `tuntap.rs`, the links of the tun driver.
@@ -76,6 +76,7 @@ pub use error::{
 };
 pub use frames::filter::{Addresses, RxFilter};
 pub use frames::iov::{Iov, IovBuffer, prefetch};
+pub use frames::merge::{FrameHead, Kinds, Run};
 pub use frames::socket::{SocketBackend, SocketPeer};
 pub use frames::soft_offload::SoftOffload;
 pub use frames::stream::{receive_bytes, send_bytes};

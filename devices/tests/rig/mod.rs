@@ -1,6 +1,8 @@
 //! A NIC between a mock driver and a socket: the whole device without root, without KVM.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod burst;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -262,6 +262,10 @@ impl<B: Backend> Backend for Autoconf<B> {
         self.backend.offloads()
     }
 
+    fn merges(&self) -> (Offloads, u16) {
+        self.backend.merges()
+    }
+
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         self.backend.set_offloads(accepted)
     }

@@ -141,7 +141,7 @@ const KEY: Key = Key {
     section: None,
 };
 
-static KEYS: [Key; 27] = [
+static KEYS: [Key; 28] = [
     Key {
         name: "host",
         value: "ADDRESS/LENGTH",
@@ -333,6 +333,15 @@ static KEYS: [Key; 27] = [
         help: "how long that thread looks for frames before it sleeps, at most 10000",
         example: "50",
         section: Some("a-thread-that-does-not-sleep-at-once"),
+        ..KEY
+    },
+    Key {
+        name: "coalesce",
+        value: "on|off",
+        default: Some("on"),
+        help: "frames that the guest sends in a row, of one flow and size, go to the host as one packet that it cuts again",
+        example: "off",
+        section: Some("many-small-frames-as-one-packet"),
         ..KEY
     },
     Key {

@@ -434,6 +434,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "queues=([0-9]{1,2}|auto)",
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
         1 => "poll=[0-9]{1,5}",
+        1 => "coalesce=(on|off|x)",
         1 => "vhost=(on|off|auto|x)",
         1 => "(rate|pps)=[0-9]{1,6}[kMG]?(:(off|[0-9]{1,4}M))?",
         1 => "burst=[0-9]{1,4}",
@@ -553,9 +554,15 @@ fn specs() -> impl Strategy<Value = NetConfig> {
             RateLimits { sent, received: RateLimit::default(), burst: Duration::from_millis(burst) }
         }),
     ];
-    let carrier = (queues, any::<bool>(), poll, (vhost, rate), any::<bool>(), any::<[bool; 2]>());
+    let carrier = (queues, any::<bool>(), poll, (vhost, rate), any::<bool>(), any::<[bool; 3]>());
     (wires(), option::of(macs()), option::of(MTU), carrier, netns).prop_map(
-        |(wire, mac, mtu, (queues, bound, poll, (vhost, rate), trust, [guard, must_guard]), netns)| {
+        |(
+            wire,
+            mac,
+            mtu,
+            (queues, bound, poll, (vhost, rate), trust, [guard, must_guard, coalesce]),
+            netns,
+        )| {
             let trust = trust || wire.kind().key("trust").is_none();
             let guards = wire.kind().key("guard").is_some();
             let (guard, must_guard) = (guard || !guards, guard && must_guard && guards);
@@ -572,6 +579,7 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 queues,
                 affinity: (0..cpus).collect(),
                 poll,
+                coalesce,
                 vhost,
                 rate,
                 trust,

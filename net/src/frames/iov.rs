@@ -68,17 +68,13 @@ impl IovBuffer {
         for entry in frame.as_iovecs() {
             let skipped = skip.min(entry.iov_len);
             skip -= skipped;
-            let len = entry.iov_len - skipped;
-            if len == 0 {
-                continue;
+            if skipped < entry.iov_len {
+                whole = view.entries.len() < Self::MAX;
+                if !whole {
+                    break;
+                }
+                view.add_behind(entry, skipped);
             }
-            whole = view.entries.len() < Self::MAX;
-            if !whole {
-                break;
-            }
-            let base = entry.iov_base.cast::<u8>().wrapping_add(skipped).cast();
-            view.entries.push(libc::iovec { iov_base: base, iov_len: len });
-            view.len += len;
         }
         (view, whole)
     }
@@ -125,6 +121,37 @@ impl<'m> Iov<'m> {
         }
         self.len += len;
         true
+    }
+
+    /// Takes all buffers away.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        (self.consumed, self.len) = (0, 0);
+    }
+
+    /// Appends what `frame` has behind its first `skip` bytes. No byte is copied, only where the buffers are. False, with nothing done,
+    /// where there would be more buffers than [`IovBuffer::MAX`] less one, which is left to a header in front.
+    #[must_use]
+    pub fn append(&mut self, frame: &Iov<'m>, mut skip: usize) -> bool {
+        if self.buffers() + frame.buffers() >= IovBuffer::MAX {
+            return false;
+        }
+        for entry in frame.as_iovecs() {
+            let skipped = skip.min(entry.iov_len);
+            skip -= skipped;
+            if skipped < entry.iov_len {
+                self.add_behind(entry, skipped);
+            }
+        }
+        true
+    }
+
+    /// Adds what a buffer has behind its first `skipped` bytes as a buffer of its own.
+    fn add_behind(&mut self, entry: &libc::iovec, skipped: usize) {
+        let base = entry.iov_base.cast::<u8>().wrapping_add(skipped).cast();
+        let len = entry.iov_len - skipped;
+        self.entries.push(libc::iovec { iov_base: base, iov_len: len });
+        self.len += len;
     }
 
     /// Takes the first `len` bytes away, so that what follows them is the room for the next frame: gathering the room for a

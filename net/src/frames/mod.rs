@@ -5,6 +5,7 @@
 
 pub(crate) mod filter;
 pub(crate) mod iov;
+pub(crate) mod merge;
 pub(crate) mod queue;
 pub(crate) mod socket;
 pub(crate) mod soft_offload;
@@ -53,6 +54,14 @@ pub trait Backend: Send {
 
     /// What the host end can do, whatever was last set.
     fn offloads(&self) -> Offloads;
+
+    /// As which kinds of packets [`send`](Self::send) takes several frames at once, and the MTU in bytes of frames that may be among
+    /// them ([`Run`](crate::Run)).
+    ///
+    /// The default is none, which is right for a wire that does not cut them.
+    fn merges(&self) -> (Offloads, u16) {
+        Default::default()
+    }
 
     /// Says what the guest accepts in the frames it receives: from now on the host finishes checksums and segments for
     /// all that is not in `accepted`.

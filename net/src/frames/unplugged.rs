@@ -55,16 +55,17 @@ pub(crate) struct SendOnly {
     /// Never written.
     nothing: OwnedFd,
     offloads: Offloads,
+    merges: (Offloads, u16),
 }
 
 impl SendOnly {
-    /// By `device`, a second descriptor of a queue that can do `offloads`.
+    /// By `device`, a second descriptor of a queue that can do `offloads` and [`merges`](Backend::merges).
     ///
     /// # Errors
     /// There is no descriptor left.
-    pub(crate) fn new(device: OwnedFd, offloads: Offloads) -> io::Result<Self> {
+    pub(crate) fn new(device: OwnedFd, offloads: Offloads, merges: (Offloads, u16)) -> io::Result<Self> {
         let nothing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { device, nothing, offloads })
+        Ok(Self { device, nothing, offloads, merges })
     }
 }
 
@@ -90,6 +91,10 @@ impl Backend for SendOnly {
 
     fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    fn merges(&self) -> (Offloads, u16) {
+        self.merges
     }
 
     fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {

@@ -79,7 +79,8 @@ impl Cable {
         if descriptors.next().is_some() || frames.is_empty() {
             return Err(wrong());
         }
-        let send_only = |_| SendOnly::new(frames[0].try_clone()?, spec.offloads);
+        let merges = (if spec.coalesce { spec.offloads } else { Offloads::default() }, spec.mtu);
+        let send_only = |_| SendOnly::new(frames[0].try_clone()?, spec.offloads, merges);
         let send_only = (frames.len()..spec.pairs).map(send_only).collect::<io::Result<Vec<_>>>()?;
         let router = spec.router.map(|router| router.with_forwarding(forwarding));
         let ask = Arc::new(Mutex::new(ask));
@@ -88,6 +89,7 @@ impl Cable {
             ask: Arc::clone(&ask),
             asks: index == 0 && spec.asks,
             offloads: spec.offloads,
+            merges,
             leads: index == 0,
             switches: index > 0 || spec.switches_first,
             enabled: true,
@@ -120,6 +122,7 @@ struct End {
     /// The link brings only what it is asked for.
     asks: bool,
     offloads: Offloads,
+    merges: (Offloads, u16),
     /// What is the link's and not the queue's is set by this one.
     leads: bool,
     switches: bool,
@@ -134,6 +137,10 @@ impl Backend for End {
 
     fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    fn merges(&self) -> (Offloads, u16) {
+        self.merges
     }
 
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
@@ -184,6 +191,7 @@ mod tests {
             mac: Mac::new([2, 0, 0, 0, 0, 1]).unwrap(),
             mtu: 1500,
             offloads: Offloads::default(),
+            coalesce: true,
             queues,
             pairs: queues,
             vhosts: 0,

@@ -16,6 +16,8 @@ pub struct CableSpec {
     pub(crate) mtu: u16,
     /// What the host's end can do.
     pub(crate) offloads: Offloads,
+    /// Several frames of the guest may go to the host's end as one packet.
+    pub(crate) coalesce: bool,
     /// How many descriptors carry frames: one for each queue pair, the first ones.
     pub(crate) queues: usize,
     /// How many queue pairs the guest's NIC has: those past the last queue only send.

@@ -31,6 +31,7 @@ impl Parts {
             mac,
             mtu,
             offloads,
+            coalesce: false,
             queues: 0,
             pairs: 0,
             has_carrier: false,

@@ -104,6 +104,7 @@ impl Wire {
         // The carrier of an inherited descriptor's link is its owner's.
         parts.spec.has_carrier =
             matches!(config.wire, WireConfig::Tap(_) | WireConfig::Bridge(_) | WireConfig::Tun(_));
+        parts.spec.coalesce = config.coalesce;
         parts.spec.vhosts = vhosts.len();
         parts.spec.listens = parts.listener.is_some();
         parts.spec.forwarding = parts.forwarding.is_some();

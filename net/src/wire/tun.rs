@@ -281,6 +281,10 @@ impl<B: Backend> Backend for Tun<B> {
         self.packets.offloads()
     }
 
+    fn merges(&self) -> (Offloads, u16) {
+        self.packets.merges()
+    }
+
     fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
         self.packets.set_offloads(accepted)
     }

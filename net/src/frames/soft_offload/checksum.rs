@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071): 16-bit words added in one's complement.
 
 /// The sum of the big-endian words of `bytes`; an odd last byte is padded with a zero.
-pub(super) fn sum(bytes: &[u8]) -> u16 {
+pub(in crate::frames) fn sum(bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<4>();
     // The sum of a frame's 32-bit words fits in 64 bits with room to spare, so carries are folded once, at the end.
     let mut sum: u64 = words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum();
@@ -20,7 +20,7 @@ pub(super) fn fold(mut sum: u64) -> u16 {
 }
 
 /// The sum of two words.
-pub(super) fn add(a: u16, b: u16) -> u16 {
+pub(in crate::frames) fn add(a: u16, b: u16) -> u16 {
     fold(u64::from(a) + u64::from(b))
 }
 

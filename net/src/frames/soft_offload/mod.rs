@@ -34,7 +34,7 @@
 //! Header bytes in guest memory are read once, and only the copy is used. The exception is a frame that needs nothing from us: the wire
 //! reads it anew, so a guest that changes it in between can hand the wire work that it cannot do. The wire must refuse that by itself.
 
-mod checksum;
+pub(super) mod checksum;
 mod header;
 mod segments;
 

@@ -20,6 +20,9 @@ pub struct Counters {
     pub tx_link_down: AtomicU64,
     /// Those of them that the host refused because its own link is down or gone.
     pub tx_host_down: AtomicU64,
+    /// Frames of those sent that went together with others, and the packets as which they went.
+    pub tx_merged: AtomicU64,
+    pub tx_packets: AtomicU64,
     /// Times that the guest's frames waited for the NIC's rate.
     pub tx_rate_waits: AtomicU64,
     pub rx_frames: AtomicU64,
@@ -38,7 +41,7 @@ pub struct Counters {
     /// Kicks of the driver that woke the pair's thread: several before it wakes are one.
     pub kicks: AtomicU64,
     pub interrupts: AtomicU64,
-    /// System calls of the pair's thread: one for each frame that it tried to send or receive, and those by which it waited and
+    /// System calls of the pair's thread: one for each frame or packet that it tried to send or receive, and those by which it waited and
     /// interrupted. What a command on the control queue takes is not among them.
     pub calls: AtomicU64,
 }

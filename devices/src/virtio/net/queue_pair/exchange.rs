@@ -11,6 +11,7 @@
 
 use std::io;
 
+use super::merge::Merge;
 use super::{HostEnd, Next, PairParts, QueuePair};
 use crate::virtio::net::vhost::{Carrier, IdleCarrier, Load};
 
@@ -103,6 +104,7 @@ impl QueuePair {
         // A frame of the old wire that found too little room.
         self.shortage.forget();
         let carrier = self.take_carrier();
+        self.merge = Merge::new(backend.merges());
         HostEnd { backend: std::mem::replace(&mut self.parts.backend, backend), carrier }
     }
 

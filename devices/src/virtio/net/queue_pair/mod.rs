@@ -28,6 +28,7 @@
 //! |---|---|
 //! | `mod.rs` | the pair, one turn of it, and what it waits for |
 //! | `transmit.rs`, `receive.rs` | the two loops |
+//! | `merge.rs` | several frames as one packet for the host |
 //! | `burst.rs` | how much each moves in a turn, and how the driver hears of it |
 //! | `coalescing.rs` | interrupts that are held, as the driver has set it |
 //! | `receive_space.rs` | the buffers that a received frame fills |
@@ -44,6 +45,7 @@ mod commands;
 mod counters;
 pub(super) mod events;
 mod exchange;
+mod merge;
 mod rate;
 mod receive;
 mod receive_space;
@@ -66,6 +68,7 @@ use vm_memory::GuestMemoryMmap;
 
 use self::burst::signal_used;
 use self::coalescing::Coalescer;
+use self::merge::Merge;
 use self::receive_space::Posted;
 use self::shortage::Shortage;
 use super::control::Control;
@@ -170,6 +173,8 @@ pub struct QueuePair {
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
+    /// What sends several frames at once, where the host's end takes that.
+    merge: Option<Box<Merge>>,
     shortage: Shortage,
     /// Its memory behind too little room: empty until there was too little.
     overflow: Vec<u8>,
@@ -193,6 +198,7 @@ impl QueuePair {
             rx_coalescer: Coalescer::default(),
             tx_coalescer: Coalescer::default(),
             unanswered: 0,
+            merge: Merge::new(parts.backend.merges()),
             parts,
             transmit,
             receive,
