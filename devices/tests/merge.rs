@@ -244,3 +244,28 @@ fn a_broken_chain_behind_others_ends_the_pair_after_them() {
     assert!(told.is_err(), "the driver is told");
     assert_eq!(sent(&host), [(5, 442)]);
 }
+
+#[test]
+fn a_wire_that_a_nic_moves_to_gets_what_it_takes() {
+    let (first, host) = end(Offloads::default());
+    let mut rig = Rig::with(first, SocketBackend::pair().unwrap().1);
+    rig.start(rig::PLAIN, 256);
+    let burst = |rig: &mut Rig, host: &Mutex<Host>| {
+        for (number, frame) in udp(4).iter().enumerate() {
+            let at = CHAIN_DATA + 256 * number as u64;
+            rig.memory.write_slice(frame, GuestAddress(at)).unwrap();
+            rig.tx.add(&[Buffer::readable(at, frame.len() as u32)]).unwrap();
+        }
+        rig.kick_tx();
+        wait("the frames", || rig.tx.pending() == 4);
+        assert_eq!(rig.reap_tx(), 4);
+        sent(host)
+    };
+    assert_eq!(burst(&mut rig, &host), [(0, 142); 4]);
+    let (second, host) = end(ALL);
+    rig.handle.swap(vec![second], Vec::new()).unwrap();
+    assert_eq!(burst(&mut rig, &host), [(5, 442)]);
+    let (third, host) = end(Offloads { uso: false, ..ALL });
+    rig.handle.swap(vec![third], Vec::new()).unwrap();
+    assert_eq!(burst(&mut rig, &host), [(0, 142); 4]);
+}

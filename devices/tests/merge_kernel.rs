@@ -10,16 +10,17 @@ mod trains;
 
 use std::cell::RefCell;
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use namespace::{in_namespace, run, shell};
-use net::{Backend, HEADER_LEN, IovBuffer, Offloads, Tap};
+use namespace::{in_namespace, run, shell, wire};
+use net::{Backend, HEADER_LEN, IovBuffer, Mac, Offloads, Tap};
 use packets::GUEST;
 use proptest::test_runner::{Config, TestRunner};
 use rig::burst::Burst;
-use trains::{canonical, train, trains};
+use trains::{canonical, repair, train, trains};
 use vm_memory::VolatileSlice;
 
 const NONE: Offloads = Offloads { csum: false, tso4: false, tso6: false, uso: false };
@@ -149,5 +150,62 @@ fn a_tap_takes_each_kind_as_one() {
             let counters = &bridge.ways[1].counters;
             assert_eq!(counters.tx_packets.load(Ordering::Relaxed) - before, u64::from(kind));
         }
+    });
+}
+
+/// Datagrams of the guest to the host's port 5000, 24 of 100 bytes each.
+fn datagrams(guest: Mac, host: [u8; 6], from: [u8; 4], to: [u8; 4]) -> Vec<Vec<u8>> {
+    let (packet, mut frames) = train(false, false, 24, 100);
+    for frame in &mut frames {
+        let headers = [&host[..], &guest.octets()].concat();
+        frame[HEADER_LEN..][..12].copy_from_slice(&headers);
+        frame[HEADER_LEN + 26..][..8].copy_from_slice(&[from, to].concat());
+        frame[HEADER_LEN + 36..][..2].copy_from_slice(&5000_u16.to_be_bytes());
+        repair(&packet, frame);
+    }
+    frames
+}
+
+/// Sends datagrams of the guest by the wire `spec`, to a socket of the host; as how many packets they went.
+fn to_socket(spec: &str, host: [u8; 6], from: [u8; 4], to: [u8; 4]) -> u64 {
+    let mut opened = wire::opened(spec);
+    let mut burst = Burst::new(opened.backends.remove(0));
+    let socket = UdpSocket::bind((Ipv4Addr::from(to), 5000)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let frames = datagrams(opened.mac, host, from, to);
+    burst.send(&frames);
+    for frame in &frames {
+        let mut bytes = [0; 200];
+        let (len, sender) = socket.recv_from(&mut bytes).unwrap();
+        assert!(bytes[..len] == frame[HEADER_LEN + 42..] && sender.ip() == Ipv4Addr::from(from));
+    }
+    let frames = burst.counters.tx_merged.load(Ordering::Relaxed);
+    let packets = burst.counters.tx_packets.load(Ordering::Relaxed);
+    assert_eq!(frames, 24 * packets);
+    packets
+}
+
+#[test]
+fn each_kind_of_wire_takes_packets() {
+    in_namespace("each_kind_of_wire_takes_packets", || {
+        let can = u64::from(Tap::open(None).unwrap().offloads().uso);
+        run("ip link set lo up");
+        let (guest, host) = ([10, 0, 0, 2], [10, 0, 0, 1]);
+        for (key, packets) in [("", can), (",coalesce=on", can), (",coalesce=off", 0)] {
+            let spec = format!("tun=t0,host=10.0.0.1/30{key}");
+            assert_eq!(to_socket(&spec, [2, 0, 0, 0, 0, 9], guest, host), packets, "{spec}");
+        }
+        run("ip link add br0 address 02:00:00:00:00:09 type bridge");
+        run("ip address add 10.0.0.1/30 dev br0");
+        run("ip link set br0 up");
+        let packets = to_socket("bridge=br0", [2, 0, 0, 0, 0, 9], guest, host);
+        assert_eq!(packets, can, "a bridge");
+        run("ip link del br0");
+        run("ip link add nic type veth peer name other address 02:00:00:00:00:09");
+        run("ip address add 10.0.0.1/30 dev other");
+        run("ip link set nic up");
+        run("ip link set other up");
+        let packets = to_socket("macvtap=nic", [2, 0, 0, 0, 0, 9], guest, host);
+        assert_eq!(packets, can, "a macvtap");
     });
 }

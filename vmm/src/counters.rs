@@ -46,6 +46,9 @@ pub struct QueueCounters {
     /// To the guest. Lost: `too_long` (for the driver's buffers), `no_buffer` (it posted none in time), `unread` (the host failed),
     /// `unfit` (the driver cannot read such frames).
     pub received: Direction,
+    /// Frames of those sent that went to the host together, as so many packets.
+    #[serde(default)]
+    pub coalesced: Coalesced,
     /// Notifications of the driver that woke the pair's thread.
     pub kicks: u64,
     /// Interrupts of the guest.
@@ -66,6 +69,15 @@ pub struct Direction {
     /// How often frames waited for the NIC's rate.
     #[serde(default)]
     pub rate_waits: u64,
+}
+
+/// Frames that went as packets of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coalesced {
+    /// How many frames.
+    pub frames: u64,
+    /// How many packets.
+    pub packets: u64,
 }
 
 /// What the host counted on a link.

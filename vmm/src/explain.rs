@@ -153,7 +153,8 @@ Which one?
   Somebody else made the tap or macvtap and hands it over      fd=5
 
 Who carries the frames is another question: wirevm's own threads, or with vhost=on the kernel (not
-those of a tun). What reaches what is the same.
+those of a tun). What reaches what is the same. wirevm's threads hand the host what a guest sends in
+a row, of one flow and size, as one packet that the host cuts again; coalesce=off: each frame alone.
 ";
 
 /// The drawing and the words of one wire.

@@ -233,6 +233,26 @@ mod tests {
     }
 
     #[test]
+    fn every_queue_takes_several_frames_at_once_where_the_spec_says_so() {
+        let offloads = Offloads { csum: true, tso4: true, tso6: true, uso: true };
+        let gateway = || Some(Gateway::new(spec(1).mac, vec!["10.0.0.1".parse().unwrap()]));
+        let host = crate::HostV4::new("10.0.0.1".parse().unwrap(), 30).unwrap();
+        let lease = Lease::new(spec(1).mac, host, [2, 0, 0, 0, 0, 2], 1500);
+        for (gateway, lease) in [(None, None), (None, lease.clone()), (gateway(), None), (gateway(), lease)] {
+            for (coalesce, kinds) in [(true, offloads), (false, Offloads::default())] {
+                let (gateway, lease) = (gateway.clone(), lease.clone());
+                // The last pair only sends.
+                let spec = CableSpec { offloads, coalesce, pairs: 3, gateway, lease, ..spec(2) };
+                let plugged = plug(spec, 2).unwrap();
+                assert_eq!(plugged.backends.len(), 3);
+                for backend in plugged.backends {
+                    assert_eq!(backend.merges(), (kinds, 1500));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_spec_is_plain_data() {
         let gateway = Gateway::new(spec(1).mac, vec!["10.0.0.1".parse().unwrap()]);
         let host = crate::HostV4::new("10.0.0.1".parse().unwrap(), 30).unwrap();

@@ -115,8 +115,10 @@ pub(super) fn send(rig: &Rig, nic: &mut VirtioNet, shape: Shape, time: Duration)
             sent += 1;
         }
         if begin.elapsed() < time {
-            let more = !places.is_empty();
-            for place in places.drain(..) {
+            // A train is shown whole.
+            let whole = places.len() - places.len() % shape.train.max(1);
+            let more = whole > 0;
+            for place in places.drain(..whole) {
                 rig.write_headers(shape, &headers, place)?;
                 let buffers = &frames[usize::from(place)];
                 // As Linux does: a table only where it saves descriptors.

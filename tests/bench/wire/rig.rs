@@ -44,12 +44,24 @@ pub(super) struct Shape {
     pub(super) rx_buffer: usize,
     /// How many frames the tap's queue holds before a drain.
     pub(super) queue: usize,
+    /// UDP whose checksums are left to the host, so many frames of one flow behind each other; 0 for TCP with none left.
+    pub(super) train: usize,
 }
 
 impl Shape {
     pub(super) fn new(frame: usize) -> Self {
         let large = frame > 1514;
-        Self { frame, rx_buffer: if large { 4096 } else { 1536 }, queue: if large { 200 } else { 1000 } }
+        Self {
+            frame,
+            rx_buffer: if large { 4096 } else { 1536 },
+            queue: if large { 200 } else { 1000 },
+            train: 0,
+        }
+    }
+
+    /// Frames of UDP, so many of one flow behind each other.
+    pub(super) fn of_trains(frame: usize, train: usize) -> Self {
+        Self { train, ..Self::new(frame) }
     }
 
     /// Bytes with the header.
@@ -98,6 +110,9 @@ impl Shape {
             }
         }
         let packet = (self.frame - ETHERNET) as u16;
+        if self.train > 0 {
+            return self.datagram(bytes);
+        }
         bytes.extend([2, 0, 0, 0, 0xaa, 0xaa, 2, 0, 0, 0, 0xbb, 0xbb, 8, 0]);
         bytes.extend([0x45, 0]);
         bytes.extend(packet.to_be_bytes());
@@ -108,6 +123,43 @@ impl Shape {
         bytes.resize(header_len + self.frame, 0x5a);
         bytes
     }
+
+    /// A datagram to nobody behind its empty header, whose checksum is left to the host.
+    fn datagram(self, mut bytes: Vec<u8>) -> Vec<u8> {
+        let (header_len, len) = (bytes.len(), (self.frame - ETHERNET) as u16);
+        bytes[0] = 1;
+        for (at, value) in [(2, 42_u16), (6, 34), (8, 6)] {
+            bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes.extend([2, 0, 0, 0, 0xaa, 0xaa, 2, 0, 0, 0, 0xbb, 0xbb, 8, 0]);
+        let network = bytes.len();
+        bytes.extend([0x45, 0]);
+        bytes.extend(len.to_be_bytes());
+        bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+        bytes.extend(Ipv4Addr::new(192, 0, 2, 1).octets());
+        bytes.extend(Ipv4Addr::new(192, 0, 2, 2).octets());
+        let checksum = !sum(&bytes[network..]);
+        bytes[network + 10..network + 12].copy_from_slice(&checksum.to_be_bytes());
+        bytes.extend([0, 80, 0, 80]);
+        bytes.extend((len - 20).to_be_bytes());
+        let pseudo = [&bytes[network + 12..network + 20], &[0, 17], &(len - 20).to_be_bytes()].concat();
+        bytes.extend(sum(&pseudo).to_be_bytes());
+        bytes.resize(header_len + self.frame, 0x5a);
+        bytes
+    }
+
+    /// The source's port of the frame at `place`, and where it is written.
+    fn port(self, place: u16) -> Option<(u64, [u8; 2])> {
+        let flow = usize::from(place).checked_div(self.train)?;
+        Some((self.place(place) + (HEADER_LEN + ETHERNET + 20) as u64, (0x4000 + flow as u16).to_be_bytes()))
+    }
+}
+
+/// The sum of RFC 1071.
+fn sum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum + (sum >> 16)) as u16
 }
 
 /// Who runs where.
@@ -182,6 +234,7 @@ impl Rig {
         let content = shape.content(HEADER_LEN);
         for place in 0..RING {
             self.memory.write_slice(&content, GuestAddress(shape.place(place))).map_err(io::Error::other)?;
+            self.write_port(shape, place)?;
         }
         // Each page of the receive buffers is there, too.
         let last = Self::receive_buffer(shape, RING - 1).addr - RX_DATA;
@@ -198,7 +251,16 @@ impl Rig {
 
     /// Writes the headers of the frame at `place`, as the driver's core does before it gives a frame away.
     pub(super) fn write_headers(&self, shape: Shape, headers: &[u8], place: u16) -> io::Result<()> {
-        self.memory.write_slice(headers, GuestAddress(shape.place(place))).map_err(io::Error::other)
+        self.memory.write_slice(headers, GuestAddress(shape.place(place))).map_err(io::Error::other)?;
+        self.write_port(shape, place)
+    }
+
+    /// Writes of which flow the frame at `place` is.
+    fn write_port(&self, shape: Shape, place: u16) -> io::Result<()> {
+        match shape.port(place) {
+            Some((at, port)) => self.memory.write_slice(&port, GuestAddress(at)).map_err(io::Error::other),
+            None => Ok(()),
+        }
     }
 
     /// The buffers of the frame at `place`.

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use vmm::client::{Client, ClientError};
 use vmm::counters::{
-    Direction, Dropped, HostCounters, HostDirection, NetCounters, NicCounters, QueueCounters,
+    Coalesced, Direction, Dropped, HostCounters, HostDirection, NetCounters, NicCounters, QueueCounters,
 };
 
 use super::machines::connect;
@@ -96,6 +96,10 @@ fn per_second(before: &NetCounters, now: &NetCounters) -> NetCounters {
             QueueCounters {
                 sent: direction(&was.sent, &is.sent),
                 received: direction(&was.received, &is.received),
+                coalesced: Coalesced {
+                    frames: rate(was.coalesced.frames, is.coalesced.frames),
+                    packets: rate(was.coalesced.packets, is.coalesced.packets),
+                },
                 kicks: rate(was.kicks, is.kicks),
                 interrupts: rate(was.interrupts, is.interrupts),
                 system_calls: rate(was.system_calls, is.system_calls),
@@ -127,7 +131,7 @@ fn page(counters: &NetCounters, unit: &str, number: fn(u64) -> String) -> String
         // The kernel says on the link what it carries.
         let shown = |queue: &&QueueCounters| nic.carrier == "wirevm" || **queue != QueueCounters::default();
         for (index, queue) in nic.queues.iter().enumerate().filter(|(_, queue)| shown(queue)) {
-            let QueueCounters { sent, received, kicks, interrupts, system_calls } = queue;
+            let QueueCounters { sent, received, kicks, interrupts, system_calls, .. } = queue;
             let way = |way: &Direction| [way.frames, way.bytes, way.lost()];
             let [a, b, c, d, e, f] = [way(sent), way(received)].as_flattened().try_into().expect("2 by 3");
             let numbers = [a, b, c, d, e, f, *kicks, *interrupts, *system_calls].map(number);
@@ -143,6 +147,13 @@ fn page(counters: &NetCounters, unit: &str, number: fn(u64) -> String) -> String
         text.push_str(&aligned(&rows));
         if let Some(lost) = lost(nic, unit, number) {
             text.push_str(&format!("lost: {lost}\n"));
+        }
+        let of_queues =
+            |read: fn(&Coalesced) -> u64| nic.queues.iter().map(|queue| read(&queue.coalesced)).sum();
+        let together: [u64; 2] = [of_queues(|of| of.frames), of_queues(|of| of.packets)];
+        if together != [0, 0] {
+            let [frames, packets] = together.map(number);
+            text.push_str(&format!("coalesced: {frames}{unit} frames sent as {packets}{unit} packets\n"));
         }
         let waits = |way: fn(&QueueCounters) -> &Direction| {
             nic.queues.iter().map(|queue| way(queue).rate_waits).sum()
@@ -226,6 +237,7 @@ mod tests {
         let queue = QueueCounters {
             sent: direction(100 * scale, "too_long"),
             received: direction(200 * scale, "no_buffer"),
+            coalesced: Coalesced { frames: 90 * scale, packets: 4 * scale },
             kicks: 7 * scale,
             ..QueueCounters::default()
         };
@@ -254,6 +266,7 @@ mod tests {
                 "queue 1 300 300000 3 600 600000 3 21 0 0",
                 "link tap0 300 300000 0 300 300000 0",
                 "lost: sent too_long 6, received no_buffer 6, sent guard 6",
+                "coalesced: 540 frames sent as 24 packets",
                 "waited for the rate: sent 6, received 0",
             ]
         );
@@ -268,6 +281,7 @@ mod tests {
         assert_eq!((queue.sent.frames, queue.received.bytes, queue.kicks), (200, 400_000, 14));
         assert_eq!((queue.sent.lost(), rates.nics[0].dropped["guard"]), (2, 4));
         assert_eq!(rates.nics[0].host.as_ref().unwrap().sent.bytes, 200_000);
+        assert_eq!(queue.coalesced, Coalesced { frames: 180, packets: 8 });
         // A NIC that is new, and a link that was made anew.
         let first = per_second(&NetCounters::default(), &counters(1_000_000, 1));
         assert_eq!(first.nics[0].queues[1].sent.frames, 100);

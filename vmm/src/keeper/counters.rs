@@ -2,7 +2,7 @@
 
 use net::Wire;
 use vmm::counters::{
-    Direction, Dropped, HostCounters, HostDirection, NetCounters, NicCounters, QueueCounters,
+    Coalesced, Direction, Dropped, HostCounters, HostDirection, NetCounters, NicCounters, QueueCounters,
 };
 
 use super::nic_table::Nics;
@@ -62,6 +62,7 @@ fn of_pair(pair: &PairCounters) -> QueueCounters {
                 ("unfit", rest(pair.rx_dropped, &[rx_too_long, rx_no_buffer, rx_unread])),
             ]),
         },
+        coalesced: Coalesced { frames: pair.tx_merged, packets: pair.tx_packets },
         kicks: pair.kicks,
         interrupts: pair.interrupts,
         system_calls: pair.calls,
@@ -91,6 +92,8 @@ mod tests {
             rx_too_long: 5,
             rx_no_buffer: 6,
             rx_unread: 7,
+            tx_merged: 40,
+            tx_packets: 3,
             ..PairCounters::default()
         });
         assert_eq!(
@@ -99,6 +102,7 @@ mod tests {
         );
         let expected = [("too_long", 5), ("no_buffer", 6), ("unread", 7), ("unfit", 2)];
         assert_eq!(counters.received.dropped, dropped(expected));
+        assert_eq!(counters.coalesced, Coalesced { frames: 40, packets: 3 });
         assert_eq!((counters.sent.lost(), counters.received.lost()), (9, 20));
     }
 }

@@ -64,7 +64,11 @@ fn queues(text: &mut String, vm: &str, net: &NetCounters) {
         counter(text, &family, "How often frames waited for the NIC's rate", waits);
     }
     type Read = fn(&QueueCounters) -> u64;
-    let families: [(&str, &str, Read); 3] = [
+    let families: [(&str, &str, Read); 5] = [
+        ("wirevm_coalesced_frames_total", "Frames of those sent that went to the host together", |queue| {
+            queue.coalesced.frames
+        }),
+        ("wirevm_coalesced_packets_total", "The packets as which they went", |queue| queue.coalesced.packets),
         ("wirevm_kicks_total", "Notifications of the driver that woke the queue pair's thread", |queue| {
             queue.kicks
         }),
@@ -161,7 +165,7 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use vmm::MachineConfig;
-    use vmm::counters::{Dropped, HostCounters};
+    use vmm::counters::{Coalesced, Dropped, HostCounters};
 
     use super::*;
 
@@ -185,6 +189,7 @@ mod tests {
         let queue = QueueCounters {
             sent: Direction { frames: 3, bytes: 0, dropped: dropped("refused", 7), rate_waits: 8 },
             received: Direction { frames: 0, bytes: 99, dropped: dropped("no_buffer", 1), rate_waits: 0 },
+            coalesced: Coalesced { frames: 70, packets: 9 },
             kicks: 12,
             ..QueueCounters::default()
         };
@@ -216,6 +221,8 @@ mod tests {
             "wirevm_sent_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"refused\"} 7",
             "wirevm_received_dropped_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\",cause=\"no_buffer\"} 1",
             "wirevm_sent_rate_waits_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 8",
+            "wirevm_coalesced_frames_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 70",
+            "wirevm_coalesced_packets_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 9",
             "wirevm_kicks_total{vm=\"we\\\"b\",nic=\"nic0\",queue=\"0\"} 12",
             "wirevm_ignored_frames_total{vm=\"we\\\"b\",nic=\"nic0\"} 5",
             "wirevm_guard_dropped_total{vm=\"we\\\"b\",nic=\"nic0\"} 6",

@@ -211,6 +211,8 @@ fn read(counters: &Counters) -> PairCounters {
     PairCounters {
         tx_frames: read(&counters.tx_frames),
         tx_rate_waits: read(&counters.tx_rate_waits),
+        tx_merged: read(&counters.tx_merged),
+        tx_packets: read(&counters.tx_packets),
         tx_bytes: read(&counters.tx_bytes),
         tx_dropped: read(&counters.tx_dropped),
         tx_too_long: read(&counters.tx_too_long),

@@ -219,6 +219,8 @@ pub(crate) struct NicCounters {
 pub(crate) struct PairCounters {
     pub(crate) tx_frames: u64,
     pub(crate) tx_rate_waits: u64,
+    pub(crate) tx_merged: u64,
+    pub(crate) tx_packets: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) tx_dropped: u64,
     pub(crate) tx_too_long: u64,

@@ -23,14 +23,25 @@ pub(super) struct Merge {
     ahead: IovBuffer,
     packet: IovBuffer,
     headers: [u8; FrameHead::MAX],
+    read: [FrameHead; 2],
+    heads: [u16; Run::FRAMES_MAX],
 }
 
 impl Merge {
     /// For a host's end that [merges](net::Backend::merges) so; none where it does not.
     pub(super) fn new((kinds, mtu): (Kinds, u16)) -> Option<Box<Self>> {
-        let (ahead, packet, headers) = (IovBuffer::new(), IovBuffer::new(), [0; FrameHead::MAX]);
         let any = kinds.tso4 || kinds.tso6 || kinds.uso;
-        any.then(|| Box::new(Self { kinds, mtu, ahead, packet, headers }))
+        any.then(|| {
+            Box::new(Self {
+                kinds,
+                mtu,
+                ahead: IovBuffer::new(),
+                packet: IovBuffer::new(),
+                headers: [0; FrameHead::MAX],
+                read: [FrameHead::empty(); 2],
+                heads: [0; Run::FRAMES_MAX],
+            })
+        })
     }
 
     /// Begins a burst.
@@ -40,11 +51,12 @@ impl Merge {
             mtu: self.mtu,
             next: None,
             frame: self.ahead.start(),
-            head: FrameHead::empty(),
+            read: &mut self.read,
+            turned: false,
             is_read: false,
             headers: VolatileSlice::from(&mut self.headers[..]),
             packet: self.packet.start(),
-            heads: [0; Run::FRAMES_MAX],
+            heads: &mut self.heads,
         }
     }
 }
@@ -53,17 +65,19 @@ impl Merge {
 pub(super) struct Ahead<'m> {
     kinds: &'m mut Kinds,
     mtu: u16,
-    /// The chain that was taken and did not go with those before it, with its buffers and first bytes.
+    /// The chain that was taken and did not go with those before it, and its buffers.
     next: Option<Chain>,
     frame: Iov<'m>,
-    head: FrameHead,
-    /// These are the first bytes of that frame.
+    /// The first bytes of the frame in hand and of that one; or the other way round, if they are turned.
+    read: &'m mut [FrameHead; 2],
+    turned: bool,
+    /// Those of that one are there.
     is_read: bool,
     headers: VolatileSlice<'m>,
     /// The frames that go as one.
     packet: Iov<'m>,
     /// The chains of the packet.
-    heads: [u16; Run::FRAMES_MAX],
+    heads: &'m mut [u16; Run::FRAMES_MAX],
 }
 
 /// Frames that go as one.
@@ -90,10 +104,15 @@ impl<'m> Ahead<'m> {
         (chain, frame): (Chain, &Iov<'m>),
         left: &Allowance,
     ) -> Option<Packet> {
-        if !std::mem::take(&mut self.is_read) && !self.head.read(frame) {
+        // What was that one is in hand now.
+        let is_read = std::mem::take(&mut self.is_read);
+        self.turned ^= is_read;
+        let [one, other] = &mut *self.read;
+        let (first, head) = if self.turned { (other, one) } else { (one, other) };
+        if !is_read && !first.read(frame) {
             return None;
         }
-        let (first, first_chain) = (self.head, chain);
+        let first_chain = chain;
         let mut run: Option<Run> = None;
         let mut bytes = (frame.len() - HEADER_LEN) as u64;
         while bytes < left.bytes
@@ -108,19 +127,19 @@ impl<'m> Ahead<'m> {
                 ring.undo_pop();
                 break;
             }
-            self.is_read = self.head.read(&self.frame);
+            self.is_read = head.read(&self.frame);
             self.next = Some(chain);
-            if !self.is_read || !first.may_go_with(&self.head) {
+            if !self.is_read || !first.may_go_with(head) {
                 break;
             }
             let mut longer = match run {
                 Some(run) => run,
-                None => match Run::begin(&first, *self.kinds, self.mtu) {
+                None => match Run::begin(first, *self.kinds, self.mtu) {
                     Some(run) => run,
                     None => break,
                 },
             };
-            if !longer.add(&first, &self.head, *self.kinds) {
+            if !longer.add(first, head, *self.kinds) {
                 break;
             }
             let skip = longer.headers_len();
@@ -140,7 +159,7 @@ impl<'m> Ahead<'m> {
             (run, self.next, self.is_read) = (Some(longer), None, false);
         }
         let run = run?;
-        self.headers.copy_from(&run.headers(&first));
+        self.headers.copy_from(&run.headers(first));
         Some(Packet { frames: run.frames() as u64, bytes, kind: run.kind() })
     }
 
