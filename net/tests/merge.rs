@@ -42,7 +42,7 @@ fn merged(frames: &[Vec<u8>], kinds: Offloads, mtu: u16) -> Vec<(Vec<u8>, &[Vec<
             && let Some(head) = head(frame)
         {
             let before = format!("{run:?}");
-            if !run.add(&first, &head, kinds) {
+            if !run.add(&first, &head) {
                 assert_eq!(format!("{run:?}"), before);
                 break;
             }

@@ -124,6 +124,7 @@ impl<'m> Iov<'m> {
     }
 
     /// Takes all buffers away.
+    #[inline]
     pub fn clear(&mut self) {
         self.entries.clear();
         (self.consumed, self.len) = (0, 0);
@@ -131,6 +132,7 @@ impl<'m> Iov<'m> {
 
     /// Appends what `frame` has behind its first `skip` bytes. No byte is copied, only where the buffers are. False, with nothing done,
     /// where there would be more buffers than [`IovBuffer::MAX`] less one, which is left to a header in front.
+    #[inline]
     #[must_use]
     pub fn append(&mut self, frame: &Iov<'m>, mut skip: usize) -> bool {
         if self.buffers() + frame.buffers() >= IovBuffer::MAX {
@@ -147,6 +149,7 @@ impl<'m> Iov<'m> {
     }
 
     /// Adds what a buffer has behind its first `skipped` bytes as a buffer of its own.
+    #[inline]
     fn add_behind(&mut self, entry: &libc::iovec, skipped: usize) {
         let base = entry.iov_base.cast::<u8>().wrapping_add(skipped).cast();
         let len = entry.iov_len - skipped;
@@ -223,6 +226,7 @@ impl<'m> Iov<'m> {
     }
 
     /// Copies bytes from `offset` on into `into`, and returns how many there were.
+    #[inline]
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> usize {
         self.copy(offset, into.len(), |guest, at, len| {
             // SAFETY: `guest` is `len` bytes of mapped guest memory (see `push`; it may be of two mappings, one behind the
@@ -241,6 +245,7 @@ impl<'m> Iov<'m> {
     }
 
     /// Calls `piece(guest pointer, offset in ours, length)` for each contiguous run of `[offset, offset + want)`.
+    #[inline]
     fn copy(&self, offset: usize, want: usize, mut piece: impl FnMut(*mut u8, usize, usize)) -> usize {
         let (mut skip, mut done) = (offset, 0);
         for entry in self.as_iovecs() {

@@ -50,6 +50,7 @@ impl FrameHead {
     const FLOW: Range<usize> = 42..50;
 
     /// That of no frame.
+    #[inline]
     pub const fn empty() -> Self {
         Self { bytes: [0; Self::MAX], len: 0 }
     }
@@ -74,22 +75,27 @@ impl FrameHead {
         self.len != 0 && other.len != 0 && self.bytes[Self::FLOW] == other.bytes[Self::FLOW]
     }
 
+    #[inline]
     pub(super) fn bytes(&self) -> &[u8; Self::MAX] {
         &self.bytes
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
+    #[inline]
     pub(super) fn word(&self, at: usize) -> u16 {
         u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 
+    #[inline]
     fn little_word(&self, at: usize) -> usize {
         usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]))
     }
 
+    #[inline]
     fn long(&self, at: usize) -> u32 {
         u32::from_be_bytes([self.bytes[at], self.bytes[at + 1], self.bytes[at + 2], self.bytes[at + 3]])
     }
@@ -107,6 +113,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// That of a frame of one of these `kinds` that may go with others; none where it must go alone.
+    #[inline]
     pub(super) fn of(head: &FrameHead, kinds: Kinds) -> Option<Self> {
         let mut network = HEADER_LEN + ETHERNET_LEN;
         if head.word(network - 2) == 0x8100 {
@@ -146,6 +153,7 @@ impl Layout {
         (this.is_in(kinds) && whole && left && hinted && this.is_plain(head)).then_some(this)
     }
 
+    #[inline]
     fn is_in(&self, kinds: Kinds) -> bool {
         match (self.is_tcp, self.is_v6) {
             (false, _) => kinds.uso,
@@ -155,6 +163,7 @@ impl Layout {
     }
 
     /// What the transport header says is nothing special.
+    #[inline]
     fn is_plain(&self, head: &FrameHead) -> bool {
         let (bytes, at) = (head.bytes(), self.transport);
         match self.is_tcp {
@@ -164,26 +173,31 @@ impl Layout {
     }
 
     /// The bytes of payload of a frame.
+    #[inline]
     pub(super) fn payload_len(&self, head: &FrameHead) -> usize {
         head.len() - self.payload
     }
 
     /// Where the checksum is.
+    #[inline]
     pub(super) fn checksum(&self) -> usize {
         self.transport + if self.is_tcp { 16 } else { 6 }
     }
 
     /// Whether a frame has PSH, behind which nothing comes.
+    #[inline]
     pub(super) fn pushes(&self, head: &FrameHead) -> bool {
         self.is_tcp && head.bytes()[self.transport + FLAGS] & PSH != 0
     }
 
     /// Whether a frame of such payloads can be cut.
+    #[inline]
     pub(super) fn can_be_cut(&self, size: usize) -> bool {
         !self.is_tcp || size >= TCP_SIZE_MIN
     }
 
     /// The partial checksum without the length, which is part of it: what the frames of one flow have in common.
+    #[inline]
     pub(super) fn pseudo_sum(&self, head: &FrameHead) -> u16 {
         let len = (head.len() - self.transport) as u16;
         // 0 and all ones are one number.
@@ -193,35 +207,52 @@ impl Layout {
         }
     }
 
-    /// Whether `next`, which has this layout too, is what the kernel would cut off as number `index` behind `first`, `before` bytes
-    /// of payload on.
+    /// Whether `next` is what the kernel would cut off as number `index` behind `first`, which has this layout, `before` bytes of
+    /// payload on. As most of it must be the same as in `first`, it is not looked at by itself.
+    #[inline]
     pub(super) fn continues(&self, first: &FrameHead, next: &FrameHead, index: usize, before: usize) -> bool {
-        let (a, b) = (first.bytes(), next.bytes());
+        let (a, b, len) = (first.bytes(), next.bytes(), next.len());
         let same = |range: Range<usize>| a[range.clone()] == b[range];
-        let (network, transport) = (self.network, self.transport);
-        let packets = match self.is_v6 {
-            true => same(network..network + 4) && same(network + 6..transport),
+        let &Self { network, transport, payload, is_v6, is_tcp } = self;
+        // The work that is left, and that it is of a frame so long.
+        if len <= payload || !same(6..10) || next.little_word(2) > len - HEADER_LEN {
+            return false;
+        }
+        // Addresses and ports are one behind the other, for there are no options.
+        let packets = match is_v6 {
+            true => {
+                usize::from(next.word(network + 4)) == len - transport
+                    && same(HEADER_LEN..network + 4)
+                    && same(network + 6..transport + 4)
+            }
             false => {
                 // With "don't fragment", the identification means nothing (RFC 6864 §4.1).
                 let id = first.word(network + 4).wrapping_add(index as u16);
                 let numbered = first.word(network + 6) != 0 || next.word(network + 4) == id;
-                let kinds = same(network..network + 2) && same(network + 6..network + 10);
-                numbered && kinds && same(network + 12..transport)
+                // Where the rest is the same, these three have the same sum in a header whose checksum is right.
+                let sum = |head: &FrameHead| {
+                    add(add(head.word(network + 2), head.word(network + 4)), head.word(network + 10))
+                };
+                usize::from(next.word(network + 2)) == len - network
+                    && numbered
+                    && sum(first) == sum(next)
+                    && next.word(network + 10) != 0xffff
+                    && same(HEADER_LEN..network + 2)
+                    && same(network + 6..network + 10)
+                    && same(network + 12..transport + 4)
             }
         };
-        let transports = match self.is_tcp {
+        let transports = match is_tcp {
             true => {
                 let sequence = first.long(transport + SEQUENCE).wrapping_add(before as u32);
-                let pushes = a[transport + FLAGS] ^ b[transport + FLAGS];
                 next.long(transport + SEQUENCE) == sequence
-                    && same(transport..transport + SEQUENCE)
                     && same(transport + SEQUENCE + 4..transport + FLAGS)
-                    && pushes & !PSH == 0
+                    && (a[transport + FLAGS] ^ b[transport + FLAGS]) & !PSH == 0
                     && same(transport + FLAGS + 1..transport + 16)
-                    && same(transport + URGENT..self.payload)
+                    && same(transport + URGENT..payload)
             }
-            false => same(transport..transport + 4),
+            false => usize::from(next.word(transport + 4)) == len - transport,
         };
-        same(HEADER_LEN..network) && packets && transports && self.pseudo_sum(first) == self.pseudo_sum(next)
+        packets && transports && self.pseudo_sum(first) == self.pseudo_sum(next)
     }
 }

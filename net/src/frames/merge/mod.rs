@@ -13,6 +13,8 @@
 //!   it is right would be to read the payload.
 //! - What is no longer than the link's MTU, for a bridge loses a single frame that is longer, and cuts a packet.
 //!
+//! The functions are inlined into the device's loop, which is compiled for speed where this crate is for size.
+//!
 //! A frame whose headers say anything else about it goes alone as it came. So do DHCP requests, which a backend answers.
 
 mod head;
@@ -52,6 +54,7 @@ impl Run {
     pub const FRAMES_MAX: usize = 64;
 
     /// A run of the frame `first`, for a host end that cuts these `kinds` of packets and an MTU in bytes. None where it goes alone.
+    #[inline]
     pub fn begin(first: &FrameHead, kinds: Kinds, mtu: u16) -> Option<Self> {
         let layout = Layout::of(first, kinds)?;
         let size = layout.payload_len(first);
@@ -61,14 +64,14 @@ impl Run {
     }
 
     /// Has `next` in it, if that goes with `first` and all those between; else all is as before.
-    pub fn add(&mut self, first: &FrameHead, next: &FrameHead, kinds: Kinds) -> bool {
+    #[inline]
+    pub fn add(&mut self, first: &FrameHead, next: &FrameHead) -> bool {
         let Self { layout, size, payload, frames, .. } = *self;
-        if self.closed || frames == Self::FRAMES_MAX || Layout::of(next, kinds) != Some(layout) {
+        if self.is_closed() || !layout.continues(first, next, frames, payload) {
             return false;
         }
         let more = layout.payload_len(next);
-        let whole = layout.payload - layout.network + payload + more;
-        if more > size || whole > PACKET_MAX || !layout.continues(first, next, frames, payload) {
+        if more > size || layout.payload - layout.network + payload + more > PACKET_MAX {
             return false;
         }
         (self.payload, self.frames) = (payload + more, frames + 1);
@@ -78,27 +81,32 @@ impl Run {
     }
 
     /// How many frames there are.
+    #[inline]
     pub fn frames(&self) -> usize {
         self.frames
     }
 
     /// True where nothing can follow.
+    #[inline]
     pub fn is_closed(&self) -> bool {
         self.closed || self.frames == Self::FRAMES_MAX
     }
 
     /// Where the payload of each frame begins, which is the length of the headers of all.
+    #[inline]
     pub fn headers_len(&self) -> usize {
         self.layout.payload
     }
 
     /// The kind of packet, alone.
+    #[inline]
     pub fn kind(&self) -> Kinds {
         let Layout { is_tcp, is_v6, .. } = self.layout;
         Kinds { csum: false, tso4: is_tcp && !is_v6, tso6: is_tcp && is_v6, uso: !is_tcp }
     }
 
     /// The headers of all, virtio-net header included: those of `first`, as the kernel is to cut them.
+    #[inline]
     pub fn headers(&self, first: &FrameHead) -> [u8; FrameHead::MAX] {
         let Layout { network, transport, payload, is_v6, is_tcp } = self.layout;
         let mut headers = *first.bytes();

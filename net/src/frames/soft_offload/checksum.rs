@@ -1,6 +1,7 @@
 //! The Internet checksum (RFC 1071): 16-bit words added in one's complement.
 
 /// The sum of the big-endian words of `bytes`; an odd last byte is padded with a zero.
+#[inline]
 pub(in crate::frames) fn sum(bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<4>();
     // The sum of a frame's 32-bit words fits in 64 bits with room to spare, so carries are folded once, at the end.
@@ -12,6 +13,7 @@ pub(in crate::frames) fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// Reduces a sum to one word, adding each carry back in.
+#[inline]
 pub(super) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
@@ -20,6 +22,7 @@ pub(super) fn fold(mut sum: u64) -> u16 {
 }
 
 /// The sum of two words.
+#[inline]
 pub(in crate::frames) fn add(a: u16, b: u16) -> u16 {
     fold(u64::from(a) + u64::from(b))
 }

@@ -139,7 +139,7 @@ impl<'m> Ahead<'m> {
                     None => break,
                 },
             };
-            if !longer.add(first, head, *self.kinds) {
+            if !longer.add(first, head) {
                 break;
             }
             let skip = longer.headers_len();
