@@ -68,7 +68,7 @@ fn what_makes_no_guest_is_refused_and_leaves_nothing() {
     refused(&["--image", &path(&text)], &["text"]);
     refused(&["--image", &path(&short)], &["short.tar"]);
     refused(&["--image", &path(&empty)], &["empty"]);
-    refused(&["--image", &image, "--vsock", "off"], &["reached by a vsock", "leave --vsock away"]);
+    refused(&["--image", &image, "--vsock", "off"], &["reached by a vsock", "drop --vsock"]);
     refused(&["--image", &image, "--modules", "/no/such/modules"], &["/no/such/modules"]);
     refused(&["--root", "/no/such/root"], &["cannot share /no/such/root"]);
     refused(&["--root", &path(&text)], &["not a directory"]);

@@ -556,7 +556,7 @@ fn machined_is_told_where_it_is_there() {
     // Nobody is there.
     let output = run("").arg("").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && said.contains("leave --register away"), "{said}");
+    assert!(output.status.code() == Some(1) && said.contains("drop --register"), "{said}");
 }
 
 #[test]

@@ -68,6 +68,8 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         (&["run", "--kernel", "x", "--serial-number", ""], &["--serial-number", "1 to 64"]),
         (&["run", "--kernel", "x", "--credential", "name"], &["--credential", "NAME=@FILE"]),
         (&["run", "--kernel", "x", "--credential", "a/b=c"], &["--credential", "letters, digits"]),
+        (&["run"], &["--kernel <FILE>", "--image <IMAGE>", "--root <DIR>", "--disk <FILE>"]),
+        (&["run", "--net", "tap"], &["--kernel <FILE>", "--disk <FILE>"]),
         (&["walk"], &["walk"]),
     ] {
         refused(&refuse(wirevm().args(args)), 2, words);
@@ -115,7 +117,11 @@ fn a_machine_that_cannot_be_is_refused() {
     refused(&run(&["--net", "tap=t0", "--net", "tap=t0"]), 1, &["NIC 0 and NIC 1 both have the tap t0"]);
     refused(&run(&["--console", "/no/such/dir/file"]), 1, &["/no/such/dir/file", "No such file"]);
     let gone = ["--credential", "key=@/no/such/key"];
-    refused(&run(&gone), 1, &["cannot read the credential key", "No such file", "--credential NAME=@FILE"]);
+    refused(
+        &run(&gone),
+        1,
+        &["cannot read /no/such/key for the credential key", "No such file", "--credential NAME=@FILE"],
+    );
     let long = dir.path("long");
     fs::write(&long, [b'x'; 200_000]).unwrap();
     let long = format!("key=@{}", long.display());
@@ -212,7 +218,7 @@ fn a_user_without_rights_is_told_which() {
         // Everybody may use KVM here, so that it is the tap that is refused.
         refused(&output, 1, &["NIC 0 (tap)"]);
     } else {
-        refused(&output, 1, &["cannot open /dev/kvm", "Permission denied", "group"]);
+        refused(&output, 1, &["cannot open /dev/kvm", "Permission denied", "run as root"]);
     }
 }
 

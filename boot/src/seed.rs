@@ -27,6 +27,8 @@ const LABEL: &[u8; 11] = b"CIDATA     ";
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says what its fields are
 pub enum Error {
+    #[error("the seed {path} is no directory")]
+    NoDirectory { path: PathBuf },
     #[error("cannot read the seed's {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("the directory {path} has no {}", NAMES.join(", "))]
@@ -40,7 +42,7 @@ impl Error {
     pub fn remedy(&self) -> String {
         match self {
             Self::Read { .. } => "make it readable for this user, or give another --seed DIR".into(),
-            Self::Nothing { .. } => {
+            Self::NoDirectory { .. } | Self::Nothing { .. } => {
                 "give --seed a directory with user-data (cloud-init's documentation, NoCloud)".into()
             }
             Self::TooLong { .. } => "have the guest fetch what is large".into(),
@@ -54,6 +56,10 @@ impl Error {
 /// # Errors
 /// It has none of the files, one cannot be read, or they are too long.
 pub fn read(directory: &Path, instance: &str, hostname: &str) -> Result<Vec<u8>, Error> {
+    let is_missing = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+    if std::fs::metadata(directory).map_or_else(is_missing, |there| !there.is_dir()) {
+        return Err(Error::NoDirectory { path: directory.into() });
+    }
     let mut files = Vec::new();
     let mut left = BYTES_MAX;
     for name in NAMES {
@@ -61,7 +67,7 @@ pub fn read(directory: &Path, instance: &str, hostname: &str) -> Result<Vec<u8>,
         let mut bytes = Vec::new();
         match File::open(&path).and_then(|file| file.take(left + 1).read_to_end(&mut bytes)) {
             Ok(_) => files.push((name, bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(Error::Read { path, source }),
         }
         let len = files.last().map_or(0, |(_, bytes)| bytes.len() as u64);
@@ -271,7 +277,10 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("boot-seed-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         let read = || read(&dir, "0-1-2", "web");
-        assert!(matches!(read(), Err(Error::Read { .. })));
+        assert!(matches!(read(), Err(Error::NoDirectory { .. })));
+        fs::write(&dir, "").unwrap();
+        assert!(matches!(read(), Err(Error::NoDirectory { .. })));
+        fs::remove_file(&dir).unwrap();
         fs::create_dir(&dir).unwrap();
         let error = read().unwrap_err();
         assert!(

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use vmm::client::ClientError;
@@ -120,8 +121,8 @@ pub(crate) enum Error {
         "the process that runs the guest made a system call that its sandbox forbids: {call}, in its thread {thread}"
     )]
     Forbidden { call: String, thread: String },
-    #[error("cannot read the credential {name}")]
-    Credential { name: String, source: io::Error },
+    #[error("cannot read {} for the credential {name}", file.display())]
+    Credential { name: String, file: PathBuf, source: io::Error },
     #[error(transparent)]
     Share(ShareError),
     #[error("the virtiofsd of the share {tag} is of no use")]
@@ -212,9 +213,7 @@ impl Error {
                 Some(libc::ENOENT) => "load the module (modprobe kvm_intel or kvm_amd), and switch virtualization on in \
                      the firmware; in a virtual machine or container, ask for nested virtualization or --device /dev/kvm"
                     .into(),
-                Some(libc::EACCES | libc::EPERM) => {
-                    "join the group that owns it (sudo usermod -aG kvm $USER, then log in again), or run as root".into()
-                }
+                Some(libc::EACCES | libc::EPERM) => kvm_right(),
                 Some(libc::EBUSY) => "another hypervisor (VirtualBox, VMware) holds the processor; stop it".into(),
                 _ => "wirevm doctor says what this host can do".into(),
             },
@@ -229,21 +228,21 @@ impl Error {
             Self::TooManyShares { limit, .. } => format!("give --share {limit} times at the most"),
             Self::MapMemory { .. } => "give less with --memory, or raise the limit (ulimit -v)".into(),
             Self::HugePagesShort { needed, pool, .. } => format!(
-                "{} are free; reserve more ({}), give less with --memory, or leave hugepages= away",
+                "{} are free; reserve more ({}), give less with --memory, or drop hugepages=",
                 pool.available(),
                 pool.reserve(*needed)
             ),
             Self::NoHugePages { .. } => match hugepages::sizes() {
                 sizes if sizes.is_empty() => {
-                    "take a kernel with CONFIG_HUGETLBFS, or leave hugepages= away".into()
+                    "take a kernel with CONFIG_HUGETLBFS, or drop hugepages=".into()
                 }
                 sizes => format!("it has {sizes}; take hugepages=on, another size, or none"),
             },
             Self::UnevenHugePages { bytes, page } => {
                 format!("give --memory {}", argument(bytes.next_multiple_of(*page)))
             }
-            Self::Mergeable(_) => "take a kernel with CONFIG_KSM, or leave mergeable= away".into(),
-            Self::MemoryFile { .. } => "raise the limit (ulimit -f), or leave shared= away".into(),
+            Self::Mergeable(_) => "take a kernel with CONFIG_KSM, or drop mergeable=".into(),
+            Self::MemoryFile { .. } => "raise the limit (ulimit -f), or drop shared=".into(),
             Self::MemoryTooLarge { limit, .. } => format!("give --memory {} or less", argument(*limit)),
             Self::Boot(e) => return e.remedy(),
             Self::Seed(seed) => seed.remedy(),
@@ -253,11 +252,10 @@ impl Error {
             Self::Name(error) => return error.remedy(),
             Self::Vsock(error) => return error.remedy(),
             Self::Register(ClientError::Connection(_)) => {
-                "it takes systemd 256 or later, with systemd-machined (the package systemd-container) started; or leave --register \
-                 away"
+                "it takes systemd 256 or later, with systemd-machined (the package systemd-container) started; or drop --register"
                     .into()
             }
-            Self::Register(_) => "run as root, under a name that machinectl list does not have; or leave --register away".into(),
+            Self::Register(_) => "run as root, under a name that machinectl list does not have; or drop --register".into(),
             Self::CpuAffinityCount { affinity, cpus } => {
                 let count = affinity.len();
                 // An example of a few; hundreds of numbers say nothing more.
@@ -270,7 +268,7 @@ impl Error {
             Self::CpuAffinity { .. } => online("--cpu-affinity"),
             Self::Affinity { .. } => online("affinity="),
             Self::VhostByMmio { .. } => {
-                "leave --transport mmio away, or take vhost=auto or off: wirevm's own threads then carry the frames".into()
+                "drop --transport mmio, or take vhost=auto or off: wirevm's own threads then carry the frames".into()
             }
             Self::SameTwice { .. } => "give each --net its own; without mac= and a name, wirevm chooses".into(),
             Self::ConsoleUnread { path } => format!("start its reader first: cat {}", path.display()),
@@ -283,7 +281,9 @@ impl Error {
             Self::KilledBySandbox | Self::Killed(_) | Self::Vanished(_) | Self::Nonsense(_) => return None,
             Self::Deaf => "wait until the guest is up, or take a kernel with CONFIG_ACPI".into(),
             Self::SlotTaken { .. } | Self::StandsStill | Self::Refused { .. } | Self::Kept { .. } => return None,
-            Self::Credential { .. } => "name a file that you may read: --credential NAME=@FILE".into(),
+            Self::Credential { .. } => {
+                "name a file that you may read: --credential NAME=@FILE, and for ssh.authorized_keys.root --ssh-key FILE".into()
+            }
             Self::Share(error) => return error.remedy(),
             Self::BackEnd { .. } => "is it a virtiofsd? wirevm -v says which one it is".into(),
             Self::Host { .. } | Self::Over | Self::NoKeeper | Self::Bug(_) => return None,
@@ -307,9 +307,45 @@ impl Crash {
     }
 }
 
+/// How a user gets at /dev/kvm: by its group, if that may use it.
+fn kvm_right() -> String {
+    let owner = std::fs::metadata("/dev/kvm").map(|kvm| (kvm.mode(), kvm.gid())).unwrap_or_default();
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    right_by_group(owner, &groups)
+}
+
+/// The same, where the device has this mode and group, and `groups` is `/etc/group`.
+fn right_by_group((mode, gid): (u32, u32), groups: &str) -> String {
+    let name = groups.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        (fields.get(2)?.parse() == Ok(gid)).then(|| fields[0].to_owned())
+    });
+    match name {
+        Some(group) if gid != 0 && mode & 0o060 == 0o060 => {
+            format!("join its group (sudo usermod -aG {group} $USER, then log in again), or run as root")
+        }
+        _ => "run as root, or open it to every user until the next boot (sudo chmod 666 /dev/kvm)".into(),
+    }
+}
+
 /// What to do about a CPU that cannot be had.
 fn online(option: &str) -> String {
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     let online = online.trim();
-    format!("take one that is online ({online}) and in the cpuset of this process, or leave {option} away")
+    format!("take one that is online ({online}) and in the cpuset of this process, or drop {option}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_gets_at_kvm_by_its_group_where_that_may_use_it() {
+        let groups = "root:x:0:\nbroken\nvirt:x:104:me\n";
+        assert!(right_by_group((0o20660, 104), groups).contains("usermod -aG virt $USER"));
+        for none in [(0o20600, 104), (0o20640, 104), (0o20660, 0), (0o20660, 7), (0, 0)] {
+            let remedy = right_by_group(none, groups);
+            assert!(!remedy.contains("usermod") && remedy.contains("chmod 666"), "{none:?}: {remedy}");
+        }
+    }
 }

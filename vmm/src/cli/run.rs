@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ::net::NetConfig;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, ArgGroup, Args};
 use rustix::thread::{CapabilitySet, capabilities};
 use vmm::MachineConfig;
 use vmm::config::{
@@ -18,10 +18,11 @@ use super::net_help::net_help;
 /// Boot a guest, and stay until it ends. The guest's serial port is this terminal (Ctrl-A h tells its keys).
 #[derive(Debug, Args)]
 #[command(after_help = run_help())]
+#[command(group = ArgGroup::new("boots").args(["kernel", "disk", "image", "root"]).required(true).multiple(true))]
 pub(crate) struct Run {
     /// The guest's kernel: a bzImage (vmlinuz), or an ELF vmlinux; also in gzip, also from a pipe. Without it that of the first disk,
     /// or for --image and --root this host's own
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["disk", "image", "root"])]
+    #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
     /// Make the guest's root of an image, which is a directory, a tar archive, an OCI layout, or what podman save writes; - is standard input
@@ -235,7 +236,7 @@ impl From<&Run> for MachineConfig {
 }
 
 // No line is longer than a terminal's 80 columns, or clap would have it go on at the left.
-const MEMORY_HELP: &str = "\
+pub(super) const MEMORY_HELP: &str = "\
 Memory:
   hugepages=on|2M|1G     huge pages that the host has reserved; on: of its
                          default size
@@ -243,7 +244,7 @@ Memory:
                          other two
   shared=on              a file in memory (memfd) that other processes can map";
 
-const DISK_HELP: &str = "\
+pub(super) const DISK_HELP: &str = "\
 Disks:
   ro                     the guest cannot write
   snapshot=on            what the guest writes is lost at its end

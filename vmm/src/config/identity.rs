@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 net::serde_as_text!(Credential, Uuid);
@@ -84,6 +84,14 @@ impl Credential {
     /// What the guest knows it by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The file that its value is read from; none where it is text.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.value {
+            Value::Text(_) => None,
+            Value::File(path) => Some(path),
+        }
     }
 
     /// [`hostname_of`](Self::hostname_of), as a credential.

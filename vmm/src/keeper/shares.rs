@@ -53,7 +53,7 @@ impl ShareError {
     pub(crate) fn remedy(&self) -> Option<String> {
         Some(match self {
             Self::TagTwice(_) => "give one another tag: --share DIR:TAG".into(),
-            Self::Mergeable => "leave mergeable= away".into(),
+            Self::Mergeable => "drop mergeable=".into(),
             Self::Directory(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 "name a directory that you may read, or run as root".into()
             }
@@ -67,7 +67,7 @@ impl ShareError {
                  on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
                 .into(),
             Self::ReadOnly(..) => {
-                "take a kernel of Linux 5.12 or later, and in a container the capability SYS_ADMIN; or leave ro away".into()
+                "take a kernel of Linux 5.12 or later, and in a container the capability SYS_ADMIN; or drop ro".into()
             }
             Self::Ended { .. } => "see what it says; in a container, it may need the capability SYS_ADMIN".into(),
         })

@@ -80,8 +80,10 @@ impl Identity {
     /// A credential's file cannot be read.
     pub(crate) fn of(config: &MachineConfig) -> Result<Self, Error> {
         let read = |credential: Credential| {
-            let name = credential.name().to_owned();
-            credential.oem_string().map_err(|source| Error::Credential { name, source })
+            credential.oem_string().map_err(|source| {
+                let file = credential.file().map(Path::to_path_buf).unwrap_or_default();
+                Error::Credential { name: credential.name().to_owned(), file, source }
+            })
         };
         let random = || -> Result<[u8; 16], Error> {
             let mut bytes = [0; 16];

@@ -72,7 +72,7 @@ impl Error {
             }
             Self::Directory { .. } | Self::NotADirectory { .. } => "name a directory that is there".into(),
             Self::Outside { .. } => "name directories that the guest's root has in it".into(),
-            Self::NoVsock => "leave --vsock away".into(),
+            Self::NoVsock => "drop --vsock".into(),
             Self::Reserved { of: "disk", .. } => "give the disk another serial=".into(),
             Self::Reserved { .. } => "give the directory another tag: --share DIR:TAG".into(),
             Self::ImageTooLarge { size, .. } if *size <= HOLE_START => format!(
