@@ -5,6 +5,8 @@ pub(crate) mod args;
 pub(crate) mod exec;
 mod listen_fds;
 pub(crate) mod machines;
+#[cfg(test)]
+mod man;
 pub(crate) mod net;
 mod net_args;
 mod net_help;
