@@ -38,7 +38,7 @@ debian: ## a Debian root disk with systemd and sshd, target/resources/debian.raw
 kernel: ## the slim guest kernel, built from Debian's source; some minutes, and tests go faster
 	@resources/guest-kernel/build
 
-build: ## the release programs, wirevm and the agent for guests, which need no library
+build: ## the release programs, wirevm and the agent for guests, which need no library; their manual pages are in resources/man
 	@cargo rustc --release --package vmm --bin wirevm -- $(STATIC)
 	@cargo rustc --release --package wirevm-agent --bin wirevm-agent -- $(STATIC)
 

@@ -1,4 +1,4 @@
-//! The README's tables of `--net` keys are what net's own table makes.
+//! The README's table of `--net` keys is what net's own table makes.
 //!
 //! `UPDATE_README=1 cargo test -p net --test readme` writes them anew.
 
@@ -12,38 +12,27 @@ fn readme() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../README.md")
 }
 
-/// The table of the keys that one of `kinds` takes; with several kinds, each row says whose it is.
+/// The table of the keys that one of `kinds` takes: each as one may type it, whose it is, and what it means.
 fn table(kinds: &[WireKind]) -> String {
-    let several = kinds.len() > 1;
-    let mut text = if several {
-        "| key | for | default | meaning |\n|---|---|---|---|\n".to_owned()
-    } else {
-        "| key | default | meaning |\n|---|---|---|\n".to_owned()
-    };
+    let mut text = "| key | for | meaning |\n|---|---|---|\n".to_owned();
     for key in net::keys() {
         let takers: Vec<_> = kinds.iter().filter(|kind| key.kinds.contains(kind)).copied().collect();
         if takers.is_empty() {
             continue;
         }
-        let form = key.form().replace('|', "\\|");
         let words = takers.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
         let takers = if takers.len() == kinds.len() { "all" } else { &words };
-        let takers = if several { format!(" {takers} |") } else { String::new() };
-        text += &format!("| `{form}` |{takers} {} | {} |\n", key.default.unwrap_or_default(), meaning(key));
+        let form = if key.alone { key.name.to_owned() } else { format!("{}={}", key.name, key.example) };
+        text += &format!("| `{form}` | {takers} | {} |\n", meaning(key));
     }
-    // A cell without words is one space wide.
-    text.replace("|  |", "| |")
+    text
 }
 
 fn meaning(key: &Key) -> String {
-    let mut text = key.help.to_owned();
-    if let Some(repeat) = key.repeat.words() {
-        text += &format!("; {repeat}");
+    match key.repeat.words() {
+        Some(words) => format!("{}; {words}", key.help),
+        None => key.help.to_owned(),
     }
-    if let Some(section) = key.section {
-        text += &format!(" ([more](#{section}))");
-    }
-    text
 }
 
 /// The README with every table between `<!-- keys:KIND[,KIND]... -->` and `<!-- /keys -->` made anew, and the kinds of each.
@@ -86,19 +75,20 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn the_sections_that_keys_refer_to_are_there() {
+fn the_sections_and_files_that_it_refers_to_are_there() {
     if env::var_os("UPDATE_README").is_some() {
         return eprintln!("skipped: the other test writes README.md");
     }
-    let readme = fs::read_to_string(readme()).unwrap();
-    let headings = readme.lines().filter(|line| line.starts_with('#'));
+    let text = fs::read_to_string(readme()).unwrap();
+    let headings = text.lines().filter(|line| line.starts_with('#'));
     let anchors: Vec<_> = headings.map(|line| anchor(line.trim_start_matches('#'))).collect();
-    for section in net::keys().iter().filter_map(|key| key.section) {
-        assert!(anchors.iter().any(|anchor| anchor == section), "{section}: {anchors:?}");
-    }
-    // And those that the README itself refers to.
-    for link in readme.split("](#").skip(1) {
+    for link in text.split("](#").skip(1) {
         let target = link.split(')').next().unwrap_or_default();
         assert!(anchors.iter().any(|anchor| anchor == target), "{target}: {anchors:?}");
+    }
+    for link in text.split("](").skip(1) {
+        let target = link.split(')').next().unwrap_or_default();
+        let is_file = !target.starts_with("http") && !target.starts_with('#');
+        assert!(!is_file || readme().with_file_name(target).exists(), "{target}");
     }
 }

@@ -1,7 +1,7 @@
 //! The words of `--net` as data: every kind of wire and every key, with what a person is told about it.
 //!
 //! **Invariant: this is the only list of them.** The parser refuses a key that is not here, and the help of `wirevm run`, the
-//! errors and the README's tables are made from it.
+//! errors and the README's table are made from it, and a test holds wirevm-net(7) to it.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ pub struct Key {
     pub alone: bool,
     /// A value that makes sense.
     pub example: &'static str,
-    /// The anchor of the README's section that says more.
+    /// The section of wirevm-net(7) that says more: its heading in lower case, with dashes.
     pub section: Option<&'static str>,
 }
 
