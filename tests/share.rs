@@ -60,7 +60,7 @@ fn what_cannot_be_shared_is_refused() {
         ),
         (&["--share", &share(file.to_str().unwrap())], &["file", "not a directory", "name a directory"]),
         (&["--share", &share(&here), "--share", "/:tag"], &["two directories", "\"tag\"", "DIR:TAG"]),
-        (&["--share", &share(&here), "--memory", "64M,mergeable=on"], &["mergeable", "leave mergeable="]),
+        (&["--share", &share(&here), "--memory", "64M,mergeable=on"], &["mergeable", "drop mergeable="]),
     ] {
         refused(&refuse(&works, args), words);
     }

@@ -19,8 +19,9 @@ const UDP_LEN: usize = 8;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// The port of DHCP servers: a backend may answer such a frame itself, which it knows by its length.
-const DHCP: u16 = 67;
+/// Ports to which each datagram goes alone: of DHCP servers, for a backend may answer such a frame itself, which it knows by its length;
+/// and of GENEVE and VXLAN (IANA's and Linux's own), whose end on this host would take a packet for one datagram before Linux 6.9.
+const ALONE: [u16; 4] = [67, 4789, 6081, 8472];
 
 /// Offsets in a TCP header (RFC 9293 §3.1).
 const SEQUENCE: usize = 4;
@@ -168,7 +169,7 @@ impl Layout {
         let (bytes, at) = (head.bytes(), self.transport);
         match self.is_tcp {
             true => bytes[at + FLAGS] & !PLAIN == 0 && bytes[at + OFFSET] & 0x0f == 0,
-            false => usize::from(head.word(at + 4)) == head.len() - at && head.word(at + 2) != DHCP,
+            false => usize::from(head.word(at + 4)) == head.len() - at && !ALONE.contains(&head.word(at + 2)),
         }
     }
 

@@ -2,7 +2,8 @@
 //! of guest memory as it is.
 //!
 //! **Invariant: what leaves the host is what would have left it frame by frame**, byte for byte, but for the IPv4 identification of a
-//! packet that may not be fragmented, which means nothing (RFC 6864). So frames are merged only where the kernel, cutting the packet
+//! packet that may not be fragmented, which means nothing (RFC 6864), and a checksum of TCP that is zero, which Linux writes as all ones
+//! of a single frame alone. So frames are merged only where the kernel, cutting the packet
 //! (`__udp_gso_segment`, `tcp_gso_segment`), makes each header again as it was:
 //! - Ethernet addresses, a VLAN tag, IP addresses, TTL, TOS or traffic class with ECN, flow label and ports are equal; payloads have
 //!   one length, of which only the last may have less.
@@ -11,11 +12,12 @@
 //! - TCP is in order, with one acknowledgement, window and options. PSH ends a packet; URG, SYN, FIN, RST and CWR go alone.
 //! - The checksum of each is left to the host, with the partial sum of one flow. What has its whole checksum goes alone: to see that
 //!   it is right would be to read the payload.
-//! - What is no longer than the link's MTU, for a bridge loses a single frame that is longer, and cuts a packet.
+//! - What is no longer than the link's MTU when the wire was made, for a bridge loses a single frame that is longer, and cuts a packet.
 //!
 //! The functions are inlined into the device's loop, which is compiled for speed where this crate is for size.
 //!
-//! A frame whose headers say anything else about it goes alone as it came. So do DHCP requests, which a backend answers.
+//! A frame whose headers say anything else about it goes alone as it came. So do DHCP requests, which a backend answers, and what goes to
+//! the usual ports of tunnels.
 
 mod head;
 

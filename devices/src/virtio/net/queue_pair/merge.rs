@@ -174,12 +174,19 @@ impl<'m> Ahead<'m> {
     }
 
     /// True where `error` says that the host's end does not take packets of this kind after all: their frames go one by one from now
-    /// on. (Linux before 6.2 has no packets of UDP; a frame's own header is never why, for the headers of a packet are ours.)
+    /// on. (Linux before 6.2 has no packets of UDP, and a tap with `IFF_NAPI_FRAGS` takes few buffers at once; a frame's own header is
+    /// never why, for the headers of a packet are ours.)
     #[cold]
     pub(super) fn is_refusal(&mut self, packet: &Packet, error: &io::Error) -> bool {
         let Packet { kind, .. } = packet;
-        let refused = error.kind() == io::ErrorKind::InvalidInput;
+        let refused =
+            error.kind() == io::ErrorKind::InvalidInput || error.raw_os_error() == Some(libc::EMSGSIZE);
         if refused {
+            // Once for each kind.
+            let name = if kind.uso { "UDP" } else { "TCP" };
+            log::info!(
+                "the host's link takes no packets of several {name} frames ({error}): each goes by itself"
+            );
             let kinds = &mut *self.kinds;
             (kinds.tso4, kinds.tso6, kinds.uso) =
                 (kinds.tso4 && !kind.tso4, kinds.tso6 && !kind.tso6, kinds.uso && !kind.uso);
