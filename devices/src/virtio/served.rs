@@ -245,24 +245,8 @@ mod tests {
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
-    use crate::virtio::mock::{Buffer, MockRing};
+    use crate::virtio::mock::{Buffer, MockRing, NoInterrupts};
     use crate::virtio::queue::F_VERSION_1;
-
-    struct Nobody;
-
-    impl Interrupt for Nobody {
-        fn queue(&self, _: u16) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn config(&self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn needs_reset(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     struct Count(usize);
 
@@ -282,7 +266,7 @@ mod tests {
         let ring = VirtQueue::new(mock.setup(), F_VERSION_1, &memory).unwrap();
         let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let queues = vec![ActiveQueue { index: 0, ring, kick }];
-        let mut driver = Driver { memory, interrupt: Arc::new(Nobody), queues, ended: false };
+        let mut driver = Driver { memory, interrupt: Arc::new(NoInterrupts), queues, ended: false };
         let mut count = Count(0);
         for served in [8, 16, 24, 32] {
             assert!(driver.serve(&mut count).unwrap());

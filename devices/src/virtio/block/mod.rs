@@ -296,23 +296,7 @@ mod tests {
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::virtio::device::Interrupt;
-
-    struct Nobody;
-
-    impl Interrupt for Nobody {
-        fn queue(&self, _: u16) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn config(&self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn needs_reset(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::virtio::mock::NoInterrupts;
 
     #[test]
     fn what_is_written_is_cached_for_drivers_alone_that_flush() {
@@ -339,7 +323,7 @@ mod tests {
             (F_FLUSH | F_CONFIG_WCE, 0, true),
             (F_CONFIG_WCE, 0, true),
         ] {
-            let (memory, interrupt) = (memory.clone(), Arc::new(Nobody));
+            let (memory, interrupt) = (memory.clone(), Arc::new(NoInterrupts));
             device.activate(Activation { memory, accepted, interrupt, queues: Vec::new() }).unwrap();
             device.write_config(WRITEBACK, &[writeback]);
             let found = device.common.durable.load(Ordering::Relaxed);

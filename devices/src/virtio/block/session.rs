@@ -367,24 +367,8 @@ mod tests {
     use super::*;
     use crate::virtio::block::medium::Medium;
     use crate::virtio::block::{MAX_BYTES, QUEUE_SIZE, SEG_MAX, SERIAL_MAX, SIZE_MAX};
-    use crate::virtio::mock::{Buffer, MockRing};
+    use crate::virtio::mock::{Buffer, MockRing, NoInterrupts};
     use crate::virtio::queue::{F_INDIRECT_DESC, F_VERSION_1};
-
-    struct Nobody;
-
-    impl Interrupt for Nobody {
-        fn queue(&self, _: u16) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn config(&self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn needs_reset(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     /// A queue of that file with ten requests, as long as they may be: reads of its start, all into the same place.
     fn with_requests(file: &File, uring: Option<&mut Uring>, test: impl FnOnce(Session<'_, '_>, MockRing)) {
@@ -416,7 +400,7 @@ mod tests {
         chain.push(Buffer::writable(0x4010, 1));
         (0..10).for_each(|_| _ = ring.add_indirect(0x1_0000, &chain).unwrap());
         ring.publish();
-        let (counters, interrupt) = (Counters::default(), Arc::new(Nobody));
+        let (counters, interrupt) = (Counters::default(), Arc::new(NoInterrupts));
         let session = Session::new(&common, &counters, (0, queue), &memory, interrupt, uring).unwrap();
         test(session, ring);
     }

@@ -85,7 +85,6 @@ impl QueuePair {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::Arc;
 
     use net::SocketBackend;
@@ -93,24 +92,10 @@ mod tests {
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
-    use crate::virtio::device::{ActiveQueue, Interrupt};
-    use crate::virtio::mock::MockRing;
+    use crate::virtio::device::ActiveQueue;
+    use crate::virtio::mock::{MockRing, NoInterrupts};
     use crate::virtio::net::queue_pair::ReceiveSpace;
     use crate::virtio::queue::{F_VERSION_1, VirtQueue};
-
-    struct Nobody;
-
-    impl Interrupt for Nobody {
-        fn queue(&self, _: u16) -> io::Result<()> {
-            Ok(())
-        }
-        fn config(&self) -> io::Result<()> {
-            Ok(())
-        }
-        fn needs_reset(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     fn pair() -> QueuePair {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
@@ -123,7 +108,7 @@ mod tests {
             name: "test".into(),
             memory: memory.clone(),
             accepted: F_VERSION_1,
-            interrupt: Arc::new(Nobody),
+            interrupt: Arc::new(NoInterrupts),
             rx: queue(0, 0x1000),
             tx: queue(1, 0x2000),
             backend: Box::new(SocketBackend::pair().unwrap().0),
