@@ -25,7 +25,9 @@ pub(crate) fn feature(link: &str, name: &str) -> io::Result<Option<bool>> {
     // Command, reserved, a mask of sets in two words, and the count of the one.
     let mut info = [ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0, 0];
     ask(&socket, link, &mut info)?;
-    let count = info[4].min(MOST) as usize;
+    // The names are written whole, however many are asked for.
+    let Some(count) = Some(info[4]).filter(|count| (1..=MOST).contains(count)) else { return Ok(None) };
+    let count = count as usize;
     // Command, set, count, and the names.
     let mut strings = vec![0; 3 + count * NAME / 4];
     strings[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count as u32]);
