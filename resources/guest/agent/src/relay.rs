@@ -120,8 +120,8 @@ impl Relay {
             // What is left of the output is not waited for.
             let left = match (ended && room, self.killed_at) {
                 (true, _) => Some(Duration::ZERO),
-                (false, Some(at)) => Some(at.saturating_duration_since(Instant::now())),
-                (false, None) => None,
+                (false, Some(at)) if !ended => Some(at.saturating_duration_since(Instant::now())),
+                (false, _) => None,
             };
             let _ = poll(&mut fds, left.map(timespec).as_ref());
             let (host, told) = (fds[0].revents(), !fds[1].revents().is_empty());
