@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::virtio::mock::{Buffer, MockRing};
 use devices::virtio::net::queue_pair::{Counters, PairParts, QueuePair, ReceiveSpace};
@@ -88,7 +88,7 @@ impl Bench {
             enabled: true,
             offloads: Offloads::default(),
             filter: RxFilter::new(Mac::random().unwrap()),
-            poll: Duration::ZERO,
+            poll: None,
             rate: None,
             counters: Arc::clone(&counters),
             broken: Arc::default(),
@@ -262,6 +262,59 @@ fn what_is_sent_and_what_comes_back_take_one_interrupt() {
         bench.pair.process();
         assert_eq!(bench.interrupts(), 1);
     }
+}
+
+#[test]
+fn the_answer_for_a_driver_that_polls_needs_no_event_either() {
+    for features in FEATURES {
+        let mut bench = Bench::new(features);
+        (0..8).for_each(|at| {
+            let room = Buffer::writable(DATA + 2048 * (1 + at), 2048);
+            assert!(bench.rx.add(&[room]).is_some());
+        });
+        bench.rx.publish();
+        bench.pair.process();
+        bench.tx.want_interrupts(false);
+        bench.rx.want_interrupts(false);
+        for answer in 1..=4 {
+            bench.add();
+            bench.peer.send(&frame(60, 2)).unwrap();
+            bench.pair.process();
+            assert_eq!((bench.rx.pending(), bench.tx.pending()), (answer, answer));
+        }
+        assert_eq!(bench.interrupts(), 0);
+    }
+}
+
+/// What costs a wake-up while both sleep comes without one, where each waits for the other.
+#[test]
+fn a_thread_that_is_woken_for_each_frame_looks_about_by_itself() {
+    if thread::available_parallelism().unwrap().get() == 1 {
+        return;
+    }
+    let mut rig = Rig::new();
+    rig.start(PLAIN, 256);
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut without_kick = 0;
+    // The machine may be busy: a row of frames that came soon enough is enough.
+    while without_kick < 50 {
+        assert!(Instant::now() < until, "it asks for kicks for ever");
+        rig.tx.add(&[Buffer::readable(CHAIN_DATA, 72)]).unwrap();
+        let kick = rig.tx.publish();
+        if kick {
+            rig.mmio().kick(TX);
+        }
+        without_kick = if kick { 0 } else { without_kick + 1 };
+        while rig.tx.reap().is_none() {
+            std::hint::spin_loop();
+        }
+        rig.peer.recv().unwrap();
+    }
+    // It ends by itself.
+    thread::sleep(Duration::from_millis(20));
+    let calls = rig.counters.calls.load(Ordering::Relaxed);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(rig.counters.calls.load(Ordering::Relaxed), calls, "it does not sleep");
 }
 
 #[test]

@@ -65,8 +65,8 @@ pub struct NetConfig {
     pub queues: Queues,
     /// The host's CPU on which the thread of each queue pair runs, as many as [`queues`](Self::queues) says; empty for any.
     pub affinity: Vec<u16>,
-    /// How long the thread of each queue pair looks for frames before it sleeps.
-    pub poll: Duration,
+    /// How long the thread of each queue pair looks for frames before it sleeps; none where it is to find out what pays.
+    pub poll: Option<Duration>,
     /// True if frames of one flow that the guest sends one behind the other go to the host as one packet, where our own threads carry
     /// them and the host's end cuts such packets.
     pub coalesce: bool,
@@ -225,7 +225,7 @@ impl FromStr for NetConfig {
             _ => keys.take("queues", str::parse)?.unwrap_or_default(),
         };
         let affinity = keys.take("affinity", affinity::parse_cpus)?.unwrap_or_default();
-        let poll = keys.take("poll", poll::parse)?.unwrap_or_default();
+        let poll = keys.take("poll", poll::parse)?.flatten();
         let coalesce = keys.take("coalesce", on_or_off)?.unwrap_or(true);
         // The parser has refused the keys that this kind does not take.
         let vhost = keys.take("vhost", str::parse)?.unwrap_or_default();
@@ -283,8 +283,8 @@ impl fmt::Display for NetConfig {
         if !self.affinity.is_empty() {
             write!(f, ",affinity={}", affinity::write_cpus(&self.affinity))?;
         }
-        if !self.poll.is_zero() {
-            write!(f, ",poll={}", self.poll.as_micros())?;
+        if let Some(poll) = self.poll {
+            write!(f, ",poll={}", poll.as_micros())?;
         }
         if !self.coalesce {
             f.write_str(",coalesce=off")?;

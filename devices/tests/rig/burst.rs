@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use devices::virtio::mock::{Buffer, MockRing};
 use devices::virtio::net::queue_pair::{Counters, PairParts, QueuePair, ReceiveSpace};
@@ -65,7 +64,7 @@ impl Burst {
             enabled: false,
             offloads: Offloads::default(),
             filter: RxFilter::new(Mac::random().unwrap()),
-            poll: Duration::ZERO,
+            poll: None,
             rate: None,
             counters: Arc::clone(&counters),
             broken: Arc::default(),

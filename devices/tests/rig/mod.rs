@@ -126,22 +126,27 @@ impl Rig {
     pub fn polling(poll: Duration) -> Self {
         let (backend, peer) = SocketBackend::pair().unwrap();
         peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self::around(Box::new(backend.with_offloads(ALL)), peer, poll, Vec::new())
+        Self::around(Box::new(backend.with_offloads(ALL)), peer, Some(poll), Vec::new())
     }
 
     /// A rig whose pair runs on that CPU.
     pub fn on(cpu: u16) -> Self {
         let (backend, peer) = SocketBackend::pair().unwrap();
         peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self::around(Box::new(backend.with_offloads(ALL)), peer, Duration::ZERO, vec![cpu])
+        Self::around(Box::new(backend.with_offloads(ALL)), peer, None, vec![cpu])
     }
 
     /// A rig around any backend; `peer` is the wire if it is a socket.
     pub fn with(backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
-        Self::around(backend, peer, Duration::ZERO, Vec::new())
+        Self::around(backend, peer, None, Vec::new())
     }
 
-    fn around(backend: Box<dyn Backend>, peer: SocketPeer, poll: Duration, affinity: Vec<u16>) -> Self {
+    fn around(
+        backend: Box<dyn Backend>,
+        peer: SocketPeer,
+        poll: Option<Duration>,
+        affinity: Vec<u16>,
+    ) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let config = NetDeviceConfig { affinity, ..config("test", Some(MTU)) };
         let nic = VirtioNet::new(config, vec![backend], Vec::new()).unwrap().with_poll(poll);

@@ -328,9 +328,9 @@ static KEYS: [Key; 28] = [
     },
     Key {
         name: "poll",
-        value: "MICROSECONDS",
-        default: Some("0"),
-        help: "how long that thread looks for frames before it sleeps, at most 10000",
+        value: "auto|MICROSECONDS",
+        default: Some("auto"),
+        help: "how long that thread looks for frames before it sleeps, at most 10000; auto finds out whether it pays",
         example: "50",
         section: Some("a-thread-that-does-not-sleep-at-once"),
         ..KEY

@@ -144,14 +144,14 @@ fn a_thread_looks_about_for_a_while_that_makes_sense() {
     for wire in ["tap", "bridge=br0", "macvtap=eth0", "tun", "fd=5"] {
         let poll = |text: &str| parse(&format!("{wire}{text}")).unwrap().poll;
         assert_eq!(
-            ["", ",poll=0", ",poll=50", ",poll=10000"].map(poll).map(|poll| poll.as_micros()),
-            [0, 0, 50, 10_000]
+            ["", ",poll=auto", ",poll=0", ",poll=50", ",poll=10000"].map(poll),
+            [None, None, Some(0), Some(50), Some(10_000)].map(|micros| micros.map(Duration::from_micros))
         );
     }
     for wrong in ["10001", "-1", "1.5", "50us", "on", "99999999999"] {
         refused(
             &format!("tap,poll={wrong}"),
-            &format!("poll={wrong}: it is a number of microseconds, 10000 at most"),
+            &format!("poll={wrong}: it is auto, or a number of microseconds, 10000 at most"),
         );
     }
     refused("tap,poll=1,poll=1", "poll= is given twice");
@@ -433,7 +433,7 @@ fn texts() -> impl Strategy<Value = String> {
         1 => "mtu=[0-9]{2,5}",
         1 => "queues=([0-9]{1,2}|auto)",
         1 => "affinity=[0-9]{1,2}(:[0-9]{1,2})?",
-        1 => "poll=[0-9]{1,5}",
+        1 => "poll=([0-9]{1,5}|auto)",
         1 => "coalesce=(on|off|x)",
         1 => "vhost=(on|off|auto|x)",
         1 => "(rate|pps)=[0-9]{1,6}[kMG]?(:(off|[0-9]{1,4}M))?",
@@ -545,7 +545,7 @@ fn wires() -> impl Strategy<Value = WireConfig> {
 fn specs() -> impl Strategy<Value = NetConfig> {
     let netns = option::of("[a-z]{1,9}".prop_map(|name| name.parse().unwrap()));
     let queues = prop_oneof![Queues::RANGE.prop_map(Queues::Number), Just(Queues::Auto)];
-    let poll = (0..=10_000u64).prop_map(Duration::from_micros);
+    let poll = option::of((0..=10_000u64).prop_map(Duration::from_micros));
     let vhost = proptest::sample::select(vec![VhostMode::Off, VhostMode::On, VhostMode::Auto]);
     let rate = prop_oneof![
         2 => Just(RateLimits::default()),
@@ -585,7 +585,8 @@ fn specs() -> impl Strategy<Value = NetConfig> {
                 trust,
                 guard,
                 must_guard,
-                link: [LinkMode::Follow, LinkMode::Up, LinkMode::Down][poll.as_micros() as usize % 3],
+                link: [LinkMode::Follow, LinkMode::Up, LinkMode::Down]
+                    [poll.map_or(0, |poll| poll.as_micros() as usize % 3)],
                 netns,
             };
             match config.check_mtu() {

@@ -179,7 +179,7 @@ pub(super) struct Nic {
 
 impl Nic {
     /// The same with threads that look about for so long before they sleep.
-    pub(super) fn poll(self, poll: Duration) -> Self {
+    pub(super) fn poll(self, poll: Option<Duration>) -> Self {
         Self { device: self.device.with_poll(poll), ..self }
     }
 }
@@ -273,6 +273,25 @@ impl Rig {
         let (len, place) = (shape.rx_buffer as u64, u64::from(place));
         let each = LARGE_PAGE / len;
         Buffer::writable(RX_DATA + LARGE_PAGES_APART * (place / each) + len * (place % each), len as u32)
+    }
+
+    /// Writes the question for the host's Ethernet address into the memory of the frame at each place: the host's kernel answers it
+    /// before the write is over. Returns how long it is with its header.
+    pub(super) fn write_questions(&self) -> io::Result<u32> {
+        // The first addresses that a tap is given where there are no others.
+        let [host, guest] = [[172, 30, 0, 1], [172, 30, 0, 2]];
+        let mut question = vec![0; HEADER_LEN];
+        question.extend([0xff; 6]);
+        question.extend([2, 0, 0, 0, 0xbb, 0xbb, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        question.extend([2, 0, 0, 0, 0xbb, 0xbb]);
+        question.extend(guest);
+        question.extend([0; 6]);
+        question.extend(host);
+        for place in 0..RING {
+            let at = GuestAddress(Shape::new(64).place(place));
+            self.memory.write_slice(&question, at).map_err(io::Error::other)?;
+        }
+        Ok(question.len() as u32)
     }
 
     fn iovecs<'a>(&'a self, buffers: impl IntoIterator<Item = Buffer>) -> Iovecs<'a> {

@@ -231,7 +231,7 @@ fn described(number: usize, wire: &Wire, cable: CableSpec, nth: u32) -> protocol
         number,
         cable,
         affinity: config.affinity.clone(),
-        poll: config.poll.as_micros().try_into().unwrap_or(u64::MAX),
+        poll: config.poll.map(|poll| poll.as_micros().try_into().unwrap_or(u64::MAX)),
         carried: wire.carried(),
         // What the kernel carries, the host's link holds to it.
         rate: if wire.carried() { RateLimits::default() } else { config.rate },

@@ -77,7 +77,7 @@ impl Nic {
         let (name, affinity) = (format!("net{}", nic.number), nic.affinity);
         let config = NetDeviceConfig { name, mac, mtu: Some(mtu), affinity };
         let device = VirtioNet::new(config, backends, vhosts).map_err(failed)?;
-        let device = device.with_poll(Duration::from_micros(nic.poll));
+        let device = device.with_poll(nic.poll.map(Duration::from_micros));
         let handle = device.handle();
         handle.set_rate(&nic.rate).map_err(failed)?;
         Ok(Self {

@@ -91,8 +91,8 @@ pub(crate) struct Nic {
     pub(crate) cable: CableSpec,
     /// The host's CPU for the thread of each queue pair; empty for any.
     pub(crate) affinity: Vec<u16>,
-    /// How long such a thread looks about for frames before it sleeps, in microseconds.
-    pub(crate) poll: u64,
+    /// How long such a thread looks about for frames before it sleeps, in microseconds; none where it finds out.
+    pub(crate) poll: Option<u64>,
     /// The kernel carries its frames.
     pub(crate) carried: bool,
     /// What it is held to.

@@ -51,6 +51,11 @@ impl KickModeration {
         }
     }
 
+    /// True while hold-offs follow each other.
+    pub(super) fn is_active(&self) -> bool {
+        self.active
+    }
+
     /// The thread has no work, after a turn that took so long, and so many frames have gone through since its birth: how long it is
     /// to hold kicks off before it looks again; none where it is to ask for a kick.
     pub(super) fn holds_off(&mut self, turn: Duration, moved: u64) -> Option<Duration> {

@@ -86,8 +86,8 @@ pub struct Start {
     pub(super) tx: ActiveQueue,
     /// What the driver posts for a frame, and reads.
     pub(super) space: ReceiveSpace,
-    /// How long the thread, or the kernel's, polls for frames before it sleeps.
-    pub(super) poll: Duration,
+    /// How long the thread, or the kernel's, polls for frames before it sleeps; none where the thread finds out.
+    pub(super) poll: Option<Duration>,
     /// The control queue, for the first pair.
     pub(super) control: Option<Control>,
 }

@@ -2,6 +2,7 @@
 //!
 //! The frames themselves are in [`queue_pair`], and what the driver says of them in [`control`].
 
+mod adaptive_poll;
 pub mod control;
 mod error;
 mod features;
@@ -88,7 +89,7 @@ pub struct VirtioNet {
     /// The first has the control queue.
     pairs: Arc<[Address<Message>]>,
     counters: Arc<[Arc<Counters>]>,
-    poll: Duration,
+    poll: Option<Duration>,
     /// A driver has started the pairs, or some of them.
     active: bool,
     /// The number of the control queue, as this driver has it.
@@ -157,7 +158,7 @@ impl VirtioNet {
             queue_sizes,
             pairs,
             counters: counters.into(),
-            poll: Duration::ZERO,
+            poll: None,
             active: false,
             control_index: 0,
             refused,
@@ -166,9 +167,10 @@ impl VirtioNet {
     }
 
     /// The same with threads that poll for frames for so long before each sleep, and ask for no kicks meanwhile. It saves
-    /// the wake-up, and takes a processor while it lasts. A driver that has started already goes on as before.
+    /// the wake-up, and takes a processor while it lasts. With none, each finds out by trying whether a short while pays, and
+    /// polls as long as it does. A driver that has started already goes on as before.
     #[must_use]
-    pub fn with_poll(mut self, poll: Duration) -> Self {
+    pub fn with_poll(mut self, poll: Option<Duration>) -> Self {
         self.poll = poll;
         self
     }

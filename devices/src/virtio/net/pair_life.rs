@@ -248,6 +248,7 @@ impl PairLife {
                     backend.drain();
                 }
                 let (memory, interrupt, queues) = (&memory, &interrupt, [&rx, &tx]);
+                let poll = poll.unwrap_or_default();
                 match carrier.start(&Load { memory, accepted, interrupt, queues, poll }) {
                     Ok(carrier) => Some(carrier),
                     Err((carrier, error)) => {

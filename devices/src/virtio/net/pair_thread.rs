@@ -10,9 +10,11 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use super::adaptive_poll::AdaptivePoll;
 use super::kick_moderation::KickModeration;
 use super::mailbox::Message;
 use super::pair_life::{PairLife, State, unwatch};
+use super::queue_pair::QueuePair;
 use super::queue_pair::events::{EDGE, FREE};
 use crate::virtio::mailbox::Mailbox;
 use crate::virtio::queue_thread::QueueThread;
@@ -69,21 +71,17 @@ pub(super) fn spawn(life: PairLife, cpu: Option<u16>) -> io::Result<QueueThread<
     })
 }
 
-/// The thread's life: while the pair runs, frames until there are none, then it polls for a while (`poll=`) or holds kicks off
-/// ([`KickModeration`]), then it sleeps until something happens.
+/// The thread's life: while the pair runs, frames until there are none, then it polls for a while (`poll=`, or [`AdaptivePoll`]) or holds
+/// kicks off ([`KickModeration`]), then it sleeps until something happens.
 fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
-    let mut timer = PollTimer { until: None };
-    let mut kicks = KickModeration::new();
+    let mut idle = Idle::new();
     let mut began = Instant::now();
     let mut slept = None;
     loop {
         let worker = subscriber(&mut manager, id);
         // Its own timer says nothing of how often the driver kicks.
-        if !std::mem::take(&mut worker.timer.rang)
-            && let Some(slept) = slept.take()
-        {
-            kicks.woken(slept);
-        }
+        let rang = std::mem::take(&mut worker.timer.rang);
+        let woken = slept.take().filter(|_| !rang);
         if worker.over {
             worker.life.give_carrier_back();
             return;
@@ -91,26 +89,26 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
         let timeout = match &mut worker.life.state {
             State::Running(pair) => {
                 let worked = pair.process();
-                let mut looks_again = false;
-                if !pair.has_work() && !timer.polls_on(pair.poll(), worked) {
-                    match kicks.holds_off(began.elapsed(), pair.moved()) {
-                        // No message, no interrupt that is owed, and no other direction waits for longer than that.
-                        Some(time) => {
-                            let due = pair.interrupt_due();
-                            thread::sleep(due.map_or(time, |due| time.min(left(due))));
-                            looks_again = true;
-                        }
-                        None => pair.arm(),
-                    }
+                if let Some(slept) = woken {
+                    idle.woken(slept, worked);
                 }
+                let looks_again = !pair.has_work() && idle.looks_again(pair, worked, began);
                 if pair.has_ended() {
                     let gone = worker.life.leave();
                     unwatch(gone, &mut manager.event_ops(id).expect("the worker is never removed"));
                     continue;
                 }
+                if let Some(events) = pair.watches_more()
+                    && let Err(error) =
+                        manager.event_ops(id).expect("the worker is never removed").modify(events)
+                {
+                    return lost(&mut manager, id, &error);
+                }
+                let worker = subscriber(&mut manager, id);
+                let State::Running(pair) = &mut worker.life.state else { continue };
                 pair.count_wait();
                 // With work left, events are only collected: neither direction starves the other or a message.
-                if looks_again || pair.has_work() || timer.polls() {
+                if looks_again || pair.has_work() {
                     0
                 } else {
                     let without_timer = pair.interrupt_due().and_then(|due| worker.timer.set(due));
@@ -130,16 +128,69 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                 }
             }
             Ok(_) => {}
-            // There is nothing left to wait with, so the pair is lost, and its driver hears that.
-            Err(error) => {
-                let life = &mut subscriber(&mut manager, id).life;
-                log::error!("{}: cannot wait for events: {error}", life.name);
-                if let State::Running(pair) = &mut life.state {
-                    pair.end();
-                }
-                return;
+            Err(error) => return lost(&mut manager, id, &error),
+        }
+    }
+}
+
+/// What a thread does when its pair has no work.
+struct Idle {
+    timer: PollTimer,
+    adaptive: AdaptivePoll,
+    kicks: KickModeration,
+}
+
+impl Idle {
+    fn new() -> Self {
+        Self { timer: PollTimer { until: None }, adaptive: AdaptivePoll::new(), kicks: KickModeration::new() }
+    }
+
+    /// Something woke the thread after it `slept` for so long, and there was work or not.
+    fn woken(&mut self, slept: Duration, worked: bool) {
+        self.kicks.woken(slept);
+        if worked {
+            self.adaptive.woken(slept);
+        }
+    }
+
+    /// The last turn, which `began` then, has `worked` or not: whether the thread looks again instead of sleeping. It has let some time
+    /// pass for that, or else asked for a kick, which may show that there is work.
+    fn looks_again(&mut self, pair: &mut QueuePair, worked: bool, began: Instant) -> bool {
+        let polls = match pair.poll() {
+            Some(poll) => self.timer.polls_on(poll, worked),
+            None if pair.waits_for_frames() && !self.kicks.is_active() => {
+                self.adaptive.polls_on(worked, began, Instant::now())
+            }
+            None => {
+                self.adaptive.stop();
+                false
+            }
+        };
+        if polls {
+            pair.look_for_a_moment();
+            return true;
+        }
+        match self.kicks.holds_off(began.elapsed(), pair.moved()) {
+            // No message, no interrupt that is owed, and no other direction waits for longer than that.
+            Some(time) => {
+                let due = pair.interrupt_due();
+                thread::sleep(due.map_or(time, |due| time.min(left(due))));
+                true
+            }
+            None => {
+                pair.arm();
+                false
             }
         }
+    }
+}
+
+/// There is nothing left to wait with, so the pair is lost, and its driver hears that.
+fn lost(manager: &mut EventManager<Worker>, id: SubscriberId, error: &event_manager::Error) {
+    let life = &mut subscriber(manager, id).life;
+    log::error!("{}: cannot wait for events: {error}", life.name);
+    if let State::Running(pair) = &mut life.state {
+        pair.end();
     }
 }
 
@@ -202,7 +253,6 @@ impl PollTimer {
     /// Asked each time that there is no work, with whether there was some just now: each turn that worked restarts the timer.
     fn polls_on(&mut self, poll: Duration, worked: bool) -> bool {
         if poll.is_zero() {
-            self.until = None;
             return false;
         }
         let now = Instant::now();
@@ -210,10 +260,6 @@ impl PollTimer {
             self.until = Some(now + poll);
         }
         self.until = self.until.filter(|&until| now < until);
-        self.polls()
-    }
-
-    fn polls(&self) -> bool {
         self.until.is_some()
     }
 }

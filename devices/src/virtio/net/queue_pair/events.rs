@@ -28,7 +28,7 @@ impl QueuePair {
             None => vec![
                 Events::with_data(&*rx.kick, RX_KICK, EDGE),
                 Events::with_data(&*tx.kick, TX_KICK, EDGE),
-                Events::with_data(&backend.fd(), HOST, EDGE | EventSet::OUT),
+                self.host_event(),
             ],
             // The kernel waits for the kicks and the host.
             Some(carrier) => {
@@ -46,6 +46,22 @@ impl QueuePair {
             control.as_ref().map(|control| Events::with_data(&*control.queue().kick, CONTROL_KICK, EDGE)),
         );
         all
+    }
+
+    fn host_event(&self) -> Events {
+        let out = if self.watches_out { EventSet::OUT } else { EventSet::empty() };
+        Events::with_data(&self.parts.backend.fd(), HOST, EDGE | out)
+    }
+
+    /// The event that is to be watched in another way, once the host has no room: for room as well, and from then on for good. A
+    /// descriptor that is always writable would otherwise wake the thread for each frame that it has read by then, as epoll(7)
+    /// tells all that is true when something becomes so.
+    pub(in crate::virtio::net) fn watches_more(&mut self) -> Option<Events> {
+        if self.transmit != Next::Host || self.watches_out {
+            return None;
+        }
+        self.watches_out = true;
+        Some(self.host_event())
     }
 
     /// Notes what an event allows; the frames move in [`process`](Self::process).
@@ -118,11 +134,29 @@ mod tests {
             enabled: true,
             offloads: net::Offloads::default(),
             filter: net::RxFilter::new(net::Mac::random().unwrap()),
-            poll: std::time::Duration::ZERO,
+            poll: Some(std::time::Duration::ZERO),
             rate: None,
             counters: Arc::default(),
             broken: Arc::default(),
         })
+    }
+
+    #[test]
+    fn room_at_the_host_is_watched_for_once_there_was_none() {
+        let mut pair = pair();
+        let watched = |pair: &QueuePair| {
+            let host = pair.watched().into_iter().find(|events| events.data() == HOST);
+            host.expect("it is watched").event_set()
+        };
+        assert!(pair.watches_more().is_none());
+        assert_eq!(watched(&pair), EDGE);
+        pair.transmit = Next::Host;
+        let more = pair.watches_more().expect("there is no room");
+        assert_eq!((more.data(), more.event_set()), (HOST, EDGE | EventSet::OUT));
+        // It stays so when the pair is watched anew, as after a pause.
+        assert!(pair.watches_more().is_none());
+        pair.transmit = Next::Ring;
+        assert_eq!(watched(&pair), EDGE | EventSet::OUT);
     }
 
     #[test]

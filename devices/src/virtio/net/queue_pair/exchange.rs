@@ -128,7 +128,13 @@ impl QueuePair {
         let resets = self.transmit == Next::Reset || self.receive == Next::Reset;
         if let Some(idle) = self.resting.take_if(|_| !resets) {
             let PairParts { memory, accepted, interrupt, rx, tx, poll, .. } = &self.parts;
-            let load = Load { memory, accepted: *accepted, interrupt, queues: [rx, tx], poll: *poll };
+            let load = Load {
+                memory,
+                accepted: *accepted,
+                interrupt,
+                queues: [rx, tx],
+                poll: poll.unwrap_or_default(),
+            };
             match idle.start(&load) {
                 Ok(carrier) => self.parts.carrier = Some(carrier),
                 Err((idle, error)) => {

@@ -5,8 +5,8 @@
 //! [`QueuePair::process`], but for a frame that comes while the driver has posted too little for it: `shortage.rs` copies that one.
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
-//! descriptor is registered edge-triggered once and for all, or for the NIC's rate to allow more, or, receiving, for the control queue to
-//! enable the pair. An event for which nobody waits costs a wake-up and nothing else.
+//! descriptor is registered edge-triggered (for room only once there was none), or for the NIC's rate to allow more, or, receiving,
+//! for the control queue to enable the pair. An event for which nobody waits costs a wake-up and nothing else.
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the
@@ -36,6 +36,7 @@
 //! | `commands.rs` | what a pair does beside moving frames |
 //! | `exchange.rs` | another host's end for a pair at work |
 //! | `events.rs` | which event wakes what |
+//! | `waiting.rs` | how, and for how long, its thread waits |
 //! | `rate.rs` | how much may go in a second |
 //! | `counters.rs` | what it counts |
 
@@ -51,10 +52,10 @@ mod receive;
 mod receive_space;
 mod shortage;
 mod transmit;
+mod waiting;
 
 pub use self::coalescing::{CoalesceLimits, CoalesceSettings};
 pub use self::counters::Counters;
-use self::counters::count;
 pub use self::rate::NicRate;
 pub use self::receive_space::ReceiveSpace;
 
@@ -134,8 +135,8 @@ pub struct PairParts {
     pub offloads: Offloads,
     /// Which frames it receives.
     pub filter: RxFilter,
-    /// For how long its thread polls before it sleeps, or the kernel's.
-    pub poll: Duration,
+    /// For how long its thread polls before it sleeps, or the kernel's; none where the thread finds out what pays.
+    pub poll: Option<Duration>,
     /// The NIC's rate, if it has one.
     pub rate: Option<Arc<NicRate>>,
     /// Where it counts.
@@ -180,6 +181,8 @@ pub struct QueuePair {
     overflow: Vec<u8>,
     /// The kernel, which is to carry the frames, and does not while the driver has reset a queue.
     resting: Option<IdleCarrier>,
+    /// The host's descriptor is watched for room as well.
+    watches_out: bool,
     ended: bool,
 }
 
@@ -209,6 +212,7 @@ impl QueuePair {
             posted: VecDeque::with_capacity(IovBuffer::MAX),
             shortage: Shortage::default(),
             resting: None,
+            watches_out: false,
             overflow: Vec::new(),
             ended: false,
         }
@@ -218,11 +222,6 @@ impl QueuePair {
     pub(super) fn into_end(mut self) -> HostEnd {
         let carrier = self.take_carrier();
         HostEnd { backend: self.parts.backend, carrier }
-    }
-
-    /// For how long its thread polls before it sleeps: the kernel polls by itself.
-    pub(super) fn poll(&self) -> Duration {
-        if self.parts.carrier.is_none() { self.parts.poll } else { Duration::ZERO }
     }
 
     /// The host's end.
@@ -249,27 +248,6 @@ impl QueuePair {
     pub(super) fn moved(&self) -> u64 {
         let Counters { rx_frames, tx_frames, .. } = &*self.parts.counters;
         rx_frames.load(Ordering::Relaxed).wrapping_add(tx_frames.load(Ordering::Relaxed))
-    }
-
-    /// How long a thread without work may sleep at most, if not for ever. A [held](Self::interrupt_due) interrupt has a timer beside it.
-    pub(super) fn waits(&self) -> Option<Duration> {
-        let owed = self.owed.map(|owed| owed.saturating_duration_since(Instant::now()));
-        let tokens = [self.transmit, self.receive].into_iter().filter_map(|next| match next {
-            Next::Tokens(at) => Some(at.saturating_duration_since(Instant::now())),
-            _ => None,
-        });
-        let shortage = self.shortage.waits().filter(|_| !matches!(self.receive, Next::Tokens(_)));
-        self.look_again.into_iter().chain(owed).chain(tokens).chain(shortage).min()
-    }
-
-    /// Counts a system call by which its thread waits.
-    pub(super) fn count_wait(&self) {
-        count(&self.parts.counters.calls, 1);
-    }
-
-    /// The time of [`waits`](Self::waits) is over, and nothing happened.
-    pub(super) fn waited(&mut self) {
-        self.asked = self.look_again.is_some();
     }
 
     /// Looks at everything anew: the driver may have kicked every queue, and the host may be ready both ways.
@@ -301,10 +279,15 @@ impl QueuePair {
         if self.asked {
             self.answer();
         }
+        let frames = |this: &Self| {
+            let Counters { rx_frames, tx_frames, .. } = &*this.parts.counters;
+            [rx_frames, tx_frames].map(|frames| frames.load(Ordering::Relaxed))
+        };
+        let [received, sent] = frames(self);
         let wanted = self.transmit == Next::Work && self.transmit()?;
-        let expected = self.unanswered < IN_VAIN || self.unanswered.is_multiple_of(ONCE_IN);
-        if wanted && expected && self.receive == Next::Host {
-            // Instead of the interrupt, and of the event that would tell; in vain, it is a system call for nothing.
+        let asks = frames(self)[1] != sent && self.receive == Next::Host;
+        if asks && (self.unanswered < IN_VAIN || self.unanswered.is_multiple_of(ONCE_IN)) {
+            // Instead of the event that would tell, and of an interrupt; in vain, it is a system call for nothing.
             self.receive = Next::Work;
         }
         let interrupted = if self.receive == Next::Work {
@@ -312,8 +295,9 @@ impl QueuePair {
         } else {
             self.rx_coalescer.is_held() && self.signal_received()?
         };
-        if wanted {
-            self.unanswered = if interrupted { 0 } else { self.unanswered.wrapping_add(1) };
+        if asks {
+            let answered = frames(self)[0] != received;
+            self.unanswered = if answered { 0 } else { self.unanswered.wrapping_add(1) };
         }
         if wanted || self.owed.is_some() || self.tx_coalescer.is_held() {
             self.signal_sent(interrupted)?;

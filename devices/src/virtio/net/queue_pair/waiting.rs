@@ -1,0 +1,56 @@
+//! How, and for how long, the pair's thread waits.
+
+use std::time::{Duration, Instant};
+
+use super::counters::count;
+use super::{Next, PairParts, QueuePair};
+
+/// How often the driver's ring is looked at before the host is asked again.
+const LOOKS: u32 = 16;
+
+impl QueuePair {
+    /// For how long its thread polls before it sleeps; none where it finds out. The kernel polls by itself.
+    pub(in crate::virtio::net) fn poll(&self) -> Option<Duration> {
+        if self.parts.carrier.is_none() { self.parts.poll } else { Some(Duration::ZERO) }
+    }
+
+    /// True if it waits for the driver or the host, and not for a time.
+    pub(in crate::virtio::net) fn waits_for_frames(&self) -> bool {
+        let timed = |next| matches!(next, Next::Tokens(_) | Next::Kernel | Next::Reset);
+        !timed(self.transmit) && !timed(self.receive)
+    }
+
+    /// Looks at the driver's ring for about as long as a system call takes, until there is something: it costs less than to ask
+    /// for events all the time.
+    pub(in crate::virtio::net) fn look_for_a_moment(&self) {
+        let PairParts { memory, tx, .. } = &self.parts;
+        let Ok(rings) = tx.ring.map(memory) else { return };
+        for _ in 0..LOOKS {
+            if self.transmit != Next::Ring || !matches!(tx.ring.has_more(&rings), Ok(false)) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// How long a thread without work may sleep at most, if not for ever. A [held](Self::interrupt_due) interrupt has a timer beside it.
+    pub(in crate::virtio::net) fn waits(&self) -> Option<Duration> {
+        let owed = self.owed.map(|owed| owed.saturating_duration_since(Instant::now()));
+        let tokens = [self.transmit, self.receive].into_iter().filter_map(|next| match next {
+            Next::Tokens(at) => Some(at.saturating_duration_since(Instant::now())),
+            _ => None,
+        });
+        let shortage = self.shortage.waits().filter(|_| !matches!(self.receive, Next::Tokens(_)));
+        self.look_again.into_iter().chain(owed).chain(tokens).chain(shortage).min()
+    }
+
+    /// Counts a system call by which its thread waits.
+    pub(in crate::virtio::net) fn count_wait(&self) {
+        count(&self.parts.counters.calls, 1);
+    }
+
+    /// The time of [`waits`](Self::waits) is over, and nothing happened.
+    pub(in crate::virtio::net) fn waited(&mut self) {
+        self.asked = self.look_again.is_some();
+    }
+}
