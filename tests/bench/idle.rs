@@ -85,7 +85,8 @@ fn measure(vmm: &Vmm, args: &[&str], kernel: &Kernel) -> Result<[f64; FIGURES.le
         if vm.shows("guest# ", BOOT) {
             fleet.push(vm);
         } else {
-            more = more.checked_sub(1).ok_or_else(|| format!("too many guests do not start\n{}", vm.state()))?;
+            more =
+                more.checked_sub(1).ok_or_else(|| format!("too many guests do not start\n{}", vm.state()))?;
         }
     }
     for vm in &mut fleet {
