@@ -11,6 +11,7 @@
 //! otherwise is made again. While an entry is made, a file beside it is locked that only its user can open, so that two who want the same
 //! make it once.
 
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -100,8 +101,12 @@ impl Cache {
     /// `waits` before.
     pub(super) fn lock(&self, name: &str, waits: impl Fn()) -> Result<Lock, Error> {
         let path = self.directory.join(format!("{name}{LOCK}"));
+        // Once, however many go first.
+        let told = Cell::new(false);
         let wait = || {
-            waits();
+            if !told.replace(true) {
+                waits();
+            }
             true
         };
         loop {

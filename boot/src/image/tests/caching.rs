@@ -301,6 +301,9 @@ fn who_waits_for_another_is_told_and_goes_on() {
         let told = (0..3).all(|_| waits.recv_timeout(std::time::Duration::from_secs(60)).is_ok());
         drop(lock);
         assert!(told);
+        // Each once, though two of them wait for others as well.
+        drop(tell);
+        assert_eq!(waits.iter().count(), 0);
     });
     assert!(place.entries().is_empty());
 }
