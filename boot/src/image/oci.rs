@@ -1,4 +1,6 @@
-//! OCI image layouts, and what `docker save` and `podman save` write: which image of it is taken, and its layers.
+//! OCI image layouts, and what `docker save` and `podman save` write: which image of it is taken, and its layers. The last is one of
+//! three: such a layout, a `manifest.json` that lists images, or (`--format docker-dir`, `skopeo copy ... dir:DIRECTORY`) a directory
+//! with one image's manifest of that name and its parts beside it, called by their digests.
 //!
 //! OCI image-spec 1.1: `image-layout.md`, `image-index.md`, `manifest.md`, `config.md`. Docker Image Specification v1.2 for
 //! `manifest.json`. Everything that has a digest is checked by it.
@@ -96,11 +98,25 @@ impl Documents<'_> {
         }
         let Some(bytes) = self.bytes("manifest.json")? else { return Ok(None) };
         // A root may have a file of this name.
-        let Ok(Value::Array(images)) = serde_json::from_slice(&bytes) else { return Ok(None) };
+        let images = match serde_json::from_slice(&bytes) {
+            Ok(Value::Array(images)) => images,
+            Ok(manifest @ Value::Object(_)) if self.is_flat()? => {
+                let part = |digest: Digest| digest.to_string();
+                return self.manifest("manifest.json", Digest::of(&bytes), &manifest, part).map(Some);
+            }
+            _ => return Ok(None),
+        };
         if images.is_empty() || images.iter().any(|image| image.get("Layers").is_none()) {
             return Ok(None);
         }
         self.saved(&images).map(Some)
+    }
+
+    /// Whether the parts of one image lie side by side: what writes this says so in a file.
+    fn is_flat(&self) -> Result<bool, Error> {
+        Ok(self
+            .bytes("version")?
+            .is_some_and(|version| version.starts_with(b"Directory Transport Version: 1")))
     }
 
     fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
@@ -145,7 +161,10 @@ impl Documents<'_> {
         match &images[..] {
             [] if found.others.is_empty() => Err(self.malformed("index.json", "it lists no image")),
             [] => Err(Error::OtherPlatform { image: self.image.into(), found: found.others }),
-            [(digest, _)] => self.manifest(*digest),
+            [(digest, _)] => {
+                let path = blob(*digest);
+                self.manifest(&path, *digest, &self.document(&path, Some(*digest))?, blob)
+            }
             _ => {
                 let found = images.into_iter().map(|(_, name)| name).collect();
                 Err(Error::Several { image: self.image.into(), found })
@@ -221,24 +240,32 @@ impl Documents<'_> {
         digest.ok_or_else(|| self.malformed(path, format!("{text:.80?} is no digest of sha256")))
     }
 
-    fn manifest(&self, digest: Digest) -> Result<Chosen, Error> {
-        let path = blob(digest);
-        let manifest = self.document(&path, Some(digest))?;
-        let config = self.digest(&path, manifest.get("config").unwrap_or(&Value::Null))?;
-        let config = self.document(&blob(config), Some(config))?;
+    /// The manifest at `path`, whose parts are where `part` says.
+    fn manifest(
+        &self,
+        path: &str,
+        digest: Digest,
+        manifest: &Value,
+        part: fn(Digest) -> String,
+    ) -> Result<Chosen, Error> {
+        let config = self.digest(path, manifest.get("config").unwrap_or(&Value::Null))?;
+        let config = self.document(&part(config), Some(config))?;
+        if config.get("architecture").is_some() && !is_ours(&platform_of(&config)) {
+            return Err(Error::OtherPlatform { image: self.image.into(), found: vec![platform_of(&config)] });
+        }
         let layers = manifest.get("layers").and_then(Value::as_array);
-        let layers = layers.ok_or_else(|| self.malformed(&path, "it has no list of layers"))?;
+        let layers = layers.ok_or_else(|| self.malformed(path, "it has no list of layers"))?;
         let layers = layers
             .iter()
             .map(|layer| {
                 let kind = layer.get("mediaType").and_then(Value::as_str).unwrap_or_default();
                 if !kind.is_empty() && !kind.contains("tar") {
                     return Err(
-                        self.malformed(&path, format!("a layer is of the type {kind:.100?}, no tar archive"))
+                        self.malformed(path, format!("a layer is of the type {kind:.100?}, no tar archive"))
                     );
                 }
-                let digest = self.digest(&path, layer)?;
-                Ok(LayerFile { path: blob(digest), packed: Some(digest), unpacked: None })
+                let digest = self.digest(path, layer)?;
+                Ok(LayerFile { path: part(digest), packed: Some(digest), unpacked: None })
             })
             .collect::<Result<_, _>>()?;
         self.chosen(digest, &config, layers)

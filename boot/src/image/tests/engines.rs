@@ -113,6 +113,19 @@ fn saved() -> Parts {
     parts
 }
 
+/// What podman writes by `--format docker-dir`, and skopeo by `dir:`.
+fn flat(architecture: &str, pack: &str) -> Parts {
+    let mut parts = Parts::default();
+    let manifest = manifest(&mut parts, architecture, pack);
+    let manifest = manifest["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
+    let beside = |(path, bytes): (String, Vec<u8>)| (path.rsplit('/').next().unwrap().to_owned(), bytes);
+    let mut flat = Parts(parts.0.into_iter().map(beside).collect());
+    let manifest = flat.0.remove(&manifest).unwrap();
+    flat.0.insert("manifest.json".into(), manifest);
+    flat.0.insert("version".into(), b"Directory Transport Version: 1.1\n".to_vec());
+    flat
+}
+
 fn check(image: &Image) {
     let all = listing(&image.tree);
     let names: Vec<_> = all.keys().skip(1).collect();
@@ -122,6 +135,22 @@ fn check(image: &Image) {
     assert_eq!((config.env.len(), &config.working_dir[..], &config.user[..]), (2, "/etc", "1:2"));
     assert_eq!(config.command(&[]), ["/bin/sh", "-c", "echo"]);
     assert_eq!(config.command(&["x".into()]), ["/bin/sh", "x"]);
+}
+
+#[test]
+fn an_image_whose_parts_lie_side_by_side_is_one() {
+    for pack in ["cat", "gzip -c"] {
+        check(&open(flat("amd64", pack).directory().path()).unwrap());
+    }
+    assert!(flat("arm64", "cat").said().starts_with("the image IMAGE is for linux/arm64"));
+    let mut wrong = flat("amd64", "cat");
+    let layer = Digest::of(&layers()[0]).to_string();
+    wrong.0.insert(layer.clone(), layers()[1].clone());
+    assert!(wrong.said().contains(&layer), "{}", wrong.said());
+    // Files of these names are a root's, where nothing says more.
+    let mut root = flat("amd64", "cat");
+    root.0.insert("version".into(), b"12.5\n".to_vec());
+    assert!(open(root.directory().path()).unwrap().tree.find(b"manifest.json").is_some());
 }
 
 #[test]
