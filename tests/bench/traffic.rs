@@ -35,11 +35,16 @@ pub(crate) fn mbits(said: &str) -> Result<f64, String> {
 
 /// The share that was lost, in percent, of the datagrams of which iperf3 knows.
 pub(crate) fn lost(said: &str) -> Result<f64, String> {
+    datagrams(said).map(|(lost, all)| lost / all * 100.0)
+}
+
+/// How many datagrams were lost, and how many there were, as iperf3 knows.
+pub(crate) fn datagrams(said: &str) -> Result<(f64, f64), String> {
     // [  5]   0.00-1.00   sec  3.67 MBytes  30742 Kbits/sec  0.005 ms  72657/132737 (55%)  receiver
     let counts = received(said).and_then(|line| line.split_whitespace().rev().nth(2)?.split_once('/'));
     let counts: Option<(f64, f64)> = counts.and_then(|(lost, all)| lost.parse().ok().zip(all.parse().ok()));
     let counts = counts.filter(|(_, all)| *all > 0.0);
-    counts.map(|(lost, all)| lost / all * 100.0).ok_or_else(|| format!("what does iperf3 say? {said}"))
+    counts.ok_or_else(|| format!("what does iperf3 say? {said}"))
 }
 
 /// iperf3's last line of what arrived: of several streams, of all.
@@ -104,6 +109,7 @@ iperf Done.
 
     #[test]
     fn datagrams_that_are_lost() {
+        assert_eq!(datagrams(UDP), Ok((66368.0, 132736.0)));
         assert_eq!(lost(UDP), Ok(50.0));
         assert!(lost(TCP).is_err());
         assert!(
