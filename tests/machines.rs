@@ -276,7 +276,11 @@ fn a_paused_guest_stands_still_and_goes_on() {
     let before = vm.console();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(vm.console(), before, "it stands still");
-    refused(&world.command(&["pause", "web"]).output().unwrap(), 1, &["the machine is paused, not running"]);
+    refused(
+        &world.command(&["pause", "web"]).output().unwrap(),
+        1,
+        &["the machine is paused, not running", "try:   wirevm show"],
+    );
     world.ok(&["resume", "web"]);
     refused(&world.command(&["resume", "web"]).output().unwrap(), 1, &["the machine is running, not paused"]);
     let until = Instant::now() + SOON;
