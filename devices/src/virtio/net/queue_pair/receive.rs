@@ -1,4 +1,8 @@
 //! Host to guest.
+//!
+//! One read a frame. What was tried on a tap of Linux 6.18 and left out, in processor time of a small frame: io_uring, by 32 reads at
+//! once, 0.90 of it, but each read under way needs the room of the largest frame, of which a ring has five; `IFF_NAPI` costs what is
+//! sent 1.35 to 1.65 times as much; a queue of 4,000 or 16,000 frames at the tap changes nothing.
 
 use std::io;
 
