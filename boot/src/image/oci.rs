@@ -101,8 +101,7 @@ impl Documents<'_> {
         let images = match serde_json::from_slice(&bytes) {
             Ok(Value::Array(images)) => images,
             Ok(manifest @ Value::Object(_)) if self.is_flat()? => {
-                let part = |digest: Digest| digest.to_string();
-                return self.manifest("manifest.json", Digest::of(&bytes), &manifest, part).map(Some);
+                return self.flat(&bytes, &manifest).map(Some);
             }
             _ => return Ok(None),
         };
@@ -110,6 +109,23 @@ impl Documents<'_> {
             return Ok(None);
         }
         self.saved(&images).map(Some)
+    }
+
+    /// The image whose parts lie beside `manifest`, which is `bytes`.
+    fn flat(&self, bytes: &[u8], manifest: &Value) -> Result<Chosen, Error> {
+        const PATH: &str = "manifest.json";
+        if manifest.get("manifests").is_some() {
+            return Err(
+                self.malformed(PATH, "it lists images for several platforms, and one alone can be taken")
+            );
+        }
+        let part = |digest: Digest| digest.to_string();
+        let config = self.digest(PATH, manifest.get("config").unwrap_or(&Value::Null))?;
+        let config = self.document(&part(config), Some(config))?;
+        if config.get("architecture").is_some() && !is_ours(&platform_of(&config)) {
+            return Err(Error::OtherPlatform { image: self.image.into(), found: vec![platform_of(&config)] });
+        }
+        self.manifest(PATH, Digest::of(bytes), manifest, part)
     }
 
     /// Whether the parts of one image lie side by side: what writes this says so in a file.
@@ -250,9 +266,6 @@ impl Documents<'_> {
     ) -> Result<Chosen, Error> {
         let config = self.digest(path, manifest.get("config").unwrap_or(&Value::Null))?;
         let config = self.document(&part(config), Some(config))?;
-        if config.get("architecture").is_some() && !is_ours(&platform_of(&config)) {
-            return Err(Error::OtherPlatform { image: self.image.into(), found: vec![platform_of(&config)] });
-        }
         let layers = manifest.get("layers").and_then(Value::as_array);
         let layers = layers.ok_or_else(|| self.malformed(path, "it has no list of layers"))?;
         let layers = layers

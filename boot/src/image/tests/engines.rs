@@ -147,6 +147,9 @@ fn an_image_whose_parts_lie_side_by_side_is_one() {
     let layer = Digest::of(&layers()[0]).to_string();
     wrong.0.insert(layer.clone(), layers()[1].clone());
     assert!(wrong.said().contains(&layer), "{}", wrong.said());
+    let mut several = flat("amd64", "cat");
+    several.0.insert("manifest.json".into(), json!({ "manifests": [] }).to_string().into_bytes());
+    assert!(several.said().contains("lists images for several platforms"), "{}", several.said());
     // Files of these names are a root's, where nothing says more.
     let mut root = flat("amd64", "cat");
     root.0.insert("version".into(), b"12.5\n".to_vec());
