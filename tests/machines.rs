@@ -279,7 +279,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
     refused(
         &world.command(&["pause", "web"]).output().unwrap(),
         1,
-        &["the machine is paused, not running", "try:   wirevm show"],
+        &["the machine is paused, not running", "try:   let it go on first: wirevm resume"],
     );
     world.ok(&["resume", "web"]);
     refused(&world.command(&["resume", "web"]).output().unwrap(), 1, &["the machine is running, not paused"]);

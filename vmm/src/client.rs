@@ -85,9 +85,9 @@ impl ClientError {
             Self::TimedOut => {
                 Some("it may still do what it was asked; wirevm show and wirevm net ls tell".to_owned())
             }
-            Self::Refused { error, remedy: None, .. } if error == "io.wirevm.Machine.WrongState" => Some(
-                "wirevm show says how the machine is; wirevm resume lets a paused one go on".to_owned(),
-            ),
+            Self::Refused { reason, remedy: None, .. } if reason.starts_with("the machine is paused") => {
+                Some("let it go on first: wirevm resume NAME".to_owned())
+            }
             Self::Refused { remedy, .. } => remedy.clone(),
             Self::NoVsock { .. } => Some(
                 "start it with --vsock on, which is the default".to_owned(),
