@@ -1,10 +1,11 @@
 //! Adaptive polling: when a thread without work looks for frames for a moment, although nobody asked for that (`poll=`).
 //!
 //! To sleep is to be woken: where the thread has a processor to itself, that takes longer than a guest takes to answer, and most of a
-//! round trip is waiting for it. So a thread that is woken again and again, soon after it fell asleep, looks about for [`TIME`]
-//! after each frame instead. Where it shares its processor with the guest, or with anything else, nothing comes while it looks:
-//! a row of looks that ends before it brought [`WORTH`] frames doubles the number of wake-ups wanted before the next try, up to
-//! [`RARELY`], and one that paid makes it [`OFTEN`] again.
+//! round trip is waiting for it. So a thread that is woken for frames again and again, soon after it fell asleep, looks about for
+//! [`TIME`] after each instead. Where it shares its processor with the guest, nothing comes while it looks; where it shares it with
+//! anything else, that takes the processor away in the end. A row of looks that found frames less than [`WORTH`] times, or that lost
+//! its processor, doubles the number of wake-ups wanted before the next try, up to [`RARELY`], and one that paid makes it
+//! [`OFTEN`] again. What moves no frame counts for nothing: a guest has no thread look about for it by kicks, or by what is refused.
 //!
 //! What [`KickModeration`](super::kick_moderation::KickModeration) holds off is a stream; it is tried first, and these looks are for
 //! what gains nothing by it: who waits for each answer.
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_micros(50);
 /// A wake-up that came sooner than this could have been spared: the same, and the time that a wake-up takes.
 const SOON: Duration = Duration::from_micros(100);
-/// How many frames a row of looks has to bring.
+/// How often a row of looks has to find frames.
 const WORTH: u32 = 8;
 /// After so many wake-ups in a row that came soon, it tries: at first, and at the rarest. More than kick moderation wants.
 const OFTEN: u32 = 8;
@@ -32,12 +33,14 @@ pub(super) struct AdaptivePoll {
 }
 
 /// Looks that follow each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Row {
-    /// How often they found work.
+    /// How often they found frames.
     found: u32,
-    /// When the last look began, and until when they go on; none before the first.
-    last: Option<(Instant, Instant)>,
+    /// How many frames had gone through by the last one that did, and until when they go on; none before the first.
+    last: Option<(u64, Instant)>,
+    /// When the last look began, unless there was work meanwhile.
+    began: Option<Instant>,
 }
 
 impl AdaptivePoll {
@@ -45,32 +48,45 @@ impl AdaptivePoll {
         Self { soon: 0, wanted: OFTEN, row: None }
     }
 
-    /// It was woken after it `slept` for so long.
-    pub(super) fn woken(&mut self, slept: Duration) {
-        self.soon = if slept < SOON { self.soon + 1 } else { 0 };
+    /// It was woken after it `slept` for so long, and frames have `moved` or not.
+    pub(super) fn woken(&mut self, slept: Duration, moved: bool) {
+        if slept >= SOON {
+            self.soon = 0;
+        } else if moved {
+            self.soon += 1;
+        }
         if self.soon >= self.wanted {
-            (self.soon, self.row) = (0, Some(Row::default()));
+            (self.soon, self.row) = (0, Some(Row { found: 0, last: None, began: None }));
         }
     }
 
-    /// The thread has no work any more, of which the last look, which was over at `looked`, brought some or not: whether it is to look
-    /// once more.
-    pub(super) fn polls_on(&mut self, worked: bool, looked: Instant, now: Instant) -> bool {
+    /// The thread has no work any more, and so many frames have gone through since its birth; its last look was over at `looked`:
+    /// whether it is to look once more.
+    pub(super) fn polls_on(&mut self, moved: u64, looked: Instant, now: Instant) -> bool {
         let Some(row) = &mut self.row else { return false };
-        let Some((last, until)) = row.last else {
-            row.last = Some((now, now + TIME));
+        let Some((before, until)) = row.last else {
+            (row.last, row.began) = (Some((moved, now + TIME)), Some(now));
             return true;
         };
         // A look of that length was none: another had the processor.
-        let alone = looked.saturating_duration_since(last) < TIME;
-        if alone && (worked || now < until) {
-            row.found += u32::from(worked);
-            row.last = Some((now, if worked { now + TIME } else { until }));
+        let alone = row.began.is_none_or(|began| looked.saturating_duration_since(began) < TIME);
+        let found = moved != before;
+        if alone && (found || now < until) {
+            row.found += u32::from(found);
+            (row.last, row.began) = (Some((moved, if found { now + TIME } else { until })), Some(now));
             return true;
         }
-        self.wanted = if row.found >= WORTH { OFTEN } else { (2 * self.wanted).min(RARELY) };
+        let paid = alone && row.found >= WORTH;
+        self.wanted = if paid { OFTEN } else { (2 * self.wanted).min(RARELY) };
         self.row = None;
         false
+    }
+
+    /// The thread has work left: however long that takes, it is no look.
+    pub(super) fn works(&mut self) {
+        if let Some(row) = &mut self.row {
+            row.began = None;
+        }
     }
 
     /// Ends a row of looks without a word of what it was worth: there is something else to wait for.
@@ -89,29 +105,32 @@ mod tests {
     struct Thread {
         poll: AdaptivePoll,
         now: Instant,
+        moved: u64,
     }
 
     impl Thread {
         fn new() -> Self {
-            Self { poll: AdaptivePoll::new(), now: Instant::now() }
+            Self { poll: AdaptivePoll::new(), now: Instant::now(), moved: 0 }
         }
 
-        /// One frame that comes so long after the one before, and whether it was looked for; where it was not, it was slept for.
-        fn frame(&mut self, after: Duration) -> bool {
+        /// What comes so long after the last, which is `frames` of them; and whether it was looked for. Else the thread slept.
+        fn event(&mut self, after: Duration, frames: u64) -> bool {
             let due = self.now + after;
-            let mut worked = true;
-            let mut looked = self.now;
-            while self.poll.polls_on(worked, looked, self.now) {
-                worked = false;
+            while self.poll.polls_on(self.moved, self.now, self.now) {
                 self.now += MICRO;
-                looked = self.now;
                 if self.now >= due {
+                    self.moved += frames;
                     return true;
                 }
             }
-            self.poll.woken(due.saturating_duration_since(self.now));
+            self.moved += frames;
+            self.poll.woken(due.saturating_duration_since(self.now), frames > 0);
             self.now = self.now.max(due);
             false
+        }
+
+        fn frame(&mut self, after: Duration) -> bool {
+            self.event(after, 1)
         }
     }
 
@@ -131,10 +150,16 @@ mod tests {
 
     #[test]
     fn one_long_sleep_says_that_there_is_no_hurry() {
-        let mut thread = Thread::new();
-        for frame in 0..100 * OFTEN {
-            let looked = thread.frame(if frame % OFTEN == 0 { 2 * SOON } else { 30 * MICRO });
-            assert!(!looked, "{frame}");
+        for frames in [0, 1] {
+            let mut thread = Thread::new();
+            for at in 0..100 * OFTEN {
+                let long = at % OFTEN == 0;
+                let looked = match long {
+                    true => thread.event(2 * SOON, frames),
+                    false => thread.frame(30 * MICRO),
+                };
+                assert!(!looked, "{at}");
+            }
         }
     }
 
@@ -158,15 +183,45 @@ mod tests {
     }
 
     #[test]
-    fn who_had_to_leave_its_processor_does_not_look() {
+    fn what_moves_no_frame_is_not_looked_for() {
+        let mut thread = Thread::new();
+        for _ in 0..100 * OFTEN {
+            assert!(!thread.event(30 * MICRO, 0));
+        }
+        // Nor does it keep up looks that frames have begun.
+        while !thread.frame(30 * MICRO) {}
+        let until = thread.now + TIME;
+        while thread.event(10 * MICRO, 0) {}
+        assert!(thread.now <= until + 10 * MICRO);
+        assert!(thread.poll.row.is_none());
+    }
+
+    /// A thread that looks, and has found frames so often.
+    fn looking(found: u32) -> (AdaptivePoll, Instant) {
         let mut poll = AdaptivePoll::new();
-        (0..OFTEN).for_each(|_| poll.woken(MICRO));
+        (0..OFTEN).for_each(|_| poll.woken(MICRO, true));
         let begin = Instant::now();
-        assert!(poll.polls_on(true, begin, begin));
-        assert!(poll.polls_on(false, begin + MICRO, begin + MICRO));
-        // There is work, but it came late.
+        (0..=u64::from(found)).for_each(|moved| assert!(poll.polls_on(moved, begin, begin)));
+        (poll, begin)
+    }
+
+    #[test]
+    fn who_had_to_leave_its_processor_does_not_look_whatever_it_found() {
+        for found in [0, 10 * WORTH] {
+            let (mut poll, begin) = looking(found);
+            // There is a frame, but it was late.
+            let late = begin + 2 * TIME;
+            assert!(!poll.polls_on(u64::from(found) + 1, late, late));
+            assert_eq!((poll.wanted, poll.row.is_some()), (2 * OFTEN, false));
+        }
+    }
+
+    #[test]
+    fn what_takes_long_because_it_is_much_is_no_lost_processor() {
+        let (mut poll, begin) = looking(WORTH);
         let late = begin + 2 * TIME;
-        assert!(!poll.polls_on(true, late, late) && poll.row.is_none());
-        assert_eq!(poll.wanted, 2 * OFTEN);
+        poll.works();
+        assert!(poll.polls_on(1000, late, late));
+        assert!(poll.row.is_some());
     }
 }

@@ -86,26 +86,24 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
             worker.life.give_carrier_back();
             return;
         }
+        let mut more = None;
         let timeout = match &mut worker.life.state {
             State::Running(pair) => {
+                let before = pair.moved();
                 let worked = pair.process();
                 if let Some(slept) = woken {
-                    idle.woken(slept, worked);
+                    idle.woken(slept, pair.moved() != before);
                 }
-                let looks_again = !pair.has_work() && idle.looks_again(pair, worked, began);
+                let looks_again = match pair.has_work() {
+                    true => idle.works(),
+                    false => idle.looks_again(pair, worked, began),
+                };
                 if pair.has_ended() {
                     let gone = worker.life.leave();
-                    unwatch(gone, &mut manager.event_ops(id).expect("the worker is never removed"));
+                    unwatch(gone, &mut ops(&mut manager, id));
                     continue;
                 }
-                if let Some(events) = pair.watches_more()
-                    && let Err(error) =
-                        manager.event_ops(id).expect("the worker is never removed").modify(events)
-                {
-                    return lost(&mut manager, id, &error);
-                }
-                let worker = subscriber(&mut manager, id);
-                let State::Running(pair) = &mut worker.life.state else { continue };
+                more = pair.watches_more();
                 pair.count_wait();
                 // With work left, events are only collected: neither direction starves the other or a message.
                 if looks_again || pair.has_work() {
@@ -117,6 +115,16 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
             }
             _ => -1,
         };
+        if let Some(events) = more
+            && let Err(error) = ops(&mut manager, id).modify(events)
+        {
+            let life = &mut subscriber(&mut manager, id).life;
+            log::error!("{}: cannot watch for room at the host: {error}", life.name);
+            if let State::Running(pair) = &mut life.state {
+                pair.end();
+            }
+            continue;
+        }
         let asleep = Instant::now();
         let happened = manager.run_with_timeout(timeout);
         began = Instant::now();
@@ -128,7 +136,15 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                 }
             }
             Ok(_) => {}
-            Err(error) => return lost(&mut manager, id, &error),
+            // There is nothing left to wait with, so the pair is lost, and its driver hears that.
+            Err(error) => {
+                let life = &mut subscriber(&mut manager, id).life;
+                log::error!("{}: cannot wait for events: {error}", life.name);
+                if let State::Running(pair) = &mut life.state {
+                    pair.end();
+                }
+                return;
+            }
         }
     }
 }
@@ -145,12 +161,16 @@ impl Idle {
         Self { timer: PollTimer { until: None }, adaptive: AdaptivePoll::new(), kicks: KickModeration::new() }
     }
 
-    /// Something woke the thread after it `slept` for so long, and there was work or not.
-    fn woken(&mut self, slept: Duration, worked: bool) {
+    /// Something woke the thread after it `slept` for so long, and frames have `moved` or not.
+    fn woken(&mut self, slept: Duration, moved: bool) {
         self.kicks.woken(slept);
-        if worked {
-            self.adaptive.woken(slept);
-        }
+        self.adaptive.woken(slept, moved);
+    }
+
+    /// There is work left: the thread looks at it, and for nothing else.
+    fn works(&mut self) -> bool {
+        self.adaptive.works();
+        false
     }
 
     /// The last turn, which `began` then, has `worked` or not: whether the thread looks again instead of sleeping. It has let some time
@@ -159,7 +179,7 @@ impl Idle {
         let polls = match pair.poll() {
             Some(poll) => self.timer.polls_on(poll, worked),
             None if pair.waits_for_frames() && !self.kicks.is_active() => {
-                self.adaptive.polls_on(worked, began, Instant::now())
+                self.adaptive.polls_on(pair.moved(), began, Instant::now())
             }
             None => {
                 self.adaptive.stop();
@@ -182,15 +202,6 @@ impl Idle {
                 false
             }
         }
-    }
-}
-
-/// There is nothing left to wait with, so the pair is lost, and its driver hears that.
-fn lost(manager: &mut EventManager<Worker>, id: SubscriberId, error: &event_manager::Error) {
-    let life = &mut subscriber(manager, id).life;
-    log::error!("{}: cannot wait for events: {error}", life.name);
-    if let State::Running(pair) = &mut life.state {
-        pair.end();
     }
 }
 
@@ -262,6 +273,10 @@ impl PollTimer {
         self.until = self.until.filter(|&until| now < until);
         self.until.is_some()
     }
+}
+
+fn ops(manager: &mut EventManager<Worker>, id: SubscriberId) -> EventOps<'_> {
+    manager.event_ops(id).expect("the worker is never removed")
 }
 
 fn subscriber(manager: &mut EventManager<Worker>, id: SubscriberId) -> &mut Worker {

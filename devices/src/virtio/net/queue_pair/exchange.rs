@@ -103,6 +103,8 @@ impl QueuePair {
     fn take_end(&mut self, backend: Box<dyn net::Backend>) -> HostEnd {
         // A frame of the old wire that found too little room.
         self.shortage.forget();
+        // Its descriptor is watched anew.
+        self.watches_out = false;
         let carrier = self.take_carrier();
         self.merge = Merge::new(backend.merges());
         HostEnd { backend: std::mem::replace(&mut self.parts.backend, backend), carrier }

@@ -285,7 +285,8 @@ impl QueuePair {
         };
         let [received, sent] = frames(self);
         let wanted = self.transmit == Next::Work && self.transmit()?;
-        let asks = frames(self)[1] != sent && self.receive == Next::Host;
+        // Under a rate, to look is to wait where it has nothing left.
+        let asks = frames(self)[1] != sent && self.receive == Next::Host && self.parts.rate.is_none();
         if asks && (self.unanswered < IN_VAIN || self.unanswered.is_multiple_of(ONCE_IN)) {
             // Instead of the event that would tell, and of an interrupt; in vain, it is a system call for nothing.
             self.receive = Next::Work;
