@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::virtio::mock::{Buffer, MockRing};
-use devices::virtio::net::queue_pair::{Counters, PairParts, QueuePair, ReceiveSpace};
+use devices::virtio::net::queue_pair::{Counters, NicRate, PairParts, QueuePair, ReceiveSpace};
 use devices::virtio::queue::{F_EVENT_IDX, VirtQueue};
 use devices::virtio::{ActiveQueue, Interrupt};
 use net::{Backend, Iov, Mac, Offloads, RxFilter, Sent, SocketBackend, SocketPeer};
@@ -63,6 +63,10 @@ impl Bench {
     }
 
     fn with(features: u64, backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
+        Self::held_to(None, features, backend, peer)
+    }
+
+    fn held_to(rate: Option<NicRate>, features: u64, backend: Box<dyn Backend>, peer: SocketPeer) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         peer.socket().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         memory.write_slice(&frame(60, 1), GuestAddress(DATA)).unwrap();
@@ -90,7 +94,7 @@ impl Bench {
             offloads: Offloads::default(),
             filter: RxFilter::new(Mac::random().unwrap()),
             poll: None,
-            rate: None,
+            rate: rate.map(Arc::new),
             counters: Arc::clone(&counters),
             broken: Arc::default(),
         });
@@ -285,6 +289,22 @@ fn the_answer_for_a_driver_that_polls_needs_no_event_either() {
         }
         assert_eq!(bench.interrupts(), 0);
     }
+}
+
+/// To look for one is to wait for tokens where there are none, for a frame that may not be there.
+#[test]
+fn under_a_rate_no_answer_is_asked_for() {
+    let (backend, peer) = SocketBackend::pair().unwrap();
+    let rate = NicRate::new(&"rate=1G".parse().unwrap(), 1);
+    let mut bench = Bench::held_to(rate, PLAIN, Box::new(backend), peer);
+    bench.rx.add(&[Buffer::writable(DATA + 2048, 2048)]).unwrap();
+    bench.rx.publish();
+    bench.pair.process();
+    bench.tx.want_interrupts(false);
+    let before = bench.counters.calls.load(Ordering::Relaxed);
+    bench.add();
+    bench.pair.process();
+    assert_eq!(bench.counters.calls.load(Ordering::Relaxed) - before, 1, "the frame's own");
 }
 
 /// What costs a wake-up while both sleep comes without one, where each waits for the other.

@@ -157,6 +157,9 @@ mod tests {
         assert!(pair.watches_more().is_none());
         pair.transmit = Next::Ring;
         assert_eq!(watched(&pair), EDGE | EventSet::OUT);
+        // Of another wire nothing is known.
+        pair.take_end(Box::new(SocketBackend::pair().unwrap().0));
+        assert_eq!(watched(&pair), EDGE);
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl QueuePair {
     }
 
     /// Has `backend` in place of what there was; nobody carries the frames then.
-    fn take_end(&mut self, backend: Box<dyn net::Backend>) -> HostEnd {
+    pub(super) fn take_end(&mut self, backend: Box<dyn net::Backend>) -> HostEnd {
         // A frame of the old wire that found too little room.
         self.shortage.forget();
         // Its descriptor is watched anew.

@@ -154,7 +154,7 @@ pub(super) enum Way {
 
 impl NicRate {
     /// For so many pairs; none where nothing is limited.
-    pub(in crate::virtio::net) fn new(limits: &RateLimits, pairs: usize) -> Option<Self> {
+    pub fn new(limits: &RateLimits, pairs: usize) -> Option<Self> {
         let RateLimits { sent, received, burst } = *limits;
         let meter = |limit| Meter::new(limit, burst, pairs > 1);
         (!limits.is_off()).then(|| Self {
