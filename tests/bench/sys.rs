@@ -145,8 +145,12 @@ impl LinkSender {
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let on: libc::c_int = 1;
         let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
-        // SAFETY: the option is one int, which `on` is.
-        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, option, len) })?;
+        // Past the link's queueing discipline, which loses frames without a word for as long as the kernel has not seen to a carrier
+        // that has just come.
+        for number in [libc::PACKET_VNET_HDR, libc::PACKET_QDISC_BYPASS] {
+            // SAFETY: the option is one int, which `on` is.
+            checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, number, option, len) })?;
+        }
         // SAFETY: all zeroes is an address of no protocol, link or length.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
