@@ -57,7 +57,7 @@ fn a_command_that_does_not_start_has_the_status_that_shells_give_it() {
         (&[], "/etc/passwd", 126, "error: cannot execute /etc/passwd: Permission denied"),
         (&[], "/etc", 126, "error: cannot execute /etc: "),
         (&[], script.to_str().unwrap(), 126, "the interpreter or the loader that it names is not there"),
-        (&["--directory", "/no/such"], "true", 125, "error: cannot change to the directory /no/such: "),
+        (&["--workdir", "/no/such"], "true", 125, "error: cannot change to the directory /no/such: "),
         (&["--user", "no-such-user"], "true", 125, "error: the guest has no user no-such-user\n"),
         (&["--user", "0:no-such-group"], "true", 125, "error: the guest has no group no-such-group\n"),
     ] {

@@ -36,7 +36,7 @@ pub(crate) struct Exec {
 
     /// The guest's directory that it begins in
     #[arg(short = 'w', long, value_name = "DIR")]
-    directory: Option<OsString>,
+    workdir: Option<OsString>,
 
     /// Whom it runs as in the guest, by names or numbers
     #[arg(short, long, value_name = "USER[:GROUP]")]
@@ -151,7 +151,7 @@ impl Exec {
         Command {
             argv: self.command.clone(),
             env,
-            cwd: self.directory.clone(),
+            cwd: self.workdir.clone(),
             user: self.user.clone(),
             terminal: self.terminal.then(window),
         }
