@@ -132,7 +132,7 @@ impl<B: Backend> Autoconf<B> {
         Autoconf { backend, lease, router, due, listener: None, answer: [0; ANSWER_MAX], waits: 0 }
     }
 
-    /// Looks at a frame that may be a question. DeferredUndo, so that the path of every other frame stays small.
+    /// Looks at a frame that may be a question. Apart, so that the path of every other frame stays small.
     #[cold]
     fn ask(&mut self, question: Question, frame: &Iov<'_>) -> Verdict {
         let mut copy = [0; QUESTION_MAX];

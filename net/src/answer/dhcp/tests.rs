@@ -441,6 +441,17 @@ fn one_answer_waits_and_it_is_the_newest() {
 }
 
 #[test]
+fn what_is_longer_than_an_ethernet_frame_is_no_question() {
+    let (mut backend, peer) = wire();
+    let mut discover = frame(&message(DhcpMessageType::Discover));
+    discover.resize(HEADER_LEN + 14 + 1500, 0);
+    assert_eq!(send(&mut backend, &discover, 30), Sent::Answered);
+    discover.push(0);
+    assert_eq!(send(&mut backend, &discover, 30), Sent::Gone);
+    assert_eq!(peer.recv().unwrap(), discover);
+}
+
+#[test]
 fn other_frames_pass_as_they_are() {
     let (mut backend, peer) = wire();
     let far = frame_between(&message(DhcpMessageType::Discover), GUEST, Ipv4Addr::new(10, 0, 0, 1));
