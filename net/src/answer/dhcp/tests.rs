@@ -9,7 +9,7 @@ use smoltcp::wire::{
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::{Autoconf, Backend, HEADER_LEN, IovBuffer, Sent, SocketBackend, SocketPeer};
+use crate::{Autoconf, Backend, HEADER_LEN, IovBuffer, RxFilter, Sent, SocketBackend, SocketPeer};
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xff];
@@ -422,6 +422,21 @@ fn the_answer_is_received_once_and_nobody_else_hears_of_it() {
     assert_eq!(recv(&mut backend, 2000).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     assert_eq!(peer.recv().unwrap_err().kind(), io::ErrorKind::WouldBlock, "the host saw none of it");
     assert!(backend.vhost_fd().is_none());
+}
+
+#[test]
+fn a_nic_whose_address_the_guest_has_changed_is_the_client_and_the_host_end_knows() {
+    let (mut backend, peer) = wire();
+    let [changed, other] = [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3]];
+    let filter = RxFilter::new(Mac::new(changed).unwrap());
+    backend.set_filter(&filter).unwrap();
+    assert_eq!(peer.filter(), Some(filter));
+    // Whoever is beside the NIC takes the only other place.
+    for mac in [other, changed] {
+        let client_hardware_address = EthernetAddress(mac);
+        let discover = DhcpRepr { client_hardware_address, ..message(DhcpMessageType::Discover) };
+        assert_eq!(send(&mut backend, &frame_of_client(&discover), 30), Sent::Answered, "{mac:?}");
+    }
 }
 
 #[test]
