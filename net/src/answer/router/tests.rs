@@ -1,4 +1,5 @@
 use std::io::{self, Seek, Write};
+use std::os::unix::net::UnixDatagram;
 
 use proptest::prelude::*;
 use smoltcp::wire::{
@@ -8,6 +9,8 @@ use smoltcp::wire::{
 use vm_memory::VolatileSlice;
 
 use super::*;
+use crate::answer::autoconf;
+use crate::answer::listener::Listener;
 use crate::{Autoconf, Backend, HEADER_LEN, IovBuffer, Sent, SocketBackend};
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -338,4 +341,37 @@ proptest! {
         let answered = send(&mut backend, &frame) == Sent::Answered;
         prop_assert_eq!(answered, matches!(verdict(&frame), Verdict::Reply(_)), "the first look misses none");
     }
+}
+
+#[test]
+fn where_the_kernel_carries_the_frames_the_listener_answers_and_says_when_to_look_again() {
+    let (listens, guest) = UnixDatagram::pair().unwrap();
+    listens.set_nonblocking(true).unwrap();
+    guest.set_nonblocking(true).unwrap();
+    let [(first, _first), (second, other)] = [(); 2].map(|()| SocketBackend::pair().unwrap());
+    let listener = Some(Listener::over(listens.into()));
+    let router = Some(router("fd00::1/64", None));
+    let spare = Vec::<SocketBackend>::new();
+    let mut queues = autoconf::in_front(first, vec![second], spare, None, router, listener);
+    assert!(queues[0].asked_fd().is_some() && queues[1].asked_fd().is_none());
+    assert_eq!(queues[0].answer(), None, "nobody has asked");
+
+    // A packet socket's header has no number of buffers.
+    const SHORTER: usize = 2;
+    guest.send(&solicitation(GUEST, ALL_ROUTERS, &SLLA)[SHORTER..]).unwrap();
+    let again = queues[0].answer().expect("it must hear of its router again");
+    assert!(again > AGAIN / 2 && again <= AGAIN, "{again:?}");
+    let mut reply = [0; 2000];
+    let len = guest.recv(&mut reply[SHORTER..]).unwrap();
+    assert_eq!(Advert::parse(&reply[..SHORTER + len]).to, TO_GUEST);
+    assert_eq!(guest.recv(&mut reply).unwrap_err().kind(), io::ErrorKind::WouldBlock, "once");
+
+    // What the guest sends by another queue that we carry after all is not answered twice.
+    let mut frame = solicitation(GUEST, ALL_ROUTERS, &SLLA);
+    let sent = frame.clone();
+    let mut room = IovBuffer::new();
+    let mut iov = room.start();
+    assert!(iov.push(VolatileSlice::from(&mut frame[..])));
+    assert_eq!(queues[1].send(&iov).unwrap(), Sent::Gone);
+    assert_eq!(other.recv().unwrap(), sent);
 }
