@@ -345,3 +345,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

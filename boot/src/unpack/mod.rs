@@ -176,7 +176,7 @@ mod tests {
         out
     }
 
-    const PROGRAMS: [(&str, &[&str]); 7] = [
+    const PROGRAMS: [(&str, &[&str]); 8] = [
         ("gzip", &["-c"]),
         ("zstd", &["-qc"]),
         ("zstd", &["-qc", "-19"]),
@@ -184,6 +184,7 @@ mod tests {
         ("xz", &["-c", "--check=crc32", "--lzma2=dict=1MiB"]),
         ("xz", &["-c", "--check=none", "--lzma2=preset=0,lc=0,lp=2,pb=0"]),
         ("xz", &["-c", "--check=sha256", "--block-size=70000"]),
+        ("xz", &["-c", "--lzma2=preset=1,lc=1,lp=3,pb=1"]),
     ];
 
     #[test]
@@ -197,10 +198,13 @@ mod tests {
                 assert!(unpacked(&twice).unwrap() == [&bytes[..], &bytes].concat(), "{name} twice");
             }
         }
-        // What does not become smaller.
+        // What does not become smaller, alone and amid what does.
         let noise: Vec<u8> = Digests::default().take(200_000).collect();
+        let mixed = [&sample(100_000)[..], &noise, &sample(100_000), &noise[..70_000], b"end"].concat();
         for (name, arguments) in PROGRAMS {
-            assert!(unpacked(&packed(name, arguments, &noise)).unwrap() == noise, "{name} {arguments:?}");
+            for bytes in [&noise, &mixed] {
+                assert!(unpacked(&packed(name, arguments, bytes)).unwrap() == *bytes, "{name} {arguments:?}");
+            }
         }
     }
 
@@ -214,6 +218,24 @@ mod tests {
         fn next(&mut self) -> Option<u8> {
             self.0 = (self.0 ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9).rotate_left(31);
             Some((self.0 >> 40) as u8)
+        }
+    }
+
+    #[test]
+    fn a_buffer_without_room_takes_nothing_and_ends_nothing() {
+        let bytes = sample(300_000);
+        for (name, arguments) in PROGRAMS {
+            let packed = packed(name, arguments, &bytes);
+            let mut from = Packing::of(&packed).unwrap().unpack(&packed[..]);
+            let (mut out, mut buffer) = (Vec::new(), vec![0; 7000]);
+            loop {
+                assert_eq!(from.read(&mut []).unwrap(), 0, "{name} {arguments:?}");
+                match from.read(&mut buffer).unwrap() {
+                    0 => break,
+                    n => out.extend_from_slice(&buffer[..n]),
+                }
+            }
+            assert!(out == bytes, "{name} {arguments:?}");
         }
     }
 
@@ -267,7 +289,7 @@ mod tests {
         }
 
         #[test]
-        fn no_flipped_bits_lead_astray(flips in prop::collection::vec((0..2000_usize, 0..8), 1..4), which in 0..7_usize) {
+        fn no_flipped_bits_lead_astray(flips in prop::collection::vec((0..2000_usize, 0..8), 1..4), which in 0..PROGRAMS.len()) {
             let mut bytes = SAMPLES.with(|samples| samples[which].clone());
             for (at, bit) in flips {
                 let at = 4 + at % (bytes.len() - 4);

@@ -327,3 +327,6 @@ impl<R: BufRead> Read for Decoder<R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests;
