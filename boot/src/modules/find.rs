@@ -89,6 +89,33 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_is_no_kernel() {
+        let root = Directory::new();
+        root.file("boot/vmlinuz-1/x", b"a directory");
+        assert!(matches!(default_kernel_in(root.path(), "1"), Err(Error::NoKernel { .. })));
+        let path = root.file("boot/vmlinuz-0.9", b"kernel");
+        assert_eq!(default_kernel_in(root.path(), "1").unwrap(), path);
+    }
+
+    /// By a file that not even root reads: it is for writing only.
+    #[test]
+    fn the_first_that_may_not_be_read_is_named_if_no_other_is_found() {
+        let unreadable = Path::new("/proc/sys/net/ipv4/route/flush");
+        let kind = File::open(unreadable).map_err(|error| error.kind());
+        if kind.err() != Some(io::ErrorKind::PermissionDenied) {
+            return eprintln!("skipped: {} is there for reading, or not at all", unreadable.display());
+        }
+        let root = Directory::new();
+        let other = root.file("boot/vmlinuz-1", b"kernel");
+        let running = root.path().join("boot/vmlinuz-2");
+        std::os::unix::fs::symlink(unreadable, &running).unwrap();
+        assert_eq!(default_kernel_in(root.path(), "2").unwrap(), other);
+        fs::remove_file(other).unwrap();
+        let error = default_kernel_in(root.path(), "2").unwrap_err();
+        assert!(matches!(&error, Error::KernelUnreadable { path, .. } if *path == running), "{error}");
+    }
+
+    #[test]
     fn one_that_cannot_be_read_is_named() {
         let root = Directory::new();
         let path = root.file("boot/vmlinuz-1", b"kernel");

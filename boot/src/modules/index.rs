@@ -18,7 +18,7 @@ const INDEX_MAX: u64 = 32 << 20;
 const MODULE_MAX: u64 = 256 << 20;
 /// Of files below a directory of modules, and of directories in directories.
 const FILES_MAX: usize = 100_000;
-const DEPTH_MAX: usize = 16;
+pub(super) const DEPTH_MAX: usize = 16;
 
 /// The modules of a kernel.
 #[derive(Debug)]
@@ -139,19 +139,24 @@ fn is_module(name: &str) -> bool {
 
 /// A module's bytes, unpacked.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    read_module(path, MODULE_MAX)
+}
+
+/// The same of at most `limit` bytes.
+pub(super) fn read_module(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let unreadable = |source: io::Error| Error::Read { path: path.into(), source };
     let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(unreadable)?);
     let mut bytes = Vec::new();
     match Packing::of(file.fill_buf().map_err(unreadable)?) {
         Some(packing) => packing
             .unpack(file)
-            .take(MODULE_MAX + 1)
+            .take(limit + 1)
             .read_to_end(&mut bytes)
             .map_err(|source| Error::Unpack { path: path.into(), source })?,
-        None => file.take(MODULE_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?,
+        None => file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?,
     };
-    if bytes.len() as u64 > MODULE_MAX {
-        return Err(Error::TooLarge { path: path.into(), limit: MODULE_MAX });
+    if bytes.len() as u64 > limit {
+        return Err(Error::TooLarge { path: path.into(), limit });
     }
     // ELF, 64 bits, little endian, a relocatable object for x86-64.
     if bytes.get(..6) != Some(b"\x7fELF\x02\x01") || bytes.get(16..20) != Some(&[1, 0, 62, 0]) {
@@ -161,7 +166,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// What `path` has; `None` where it is not there.
-fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)) {
         Ok(len) if len as u64 > limit => Err(Error::TooLarge { path: path.into(), limit }),

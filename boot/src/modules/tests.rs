@@ -10,6 +10,11 @@ use crate::testing::Directory;
 
 /// A relocatable object with this `.modinfo`, as small as one can be.
 fn object(modinfo: &[&str]) -> Vec<u8> {
+    object_with(modinfo, 64)
+}
+
+/// The same with section headers of `entry` bytes.
+fn object_with(modinfo: &[&str], entry: u8) -> Vec<u8> {
     let names = b"\0.modinfo\0.shstrtab\0";
     let text: Vec<u8> = modinfo.iter().flat_map(|text| [text.as_bytes(), b"\0"].concat()).collect();
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
@@ -18,14 +23,15 @@ fn object(modinfo: &[&str]) -> Vec<u8> {
     let (names_at, text_at) = (64, 64 + names.len());
     let table = text_at + text.len();
     elf[0x28..0x30].copy_from_slice(&(table as u64).to_le_bytes());
-    elf[0x3a..0x40].copy_from_slice(&[64, 0, 3, 0, 2, 0]);
+    elf[0x3a..0x40].copy_from_slice(&[entry, 0, 3, 0, 2, 0]);
     elf.extend(names);
     elf.extend(&text);
     let section = |name: u32, at: usize, len: usize| {
-        let mut header = [0; 64];
+        let mut header = vec![0; 64];
         header[..4].copy_from_slice(&name.to_le_bytes());
         header[0x18..0x20].copy_from_slice(&(at as u64).to_le_bytes());
         header[0x20..0x28].copy_from_slice(&(len as u64).to_le_bytes());
+        header.resize(entry.into(), 0);
         header
     };
     elf.extend(section(0, 0, 0));
@@ -97,7 +103,9 @@ fn an_index_without_end_is_refused() {
     };
     // Each needs the next; deep enough for the end of any stack.
     let chain = |len: usize| (0..len).map(|n| format!("m{n}.ko: m{}.ko\n", n + 1)).collect::<String>();
-    assert_eq!(index(&chain(60)).unwrap(), 60);
+    let ended = |len: usize| format!("{}m{}.ko:\n", chain(len - 1), len - 1);
+    assert_eq!(index(&ended(65)).unwrap(), 65);
+    assert!(matches!(index(&ended(66)), Err(Error::NoEnd { .. })));
     assert!(matches!(index(&chain(100)), Err(Error::NoEnd { .. })));
     let error = index(&chain(20_000)).unwrap_err();
     assert!(matches!(error, Error::NoEnd { .. }) && error.remedy().contains("depmod"), "{error}");
@@ -106,9 +114,15 @@ fn an_index_without_end_is_refused() {
         let all = |end: &str| (1..len).map(|n| format!("m{n}.ko{end}")).collect::<String>();
         format!("m0.ko: {}\n{}", all(" "), all(":\n"))
     };
-    assert_eq!(index(&wide(500)).unwrap(), 500);
-    assert!(matches!(index(&wide(600)), Err(Error::NoEnd { .. })));
-    assert!(matches!(index(&format!("m0.ko: {}", "x.ko ".repeat(10_000))), Err(Error::NoEnd { .. })));
+    assert_eq!(index(&wide(512)).unwrap(), 512);
+    for len in [513, 600] {
+        assert!(matches!(index(&wide(len)), Err(Error::NoEnd { .. })), "{len}");
+    }
+    let nowhere = |len: usize| index(&format!("m0.ko: {}", "x.ko ".repeat(len)));
+    assert_eq!(nowhere(8191).unwrap(), 1);
+    for len in [8192, 10_000] {
+        assert!(matches!(nowhere(len), Err(Error::NoEnd { .. })), "{len}");
+    }
 }
 
 #[test]
@@ -119,7 +133,8 @@ fn all_modules_together_have_a_limit() {
         .map(|name| Module { name: name.into(), path: root.file(&format!("{name}.ko"), &bytes) })
         .into();
     let len = bytes.len() as u64;
-    assert_eq!(resolve::read_within(&modules, 3 * len).unwrap(), vec![bytes; 3]);
+    assert_eq!(resolve::read_within(&modules, 3 * len).unwrap(), vec![bytes.clone(); 3]);
+    assert_eq!(read_all(&modules).unwrap(), vec![bytes; 3]);
     let error = resolve::read_within(&modules, 3 * len - 1).unwrap_err();
     assert!(matches!(error, Error::TooMuch { .. }), "{error}");
 }
@@ -175,6 +190,79 @@ fn a_module_is_read_however_it_is_packed() {
 }
 
 #[test]
+fn files_are_read_up_to_their_limits_and_no_further() {
+    let root = Directory::new();
+    let plain = object(&["depends="]);
+    let len = plain.len() as u64;
+    let path = root.file("m.ko", &plain);
+    assert!(Command::new("gzip").args(["-k"]).arg(&path).status().unwrap().success());
+    for path in [path.clone(), path.with_extension("ko.gz")] {
+        for limit in [len, len + 1] {
+            assert_eq!(index::read_module(&path, limit).unwrap(), plain, "{path:?} of {limit}");
+        }
+        for less in [len - 1, len - 2, 1, 0] {
+            let error = index::read_module(&path, less).unwrap_err();
+            assert!(matches!(error, Error::TooLarge { limit, .. } if limit == less), "{less}: {error}");
+        }
+    }
+    let path = root.file("modules.alias", b"0123456789");
+    for limit in [10, 11] {
+        assert_eq!(index::read_limited(&path, limit).unwrap().as_deref(), Some(&b"0123456789"[..]));
+    }
+    for less in [9, 8, 0] {
+        let error = index::read_limited(&path, less).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { limit, .. } if limit == less), "{less}: {error}");
+    }
+    assert_eq!(index::read_limited(&root.path().join("nowhere"), 10).unwrap(), None);
+}
+
+#[test]
+fn an_index_that_cannot_be_read_is_not_one_that_is_not_there() {
+    for name in ["modules.dep", "modules.builtin", "modules.softdep", "modules.alias"] {
+        let root = Directory::new();
+        root.file(&format!("{name}/x"), b"");
+        let error = Modules::open(root.path()).unwrap_err();
+        assert!(matches!(&error, Error::Read { path, .. } if path.ends_with(name)), "{error}");
+    }
+}
+
+#[test]
+fn only_files_that_are_modules_are_found_and_not_too_deep() {
+    let root = Directory::new();
+    let (at, beyond) = ("d/".repeat(index::DEPTH_MAX), "d/".repeat(index::DEPTH_MAX + 1));
+    for name in ["a.ko", "b.ko.gz", "c.ko.xz", "d.ko.zst", "readme", "e.ko.lz4", &format!("{at}f.ko")] {
+        root.file(name, &object(&[]));
+    }
+    root.file(&format!("{beyond}g.ko"), &object(&[]));
+    root.file("h.ko/x", b"a directory");
+    std::os::unix::fs::symlink("a.ko", root.path().join("i.ko")).unwrap();
+    let all = ["a", "b", "c", "d", "readme", "e", "f", "g", "h", "i"];
+    let resolution = Modules::open(root.path()).unwrap().resolve(&all).unwrap();
+    assert_eq!(names(&resolution), ["a", "b", "c", "d", "f"]);
+    assert_eq!(resolution.absent, ["readme", "e", "g", "h", "i"]);
+}
+
+#[test]
+fn section_headers_have_the_size_that_the_file_says() {
+    let info = Some(Info { needs: vec!["a".into()], ..Info::default() });
+    for entry in [64, 65, 72, 255] {
+        assert_eq!(modinfo::of(&object_with(&["depends=a"], entry)), info, "{entry}");
+    }
+    // These hold all that is looked at, and are none of ELF's.
+    for entry in [63, 48, 40, 0] {
+        assert_eq!(modinfo::of(&object_with(&["depends=a"], entry)), None, "{entry}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_given_is_taken() {
+    let root = Directory::new();
+    root.file("6.1/modules.dep", b"");
+    let found = directory("/boot/vmlinuz".as_ref(), Some("6.1"), Some(root.path())).unwrap();
+    assert_eq!(found, Some(root.path().join("6.1")));
+}
+
+#[test]
 fn what_a_module_says_is_taken_apart() {
     let info =
         modinfo::of(&object(&["depends=a,b-c", "softdep=pre: d e post: f", "softdep=g", "x"])).unwrap();
@@ -193,7 +281,7 @@ fn the_initrd_has_what_the_agent_needs() {
     let list = Command::new("cpio")
         .args(["-idmv", "--quiet", "--no-preserve-owner", "-D"])
         .arg(root.path())
-        .stdin(std::fs::File::open(path).unwrap())
+        .stdin(std::fs::File::open(&path).unwrap())
         .output()
         .unwrap();
     let listed = String::from_utf8(list.stderr).unwrap();
@@ -205,6 +293,23 @@ fn the_initrd_has_what_the_agent_needs() {
         (".wirevm/modules/001-erofs.ko", b"four"),
     ] {
         assert_eq!(std::fs::read(root.path().join(name)).unwrap(), content, "{listed}");
+    }
+    // Directories that cpio lacks it makes of itself, so what the archive says of them is looked at, too.
+    let list = Command::new("cpio")
+        .args(["-itv", "--quiet"])
+        .stdin(std::fs::File::open(&path).unwrap())
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(list.stdout).unwrap();
+    for (mode, name) in [
+        ("drwxr-xr-x", ".wirevm"),
+        ("drwxr-xr-x", ".wirevm/modules"),
+        ("-rwxr-xr-x", "init"),
+        ("-rw-------", ".wirevm/config"),
+        ("-rw-r--r--", ".wirevm/modules/000-libcrc32c.ko"),
+    ] {
+        let line = listed.lines().find(|line| line.ends_with(&format!(" {name}")));
+        assert!(line.is_some_and(|line| line.starts_with(mode)), "{name}: {listed}");
     }
     use std::os::unix::fs::PermissionsExt;
     let mode = |name: &str| root.path().join(name).metadata().unwrap().permissions().mode();

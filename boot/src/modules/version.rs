@@ -91,7 +91,8 @@ mod tests {
     fn a_bzimage_says_it_in_its_header() {
         let mut image = vec![0; 0x1000];
         image[0x202..0x206].copy_from_slice(b"HdrS");
-        assert_eq!(version(&image), None);
+        image[0x200..0x202].copy_from_slice(b"6\0");
+        assert_eq!(version(&image), None, "an offset of 0 is none");
         image[0x20e..0x210].copy_from_slice(&0x300_u16.to_le_bytes());
         for (text, expected) in [
             (&b"6.1.0-9-amd64 (builder) #1 SMP\0"[..], Some("6.1.0-9-amd64")),
@@ -103,6 +104,12 @@ mod tests {
             image[0x500..0x540].fill(0);
             image[0x500..0x500 + text.len()].copy_from_slice(text);
             assert_eq!(version(&image).as_deref(), expected);
+        }
+        let longest = "6".repeat(VERSION_MAX);
+        for (end, expected) in [(VERSION_MAX, Some(&longest[..])), (VERSION_MAX + 1, None)] {
+            image[0x500..0x560].fill(0);
+            image[0x500..0x500 + end].fill(b'6');
+            assert_eq!(version(&image).as_deref(), expected, "{end} bytes long");
         }
         image[0x500..].fill(b'6');
         assert_eq!(version(&image), None, "no end");
@@ -122,6 +129,21 @@ mod tests {
         }
         assert_eq!(version(b"\x7fELF and nothing"), None);
         assert_eq!(version(b"no kernel, Linux version 1.2 "), None);
+    }
+
+    #[test]
+    fn a_version_that_a_piece_cuts_is_read_whole() {
+        let banner = b"Linux version 6.12.4 (builder)";
+        for before in 0..VERSION_MAX + BANNER.len() {
+            let mut image = b"\x7fELF".to_vec();
+            image.resize(0x10000 - before, 0);
+            image.extend(banner);
+            // At the file's end, and amid it.
+            for len in [image.len(), 0x40000] {
+                image.resize(len, 0);
+                assert_eq!(version(&image).as_deref(), Some("6.12.4"), "{before} of {len}");
+            }
+        }
     }
 
     /// Counts how often it is read from.

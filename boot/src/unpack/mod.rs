@@ -210,7 +210,7 @@ mod tests {
 
     /// Noise.
     #[derive(Default)]
-    struct Digests(u64);
+    pub(super) struct Digests(u64);
 
     impl Iterator for Digests {
         type Item = u8;

@@ -1,7 +1,7 @@
 //! What a window reaches, and what a chunk must be, to the byte.
 
 use super::*;
-use crate::unpack::tests::{packed, sample};
+use crate::unpack::tests::{Digests, packed, sample};
 
 fn window(dictionary: usize, bytes: &[u8]) -> Window {
     let mut window = Window::default();
@@ -41,7 +41,8 @@ fn a_window_keeps_its_dictionary_and_moves_it_once_in_a_while() {
         assert_eq!(window.bytes.len(), 2 * keep - 1);
         window.push(bytes[2 * keep - 1]);
         window.trim();
-        assert_eq!(window.rest(), &bytes[2 * keep - 1..2 * keep], "nobody took it yet");
+        let rest = &bytes[2 * keep - 1..2 * keep];
+        assert_eq!((window.bytes.len(), window.rest()), (2 * keep, rest), "nobody took it yet");
         window.take(1);
         window.trim();
         assert_eq!((window.bytes.len(), window.rest()), (keep, &b""[..]));
@@ -92,10 +93,13 @@ fn a_chunk_is_used_up_exactly() {
 }
 
 #[test]
-fn a_literal_can_be_what_a_match_would_be() {
-    // A byte and the longest match leave one byte of zeros, which is too short for another.
-    for len in 270..280 {
-        let (properties, input) = chunk(&vec![0; len]);
-        assert_eq!(decode(properties, &input, len), Ok(vec![0; len]), "{len}");
+fn a_literal_can_be_what_the_match_would_go_on_with() {
+    // The longest match leaves one byte of what is repeated, which is too short for another.
+    for last in [0, 1, 0x7f, 0x80, 0xff] {
+        let noise: Vec<u8> = Digests::default().take(400).collect();
+        let repeated = [&noise[..273], &[last]].concat();
+        let bytes = [&repeated[..], &repeated, &noise[300..]].concat();
+        let (properties, input) = chunk(&bytes);
+        assert!(decode(properties, &input, bytes.len()).is_ok_and(|out| out == bytes), "{last:#x}");
     }
 }
