@@ -154,6 +154,20 @@ mod tests {
         assert!(refused(&gzip(&bzimage_image())[..100]).contains("cannot unpack the kernel"));
     }
 
+    #[test]
+    fn low_ram_ends_where_it_does_or_at_the_hole() {
+        for (len, end) in [
+            (HIMEM - 0x1000, None),
+            (HIMEM, Some(HIMEM)),
+            (HIMEM + 0x1000, Some(HIMEM + 0x1000)),
+            (HOLE_START, Some(HOLE_START)),
+            (HOLE_START + 0x1000, Some(HOLE_START)),
+        ] {
+            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len as usize)]).unwrap();
+            assert_eq!(low_ram_end(&memory).ok(), end, "{len:#x}");
+        }
+    }
+
     fn refused(image: &[u8]) -> String {
         load_bytes(64, image).err().expect("loaded").to_string()
     }

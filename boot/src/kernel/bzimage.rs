@@ -240,6 +240,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_header_that_ends_with_protocol_2_12_is_long_enough() {
+        let mut image = image();
+        put(&mut image, 0x201, [(HEADER_END - MAGIC) as u8]);
+        let header = load_bytes(64, &image).unwrap().1.header.unwrap();
+        assert_eq!({ header.init_size }, 8 * MIB as u32);
+        let error = refused(0x201, [(HEADER_END - MAGIC - 1) as u8]);
+        assert!(matches!(error, Error::Malformed { problem, .. } if problem.contains("shorter")), "{error}");
+    }
+
+    #[test]
     fn kernels_without_a_64_bit_entry_are_refused() {
         for (error, because) in [
             (refused(0x206, 0x20bu16.to_le_bytes()), "older than 2.12"),

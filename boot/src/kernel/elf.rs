@@ -349,6 +349,18 @@ pub(crate) mod tests {
         assert!(
             matches!(refused(&image), Error::Malformed { problem, .. } if problem.contains("32-bit ELF"))
         );
+        put(&mut image, 42, 0x120_u16.to_le_bytes());
+        assert!(
+            matches!(refused(&image), Error::Malformed { problem, .. } if problem.contains("32-bit ELF"))
+        );
+        for (image, header) in [(pvh32(), 52), (pvh(), 64)] {
+            let error = refused(&image[..header - 1]);
+            assert!(
+                matches!(error, Error::Truncated { part: "ELF header", end, .. } if end == header as u64)
+            );
+            let error = refused(&image[..header]);
+            assert!(matches!(error, Error::Truncated { part: "program header table", .. }), "{error}");
+        }
         for len in [51, 52, 52 + 63, 0x800, 0x1fff] {
             let error = refused(&pvh32()[..len]);
             assert!(matches!(error, Error::Truncated { size, .. } if size == len as u64), "{len}: {error}");
@@ -392,6 +404,13 @@ pub(crate) mod tests {
             image.resize(0x2000 + NOTES_MAX as usize, 0);
             assert_eq!(load_bytes(64, &image).unwrap().1.protocol, protocol);
         }
+    }
+
+    #[test]
+    fn a_segment_can_be_the_whole_file() {
+        let image = elf(&[segment(LOAD, 0, START, 0x2000, 4 * MIB)], &[]);
+        let (memory, _) = load_bytes(64, &image).unwrap();
+        assert!(bytes(&memory, START, 0x2000) == image);
     }
 
     #[test]
@@ -450,6 +469,13 @@ pub(crate) mod tests {
         ] {
             let error = refused(&elf(&[segment(LOAD, CODE, start, 0x1000, len)], &[]));
             assert!(matches!(error, Error::KernelMisplaced { area, .. } if area.contains(above)), "{error}");
+        }
+        // The first byte and the last that a kernel may have.
+        for (mib, start, end) in [(64, MIB, 64 * MIB), (3072, START, 3072 * MIB), (4096, START, 3072 * MIB)] {
+            let mut image = elf(&[segment(LOAD, CODE, start, 0x1000, end - start)], &[]);
+            put(&mut image, 24, start.to_le_bytes());
+            let (_, kernel) = load_bytes(mib, &image).unwrap();
+            assert_eq!((kernel.entry, kernel.end), (start, end));
         }
         let error = refused(&elf(&[segment(LOAD, CODE, START, 0x1000, 60 * MIB + 1)], &[]));
         assert_eq!(error.remedy().unwrap(), "give the guest more memory: --memory 77M");
