@@ -243,6 +243,32 @@ mod tests {
         assert_eq!([4075, 4076].map(|count| image(&files(&[count << 9]))[13]), [1, 2]);
     }
 
+    #[test]
+    fn each_short_name_is_anothers_and_one_that_dos_knows() {
+        let files: Vec<(&str, Vec<u8>)> = ["file"; 12].map(|name| (name, b"x".to_vec())).into();
+        let image = image(&files);
+        let root = (RESERVED + TABLES * usize::from(u16::from_le_bytes([image[22], image[23]]))) * SECTOR;
+        let entries = image[root..root + ROOT_ENTRIES * ENTRY].chunks(ENTRY);
+        let names: Vec<_> = entries.filter(|entry| entry[11] == 0x20).map(|entry| &entry[..11]).collect();
+        let name = |(letter, digit)| [b"SEED~", &[digit, letter][..], b"    "].concat();
+        let digits = |letter, digits: std::ops::RangeInclusive<u8>| digits.map(move |digit| (letter, digit));
+        let expected: Vec<_> = digits(b'A', b'0'..=b'9').chain(digits(b'B', b'0'..=b'1')).map(name).collect();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn each_error_says_what_helps() {
+        let path = PathBuf::from("/seed");
+        for (error, words) in [
+            (Error::Read { path: path.clone(), source: io::ErrorKind::PermissionDenied.into() }, "readable"),
+            (Error::NoDirectory { path: path.clone() }, "--seed a directory"),
+            (Error::Nothing { path: path.clone() }, "user-data"),
+            (Error::TooLong { path }, "fetch"),
+        ] {
+            assert!(error.remedy().contains(words), "{}", error.remedy());
+        }
+    }
+
     /// By others' readers, where this host has them.
     #[test]
     fn others_read_it_too() {
@@ -298,6 +324,10 @@ mod tests {
         let image = read().unwrap();
         assert_eq!(text(&image, "/meta-data").as_deref(), Some("instance-id: mine\n"));
         assert_eq!(text(&image, "/user-data").as_deref(), Some(""));
+        fs::create_dir(dir.join("vendor-data")).unwrap();
+        let error = read().unwrap_err();
+        assert!(matches!(&error, Error::Read { path, .. } if path.ends_with("vendor-data")), "{error}");
+        fs::remove_dir(dir.join("vendor-data")).unwrap();
         fs::write(dir.join("user-data"), vec![b'x'; BYTES_MAX as usize + 1]).unwrap();
         assert!(matches!(read(), Err(Error::TooLong { .. })));
         fs::remove_dir_all(&dir).unwrap();
