@@ -387,6 +387,17 @@ mod tests {
     }
 
     #[test]
+    fn the_dsdt_says_where_the_generation_id_is() {
+        let dsdt = &tables(1, 0)[3];
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|at| at == bytes);
+        // A name: a package of two (ACPI 6.5 §20.2), the double word of its address and a zero for the half above.
+        let [a, b, c, d] = (GENERATION_ID as u32).to_le_bytes();
+        assert!(has(&[8, b'A', b'D', b'D', b'R', 0x12, 8, 2, 0x0c, a, b, c, d, 0]));
+        assert!(has(b"\x08_CID\x12\x1c\x02\rVM_Gen_Counter\0\rVMGENCTR\0"));
+        assert!(has(b"\x08_DDN\rVM_Gen_Counter\0"));
+    }
+
+    #[test]
     fn a_machine_without_a_bus_has_no_slots() {
         let has = |pci, name: &[u8]| tables_with(1, 0, pci)[3].windows(4).any(|at| at == name);
         for name in [b"S001", b"S01F", b"SCAN", b"_EJ0", b"_OST"] {

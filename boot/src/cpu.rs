@@ -192,6 +192,7 @@ mod tests {
         assert_eq!(TSS.descriptor(), 0x0000_8b00_0000_0067);
         let based = Segment { base: 0x1234_5678, limit: 0xf_ffff, g: 0, ..DATA };
         assert_eq!(based.descriptor(), 0x124f_9334_5678_ffff);
+        assert_eq!(Segment { dpl: 3, ..DATA }.descriptor(), 0x00cf_f300_0000_ffff);
     }
 
     #[test]
@@ -237,6 +238,10 @@ mod tests {
             assert_eq!(translate(&memory, entry.cr3, address), Some(address), "{address:#x}");
         }
         assert_eq!(translate(&memory, entry.cr3, 0x1_0000_0000), None);
+        for (table, entries) in [(PAGE_TABLES, 1), (PAGE_TABLES + PAGE, 4)] {
+            let present = |entry: &u64| word(&memory, table + entry * 8) != 0;
+            assert_eq!((0..512).filter(present).collect::<Vec<_>>(), (0..entries).collect::<Vec<_>>());
+        }
         assert_eq!(
             word(&memory, PAGE_TABLES + PAGE_TABLES_LEN),
             0,

@@ -163,6 +163,9 @@ mod tests {
             let processors = of(&entries, PROCESSOR);
             let ids: Vec<_> = processors.iter().map(|entry| u32::from(entry[0])).collect();
             assert_eq!(ids, (0..listed).collect::<Vec<_>>());
+            // Of the first family with an APIC, and with an FPU (§4.3.1).
+            let features = [0, 6, 0, 0, 0x01, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            assert!(processors.iter().all(|entry| entry[1] == 0x14 && entry[3..] == features));
             assert_eq!(processors.iter().filter(|entry| entry[2] == ENABLED | BOOT_PROCESSOR).count(), 1);
             assert_eq!(of(&entries, IO_APIC), [&[io_apic, 0x11, 1, 0, 0, 0xc0, 0xfe]]);
         }

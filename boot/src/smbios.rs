@@ -229,10 +229,19 @@ mod tests {
     fn what_has_no_room_is_refused() {
         let strings = vec!["x".repeat(SMBIOS_LEN as usize - 1024)];
         read(&SmbiosConfig { strings: &strings, ..SmbiosConfig::default() });
-        let strings = vec!["x".repeat(SMBIOS_LEN as usize)];
-        let config = SmbiosConfig { strings: &strings, ..SmbiosConfig::default() };
-        let error = write(&memory(64), &config).unwrap_err();
-        assert!(matches!(error, Error::SmbiosTooLarge { .. }), "{error}");
+        // Up to the last byte.
+        let with = |len: usize| {
+            let strings = ["x".repeat(len)];
+            let config = SmbiosConfig { strings: &strings, ..SmbiosConfig::default() };
+            (structures(&config).len() as u64, write(&memory(64), &config))
+        };
+        let most = SMBIOS_LEN as usize - (with(1).0 as usize - 1);
+        assert!(matches!(with(most), (SMBIOS_LEN, Ok(()))));
+        for more in [1, 2, 5000] {
+            let (len, written) = with(most + more);
+            let error = written.unwrap_err();
+            assert!(matches!(error, Error::SmbiosTooLarge { len: told, .. } if told == len), "{error}");
+        }
     }
 
     proptest! {
