@@ -140,3 +140,30 @@ impl Error {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_opened_has_a_remedy_by_its_cause() {
+        let open = |role, kind: io::ErrorKind| {
+            Error::Open { role, path: "/x".into(), source: kind.into() }.remedy().unwrap()
+        };
+        for (role, kind, remedy) in [
+            (Role::Kernel, io::ErrorKind::NotFound, "check the path given with --kernel"),
+            (
+                Role::Initrd,
+                io::ErrorKind::PermissionDenied,
+                "make the initrd readable for this user, or give a copy that is",
+            ),
+            (
+                Role::Disk,
+                io::ErrorKind::Other,
+                "copy the disk to a local disk and give that copy with --disk",
+            ),
+        ] {
+            assert_eq!(open(role, kind), remedy);
+        }
+    }
+}

@@ -246,6 +246,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_disk_boots_has_a_title_and_a_command_line_of_its_own() {
+        let file = Scratch::new(b"something");
+        let given = images(file.path(), None);
+        assert_eq!(given.title(), None);
+        assert_eq!(given.cmdline(None, "console=ttyS0"), "console=ttyS0");
+        assert_eq!(given.cmdline(Some("quiet"), "console=ttyS0"), "quiet");
+        let cmdline = disk::Cmdline { root: Some("root=UUID=7".into()), options: "ro".into() };
+        let found = Images { found: Some(("Debian".into(), cmdline)), ..given };
+        assert_eq!(found.title(), Some("Debian"));
+        assert_eq!(found.cmdline(None, "console=ttyS0"), "root=UUID=7 ro console=ttyS0");
+        assert_eq!(found.cmdline(Some("quiet"), "console=ttyS0"), "root=UUID=7 ro quiet");
+    }
+
+    #[test]
     fn each_file_has_a_descriptor() {
         let file = Scratch::new(b"something");
         for (initrd, count) in [(None, 1), (Some(file.path()), 2)] {
