@@ -74,7 +74,7 @@ pub(super) struct Decoder<R> {
     next: Next,
     /// Of the stream: the second byte of its flags, which is the kind of check.
     kind: u8,
-    /// Of the index: the sizes of the blocks that were, in 8 bytes each, by which it is checked.
+    /// One more than the blocks of the stream so far, by which the index is checked; 0 before the first stream.
     blocks: u64,
     /// Of the block: what was read of it, and what came out.
     read: u64,
