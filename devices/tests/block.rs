@@ -106,6 +106,12 @@ fn a_disk_that_is_read_only_takes_no_write() {
         assert_eq!(rig.range(DISCARD, 0, 8, 0), UNSUPP);
         assert_eq!(rig.range(WRITE_ZEROES, 0, 8, 0), UNSUPP);
         assert_eq!(rig.read(0, 1), bytes[..512]);
+        // Nor has it limits for what it does not take, or a cache that could be switched off.
+        let limits = [36, 40, 44, 48, 52].map(|at| rig.config(at, 4));
+        assert_eq!((limits, rig.config(56, 1)), ([0; 5], 0));
+        let before = rig.config(32, 1);
+        devices::BusDevice::write(&rig.bus, 0x100 + 32, &[0]);
+        assert_eq!(rig.config(32, 1), before);
     }
 }
 
@@ -135,6 +141,8 @@ fn what_makes_no_sense_is_an_error_and_changes_nothing() {
             ("half a range", DISCARD, 0, &range(0, 8, 0)[..8], 0, IOERR),
             ("more than a range", DISCARD, 0, &[&range(0, 8, 0)[..], &[0]].concat(), 0, IOERR),
             ("a discard past the end", DISCARD, 0, &range(SECTORS, 1, 0), 0, IOERR),
+            ("a discard whose end is past the end", DISCARD, 0, &range(SECTORS - 2, 3, 0), 0, IOERR),
+            ("zeroes past the end", WRITE_ZEROES, 0, &range(1, SECTORS as u32, 0), 0, IOERR),
             ("a discard that wraps", DISCARD, 0, &range(u64::MAX, 1, 0), 0, IOERR),
             ("a discard of too much", DISCARD, 0, &range(0, u32::MAX, 0), 0, IOERR),
             ("a discard that says to unmap", DISCARD, 0, &range(0, 8, 1), 0, UNSUPP),
@@ -163,6 +171,14 @@ fn a_header_that_is_too_short_is_an_error() {
         rig.finish(0);
         assert_eq!(rig.memory.read_obj::<u8>(GuestAddress(ROOM)).unwrap(), IOERR);
     }
+    // With room for what it seems to ask for, none of which is written.
+    rig.memory.write_slice(&[NONE; 513], GuestAddress(ROOM)).unwrap();
+    rig.memory.write_slice(&[0; 15], GuestAddress(SENT)).unwrap();
+    rig.rings[0].add(&[Buffer::readable(SENT, 15), Buffer::writable(ROOM, 513)]).unwrap();
+    assert_eq!(rig.finish(0), 0);
+    let mut room = [0; 513];
+    rig.memory.read_slice(&mut room, GuestAddress(ROOM)).unwrap();
+    assert!(room[..512].iter().all(|&byte| byte == NONE) && room[512] == IOERR);
     rig.memory.write_obj(NONE, GuestAddress(ROOM)).unwrap();
     rig.rings[0].add(&[Buffer::writable(ROOM, 1)]).unwrap();
     rig.finish(0);
@@ -277,6 +293,16 @@ fn what_is_discarded_or_zeroed_reads_as_zeroes_and_takes_no_room() {
         assert_eq!(rig.read(8, 8), bytes[8 * SECTOR..16 * SECTOR]);
         assert_eq!(rig.handle.counters()[0].discards.load(Ordering::Relaxed), 4);
         assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64);
+    }
+}
+
+#[test]
+fn a_host_that_cannot_give_back_after_all_does_not_support_it() {
+    // A file that has no way to make holes, and one that is not open for writing.
+    let options = |write| File::options().read(true).write(write).open("/proc/self/comm").unwrap();
+    for (file, status) in [(options(true), UNSUPP), (options(false), IOERR)] {
+        let mut rig = Rig::on(&file, false);
+        assert_eq!(rig.range(DISCARD, 0, 8, 0), status);
     }
 }
 

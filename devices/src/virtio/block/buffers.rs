@@ -180,8 +180,13 @@ mod tests {
             assert!(buffers.push(piece(from, len)));
         }
         assert_eq!((text(&buffers).as_str(), buffers.as_iovecs().len()), ("abcdefgh", 3));
+        let mut five = [0; 5];
+        buffers.copy_to(&mut five);
+        assert_eq!(&five, b"abcde");
         buffers.split_into(4, &mut first);
         assert_eq!((text(&first).as_str(), text(&buffers).as_str()), ("abcd", "efgh"));
+        let lens: Vec<_> = first.as_iovecs().iter().map(|entry| entry.iov_len).collect();
+        assert_eq!(lens, [3, 1]);
         buffers.consume(3);
         assert_eq!((text(&buffers).as_str(), buffers.as_iovecs().len()), ("h", 1));
         buffers.split_into(7, &mut first);

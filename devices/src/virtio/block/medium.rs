@@ -240,3 +240,120 @@ fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::os::unix::fs::MetadataExt;
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    fn store(file: File, overlay: Option<File>, direct: Option<u32>) -> Store {
+        Store::new(Medium {
+            file,
+            bytes: 1 << 30,
+            read_only: false,
+            overlay,
+            direct,
+            logical_block: 512,
+            physical_block: 512,
+            discards: true,
+        })
+    }
+
+    /// Takes all that is written, and has nothing that it could be kept on: a sync of it fails.
+    fn null() -> File {
+        OpenOptions::new().read(true).write(true).open("/dev/null").unwrap()
+    }
+
+    fn memory_file() -> File {
+        File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
+    }
+
+    #[test]
+    fn what_is_to_be_durable_is_synced_and_nothing_else() {
+        let mut bytes = [7; 1024];
+        let memory = VolatileSlice::from(&mut bytes[..]);
+        let write = |store: &Store, durable| {
+            let mut buffers = Buffers::default();
+            // An odd address, which goes by a copy where there is no cache.
+            assert!(buffers.push(memory.subslice(1, 512).unwrap()));
+            store.write(&mut buffers, 0, durable)
+        };
+        let plain = store(null(), None, None);
+        assert_eq!(plain.flush().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert!(write(&plain, false).is_ok());
+        let direct = store(null(), None, Some(512));
+        assert_eq!(write(&direct, true).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert!(write(&direct, false).is_ok());
+        // What is above a file is lost anyway.
+        let above = store(null(), Some(null()), None);
+        assert!(above.flush().is_ok() && write(&above, true).is_ok());
+        assert!(above.plain().is_none() && plain.plain().is_some());
+    }
+
+    #[test]
+    fn what_the_host_cannot_zero_is_an_error_and_not_written_by_hand() {
+        let range = Range { offset: 0, len: 512, unmap: false };
+        // It is neither a file nor a block device; a file that is open for reading is not written.
+        let (null, file) = (null(), File::open("/proc/self/comm").unwrap());
+        for (file, error) in [(null, libc::ENODEV), (file, libc::EBADF)] {
+            let error_is = |result: io::Result<()>| result.unwrap_err().raw_os_error() == Some(error);
+            let store = store(file, None, None);
+            assert!(error_is(store.write_zeroes(range, false)) && error_is(store.discard(range)));
+        }
+        // One without holes, which cannot give anything back.
+        let file = OpenOptions::new().write(true).open("/proc/self/comm").unwrap();
+        let error = store(file, None, None).discard(range).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+
+    #[test]
+    fn what_is_discarded_above_a_file_takes_no_room() {
+        let overlay = memory_file();
+        overlay.set_len(1 << 20).unwrap();
+        let above = store(memory_file(), Some(overlay.try_clone().unwrap()), None);
+        let mut bytes = [7; 1 << 16];
+        let mut buffers = Buffers::default();
+        assert!(buffers.push(VolatileSlice::from(&mut bytes[..])));
+        above.write(&mut buffers, 0, false).unwrap();
+        assert!(overlay.metadata().unwrap().blocks() > 0);
+        above.discard(Range { offset: 0, len: 1 << 16, unmap: false }).unwrap();
+        assert_eq!(overlay.metadata().unwrap().blocks(), 0);
+        let mut buffers = Buffers::default();
+        assert!(buffers.push(VolatileSlice::from(&mut bytes[..])));
+        above.read(&mut buffers, 0).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn memory_that_the_file_does_not_take_is_read_piece_by_piece() {
+        let path = std::env::temp_dir().join(format!("wirevm-medium-{}", std::process::id()));
+        let content: Vec<u8> = (0..2 * CHUNK + 4096).map(|at| (at ^ (at >> 9)) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        use std::os::unix::fs::OpenOptionsExt;
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+        std::fs::remove_file(&path).unwrap();
+        let Ok(file) = opened else {
+            println!(
+                "skipped: memory_that_the_file_does_not_take_is_read_piece_by_piece: no direct I/O in {}",
+                path.display()
+            );
+            return;
+        };
+        let direct = store(file, None, Some(4096));
+        let mut bytes = vec![0; content.len() + 1];
+        let len = content.len() - 4096;
+        let mut buffers = Buffers::default();
+        assert!(buffers.push(VolatileSlice::from(&mut bytes[1..=len])));
+        direct.read(&mut buffers, 4096).unwrap();
+        assert!(bytes[1..=len] == content[4096..], "each at its place");
+        // Past its end there is nothing.
+        let mut buffers = Buffers::default();
+        assert!(buffers.push(VolatileSlice::from(&mut bytes[1..=8192])));
+        let error = direct.read(&mut buffers, content.len() as u64 - 4096).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -93,5 +93,9 @@ mod tests {
         assert_eq!(overlay.map.iter().filter(|part| part.get().is_some()).count(), 3);
         overlay.set_written(whole - SECTOR, SECTOR);
         assert_eq!(overlay.run(whole - SECTOR, SECTOR), (true, SECTOR));
+        // Before a part that is not there.
+        let overlay = Overlay::new(File::open("/dev/null").unwrap(), 2 * PART * SECTOR);
+        overlay.set_written(from, SECTOR);
+        assert_eq!(overlay.run(from, 2 * SECTOR), (true, SECTOR));
     }
 }

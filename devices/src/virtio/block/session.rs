@@ -455,4 +455,32 @@ mod tests {
             assert!(session.queue.state().next_avail > taken && ring.reap().is_some());
         });
     }
+
+    #[test]
+    fn of_a_part_the_rest_is_read_where_it_is_and_an_error_is_told() {
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MAX_BYTES).unwrap();
+        let Some(mut uring) = ring_on(&file) else { return };
+        with_requests(&file, Some(&mut uring), |mut session, mut ring| {
+            for _ in 0..3 {
+                let chain = session.queue.next(&session.rings).unwrap().unwrap();
+                assert_eq!(session.take(chain).unwrap(), 0, "the kernel has it");
+            }
+            session.submit();
+            let mut done = Vec::new();
+            while done.len() < 3 {
+                done.extend(session.flight.as_mut().unwrap().reap());
+            }
+            let mut complete = |result| session.complete(Done { result, ..done.pop().unwrap() });
+            complete(Err(io::Error::from_raw_os_error(libc::EIO)));
+            // Another try, and one of the last bytes: both find what is asked for.
+            complete(Err(io::Error::from_raw_os_error(libc::EAGAIN)));
+            complete(Ok(MAX_BYTES - 512));
+            let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            assert_eq!((count(&session.counters.errors), count(&session.counters.reads)), (1, 2));
+            session.publish().unwrap();
+            let lens: Vec<_> = std::iter::from_fn(|| ring.reap()).map(|(_, len)| u64::from(len)).collect();
+            assert_eq!(lens, [0, MAX_BYTES + 1, MAX_BYTES + 1]);
+        });
+    }
 }
