@@ -212,6 +212,125 @@ fn what_differs_goes_alone() {
     assert!(done > 100 && of_all.as_flattened().iter().all(|rows| *rows > 20), "{of_all:?}");
 }
 
+/// Has the checksum of an IPv4 header be the other zero, by an identification that means nothing.
+fn other_zero(packet: &Packet, frame: &mut [u8]) {
+    let header = NETWORK..NETWORK + 20;
+    frame[header.clone()][6] |= DF;
+    frame[header.clone()][4..6].fill(0);
+    repair(packet, frame);
+    // With what the sum lacks, none is left.
+    let lacks = [frame[NETWORK + 10], frame[NETWORK + 11]];
+    frame[header.clone()][4..6].copy_from_slice(&lacks);
+    repair(packet, frame);
+    assert_eq!(frame[header.clone()][10..12], [0; 2]);
+    frame[header][10..12].fill(0xff);
+}
+
+#[test]
+fn what_is_wrong_with_one_is_wrong_with_all() {
+    const V4: Option<bool> = Some(false);
+    const UDP: Option<bool> = Some(false);
+    const TCP: Option<bool> = Some(true);
+    type Change = fn(&Packet, &mut Vec<u8>);
+    // What it is, of which packets, whether sums are made right afterwards, and whether the frames can go together all the same.
+    let rows: [(&str, Option<bool>, Option<bool>, bool, bool, Change); 22] = [
+        ("no checksum is left", None, None, true, false, |_, frame| frame[0] = 0),
+        ("csum_start", None, None, true, false, |_, frame| frame[6] ^= 1),
+        ("csum_offset", None, None, true, false, |_, frame| frame[8] ^= 1),
+        ("a hint of all there is", None, None, true, true, |_, frame| {
+            frame[2] = (frame.len() - HEADER_LEN) as u8
+        }),
+        ("a hint of more", None, None, true, false, |_, frame| {
+            frame[2] = (frame.len() - HEADER_LEN + 1) as u8
+        }),
+        ("more fragments", V4, None, true, false, |_, frame| frame[NETWORK + 6] |= 0x20),
+        ("a reserved flag", V4, None, true, false, |_, frame| frame[NETWORK + 6] |= 0x80),
+        ("a fragment's offset", V4, None, true, false, |_, frame| frame[NETWORK + 7] |= 1),
+        ("the header's sum", V4, None, false, false, |_, frame| frame[NETWORK + 10] ^= 1),
+        ("the sum's other zero", V4, None, false, false, |packet, frame| other_zero(packet, frame)),
+        ("TTL", V4, None, true, true, |_, frame| frame[NETWORK + 8] -= 1),
+        ("a tail", None, None, false, false, |_, frame| frame.push(1)),
+        ("a missing end", None, None, false, false, |_, frame| frame.truncate(frame.len() - 1)),
+        ("no payload", None, None, true, false, |packet, frame| {
+            frame.truncate(HEADER_LEN + packet.headers_len());
+        }),
+        ("UDP's length", None, UDP, false, false, |packet, frame| frame[transport(packet) + 5] ^= 1),
+        ("a reserved bit", None, TCP, true, false, |packet, frame| frame[transport(packet) + 12] |= 1),
+        ("FIN", None, TCP, true, false, |packet, frame| frame[transport(packet) + 13] |= FIN),
+        ("SYN", None, TCP, true, false, |packet, frame| frame[transport(packet) + 13] |= 2),
+        ("URG", None, TCP, true, false, |packet, frame| frame[transport(packet) + 13] |= 0x20),
+        ("PSH", None, TCP, true, false, |packet, frame| frame[transport(packet) + 13] |= PSH),
+        ("no whole header", None, TCP, true, false, |packet, frame| frame[transport(packet) + 12] = 0x40),
+        ("options past the end", None, TCP, true, false, |packet, frame| {
+            frame[transport(packet) + 12] = 0xf0
+        }),
+    ];
+    for (what, v6, tcp, right, together, change) in rows {
+        for (is_v6, is_tcp) in [(false, false), (false, true), (true, false), (true, true)] {
+            if v6.is_some_and(|v6| v6 != is_v6) || tcp.is_some_and(|tcp| tcp != is_tcp) {
+                continue;
+            }
+            let (packet, frames) = train(is_v6, is_tcp, 4, 30);
+            let changed = |index: Option<usize>| -> Vec<Vec<u8>> {
+                let change = |(at, frame): (usize, &Vec<u8>)| {
+                    let mut frame = frame.clone();
+                    if index.is_none_or(|index| index == at) {
+                        change(&packet, &mut frame);
+                        if right {
+                            repair(&packet, &mut frame);
+                        }
+                    }
+                    frame
+                };
+                frames.iter().enumerate().map(change).collect()
+            };
+            let expected = if together { &[4][..] } else { &[1; 4] };
+            assert_eq!(counts(&changed(None)), expected, "{what} of all, IPv6 {is_v6}, TCP {is_tcp}");
+            if !together {
+                // Neither does the first go with any, nor any with the first, unless it can be the last.
+                let first = counts(&changed(Some(0)));
+                assert_eq!(first, [1, 3], "{what} of the first, IPv6 {is_v6}, TCP {is_tcp}");
+                if what != "PSH" {
+                    let second = counts(&changed(Some(1)));
+                    assert_eq!(second, [1, 1, 2], "{what} of the second, IPv6 {is_v6}, TCP {is_tcp}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sum_that_the_kernel_would_write_otherwise_goes_alone() {
+    for is_tcp in [false, true] {
+        let (packet, mut frames) = train(false, is_tcp, 4, 30);
+        for frame in &mut frames {
+            frame[NETWORK + 6] |= DF;
+            repair(&packet, frame);
+        }
+        assert_eq!(counts(&frames), [4]);
+        other_zero(&packet, &mut frames[1]);
+        assert_eq!(counts(&frames), [1, 1, 2]);
+    }
+}
+
+#[test]
+fn what_is_no_frame_goes_with_none() {
+    assert!(head(&[]).is_none() && head(&[1]).is_none());
+    let mut used = head(&train(false, false, 1, 30).1[0]).unwrap();
+    let same = used;
+    assert!(used.may_go_with(&same));
+    let none = FrameHead::empty();
+    assert!(!used.may_go_with(&none) && !none.may_go_with(&used) && !none.may_go_with(&FrameHead::empty()));
+    // One that held a frame is that of none behind one that goes alone.
+    let (mut bytes, mut room) = ([1], IovBuffer::new());
+    let mut iov = room.start();
+    assert!(iov.push(VolatileSlice::from(&mut bytes[..])));
+    assert!(!used.read(&iov) && !used.may_go_with(&same) && !same.may_go_with(&used));
+    let mut other = train(false, false, 1, 30).1.remove(0);
+    other[HEADER_LEN + 14 + 19] ^= 1;
+    assert!(!head(&other).unwrap().may_go_with(&same), "another destination");
+}
+
 #[test]
 fn what_all_have_alike_is_of_none() {
     for (v6, tcp) in [(false, false), (false, true), (true, false), (true, true)] {
