@@ -98,3 +98,45 @@ pub(super) fn may_set(bits: u64, accepted: u64) -> bool {
 fn mask(bits: &[u32]) -> u64 {
     bits.iter().fold(0, |all, bit| all | 1 << bit)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Offloads = Offloads { csum: true, tso4: true, tso6: true, uso: true };
+    const NONE: Offloads = Offloads { csum: false, tso4: false, tso6: false, uso: false };
+
+    /// Each offload alone.
+    fn each() -> [Offloads; 4] {
+        [
+            Offloads { csum: true, ..NONE },
+            Offloads { tso4: true, ..NONE },
+            Offloads { tso6: true, ..NONE },
+            Offloads { uso: true, ..NONE },
+        ]
+    }
+
+    #[test]
+    fn what_all_can_do_is_what_each_can() {
+        assert_eq!(common([ALL, ALL].into_iter()), ALL);
+        for one in each() {
+            assert_eq!(common([ALL, one].into_iter()), one);
+            assert_eq!(common([one, ALL, ALL].into_iter()), one);
+            assert_eq!(common([one, NONE].into_iter()), NONE);
+        }
+    }
+
+    #[test]
+    fn large_frames_go_with_checksums_or_not_at_all() {
+        let large = [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO];
+        let csum = mask(&[VIRTIO_NET_F_CSUM]);
+        assert_eq!(host_offloads(0), NONE);
+        assert_eq!(host_offloads(csum), Offloads { csum: true, ..NONE });
+        assert_eq!(host_offloads(csum | mask(&large)), ALL);
+        assert_eq!(host_offloads(u64::MAX & !csum), NONE);
+        for (bit, one) in large.into_iter().zip(&each()[1..]) {
+            assert_eq!(host_offloads(mask(&[bit])), NONE, "bit {bit}");
+            assert_eq!(host_offloads(csum | mask(&[bit])), Offloads { csum: true, ..*one }, "bit {bit}");
+        }
+    }
+}

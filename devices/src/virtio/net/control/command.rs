@@ -135,3 +135,63 @@ fn read<const N: usize>(command: &Iov<'_>, at: usize) -> io::Result<[u8; N]> {
 fn malformed(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use net::IovBuffer;
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    /// Whether there is such a command for a driver of these features.
+    fn is_known(bytes: &[u8], accepted: u64) -> bool {
+        let (mut bytes, mut room) = (bytes.to_vec(), IovBuffer::new());
+        let mut command = room.start();
+        assert!(command.push(VolatileSlice::from(&mut bytes[..])));
+        let filter = RxFilter::new(Mac::new([2, 0, 0, 0, 0, 1]).unwrap());
+        understand(&command, accepted, &filter, CoalesceSettings::default(), 4).is_ok()
+    }
+
+    #[test]
+    fn a_command_is_known_where_its_feature_was_negotiated() {
+        const RX: u8 = VIRTIO_NET_CTRL_RX as u8;
+        const MAC: u8 = VIRTIO_NET_CTRL_MAC as u8;
+        const COAL: u8 = VIRTIO_NET_CTRL_NOTF_COAL as u8;
+        const EXTRA: u32 = VIRTIO_NET_F_CTRL_RX_EXTRA;
+        let none = [0; 8];
+        for (class, number, data, bit) in [
+            (RX, VIRTIO_NET_CTRL_RX_PROMISC, &[1][..], VIRTIO_NET_F_CTRL_RX),
+            (RX, VIRTIO_NET_CTRL_RX_ALLMULTI, &[1], VIRTIO_NET_F_CTRL_RX),
+            (RX, VIRTIO_NET_CTRL_RX_ALLUNI, &[1], EXTRA),
+            (RX, VIRTIO_NET_CTRL_RX_NOMULTI, &[1], EXTRA),
+            (RX, VIRTIO_NET_CTRL_RX_NOUNI, &[1], EXTRA),
+            (RX, VIRTIO_NET_CTRL_RX_NOBCAST, &[1], EXTRA),
+            (MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, &none, VIRTIO_NET_F_CTRL_RX),
+            (MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, &[2, 0, 0, 0, 0, 9], VIRTIO_NET_F_CTRL_MAC_ADDR),
+            (VIRTIO_NET_CTRL_MQ as u8, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, &[2, 0], VIRTIO_NET_F_MQ),
+            (VIRTIO_NET_CTRL_ANNOUNCE as u8, VIRTIO_NET_CTRL_ANNOUNCE_ACK, &[], VIRTIO_NET_F_GUEST_ANNOUNCE),
+            (
+                VIRTIO_NET_CTRL_GUEST_OFFLOADS as u8,
+                VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET,
+                &none,
+                VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+            ),
+            (COAL, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET, &none, VIRTIO_NET_F_NOTF_COAL),
+            (COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, &none, VIRTIO_NET_F_NOTF_COAL),
+        ] {
+            let number = number as u8;
+            let command = [&[class, number][..], data].concat();
+            assert!(is_known(&command, 1 << bit), "{class}.{number} with its feature");
+            assert!(!is_known(&command, !(1 << bit)), "{class}.{number} without its feature");
+            let more = [&command[..], &[0]].concat();
+            assert!(!is_known(&more, u64::MAX), "{class}.{number} with a byte more");
+            if let [less @ .., _] = data {
+                let less = [&[class, number][..], less].concat();
+                assert!(!is_known(&less, u64::MAX), "{class}.{number} with a byte less");
+            }
+        }
+        assert!(!is_known(&[RX, 6, 1], u64::MAX) && !is_known(&[9, 0], u64::MAX));
+        assert!(!is_known(&[RX], u64::MAX) && !is_known(&[], u64::MAX));
+        assert!(!is_known(&[RX, 0, 2], u64::MAX), "a switch is 0 or 1");
+    }
+}
