@@ -9,7 +9,7 @@ use vm_memory::VolatileSlice;
 use super::*;
 use crate::virtio::vsock::GUEST_CID;
 use crate::virtio::vsock::host::HostPorts;
-use crate::virtio::vsock::packet::NEITHER;
+use crate::virtio::vsock::packet::{NEITHER, NO_RECEIVE};
 
 /// Every port of the host's is open: the test gets the program's end.
 struct Open {
@@ -154,4 +154,79 @@ fn one_with_little_credit_and_nothing_to_say_cuts_no_packet_of_another() {
     let said: Vec<_> = rig.packets().into_iter().filter(|packet| packet.op == op::RW).collect();
     let said: Vec<_> = said.iter().map(|packet| (packet.dst_port, packet.len)).collect();
     assert_eq!(said, [(rich.guest, 1000)]);
+}
+
+#[test]
+fn who_says_nothing_is_left_after_its_time_and_a_pause_is_not_counted() {
+    let mut rig = Rig::new("time");
+    let connect = |rig: &mut Rig| {
+        let program = UnixStream::connect(&rig.socket).unwrap();
+        program.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        rig.all.accept(true);
+        std::thread::sleep(Duration::from_millis(2));
+        program
+    };
+    let (mut first, mut second) = (connect(&mut rig), connect(&mut rig));
+    let here = |rig: &Rig| rig.all.slots.iter().flatten().count();
+    let due = rig.all.deadline().unwrap();
+    let tick = Duration::from_millis(1);
+    rig.all.expire(due - tick);
+    assert_eq!((here(&rig), rig.all.deadline()), (2, Some(due)));
+    // It stood still for a while.
+    let pause = Duration::from_secs(5);
+    rig.all.postpone(pause);
+    assert_eq!(rig.all.deadline(), Some(due + pause));
+    rig.all.expire(due);
+    assert_eq!(here(&rig), 2);
+    rig.all.expire(due + pause);
+    assert_eq!(here(&rig), 1, "the other came later");
+    assert_eq!(first.read(&mut [0; 8]).unwrap(), 0);
+    let later = rig.all.deadline().unwrap();
+    assert!(later > due + pause);
+    rig.all.expire(later);
+    assert_eq!((here(&rig), rig.all.deadline()), (0, None));
+    assert_eq!(second.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn the_first_connections_keep_more_than_those_behind_them() {
+    let mut rig = Rig::new("wide");
+    let mut programs: Vec<_> = (0..=WIDE_MAX as u32).map(|guest| rig.requested(guest, 0)).collect();
+    let promises = |rig: &Rig| -> Vec<u32> {
+        rig.all.slots.iter().flatten().map(|(_, connection)| connection.promise()).collect()
+    };
+    let all = promises(&rig);
+    assert!(all[..WIDE_MAX].iter().all(|&promise| promise == WIDE) && all[WIDE_MAX..] == [NARROW]);
+    // One that goes makes room for another.
+    let (ports, _) = programs.swap_remove(0);
+    rig.hear(ports, Header { op: op::RST, ..Header::default() }, &mut []);
+    let _another = rig.requested(5000, 0);
+    let all = promises(&rig);
+    assert_eq!(all.iter().filter(|&&promise| promise == WIDE).count(), WIDE_MAX);
+}
+
+#[test]
+fn a_guest_that_receives_no_more_hears_at_once_that_the_program_has_gone() {
+    for guest_first in [true, false] {
+        let mut rig = Rig::new("gone");
+        // Without credit, what the program says stays unread.
+        let (ports, mut program) = rig.requested(1, 0);
+        program.write_all(b"unread").unwrap();
+        let id = rig.all.id(0);
+        let closed = Header { op: op::SHUTDOWN, flags: NO_RECEIVE, ..Header::default() };
+        if guest_first {
+            rig.hear(ports, closed, &mut []);
+            rig.packets();
+            drop(program);
+            rig.all.note(id, EventSet::IN | EventSet::OUT | EventSet::HANG_UP);
+        } else {
+            drop(program);
+            rig.all.note(id, EventSet::IN | EventSet::OUT | EventSet::HANG_UP);
+            assert!(rig.packets().iter().all(|packet| packet.op != op::SHUTDOWN), "it has not read all");
+            rig.hear(ports, closed, &mut []);
+        }
+        let said = rig.packets();
+        let ends = said.iter().find(|packet| packet.op == op::SHUTDOWN);
+        assert_eq!(ends.map(|packet| packet.flags), Some(NEITHER), "{guest_first}: {said:?}");
+    }
 }
