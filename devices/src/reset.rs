@@ -303,6 +303,9 @@ mod tests {
         let (sink, seen) = sink();
         let acpi = AcpiPower::new(sink, EventFd::new(EFD_NONBLOCK).unwrap());
         let s5 = AcpiPower::SLP_TYP_S5 << AcpiPower::SLP_TYP_SHIFT;
+        for register in [AcpiPower::SLEEP_CONTROL, AcpiPower::SLEEP_STATUS, AcpiPower::RESET] {
+            assert_eq!(byte(&acpi, register), 0, "there is nothing to read");
+        }
         acpi.write(AcpiPower::SLEEP_CONTROL, &[s5]);
         acpi.write(AcpiPower::SLEEP_CONTROL, &[AcpiPower::SLP_EN]);
         acpi.write(AcpiPower::SLEEP_STATUS, &[0x80]);

@@ -320,6 +320,7 @@ fn the_bus_has_a_host_bridge_and_its_devices_and_nothing_else() {
         assert_eq!(rig.config(u64::from(slot), 0, 4), device, "slot {slot}");
         assert_eq!(port(0x8000_0000 | slot << 11, 0, 4), device, "slot {slot} by the ports");
     }
+    assert_eq!([rig.bar(1), rig.bar(2)], [WINDOW.start, WINDOW.start + BAR_LEN], "one behind the other");
     assert_eq!(port(0x8000_000b, 0, 4), 0x0600_0000, "the class; the address' low bits do not count");
     assert_eq!((port(0x8000_0800, 2, 2), port(0x8000_0808, 3, 1)), (0x1041, 0x02));
     assert_eq!(port(0x8000_0800, 3, 2), 0xffff, "an access past the four bytes reaches nothing");
