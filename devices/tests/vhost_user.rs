@@ -42,6 +42,8 @@ enum Lie {
     Long(Request),
     /// It answers another request.
     Other(Request),
+    /// It answers with these flags: of its version, and whether it is an answer.
+    Flags(Request, u32),
     /// It says that it failed.
     Refuse(Request),
     /// It says nothing.
@@ -234,7 +236,14 @@ impl Fake {
             _ => {}
         }
         let Some(answer) = answer else { return Some(()) };
-        let words = [of, 1 | 4, answer.len() as u32].map(u32::to_le_bytes).concat();
+        let flags = if let Lie::Flags(lie, flags) = self.lie
+            && is(lie)
+        {
+            flags
+        } else {
+            1 | 4
+        };
+        let words = [of, flags, answer.len() as u32].map(u32::to_le_bytes).concat();
         let mut bytes = [&words[..], &answer].concat();
         match self.lie {
             Lie::Slow(lie) if is(lie) => {
@@ -516,6 +525,13 @@ fn one_that_cannot_be_a_back_end_is_refused() {
     assert!(matches!(over(Lie::Slow(Request::GET_FEATURES)), Error::Silent(Request::GET_FEATURES)));
     assert!(matches!(over(Lie::Long(Request::GET_FEATURES)), Error::Nonsense(Request::GET_FEATURES)));
     assert!(matches!(over(Lie::Other(Request::GET_QUEUE_NUM)), Error::Nonsense(_)));
+    // No answer, an older version, a later one; what else is there is not the front end's to judge.
+    for flags in [1, 4, 2 | 4, 3 | 4] {
+        assert!(matches!(over(Lie::Flags(Request::GET_FEATURES, flags)), Error::Nonsense(_)), "{flags}");
+    }
+    let (socket, _, fake) = Fake::spawn(Lie::Flags(Request::GET_FEATURES, 1 | 4 | 8));
+    assert!(BackEnd::over(socket, VirtioFs::QUEUES, PATIENCE).is_ok());
+    fake.join().unwrap();
     assert!(matches!(over(Lie::Refuse(Request::SET_OWNER)), Error::Refused(Request::SET_OWNER)));
 }
 
