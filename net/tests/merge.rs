@@ -231,9 +231,9 @@ fn what_is_wrong_with_one_is_wrong_with_all() {
     const V4: Option<bool> = Some(false);
     const UDP: Option<bool> = Some(false);
     const TCP: Option<bool> = Some(true);
-    type Change = fn(&Packet, &mut Vec<u8>);
+    type Alike = (&'static str, Option<bool>, Option<bool>, bool, bool, fn(&Packet, &mut Vec<u8>));
     // What it is, of which packets, whether sums are made right afterwards, and whether the frames can go together all the same.
-    let rows: [(&str, Option<bool>, Option<bool>, bool, bool, Change); 22] = [
+    let rows: [Alike; 22] = [
         ("no checksum is left", None, None, true, false, |_, frame| frame[0] = 0),
         ("csum_start", None, None, true, false, |_, frame| frame[6] ^= 1),
         ("csum_offset", None, None, true, false, |_, frame| frame[8] ^= 1),

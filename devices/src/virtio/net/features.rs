@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(host_offloads(0), NONE);
         assert_eq!(host_offloads(csum), Offloads { csum: true, ..NONE });
         assert_eq!(host_offloads(csum | mask(&large)), ALL);
-        assert_eq!(host_offloads(u64::MAX & !csum), NONE);
+        assert_eq!(host_offloads(!csum), NONE);
         for (bit, one) in large.into_iter().zip(&each()[1..]) {
             assert_eq!(host_offloads(mask(&[bit])), NONE, "bit {bit}");
             assert_eq!(host_offloads(csum | mask(&[bit])), Offloads { csum: true, ..*one }, "bit {bit}");
