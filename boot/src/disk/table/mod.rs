@@ -2,6 +2,8 @@
 
 mod gpt;
 mod mbr;
+#[cfg(test)]
+mod tests;
 
 use super::Error;
 use super::source::Area;
