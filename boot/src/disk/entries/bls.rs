@@ -187,4 +187,113 @@ mod tests {
         let items = items(&files);
         assert_eq!(items.iter().map(|item| &item.id[..]).collect::<Vec<_>>(), ["c", "b", "a", "z"]);
     }
+
+    /// A file system of files in memory.
+    struct Files<'a>(&'a [(&'a str, &'a str)]);
+
+    impl FileSystem for Files<'_> {
+        fn kind(&self) -> crate::disk::fs::Kind {
+            crate::disk::fs::Kind::Fat
+        }
+
+        fn uuid(&self) -> String {
+            String::new()
+        }
+
+        fn is_directory(&self, _: &str) -> Result<bool, Error> {
+            Ok(false)
+        }
+
+        fn list(&self, path: &str) -> Result<Vec<String>, Error> {
+            let names = self.0.iter().filter_map(|(file, _)| file.strip_prefix(path)?.strip_prefix('/'));
+            Ok(names.map(str::to_owned).collect())
+        }
+
+        fn read(&self, path: &str, _: u64) -> Result<Option<Vec<u8>>, Error> {
+            Ok(self.0.iter().find(|(file, _)| *file == path).map(|(_, text)| text.as_bytes().to_vec()))
+        }
+    }
+
+    #[test]
+    fn the_configuration_of_systemd_boot_says_which_is_booted() {
+        let kernel = |conf: &str, env: &[(&str, &str)]| {
+            let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let files = [
+                ("/loader/entries/a.conf", "linux /a"),
+                ("/loader/entries/b.conf", "title B it is\nlinux /b"),
+                ("/loader/entries/c.conf", "linux /c"),
+                ("/loader/entries/z.txt", "linux /z"),
+                ("/loader/loader.conf", conf),
+            ];
+            default(&Files(&files), &env).unwrap().unwrap().kernel
+        };
+        for (conf, found) in [
+            ("", "/c"),
+            ("timeout 3\ndefault b.conf\nconsole-mode max", "/b"),
+            ("default a\n default\tb*\n#default c", "/b"),
+            ("timeout a\neditor b", "/c"),
+            ("default z", "/c"),
+        ] {
+            assert_eq!(kernel(conf, &[]), found, "{conf}");
+        }
+        for (saved, found) in [("B it is", "/b"), ("b", "/b"), ("2", "/a"), ("3", "/b"), ("c", "/c")] {
+            assert_eq!(kernel("default b", &[("saved_entry", saved)]), found, "{saved}");
+        }
+    }
+
+    #[test]
+    fn a_plus_is_a_count_of_tries_before_a_digit_only() {
+        let linux = "linux /k";
+        for (name, id, bad) in [
+            ("m-6.12.1+deb13-amd64.conf", "m-6.12.1+deb13-amd64", false),
+            ("m+3.conf", "m", false),
+            ("m+3-1.conf", "m", false),
+            ("m+0.conf", "m", true),
+            ("m+0-3.conf", "m", true),
+            ("m+.conf", "m+", false),
+        ] {
+            let item = parse(name, linux, &Env::new()).unwrap();
+            assert_eq!((&item.id[..], item.bad), (id, bad), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_the_same_sort_key_the_machine_and_then_the_version_count() {
+        let files = [
+            ("d.conf", "linux /k\nsort-key s\nmachine-id 2\nversion 9"),
+            ("c.conf", "linux /k\nsort-key s\nmachine-id 1\nversion 6.9"),
+            ("b.conf", "linux /k\nsort-key s\nmachine-id 1\nversion 6.10"),
+            ("a.conf", "linux /k\nsort-key s\nmachine-id 1\nversion 6.9"),
+        ];
+        assert_eq!(items(&files).iter().map(|item| &item.id[..]).collect::<Vec<_>>(), ["b", "c", "a", "d"]);
+    }
+
+    #[test]
+    fn an_entry_is_for_this_architecture_or_for_any() {
+        for (architecture, boots) in [("x64", true), ("X64", true), ("aa64", false), ("ia32", false)] {
+            let text = format!("linux /k\narchitecture {architecture}");
+            assert_eq!(parse("a.conf", &text, &Env::new()).is_some(), boots, "{architecture}");
+        }
+    }
+
+    #[test]
+    fn an_entry_has_so_many_initrds_and_options_and_no_more() {
+        let entry = |lines: &[String]| {
+            parse("a.conf", &format!("linux /k\n{}", lines.join("\n")), &Env::new()).unwrap().entry
+        };
+        for lines in [INITRDS_MAX - 1, INITRDS_MAX, INITRDS_MAX + 1, 100] {
+            let initrds: Vec<_> = (0..lines).map(|n| format!("initrd /{n}")).collect();
+            assert_eq!(entry(&initrds).initrds.len(), lines.min(INITRDS_MAX), "{lines}");
+        }
+        assert_eq!(entry(&[format!("initrd {}", "/i ".repeat(100))]).initrds.len(), INITRDS_MAX);
+        // Lines with a blank between: one less than the limit, the limit, and one more.
+        let line = |len: usize| format!("options {}", "o".repeat(len));
+        for (len, room) in [(OPTIONS_MAX - 1, true), (OPTIONS_MAX, false), (OPTIONS_MAX + 1, false)] {
+            let mut lines = vec![line(12_999); 4];
+            lines.push(line(len - 4 * 13_000));
+            assert_eq!(entry(&lines).options.len(), len);
+            lines.extend(vec!["options x".to_owned(); 100]);
+            assert_eq!(entry(&lines).options.len(), if room { len + 2 } else { len }, "{len}");
+        }
+    }
 }

@@ -73,6 +73,10 @@ mod tests {
             ("vmlinux-5 vmlinuz-4 initrd-5", "vmlinux-5 initrd-5"),
             ("vmlinuz-7 vmlinuz", "vmlinuz-7 -"),
             ("vmlinuzx config-6 initrd.img-6", ""),
+            ("vmlinuz-7-rescue vmlinuz-6", "vmlinuz-6 -"),
+            ("vmlinuz-7.old vmlinuz-6", "vmlinuz-6 -"),
+            ("vmlinuz-7.bak vmlinuz-6", "vmlinuz-6 -"),
+            ("vmlinuz-0-rescue-abc vmlinuz.old vmlinuz-1.bak", ""),
         ] {
             let names: Vec<_> = names.split(' ').map(str::to_owned).collect();
             let got = newest(&names).map(|(kernel, initrd)| format!("{kernel} {}", initrd.unwrap_or("-")));
