@@ -102,7 +102,6 @@ impl<'e> Reader<'e> {
         for words in statements(text) {
             match &words[0][..] {
                 "}" => self.close(),
-                "{" => {}
                 _ if words.last().is_some_and(|word| word == "{") => self.begin(&words)?,
                 _ => self.statement(&words)?,
             }
@@ -169,8 +168,8 @@ impl<'e> Reader<'e> {
                     entry.initrds = values;
                 }
             }),
-            word if word.contains('=') => self.set(word),
-            _ => Ok(()),
+            // An assignment, or what is none and sets nothing.
+            word => self.set(word),
         }
     }
 

@@ -132,3 +132,62 @@ fn what_is_no_menu_is_none() {
     let bomb = "set a=0123456789\n".to_owned() + &"set a=$a$a\n".repeat(40_000);
     assert!(matches!(chosen(&bomb, &Env::new()), Err(Error::TooMuch { .. })));
 }
+
+#[test]
+fn a_function_is_not_looked_at_wherever_its_brace_is() {
+    let menu = "menuentry a {\n linux /a\n}\nmenuentry b {\n linux /b\n}\n";
+    for function in ["function f {\n", "function f\n{\n", "function f\n\n{ "] {
+        let text = format!("{function}set default=1\nmenuentry x {{\n linux /x\n}}\n}}\n{menu}");
+        assert_eq!(kernel(&text, &[]).as_deref(), Some("/a"), "{function}");
+    }
+}
+
+#[test]
+fn a_statement_may_follow_a_condition_on_its_line() {
+    let menu = "menuentry a {\n linux /a\n}\nmenuentry b {\n linux /b\n}\n";
+    for condition in [
+        "if true; then set default=1; fi\n",
+        "if true\nthen default=1\nfi\n",
+        "if true; then\nelse set default=1; fi\n",
+    ] {
+        assert_eq!(kernel(&format!("{condition}{menu}"), &[]).as_deref(), Some("/b"), "{condition}");
+    }
+}
+
+#[test]
+fn a_variable_is_assigned_with_set_or_without() {
+    for (text, command) in [
+        ("set k=/a", "/a-1 "),
+        ("k=/a", "/a-1 "),
+        ("k='/a b'", "/a b-1"),
+        ("set k=/a\nk=/b", "/b-1 "),
+        ("set k=/a\nset k\nk", "/a-1 "),
+        ("export k", "-1 "),
+        ("k=/a\nk=", "-1 "),
+    ] {
+        let text = format!("{text}\nmenuentry x {{\n linux $k-1\n}}\n");
+        let entry = chosen(&text, &Env::new()).unwrap().unwrap();
+        assert_eq!(format!("{} {}", entry.kernel, entry.options), command, "{text}");
+    }
+}
+
+#[test]
+fn there_are_so_many_variables_and_no_more() {
+    let text: String = (0..=VARIABLES_MAX).map(|n| format!("v{n}=/{n}\n")).collect();
+    let last = VARIABLES_MAX - 1;
+    let value = |n: usize| kernel(&format!("{text}menuentry x {{\n linux k$v{n}\n}}\n"), &[]).unwrap();
+    assert_eq!((value(0), value(last), value(last + 1)), ("k/0".into(), format!("k/{last}"), "k".into()));
+}
+
+#[test]
+fn variables_put_so_many_characters_anywhere_and_no_more() {
+    // From 16 to 16384 by doubling, which is together 16 less than twice the last.
+    let mut text = "a=0123456789abcdef\n".to_owned() + &"a=$a$a\n".repeat(10);
+    text += &"b=$a\n".repeat(EXPANDED_MAX / 16384 - 2);
+    let with = |last: &str| chosen(&format!("{text}c={last}\n"), &Env::new());
+    for last in ["", "0123456789abcde", "0123456789abcdef"] {
+        assert_eq!(with(last).unwrap(), None, "{last}");
+    }
+    let error = with("0123456789abcdefg").unwrap_err();
+    assert_eq!(error.to_string(), "the disk has too much in its grub.cfg");
+}
