@@ -92,7 +92,24 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{BLOCK, Header, number};
+
+    #[test]
+    fn a_prefix_is_of_a_name_by_posix_only() {
+        let name = |magic: &[u8], prefix: &[u8]| {
+            let mut block = [0; BLOCK];
+            block[..4].copy_from_slice(b"name");
+            block[257..257 + magic.len()].copy_from_slice(magic);
+            block[345..345 + prefix.len()].copy_from_slice(prefix);
+            String::from_utf8(Header(&block).name()).unwrap()
+        };
+        assert_eq!(name(b"ustar\x0000", b"a/b"), "a/b/name");
+        assert_eq!(name(b"ustar\x0000", &[b'p'; 155]), "p".repeat(155) + "/name");
+        assert_eq!(name(b"ustar\x0000", b""), "name");
+        // GNU's format has times there, and that of Unix V7 nothing.
+        assert_eq!(name(b"ustar  \0", b"14712345670\x0014712345671"), "name");
+        assert_eq!(name(b"", b"a/b"), "name");
+    }
 
     #[test]
     fn numbers_are_octal_or_binary() {

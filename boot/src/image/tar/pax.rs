@@ -192,4 +192,122 @@ mod tests {
         assert_eq!(time(b"1.x"), None);
         assert_eq!(time(b""), None);
     }
+
+    fn read_more(pax: &mut Pax, records: &[(&str, &str)]) -> Option<()> {
+        records.iter().try_for_each(|(key, value)| {
+            // Its length counts its own digits.
+            let rest = key.len() + value.len() + 3;
+            let len = if rest < 9 { rest + 1 } else { rest + 2 };
+            pax.read(format!("{len} {key}={value}\n").as_bytes())
+        })
+    }
+
+    fn read(records: &[(&str, &str)]) -> Option<Pax> {
+        let mut pax = Pax::default();
+        read_more(&mut pax, records)?;
+        Some(pax)
+    }
+
+    #[test]
+    fn an_empty_value_takes_back_what_was_said_before() {
+        let told = |pax: &Pax| (pax.path.clone(), pax.link.clone(), pax.size, pax.uid, pax.gid, pax.mtime);
+        let said = [
+            ("path", "name"),
+            ("linkpath", "link"),
+            ("size", "1"),
+            ("uid", "2"),
+            ("gid", "3"),
+            ("mtime", "4"),
+        ];
+        let mut pax = read(&said).unwrap();
+        let (name, link) = (Some(b"name".to_vec()), Some(b"link".to_vec()));
+        assert_eq!(told(&pax), (name, link, Some(1), Some(2), Some(3), Some((4, 0))));
+        read_more(&mut pax, &said.map(|(key, _)| (key, ""))).unwrap();
+        assert_eq!(told(&pax), (None, None, None, None, None, None));
+        let mut pax =
+            read(&[("GNU.sparse.size", "9"), ("GNU.sparse.major", "1"), ("GNU.sparse.name", "n")]).unwrap();
+        for (key, is_sparse) in
+            [("GNU.sparse.size", true), ("GNU.sparse.name", true), ("GNU.sparse.major", false)]
+        {
+            read_more(&mut pax, &[(key, "")]).unwrap();
+            assert_eq!(pax.is_sparse(), is_sparse, "{key}");
+        }
+        assert_eq!(pax.name(), None);
+    }
+
+    #[test]
+    fn a_number_is_one_or_the_record_is_malformed() {
+        for key in ["size", "uid", "gid", "mtime", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.map"] {
+            for value in ["-x123456", "+1234567", "0x123456", "99999999999999999999", " 1234567"] {
+                assert!(read(&[(key, value)]).is_none(), "{key}={value}");
+            }
+        }
+        for key in ["size", "uid", "gid"] {
+            assert!(read(&[(key, "18446744073709551615")]).is_some());
+            assert!(read(&[(key, "18446744073709551616")]).is_none());
+        }
+    }
+
+    #[test]
+    fn what_all_files_have_counts_where_one_has_nothing_of_its_own() {
+        let all = read(&[
+            ("path", "all"),
+            ("linkpath", "all"),
+            ("size", "1111"),
+            ("uid", "22222"),
+            ("gid", "33333"),
+            ("mtime", "444"),
+            ("SCHILY.xattr.user.a", "all"),
+            ("SCHILY.xattr.user.b", "all"),
+        ])
+        .unwrap();
+        let told = |mut pax: Pax| {
+            let xattrs: Vec<_> =
+                pax.xattrs.values().map(|value| String::from_utf8_lossy(value).into_owned()).collect();
+            let texts =
+                [pax.name(), pax.link].map(|text| String::from_utf8(text.unwrap_or_default()).unwrap());
+            (texts, pax.size, pax.uid, pax.gid, pax.mtime, xattrs.join(" "))
+        };
+        let texts = |path: &str, link: &str| [path.to_owned(), link.to_owned()];
+        let alone =
+            (texts("all", "all"), Some(1111), Some(22_222), Some(33_333), Some((444, 0)), "all all".into());
+        assert_eq!(told(all.with(Pax::default())), alone);
+        let own = read(&[
+            ("path", "own"),
+            ("linkpath", "own"),
+            ("size", "5555"),
+            ("uid", "66666"),
+            ("gid", "77777"),
+            ("mtime", "888"),
+            ("SCHILY.xattr.user.b", "own"),
+            ("SCHILY.xattr.user.c", "own"),
+        ])
+        .unwrap();
+        let both = (texts("own", "own"), Some(5555), Some(66_666), Some(77_777), Some((888, 0)));
+        assert_eq!(
+            told(all.with(own.clone())),
+            (both.0.clone(), both.1, both.2, both.3, both.4, "all own own".into())
+        );
+        assert_eq!(
+            told(Pax::default().with(own)),
+            (both.0, both.1, both.2, both.3, both.4, "own own".into())
+        );
+        // Of one file's holes nothing is lost, and none are every file's.
+        let sparse =
+            read(&[("GNU.sparse.name", "s"), ("GNU.sparse.size", "9"), ("GNU.sparse.map", "1,2")]).unwrap();
+        let mut sparse = all.with(sparse);
+        assert_eq!(
+            (sparse.name().unwrap(), sparse.sparse_size, &sparse.sparse_map[..]),
+            (b"s".to_vec(), Some(9), &[1, 2][..])
+        );
+    }
+
+    #[test]
+    fn what_a_copy_takes_is_counted() {
+        let pax = read(&[("path", "12345"), ("linkpath", "12345678"), ("uid", "12345")]).unwrap();
+        assert_eq!(pax.kept(), 5 + 8);
+        let attributes = [("SCHILY.xattr.user.a", "123456"), ("SCHILY.xattr.user.bc", "1")];
+        assert_eq!(read(&attributes).unwrap().kept(), (32 + 6 + 6) + (32 + 7 + 1));
+        assert_eq!(Pax::default().kept(), 0);
+    }
 }

@@ -76,3 +76,48 @@ impl Map {
         (stored == data.len && size <= i64::MAX as u64).then(|| Sparse { data, size, pieces: self.0 })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::span::unnamed;
+
+    /// What a map of these pieces makes of so many bytes of data: its size and pieces.
+    fn checked(numbers: &[u64], data: u64, size: u64) -> Option<(u64, Vec<(u64, u64)>)> {
+        let data = Span::whole(unnamed(&std::env::temp_dir()).unwrap(), data);
+        let sparse = Map::of_pairs(numbers)?.check(data, size)?;
+        Some((sparse.size, sparse.pieces))
+    }
+
+    #[test]
+    fn pieces_are_in_order_within_the_file_and_all_of_the_data() {
+        let last = i64::MAX as u64;
+        for (numbers, data, size, pieces) in [
+            (&[][..], 0, 0, Some(vec![])),
+            (&[0, 4], 4, 4, Some(vec![(0, 4)])),
+            (&[0, 4, 4, 4], 8, 9, Some(vec![(0, 4), (4, 4)])),
+            // Pieces of nothing are none, wherever they stand.
+            (&[0, 0, 1, 2, 3, 0, 9, 0], 2, 9, Some(vec![(1, 2)])),
+            (&[last - 1, 1], 1, last, Some(vec![(last - 1, 1)])),
+            (&[0, 5], 5, 4, None),
+            (&[0, 4, 3, 4], 8, 9, None),
+            (&[4, 4, 0, 4], 8, 9, None),
+            (&[0, 4], 3, 4, None),
+            (&[0, 4], 5, 5, None),
+            (&[5, 0], 0, 4, None),
+            (&[0, 4, 4], 4, 4, None),
+            (&[u64::MAX, 1], 1, u64::MAX, None),
+            (&[0, 1], 1, last + 1, None),
+        ] {
+            let expected = pieces.map(|pieces| (size, pieces));
+            assert_eq!(checked(numbers, data, size), expected, "{numbers:?} {data} {size}");
+        }
+    }
+
+    #[test]
+    fn there_are_so_many_pieces_and_no_more() {
+        let mut map = Map(vec![(0, 0); PIECES_MAX - 1]);
+        assert_eq!((map.push(1, 2), map.push(3, 4)), (Some(()), None));
+        assert_eq!((map.0.len(), map.0.last()), (PIECES_MAX, Some(&(1, 2))));
+    }
+}
