@@ -14,6 +14,8 @@
 mod directory;
 mod inode;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::io::Write;
 

@@ -106,7 +106,7 @@ impl Plan {
 }
 
 /// Places an inode at `at` or after, and says where the next may come.
-fn place_inode(tree: &Tree, id: Id, place: &mut Place, at: u64, time: (i64, u32)) -> u64 {
+pub(super) fn place_inode(tree: &Tree, id: Id, place: &mut Place, at: u64, time: (i64, u32)) -> u64 {
     let inode = tree.inode(id);
     place.size = match &inode.kind {
         Kind::Directory(_) => directory::encode(tree, id, place.parent, |_| 0).len() as u64,
