@@ -236,8 +236,10 @@ mod tests {
         ] {
             assert_eq!(kernel(conf, &[]), found, "{conf}");
         }
-        for (saved, found) in [("B it is", "/b"), ("b", "/b"), ("2", "/a"), ("3", "/b"), ("c", "/c")] {
-            assert_eq!(kernel("default b", &[("saved_entry", saved)]), found, "{saved}");
+        for (saved, found) in
+            [("B it is", "/b"), ("b", "/b"), ("0", "/c"), ("1", "/b"), ("3", "/a"), ("gone", "/a")]
+        {
+            assert_eq!(kernel("default a", &[("saved_entry", saved)]), found, "{saved}");
         }
     }
 
