@@ -1,5 +1,6 @@
 //! Several frames as one packet: which go together, and that what is cut from it is what they were. No network is needed.
 
+mod merge_edges;
 mod packets;
 mod trains;
 

@@ -66,8 +66,12 @@ impl FrameHead {
         }
         // What was there before stays behind a shorter one: the lengths in its headers tell where it ends.
         frame.read_at(0, &mut self.bytes);
-        self.len = frame.len();
-        self.bytes[..PARTIAL.len()] == PARTIAL
+        // The guest may have changed them meanwhile.
+        let is_partial = self.bytes[..PARTIAL.len()] == PARTIAL;
+        if is_partial {
+            self.len = frame.len();
+        }
+        is_partial
     }
 
     /// False where `other` is certainly of another flow: the one look that most frames get.
