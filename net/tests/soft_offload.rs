@@ -1,6 +1,7 @@
 //! Checksums and segments in software, against packets that are made anew: no network is needed.
 
 mod frames;
+mod offload_limits;
 mod packets;
 
 use std::fs::File;
