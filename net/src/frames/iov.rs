@@ -4,6 +4,9 @@
 //! `writev(2)` take as they are, and which [`Iov::read_at`] and [`Iov::write_at`] copy a few header bytes from and to.
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use std::marker::PhantomData;
 
 use vm_memory::VolatileSlice;
@@ -262,137 +265,5 @@ impl<'m> Iov<'m> {
             }
         }
         done
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Pushes the ranges of `memory`.
-    fn push_all<'m>(iov: &mut Iov<'m>, memory: VolatileSlice<'m>, ranges: &[std::ops::Range<usize>]) {
-        for range in ranges {
-            assert!(iov.push(memory.subslice(range.start, range.len()).unwrap()));
-        }
-    }
-
-    #[test]
-    fn bytes_are_found_across_buffers() {
-        let mut bytes = *b"abc-defg";
-        let mut room = IovBuffer::new();
-        let mut iov = room.start();
-        push_all(&mut iov, VolatileSlice::from(&mut bytes[..]), &[0..3, 4..8]);
-        assert_eq!((iov.len(), iov.buffers()), (7, 2));
-
-        let mut out = [0; 4];
-        assert_eq!(iov.read_at(2, &mut out), 4);
-        assert_eq!(&out, b"cdef");
-        assert_eq!(iov.read_at(6, &mut out), 1, "only one byte is left");
-        assert_eq!(iov.read_at(7, &mut out), 0);
-
-        assert_eq!(iov.write_at(1, b"XYZ"), 3);
-        drop(iov);
-        assert_eq!(&bytes, b"aXY-Zefg");
-    }
-
-    #[test]
-    fn buffers_leave_at_both_ends() {
-        let mut bytes = *b"abc-defg-h";
-        let mut room = IovBuffer::new();
-        let mut iov = room.start();
-        push_all(&mut iov, VolatileSlice::from(&mut bytes[..]), &[0..3, 4..8, 9..10]);
-        iov.truncate(7);
-        assert_eq!((iov.len(), iov.buffers()), (7, 2));
-        iov.truncate(6);
-        iov.consume(3);
-        assert_eq!((iov.len(), iov.buffers()), (3, 1));
-        let mut out = [0; 4];
-        assert_eq!(iov.read_at(0, &mut out), 3);
-        assert_eq!(&out, b"def\0", "the second buffer is the first now");
-        iov.consume(1);
-        assert_eq!((iov.read_at(0, &mut out), &out[..2], iov.len()), (2, &b"ef"[..], 2), "and a part of it");
-        iov.consume(9);
-        assert!(iov.is_empty() && iov.buffers() == 0);
-    }
-
-    #[test]
-    fn buffers_one_behind_the_other_are_one() {
-        let mut bytes = *b"abcdefghi-";
-        let memory = VolatileSlice::from(&mut bytes[..]);
-        let mut room = IovBuffer::new();
-        let mut iov = room.start();
-        push_all(&mut iov, memory, &[0..3, 3..3, 3..6, 6..7, 8..9, 7..8]);
-        assert_eq!((iov.len(), iov.buffers()), (9, 3), "back is not behind");
-        let mut out = [0; 9];
-        assert_eq!(iov.read_at(0, &mut out), 9);
-        assert_eq!(&out, b"abcdefgih");
-        iov.truncate(5);
-        assert_eq!((iov.len(), iov.buffers()), (5, 1));
-        iov.consume(3);
-        assert!(iov.push(memory.subslice(9, 1).unwrap()));
-        assert_eq!((iov.read_at(0, &mut out), &out[..3], iov.buffers()), (3, &b"de-"[..], 2));
-    }
-
-    #[test]
-    fn room_that_is_consumed_is_room_again() {
-        let mut bytes = [0; 2 * IovBuffer::MAX + 2];
-        let memory = VolatileSlice::from(&mut bytes[..]);
-        let mut room = IovBuffer::new();
-        let mut iov = room.start();
-        let capacity = iov.entries.capacity();
-        let byte = |at: usize| memory.subslice(2 * at, 1).unwrap();
-        assert!((0..IovBuffer::MAX).all(|at| iov.push(byte(at))));
-        assert!(!iov.push(byte(IovBuffer::MAX)));
-        iov.consume(1);
-        let mut spill = 0;
-        assert_eq!(iov.with_spill(&mut spill, |all, spilled| (all.len(), spilled)), (IovBuffer::MAX, true));
-        assert!(iov.push(byte(IovBuffer::MAX)) && !iov.push(byte(0)));
-        assert_eq!((iov.len(), iov.buffers()), (IovBuffer::MAX, IovBuffer::MAX));
-        assert_eq!(iov.entries.capacity(), capacity, "nothing is allocated on the way of a frame");
-    }
-
-    #[test]
-    fn a_view_has_another_front() {
-        let mut bytes = *b"abc-defg";
-        let (mut room, mut scratch) = (IovBuffer::new(), IovBuffer::new());
-        for (skip, rest) in [(0, "abcdefg"), (2, "cdefg"), (3, "defg"), (5, "fg"), (7, ""), (9, "")] {
-            let mut front = *b"XY";
-            let mut iov = room.start();
-            push_all(&mut iov, VolatileSlice::from(&mut bytes[..]), &[0..3, 8..8, 4..8]);
-            let (view, whole) = scratch.start_behind(VolatileSlice::from(&mut front[..]), &iov, skip);
-            let mut out = [0; 16];
-            let len = view.read_at(0, &mut out);
-            assert_eq!((&out[..len], view.len(), whole), (format!("XY{rest}").as_bytes(), len, true));
-        }
-    }
-
-    #[test]
-    fn a_view_of_a_full_iov_has_its_last_buffer_no_more() {
-        let (mut bytes, mut front) = ([0; 2], [0; 1]);
-        let slice = VolatileSlice::from(&mut bytes[..]);
-        let (mut room, mut scratch) = (IovBuffer::new(), IovBuffer::new());
-        let mut iov = room.start();
-        for _ in 0..IovBuffer::MAX {
-            assert!(iov.push(slice));
-        }
-        let front = VolatileSlice::from(&mut front[..]);
-        let (view, whole) = scratch.start_behind(front, &iov, 1);
-        assert_eq!((view.buffers(), view.len(), whole), (IovBuffer::MAX, 2 * IovBuffer::MAX - 2, false));
-        drop(view);
-        let (view, whole) = scratch.start_behind(front, &iov, 2);
-        assert_eq!((view.buffers(), view.len(), whole), (IovBuffer::MAX, 2 * IovBuffer::MAX - 1, true));
-    }
-
-    #[test]
-    fn a_full_iov_says_so() {
-        let mut byte = [0u8];
-        let slice = VolatileSlice::from(&mut byte[..]);
-        let mut room = IovBuffer::new();
-        let mut iov = room.start();
-        for _ in 0..IovBuffer::MAX {
-            assert!(iov.push(slice));
-        }
-        assert!(!iov.push(slice));
-        assert_eq!(iov.buffers(), IovBuffer::MAX);
     }
 }
