@@ -8,6 +8,8 @@
 //! link is heard, and an answer leaves by that link only.
 
 mod connections;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -167,24 +169,4 @@ fn socket(of: IpAddr, kind: SocketType) -> io::Result<OwnedFd> {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     Ok(socket)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_one_question_and_short() {
-        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        assert!(is_query(&query) && !is_query(&query[..11]) && !is_query(&[]));
-        query.resize(QUERY_MAX, 0);
-        assert!(is_query(&query));
-        query.push(0);
-        assert!(!is_query(&query), "too long");
-        for (at, value) in [(2, 0x81), (2, 0x28), (2, 0x10), (5, 0), (5, 2), (4, 1)] {
-            let mut other = query[..12].to_vec();
-            other[at] = value;
-            assert!(!is_query(&other), "{at}: {value:x}");
-        }
-    }
 }

@@ -162,3 +162,83 @@ impl End {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The connections to a resolver, where a guest asks, and the resolver.
+    fn connections() -> (Connections, OwnedFd, SocketAddr, TcpListener) {
+        let bound = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (listener, resolver) = (bound(), bound());
+        listener.set_nonblocking(true).unwrap();
+        let at = listener.local_addr().unwrap();
+        let to = resolver.local_addr().unwrap();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        (Connections { listeners: vec![listener], resolver: to, all: Vec::new() }, epoll, at, resolver)
+    }
+
+    /// A guest's connection, and the resolver's end of it.
+    fn connect(
+        (all, epoll, at, resolver): &mut (Connections, OwnedFd, SocketAddr, TcpListener),
+    ) -> (TcpStream, TcpStream) {
+        let guest = TcpStream::connect(*at).unwrap();
+        all.hand_on(epoll);
+        let (asked, _) = resolver.accept().unwrap();
+        for stream in [&guest, &asked] {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        (guest, asked)
+    }
+
+    fn is_closed(stream: &mut TcpStream) -> bool {
+        match stream.read(&mut [0]) {
+            Ok(len) => len == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+
+    #[test]
+    fn who_was_silent_for_the_longest_gives_way_to_one_more() {
+        let mut relay = connections();
+        let mut all: Vec<_> = (0..CONNECTIONS).map(|_| connect(&mut relay)).collect();
+        assert_eq!(relay.0.all.len(), CONNECTIONS);
+        // One end alone says something: of the first the guest, of the second the resolver.
+        for (at, of_guest) in [(0, true), (1, false)] {
+            let (guest, asked) = &mut all[at];
+            let (from, to) = if of_guest { (guest, asked) } else { (asked, guest) };
+            from.write_all(b"x").unwrap();
+            relay.0.hand_on(&relay.1);
+            to.read_exact(&mut [0]).unwrap();
+        }
+        let mut last = connect(&mut relay);
+        assert_eq!(relay.0.all.len(), CONNECTIONS);
+        assert!(is_closed(&mut all[2].0) && is_closed(&mut all[2].1), "the third");
+        all.remove(2);
+        for (guest, asked) in all.iter_mut().chain([&mut last]) {
+            guest.write_all(b"y").unwrap();
+            relay.0.hand_on(&relay.1);
+            asked.read_exact(&mut [0]).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_one_end_resets_is_over_for_the_other() {
+        for of_guest in [true, false] {
+            let mut relay = connections();
+            let (guest, asked) = connect(&mut relay);
+            // Who goes without having read what there is resets the connection.
+            let (gone, mut left) = if of_guest { (guest, asked) } else { (asked, guest) };
+            left.write_all(b"unread").unwrap();
+            relay.0.hand_on(&relay.1);
+            gone.peek(&mut [0]).unwrap();
+            drop(gone);
+            relay.0.hand_on(&relay.1);
+            assert_eq!(relay.0.all.len(), 0, "guest {of_guest}");
+            assert!(is_closed(&mut left), "guest {of_guest}");
+        }
+    }
+}
