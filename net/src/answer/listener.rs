@@ -134,8 +134,9 @@ mod tests {
     use vm_memory::VolatileSlice;
 
     use super::*;
-    use crate::host::{Host, Netlink};
-    use crate::{Backend, IovBuffer, NetConfig, Opened, open, sys};
+    use crate::error::VhostError;
+    use crate::host::{Host, Netlink, Wiring};
+    use crate::{Backend, Error, IovBuffer, NetConfig, Opened, open, sys};
 
     const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -244,6 +245,36 @@ mod tests {
                 space[HEADER_LEN..len.max(HEADER_LEN)] == answer[HEADER_LEN..]
             });
             assert!(found, "the guest has the answer");
+        });
+    }
+
+    #[test]
+    fn there_is_one_where_the_kernel_may_carry_the_frames_and_its_lack_is_told() {
+        const NAME: &str = "there_is_one_where_the_kernel_may_carry_the_frames_and_its_lack_is_told";
+        on_own_thread(|| {
+            let opened = match tap() {
+                Ok(opened) => opened,
+                Err(why) => return println!("skipped: {NAME}: {why}"),
+            };
+            let mut link = Netlink::new().link(&opened.link).unwrap().unwrap();
+            let mut wiring = Wiring::begin(&Host::new(), None).unwrap();
+            for (vhost, listens) in [(VhostMode::Off, false), (VhostMode::Auto, true), (VhostMode::On, true)]
+            {
+                let listener = Listener::beside(&mut wiring, &link, vhost).unwrap();
+                assert_eq!(listener.is_some(), listens, "{vhost:?}");
+            }
+            assert_eq!(wiring.take_notices(), [""; 0]);
+
+            // A link that is gone.
+            link.id.index = i32::MAX as u32;
+            assert!(Listener::beside(&mut wiring, &link, VhostMode::Off).unwrap().is_none());
+            assert_eq!(wiring.take_notices(), [""; 0]);
+            assert!(Listener::beside(&mut wiring, &link, VhostMode::Auto).unwrap().is_none());
+            let notices = wiring.take_notices();
+            assert!(matches!(&notices[..], [one] if one.contains("own threads carry")), "{notices:?}");
+            let refused = Listener::beside(&mut wiring, &link, VhostMode::On).unwrap_err();
+            assert!(matches!(refused, Error::Vhost(VhostError::Listen { .. })), "{refused:?}");
+            assert_eq!(wiring.take_notices(), [""; 0]);
         });
     }
 }

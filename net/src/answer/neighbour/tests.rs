@@ -261,6 +261,15 @@ fn answers_wait_in_order_and_not_without_end() {
     let error = next(&mut replies, &mut [0; HEADER_LEN + 14 + 71]).unwrap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
     assert!(next(&mut replies, &mut space).is_none(), "what did not fit is lost");
+    for mut question in [arp(ArpOperation::Request, GUEST, HOST), solicit(GUEST6, HOST6)] {
+        assert!(keep(&mut replies, &mut question) && keep(&mut replies, &mut question));
+        let len = next(&mut replies, &mut space).unwrap().unwrap();
+        assert_eq!(
+            next(&mut replies, &mut vec![0; len]).unwrap().unwrap(),
+            len,
+            "it fits without a byte more"
+        );
+    }
 
     let kept = (0..100).filter(|_| keep(&mut replies, &mut arp(ArpOperation::Request, GUEST, HOST))).count();
     assert_eq!(kept, WAITING_MAX);

@@ -1,3 +1,5 @@
+mod limits;
+
 use std::io::{self, Seek, Write};
 use std::os::unix::net::UnixDatagram;
 
