@@ -78,3 +78,32 @@ pub(crate) fn drain(fd: BorrowedFd<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_queue_whose_link_is_deleted_is_detached_and_not_attached_again() {
+        // What is no tun device says to each question what a deleted link does.
+        let (device, host) = UnixDatagram::pair().unwrap();
+        device.set_nonblocking(true).unwrap();
+        let mut queue = Queue::new(device.into(), None, Offloads::default());
+        host.send(&[1; 60]).unwrap();
+        queue.set_enabled(true).unwrap();
+        let waits = |queue: &Queue| rustix::io::read(queue.fd(), &mut [0; 100]).is_ok();
+        assert!(waits(&queue), "it was enabled, and nothing happens");
+
+        host.send(&[2; 60]).unwrap();
+        host.send(&[3; 60]).unwrap();
+        queue.set_enabled(false).unwrap();
+        assert!(!waits(&queue), "what waited is lost");
+        host.send(&[4; 60]).unwrap();
+        queue.set_enabled(false).unwrap();
+        queue.set_enabled(true).unwrap_err();
+        assert!(!queue.enabled, "all is as before");
+        assert!(waits(&queue));
+    }
+}

@@ -250,4 +250,14 @@ mod tests {
         assert_eq!(peer.accepted(), Some(Offloads { csum: true, ..Offloads::default() }));
         assert_eq!(backend.offloads(), all, "what it can does not change with what is set");
     }
+
+    #[test]
+    fn the_peer_knows_whether_the_queue_is_enabled() {
+        let (mut backend, peer) = SocketBackend::pair().unwrap();
+        assert!(peer.is_enabled(), "from the start");
+        for enabled in [false, true, false] {
+            backend.set_enabled(enabled).unwrap();
+            assert_eq!(peer.is_enabled(), enabled);
+        }
+    }
 }

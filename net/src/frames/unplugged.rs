@@ -103,3 +103,60 @@ impl Backend for SendOnly {
 
     fn drain(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+    use crate::IovBuffer;
+
+    fn send(backend: &mut dyn Backend, frame: &[u8]) -> io::Result<Sent> {
+        let (mut frame, mut room) = (frame.to_vec(), IovBuffer::new());
+        let mut iov = room.start();
+        assert!(iov.push(VolatileSlice::from(&mut frame[..])));
+        backend.send(&iov)
+    }
+
+    /// Whether `backend` says that nothing comes, and leaves the space as it is.
+    fn is_silent(backend: &mut dyn Backend) -> bool {
+        let (mut space, mut room) = ([7; 100], IovBuffer::new());
+        let mut iov = room.start();
+        assert!(iov.push(VolatileSlice::from(&mut space[..])));
+        let received = backend.recv(&mut iov);
+        drop(iov);
+        received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) && space == [7; 100]
+    }
+
+    #[test]
+    fn nothing_passes_where_nothing_is_plugged_in() {
+        let mut backend = Unplugged::new().unwrap();
+        let error = send(&mut backend, &[1; 60]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENETDOWN));
+        assert!(is_silent(&mut backend));
+    }
+
+    #[test]
+    fn a_way_out_brings_nothing_in_and_loses_what_finds_no_room() {
+        let (device, host) = UnixDatagram::pair().unwrap();
+        device.set_nonblocking(true).unwrap();
+        device.send(b"for the other pair").unwrap();
+        host.send(b"for the other pair").unwrap();
+        let mut backend =
+            SendOnly::new(device.into(), Offloads::default(), (Offloads::default(), 1500)).unwrap();
+        assert!(is_silent(&mut backend));
+        assert_eq!(send(&mut backend, b"a frame").unwrap(), Sent::Gone);
+        let mut frame = [0; 100];
+        assert_eq!((host.recv(&mut frame).unwrap(), host.recv(&mut frame).unwrap()), (18, 7));
+        assert_eq!(&frame[..7], b"a frame");
+
+        // Nobody would say when there is room again.
+        let full = (0..10_000).find_map(|_| send(&mut backend, &[0; 1000]).err()).expect("it is bounded");
+        assert_eq!(full.raw_os_error(), Some(libc::ENOBUFS));
+        drop(host);
+        let gone = send(&mut backend, &[0; 1000]).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(libc::ECONNREFUSED), "any other error is told as it is");
+    }
+}
