@@ -112,6 +112,18 @@ pub(crate) fn is_reachable(server: &IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{NetConfig, WireConfig};
+
+    #[test]
+    fn all_search_domains_together_are_no_longer_than_a_message_takes() {
+        let label = |len| "y".repeat(len);
+        // Each label has its length before it, and each name the root's behind it: 65 and 63 octets.
+        let spec = |last| format!("tap,search={},search={}", label(63), label(last));
+        let WireConfig::Tap(tap) = spec(61).parse::<NetConfig>().unwrap().wire else { panic!("no tap") };
+        assert_eq!(tap.dns.search.iter().map(|domain| domain.octets().len()).sum::<usize>(), SEARCH_MAX);
+        let refusal = spec(62).parse::<NetConfig>().unwrap_err().to_string();
+        assert!(refusal.contains("too long for a message"), "{refusal}");
+    }
 
     #[test]
     fn a_domain_is_labels() {

@@ -235,6 +235,19 @@ mod tests {
     }
 
     #[test]
+    fn the_hosts_own_connections_lead_to_the_guest_at_every_address_and_at_127_0_0_1() {
+        for (text, is_from_loopback) in [
+            ("8080:80", true),
+            ("127.0.0.1:8080:80", true),
+            ("udp:127.0.0.5:53:53", true),
+            ("192.0.2.5:8080:80", false),
+            ("[2001:db8::1]:8080:80", false),
+        ] {
+            assert_eq!(forward(text).is_from_loopback(), is_from_loopback, "{text}");
+        }
+    }
+
+    #[test]
     fn two_take_one_port_where_ranges_and_addresses_meet() {
         let shared = |one: &str, another: &str| {
             let (one, another) = (forward(one), forward(another));

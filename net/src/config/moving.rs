@@ -112,6 +112,11 @@ mod tests {
         for text in ["vlan=5", "wlan", "", "mtu=1", "vhost=perhaps"] {
             assert!(own.or_keys(text).is_err(), "{text}");
         }
+        // What is neither a kind nor a key of this one is taken for a kind, as on a command line.
+        for text in ["wlan", "wlan=w0,vhost=on", "vlan=5", ""] {
+            let refusal = text.parse::<NetConfig>().unwrap_err().to_string();
+            assert_eq!(own.or_keys(text).unwrap_err().to_string(), refusal, "{text}");
+        }
     }
 
     #[test]

@@ -483,6 +483,8 @@ mod tests {
             assert!(row.form.starts_with(row.word));
         }
         assert_eq!(WireKind::from_word("veth"), None);
+        let words: Vec<_> = kinds().iter().map(|row| row.word).collect();
+        assert_eq!(words, ["tap", "bridge", "macvtap", "tun", "fd"]);
     }
 
     #[test]

@@ -131,6 +131,8 @@ fn each_queue_pair_may_have_a_cpu() {
     for wrong in ["tap,affinity=0:1", "fd=5:6,affinity=1", "bridge=br0,queues=2,affinity=0:1:2"] {
         refused(wrong, "there is one CPU for each queue pair");
     }
+    refused("tap,affinity=1024", "expected numbers of CPUs below 1024");
+    refused("tap,queues=2,affinity=0:1024", "expected numbers of CPUs below 1024");
     for wrong in ["x", "-1", "1024", "0,1", "0:", "0-1"] {
         refused(
             &format!("tap,queues=2,affinity={wrong}"),
@@ -221,7 +223,10 @@ fn what_makes_no_sense_is_refused_naming_the_key() {
     refused("tap=a b", "tap=");
     refused("tap=sixteen-bytes-xx", "15 bytes");
     refused("tap,", "\"\"");
-    refused("tap,dhcp", "dhcp");
+    refused("tap,dhcp", "\"dhcp\" is not key=value");
+    refused("tap,colour", "\"colour\" is not key=value");
+    refused("tap,vlan", "tap has no key \"vlan\" (vlan=)");
+    refused("tap,vlan=5", "tap has no key \"vlan\" (vlan=)");
     refused("tap,colour=red", "colour=");
     refused("tap,tap=tap0", "tap=");
     refused("tap,=x", "\"\"");
@@ -328,6 +333,7 @@ fn what_makes_no_sense_for_a_kind_is_refused_naming_the_key() {
     refused("fd=5:6:5", "fd=5:6:5: a queue pair has a descriptor of its own");
     let many: Vec<_> = (3..68).map(|fd: i32| fd.to_string()).collect();
     refused(&format!("fd={}", many.join(":")), "64 queue pairs at most");
+    assert!(parse(&format!("fd={}", many[..64].join(":"))).is_ok());
     refused("fd=5,netns=vpn", "netns=");
     refused("fd=5,host=10.0.0.1/24", "host=");
 }
