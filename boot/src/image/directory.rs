@@ -3,7 +3,7 @@
 //! What else is mounted in it is an empty directory there, so that `/proc` and the like stay out, whatever the directory.
 
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -31,7 +31,7 @@ pub(super) fn read(root: OwnedFd, image: &str, budget: &mut Budget) -> Result<Tr
     let path = CString::new(format!("/proc/self/fd/{}", root.as_raw_fd())).unwrap_or_default();
     tree.inode_mut(ROOT).meta = meta(&stat, attributes(&path, true).map_err(unreadable)?);
     let device = stat.st_dev;
-    let fd = rustix::fs::openat(&root, ".", FLAGS | OFlags::DIRECTORY, Mode::empty()).map_err(unreadable)?;
+    let fd = subdirectory(&root, c".").map_err(unreadable)?;
     let mut walk = Walk { root, image, device, budget, tree, linked: HashMap::new() };
     walk.directory(fd, Path::new(""), ROOT, 0)?;
     Ok(walk.tree)
@@ -43,8 +43,8 @@ struct Walk<'a> {
     device: u64,
     budget: &'a mut Budget,
     tree: Tree,
-    /// By their numbers on the host, the files that have several names.
-    linked: HashMap<u64, Id>,
+    /// By their devices and numbers on the host, the files that have several names: a file can be another device's, mounted here.
+    linked: HashMap<(u64, u64), Id>,
 }
 
 impl Walk<'_> {
@@ -84,7 +84,7 @@ impl Walk<'_> {
     fn entry(
         &mut self,
         directory: std::os::fd::BorrowedFd<'_>,
-        name: &std::ffi::CStr,
+        name: &CStr,
         path: &Path,
         parent: Id,
         depth: usize,
@@ -92,7 +92,7 @@ impl Walk<'_> {
         let unreadable = |error| self.unreadable(path, error);
         let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(unreadable)?;
         let several = stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
-        if several && let Some(id) = self.linked.get(&stat.st_ino) {
+        if several && let Some(id) = self.linked.get(&(stat.st_dev, stat.st_ino)) {
             let id = *id;
             self.budget.hard_link().map_err(|fault| self.refused(path, fault))?;
             return self.link(parent, name, id, path);
@@ -134,20 +134,25 @@ impl Walk<'_> {
             Err(fault) => return Err(self.refused(path, fault)),
         };
         if several {
-            self.linked.insert(stat.st_ino, id);
+            self.linked.insert((stat.st_dev, stat.st_ino), id);
         }
         self.link(parent, name, id, path)?;
         if is_directory && stat.st_dev == self.device {
-            let fd = rustix::fs::openat(directory, name, FLAGS | OFlags::DIRECTORY, Mode::empty());
-            return self.directory(fd.map_err(|error| self.unreadable(path, error))?, path, id, depth + 1);
+            let fd = subdirectory(directory, name).map_err(|error| self.unreadable(path, error))?;
+            return self.directory(fd, path, id, depth + 1);
         }
         Ok(())
     }
 
-    fn link(&mut self, parent: Id, name: &std::ffi::CStr, id: Id, path: &Path) -> Result<(), Error> {
+    fn link(&mut self, parent: Id, name: &CStr, id: Id, path: &Path) -> Result<(), Error> {
         let linked = self.tree.link(parent, name.to_bytes().into(), Child { id, layer: 0 }, self.budget);
         linked.map_err(|fault| self.refused(path, fault))
     }
+}
+
+/// Opens the directory `name`, which may be something else by now: no link is followed, no pipe waited for.
+pub(super) fn subdirectory(directory: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(directory, name, FLAGS | OFlags::DIRECTORY, Mode::empty())
 }
 
 fn meta(stat: &Stat, xattrs: Vec<(Bytes, Bytes)>) -> Meta {
@@ -161,8 +166,7 @@ fn meta(stat: &Stat, xattrs: Vec<(Bytes, Bytes)>) -> Meta {
 }
 
 /// The attributes of `path` that go with a file, sorted. A file system that has none is no error.
-fn attributes(path: &CString, follow: bool) -> Result<Vec<(Bytes, Bytes)>, Errno> {
-    let none = |error| matches!(error, Errno::NOTSUP | Errno::NODATA);
+pub(super) fn attributes(path: &CStr, follow: bool) -> Result<Vec<(Bytes, Bytes)>, Errno> {
     let mut names = vec![0; 4096];
     let list = |names: &mut Vec<u8>| match follow {
         true => rustix::fs::listxattr(path, &mut names[..]),
@@ -173,14 +177,10 @@ fn attributes(path: &CString, follow: bool) -> Result<Vec<(Bytes, Bytes)>, Errno
         names.resize(1 << 16, 0);
         len = list(&mut names);
     }
-    let len = match len {
-        Ok(len) => len,
-        Err(error) if none(error) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
+    let Some(len) = where_there_is(len)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for name in names[..len].split_inclusive(|byte| *byte == 0) {
-        let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else { continue };
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
         if !xattr::is_kept(name.to_bytes()) {
             continue;
         }
@@ -189,14 +189,20 @@ fn attributes(path: &CString, follow: bool) -> Result<Vec<(Bytes, Bytes)>, Errno
             true => rustix::fs::getxattr(path, name, &mut value[..]),
             false => rustix::fs::lgetxattr(path, name, &mut value[..]),
         };
-        match len {
-            Ok(len) => found.push((name.to_bytes().into(), value[..len].into())),
-            Err(error) if none(error) => {}
-            Err(error) => return Err(error),
+        if let Some(len) = where_there_is(len)? {
+            found.push((name.to_bytes().into(), value[..len].into()));
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// The length of attributes; `None` where the file system has none, or not this one any more.
+pub(super) fn where_there_is(len: Result<usize, Errno>) -> Result<Option<usize>, Errno> {
+    match len {
+        Err(Errno::NOTSUP | Errno::NODATA) => Ok(None),
+        len => len.map(Some),
+    }
 }
 
 impl HostFile {

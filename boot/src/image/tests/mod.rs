@@ -2,6 +2,7 @@
 
 mod archives;
 mod caching;
+mod directories;
 mod engines;
 mod erofs;
 mod hostile;

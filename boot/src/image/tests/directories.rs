@@ -1,0 +1,189 @@
+//! Directories of the host: what each kind of file becomes, and what changes while it is read.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{OFlags, XattrFlags};
+use rustix::io::{Errno, FdFlags};
+
+use super::*;
+use crate::image::directory::{attributes, subdirectory, where_there_is};
+
+#[test]
+fn sockets_and_devices_of_a_directory_are_in_the_tree() {
+    let root = Directory::new();
+    let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket")).unwrap();
+    let nodes = Command::new("sh")
+        .args(["-ec", "mknod character c 1 3; mknod block b 7 300"])
+        .current_dir(root.path())
+        .stderr(Stdio::null())
+        .status();
+    let mut want = vec![("/socket", What::Socket)];
+    if nodes.is_ok_and(|status| status.success()) {
+        want.extend([("/block", What::Device('b', 7, 300)), ("/character", What::Device('c', 1, 3))]);
+    } else {
+        eprintln!("skipped: devices, which this user cannot make");
+    }
+    want.sort_by_key(|(path, _)| *path);
+    let listing = listing(&open(root.path()).unwrap().tree);
+    let got: Vec<_> = listing.iter().skip(1).map(|(path, node)| (&path[..], node.what.clone())).collect();
+    assert_eq!(got, want);
+}
+
+/// Gives a file an attribute, where the file system has room for it.
+fn set(path: &Path, name: &str, value: &[u8]) -> bool {
+    match rustix::fs::setxattr(path, name, value, XattrFlags::empty()) {
+        Ok(()) => true,
+        Err(Errno::NOTSUP | Errno::PERM | Errno::NOSPC) => false,
+        Err(error) => panic!("{name}: {error}"),
+    }
+}
+
+#[test]
+fn attributes_of_a_directorys_files_go_with_them() {
+    let root = Directory::new();
+    let file = root.file("d/file", b"");
+    if !set(&file, "user.note", b"a\0b") {
+        return eprintln!("skipped: {} has no attributes", root.path().display());
+    }
+    set(&file, "user.another", b"");
+    set(&file, "trusted.overlay.opaque", b"y");
+    set(root.path(), "user.root", b"r");
+    set(&root.path().join("d"), "user.d", &[b'd'; 300]);
+    let listing = listing(&open(root.path()).unwrap().tree);
+    let value = |name: &str, value: &[u8]| (name.as_bytes().into(), value.into());
+    assert_eq!(listing["/d/file"].meta.xattrs, [value("user.another", b""), value("user.note", b"a\0b")]);
+    assert_eq!(listing[""].meta.xattrs, [value("user.root", b"r")]);
+    assert_eq!(listing["/d"].meta.xattrs, [value("user.d", &[b'd'; 300])]);
+}
+
+#[test]
+fn a_long_list_of_attributes_is_read_whole() {
+    // Others hold less for a file than its list can have.
+    let path = Path::new("/dev/shm").join(format!("boot-test-attributes-{}", std::process::id()));
+    std::fs::write(&path, b"").unwrap();
+    let file = Temporary(path);
+    let name = |i: usize| format!("user.{i:02}{}", "n".repeat(240));
+    let count = (0..30).take_while(|i| set(&file.0, &name(*i), &[*i as u8])).count();
+    if count < 20 {
+        return eprintln!("skipped: /dev/shm has too few attributes");
+    }
+    let path = CString::new(file.0.as_os_str().as_bytes()).unwrap();
+    for follow in [false, true] {
+        let got = attributes(&path, follow).unwrap();
+        let want: Vec<_> =
+            (0..count).map(|i| (name(i).into_bytes().into(), [i as u8][..].into())).collect::<Vec<_>>();
+        assert_eq!(got, want);
+    }
+}
+
+/// A file that goes with its value.
+struct Temporary(std::path::PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn attributes_that_cannot_be_read_are_not_taken_for_none() {
+    for follow in [false, true] {
+        assert_eq!(attributes(c"/nonexistent/file", follow), Err(Errno::NOENT));
+    }
+    assert_eq!(where_there_is(Ok(3)), Ok(Some(3)));
+    assert_eq!(where_there_is(Err(Errno::NOTSUP)), Ok(None));
+    assert_eq!(where_there_is(Err(Errno::NODATA)), Ok(None));
+    assert_eq!(where_there_is(Err(Errno::IO)), Err(Errno::IO));
+}
+
+#[test]
+fn what_is_no_directory_any_more_is_not_read_as_one() {
+    let root = Directory::new();
+    run(&root, "mkdir d; ln -s d link; mkfifo fifo; : >file");
+    let fd = std::fs::File::open(root.path()).unwrap();
+    for name in [c"d", c"."] {
+        let opened = subdirectory(&fd, name).unwrap();
+        assert_eq!(rustix::io::fcntl_getfd(&opened).unwrap(), FdFlags::CLOEXEC);
+        assert!(rustix::fs::fcntl_getfl(&opened).unwrap().contains(OFlags::DIRECTORY));
+    }
+    for name in [c"link", c"fifo", c"file"] {
+        assert_eq!(subdirectory(&fd, name).unwrap_err(), Errno::NOTDIR, "{name:?}");
+    }
+}
+
+/// Copies a file of a tree as it is by now.
+fn copied(image: &Image, path: &str) -> Result<Vec<u8>, String> {
+    let id = image.tree.find(path.as_bytes()).unwrap();
+    let Kind::File(content) = &image.tree.inode(id).kind else { panic!("{path} is no file") };
+    let mut bytes = Vec::new();
+    copy_content(content, 0, content.size(), &mut bytes)
+        .map(|()| bytes)
+        .map_err(|error| error.of("IMAGE", content, "cache").to_string())
+}
+
+/// Not by the same file either: what leads to it is not the directory that was looked at.
+#[test]
+fn links_that_come_later_are_not_followed() {
+    let place = Directory::new();
+    place.file("root/d/file", b"text");
+    place.file("root/e/file", b"text");
+    let image = open(&place.path().join("root")).unwrap();
+    run(&place, "mv root/d outside; ln -s ../outside root/d; mv root/e root/inside; ln -s inside root/e");
+    for path in ["d/file", "e/file"] {
+        assert_eq!(copied(&image, path), Err(format!("cannot read {path} of the image IMAGE")));
+    }
+    run(&place, "rm root/d root/e; mv outside root/d; mv root/inside root/e");
+    for path in ["d/file", "e/file"] {
+        assert_eq!(copied(&image, path), Ok(b"text".to_vec()));
+    }
+}
+
+/// A process that has ended, and whose files in `/proc` are there in part.
+struct Ended(Child);
+
+impl Ended {
+    fn new() -> Self {
+        let child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap();
+        Self(child)
+    }
+
+    fn directory(&self) -> std::path::PathBuf {
+        format!("/proc/{}", self.0.id()).into()
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_has_gone_since_its_directory_was_read_is_left_out() {
+    let ended = Ended::new();
+    let directory = ended.directory().join("ns");
+    // Of an ended process some of these links are listed, and cannot be read any more.
+    let there = |name: &&str| std::fs::read_link(directory.join(name)).is_ok();
+    let (left, gone): (Vec<_>, Vec<_>) = ["user", "pid", "net", "uts"].into_iter().partition(there);
+    assert!(!left.is_empty() && gone.iter().all(|name| directory.join(name).is_symlink()), "{gone:?}");
+    let listed = names(&open(&directory).unwrap());
+    assert!(left.iter().all(|name| listed.contains(&format!("/{name}"))), "{listed:?}");
+    assert!(!gone.iter().any(|name| listed.contains(&format!("/{name}"))), "{listed:?}");
+}
+
+#[test]
+fn a_directory_below_that_cannot_be_read_is_an_error() {
+    let ended = Ended::new();
+    let directory = ended.directory();
+    let error = std::fs::read_dir(directory.join("net")).and_then(|mut entries| entries.next().transpose());
+    if error.is_ok() {
+        return eprintln!("skipped: this kernel lists an ended process's network");
+    }
+    let error = open(&directory).unwrap_err();
+    assert!(matches!(&error, Error::ReadFile { path, .. } if path.ends_with("net")), "{error:?}");
+}
