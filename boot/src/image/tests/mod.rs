@@ -8,6 +8,7 @@ mod erofs;
 mod hostile;
 mod initramfs;
 mod model;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::path::Path;
