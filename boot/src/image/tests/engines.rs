@@ -7,10 +7,10 @@ use crate::image::sha256::Digest;
 
 /// Parts of an image, by their paths.
 #[derive(Clone, Default)]
-struct Parts(BTreeMap<String, Vec<u8>>);
+pub(super) struct Parts(pub(super) BTreeMap<String, Vec<u8>>);
 
 impl Parts {
-    fn blob(&mut self, kind: &str, bytes: Vec<u8>) -> Value {
+    pub(super) fn blob(&mut self, kind: &str, bytes: Vec<u8>) -> Value {
         let digest = Digest::of(&bytes);
         let descriptor =
             json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len() });
@@ -18,7 +18,7 @@ impl Parts {
         descriptor
     }
 
-    fn tar(&self) -> Vec<u8> {
+    pub(super) fn tar(&self) -> Vec<u8> {
         self.0.iter().fold(Tar::default(), |tar, (path, bytes)| tar.file(path, bytes)).end()
     }
 
@@ -28,11 +28,11 @@ impl Parts {
         root
     }
 
-    fn load(&self) -> Image {
+    pub(super) fn load(&self) -> Image {
         load(&self.tar()).unwrap()
     }
 
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         let as_tar = said(&self.tar());
         let root = self.directory();
         assert_eq!(as_tar, told(open(root.path()).expect_err("taken"), root.path()), "as a directory");
@@ -60,7 +60,7 @@ fn layers() -> [Vec<u8>; 2] {
     ]
 }
 
-fn config(architecture: &str) -> Vec<u8> {
+pub(super) fn config_of(architecture: &str) -> Vec<u8> {
     let ids: Vec<_> = layers().iter().map(|layer| format!("sha256:{}", Digest::of(layer))).collect();
     json!({
         "architecture": architecture, "os": "linux", "rootfs": { "type": "layers", "diff_ids": ids },
@@ -73,8 +73,8 @@ fn config(architecture: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-fn manifest(parts: &mut Parts, architecture: &str, pack: &str) -> Value {
-    let config = parts.blob("application/vnd.oci.image.config.v1+json", config(architecture));
+pub(super) fn manifest(parts: &mut Parts, architecture: &str, pack: &str) -> Value {
+    let config = parts.blob("application/vnd.oci.image.config.v1+json", config_of(architecture));
     let layers: Vec<_> = layers()
         .iter()
         .map(|layer| parts.blob("application/vnd.oci.image.layer.v1.tar", packed(pack, layer)))
@@ -83,7 +83,7 @@ fn manifest(parts: &mut Parts, architecture: &str, pack: &str) -> Value {
     parts.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes())
 }
 
-fn index(parts: &mut Parts, manifests: &[Value]) {
+pub(super) fn index(parts: &mut Parts, manifests: &[Value]) {
     parts.0.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
     parts.0.insert(
         "index.json".into(),
@@ -91,7 +91,7 @@ fn index(parts: &mut Parts, manifests: &[Value]) {
     );
 }
 
-fn oci(pack: &str) -> Parts {
+pub(super) fn oci(pack: &str) -> Parts {
     let mut parts = Parts::default();
     let manifest = manifest(&mut parts, "amd64", pack);
     index(&mut parts, &[manifest]);
@@ -101,7 +101,7 @@ fn oci(pack: &str) -> Parts {
 /// What docker wrote before 25, and podman does by default: files called by digests.
 fn saved() -> Parts {
     let mut parts = Parts::default();
-    let config = config("amd64");
+    let config = config_of("amd64");
     let name = format!("{}.json", Digest::of(&config));
     let [lower, upper] = layers();
     parts.0.insert("abc/layer.tar".into(), lower);
@@ -314,7 +314,7 @@ fn each_fault_of_an_image_has_its_words() {
     assert!(parts.said().contains("its indexes list more than 1000 images"), "{}", parts.said());
     // Broken within a layer.
     let mut parts = Parts::default();
-    let config = parts.blob("config", config("amd64"));
+    let config = parts.blob("config", config_of("amd64"));
     let layer = parts.blob("tar", Tar::default().file("../x", b"").end());
     let bad = parts.blob("", json!({ "config": config, "layers": [layer] }).to_string().into());
     index(&mut parts, &[bad]);

@@ -1,6 +1,7 @@
 //! Images made here, in code, and by the programs of the host; and what becomes of them.
 
 mod archives;
+mod bounds;
 mod caching;
 mod directories;
 mod engines;
@@ -53,7 +54,8 @@ impl Tar {
         self.0.extend(header);
     }
 
-    fn sized(self, name: &str, kind: u8, content: &[u8]) -> Self {
+    /// A header of the right size.
+    pub(super) fn sized(self, name: &str, kind: u8, content: &[u8]) -> Self {
         self.raw(name.as_bytes(), kind, b"", &format!("{:011o}", content.len()), content)
     }
 
