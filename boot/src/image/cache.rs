@@ -12,6 +12,7 @@
 //! make it once.
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -78,10 +79,18 @@ impl Cache {
     /// # Errors
     /// There is no such place.
     pub fn place() -> Result<PathBuf, Error> {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        Self::place_of(|name| std::env::var_os(name), rustix::process::geteuid().is_root())
+    }
+
+    /// The same, by a user's environment.
+    pub(super) fn place_of(
+        variable: impl Fn(&str) -> Option<OsString>,
+        is_root: bool,
+    ) -> Result<PathBuf, Error> {
+        let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let directory = match absolute("XDG_CACHE_HOME") {
             Some(directory) => directory,
-            None if rustix::process::geteuid().is_root() => "/var/cache".into(),
+            None if is_root => "/var/cache".into(),
             None => absolute("HOME").ok_or(Error::NoCache)?.join(".cache"),
         };
         Ok(directory.join("wirevm"))

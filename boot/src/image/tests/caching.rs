@@ -7,23 +7,23 @@ use std::path::PathBuf;
 use super::*;
 use crate::image::{Cache, Format, Root, root};
 
-struct Place {
-    directory: Directory,
-    cache: Cache,
+pub(super) struct Place {
+    pub(super) directory: Directory,
+    pub(super) cache: Cache,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = Directory::new();
         let cache = Cache::at(directory.path().join("x/wirevm")).unwrap();
         Self { directory, cache }
     }
 
-    fn made(&self, name: &str, format: Format) -> Root {
+    pub(super) fn made(&self, name: &str, format: Format) -> Root {
         root(&self.directory.path().join(name), format, &self.cache, Limits::default()).unwrap()
     }
 
-    fn entries(&self) -> Vec<PathBuf> {
+    pub(super) fn entries(&self) -> Vec<PathBuf> {
         let mut entries: Vec<_> =
             std::fs::read_dir(self.cache.directory()).unwrap().map(|entry| entry.unwrap().path()).collect();
         entries.sort();
@@ -38,7 +38,7 @@ fn all(mut file: &std::fs::File) -> Vec<u8> {
     bytes
 }
 
-fn archive(content: &[u8]) -> Vec<u8> {
+pub(super) fn archive(content: &[u8]) -> Vec<u8> {
     Tar::default().file("f", content).end()
 }
 

@@ -5,6 +5,7 @@ mod bounds;
 mod caching;
 mod directories;
 mod engines;
+mod entries;
 mod erofs;
 mod hostile;
 mod initramfs;
