@@ -117,7 +117,8 @@ fn ten_gigabytes_of_holes_cost_nothing() {
         let error =
             crate::image::root(&path, crate::image::Format::Cpio, &cache, Limits::default()).unwrap_err();
         assert!(matches!(error, Error::TooLargeForCpio { size: 10_737_418_240, .. }), "{error}");
-        assert!(error.to_string().starts_with("sparse of the image "), "{error}");
+        let words = format!("sparse of the image {} has 10737418240 bytes, ", path.display());
+        assert!(error.to_string().starts_with(&words), "{error}");
     }
 }
 
@@ -199,6 +200,64 @@ fn names_are_taken_from_the_root() {
         names(&load(&Tar::default().file("a", b"").file(".wh.a", b"").end()).unwrap()),
         ["/.wh.a", "/a"]
     );
+}
+
+#[test]
+fn directories_that_only_names_tell_of_are_roots_and_open_to_all() {
+    let all = listing(&load(&Tar::default().file("a/b/f", b"").end()).unwrap().tree);
+    for path in ["", "/a", "/a/b"] {
+        assert_eq!(all[path].meta, Meta { mode: 0o755, ..Meta::default() }, "{path}");
+    }
+}
+
+#[test]
+fn links_on_the_way_lead_on_from_where_they_stand() {
+    let archive = Tar::default()
+        .symlink("dots", ".//./a/./b//")
+        .file("dots/f", b"1")
+        .symlink("slashes", "//a///c/")
+        .file("slashes/./f", b"2")
+        // Of what is not there yet nothing is looked up at the root, though that has such a name.
+        .directory("there")
+        .symlink("away", "to/there")
+        .file("away/f", b"3")
+        .symlink("back", "new/x/../there")
+        .file("back/f", b"4")
+        .end();
+    let image = load(&archive).unwrap();
+    let all = listing(&image.tree);
+    let files: Vec<_> = all
+        .iter()
+        .filter_map(|(path, node)| match &node.what {
+            What::File(bytes) => Some((&path[..], &bytes[..])),
+            _ => None,
+        })
+        .collect();
+    let want: [(&str, &[u8]); 4] =
+        [("/a/b/f", b"1"), ("/a/c/f", b"2"), ("/new/there/f", b"4"), ("/to/there/f", b"3")];
+    assert_eq!(files, want);
+    let directories = ["", "/a", "/a/b", "/a/c", "/new", "/new/there", "/there", "/to", "/to/there"];
+    let got: Vec<_> =
+        all.iter().filter(|(_, node)| node.what == What::Directory).map(|(path, _)| &path[..]).collect();
+    assert_eq!(got, directories);
+    assert_eq!(image.tree.find(b"./dots/..//b/f"), image.tree.find(b"a/b/f"));
+}
+
+#[test]
+fn labels_are_no_files_and_old_directories_are() {
+    let archive = Tar::default()
+        .raw(b"a label", b'V', b"", "0", b"")
+        .raw(b"old/", 0, b"", "0", b"")
+        .file("old/f", b"1")
+        .raw(b"new/", b'0', b"", "0", b"")
+        .file("new/f", b"2")
+        .raw(b"contiguous", b'7', b"", "1", b"3")
+        .end();
+    let all = listing(&load(&archive).unwrap().tree);
+    let paths: Vec<_> = all.keys().collect();
+    assert_eq!(paths, ["", "/contiguous", "/new", "/new/f", "/old", "/old/f"]);
+    assert_eq!((&all["/old"].what, &all["/new"].what), (&What::Directory, &What::Directory));
+    assert_eq!(content(&all, "/contiguous"), b"3");
 }
 
 #[test]

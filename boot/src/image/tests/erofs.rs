@@ -208,6 +208,15 @@ fn the_same_tree_gives_the_same_bytes() {
     assert!(first == second);
 }
 
+#[test]
+fn a_file_without_bytes_is_not_opened() {
+    let root = Directory::new();
+    let path = root.file("d/empty", b"");
+    let image = open(root.path()).unwrap();
+    std::fs::remove_file(path).unwrap();
+    written(&image.tree);
+}
+
 /// By the programs of erofs-utils, where they are.
 #[test]
 fn fsck_finds_no_fault() {

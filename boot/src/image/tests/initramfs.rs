@@ -4,6 +4,11 @@ use super::*;
 use crate::image::span::unnamed;
 use crate::image::write::Output;
 
+/// A header's fields, by their order.
+const INODE: usize = 0;
+const MODE: usize = 1;
+const LINKS: usize = 4;
+
 /// Each member: its name, the fields of its header, its content.
 fn members(bytes: &[u8]) -> Vec<(String, [u32; 13], Vec<u8>)> {
     let mut members = Vec::new();
@@ -69,4 +74,46 @@ fn it_has_what_the_tree_has() {
     assert_eq!((of("d").1[1..6].to_vec(), of("old").1[5]), (vec![0o040_755, 1, 2, 2, 15], 0));
     let sparse = &of("s").2;
     assert_eq!((sparse.len(), &sparse[149_999..150_005]), (200_000, &b"\0data\0"[..]));
+}
+
+#[test]
+fn an_archive_ends_as_cpio_ends_it() {
+    let mut bytes = Vec::new();
+    crate::image::cpio::trailer(&mut bytes).unwrap();
+    let zeros = "00000000".repeat(4);
+    let sizes = "00000000".repeat(6);
+    let want = format!("070701{zeros}00000001{sizes}0000000B00000000TRAILER!!!\0\0\0\0");
+    assert_eq!(String::from_utf8(bytes).unwrap(), want);
+}
+
+#[test]
+fn an_archive_in_memory_has_files_of_their_own() {
+    let mut memory = crate::image::cpio::Memory::default();
+    memory.add("d", 0o040_755, b"");
+    memory.add("d/f", 0o100_644, b"text!");
+    memory.add("d/g", 0o100_755, b"");
+    let members = members(&memory.finish());
+    let got: Vec<_> = members
+        .iter()
+        .map(|(name, fields, bytes)| (&name[..], fields[INODE], fields[MODE], fields[LINKS], &bytes[..]))
+        .collect();
+    let want: [(&str, u32, u32, u32, &[u8]); 3] =
+        [("d", 1, 0o040_755, 1, b""), ("d/f", 2, 0o100_644, 1, b"text!"), ("d/g", 3, 0o100_755, 1, b"")];
+    assert_eq!(got, want);
+}
+
+/// No other member is a hard link of it, and the kernel makes a file of it that nobody writes to.
+#[test]
+fn what_is_kept_of_an_image_is_the_last_file_of_its_archive() {
+    let root = Directory::new();
+    let path = root.file("image", &Tar::default().directory(".wirevm").file("f", b"text").end());
+    let cache = crate::image::Cache::at(root.path().join("cache")).unwrap();
+    let made = crate::image::root(&path, crate::image::Format::Cpio, &cache, Limits::default()).unwrap();
+    let mut bytes = vec![0; made.file.metadata().unwrap().len() as usize];
+    std::os::unix::fs::FileExt::read_exact_at(&made.file, &mut bytes, 0).unwrap();
+    let members = members(&bytes);
+    let names: Vec<_> = members.iter().map(|(name, ..)| &name[..]).collect();
+    assert_eq!(names, [".", ".wirevm", "f", ".wirevm/image"]);
+    let fields = members[3].1;
+    assert_eq!((fields[INODE], fields[MODE], fields[LINKS]), (u32::MAX, 0o100_444, 1));
 }
