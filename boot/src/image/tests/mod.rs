@@ -11,6 +11,7 @@ mod hostile;
 mod initramfs;
 mod model;
 mod reading;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;
