@@ -33,6 +33,7 @@ pub(super) fn read(root: OwnedFd, image: &str, budget: &mut Budget) -> Result<Tr
     let device = stat.st_dev;
     let fd = subdirectory(&root, c".").map_err(unreadable)?;
     let mut walk = Walk { root, image, device, budget, tree, linked: HashMap::new() };
+    walk.check(&walk.tree.inode(ROOT).meta, Path::new("."))?;
     walk.directory(fd, Path::new(""), ROOT, 0)?;
     Ok(walk.tree)
 }
@@ -58,6 +59,13 @@ impl Walk<'_> {
 
     fn refused(&self, path: &Path, source: Fault) -> Error {
         Error::Archive { image: self.image.into(), part: shown(path.as_os_str().as_bytes()), source }
+    }
+
+    fn check(&self, meta: &Meta, path: &Path) -> Result<(), Error> {
+        if xattr::fit(&meta.xattrs) {
+            return Ok(());
+        }
+        Err(self.refused(path, Fault::Attributes { name: shown(path.as_os_str().as_bytes()) }))
     }
 
     fn directory(&mut self, fd: OwnedFd, path: &Path, id: Id, depth: usize) -> Result<(), Error> {
@@ -126,9 +134,7 @@ impl Walk<'_> {
         };
         let is_directory = matches!(kind, Kind::Directory(_));
         let inode = Inode { kind, meta: meta(&stat, attributes) };
-        if !xattr::fit(&inode.meta.xattrs) {
-            return Err(self.refused(path, Fault::Attributes { name: shown(path.as_os_str().as_bytes()) }));
-        }
+        self.check(&inode.meta, path)?;
         let id = match self.tree.add(inode, self.budget) {
             Ok(id) => id,
             Err(fault) => return Err(self.refused(path, fault)),

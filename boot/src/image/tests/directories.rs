@@ -58,32 +58,55 @@ fn attributes_of_a_directorys_files_go_with_them() {
     assert_eq!(listing["/d"].meta.xattrs, [value("user.d", &[b'd'; 300])]);
 }
 
-#[test]
-fn a_long_list_of_attributes_is_read_whole() {
-    // Others hold less for a file than its list can have.
-    let path = Path::new("/dev/shm").join(format!("boot-test-attributes-{}", std::process::id()));
-    std::fs::write(&path, b"").unwrap();
-    let file = Temporary(path);
-    let name = |i: usize| format!("user.{i:02}{}", "n".repeat(240));
-    let count = (0..30).take_while(|i| set(&file.0, &name(*i), &[*i as u8])).count();
-    if count < 20 {
-        return eprintln!("skipped: /dev/shm has too few attributes");
-    }
-    let path = CString::new(file.0.as_os_str().as_bytes()).unwrap();
-    for follow in [false, true] {
-        let got = attributes(&path, follow).unwrap();
-        let want: Vec<_> =
-            (0..count).map(|i| (name(i).into_bytes().into(), [i as u8][..].into())).collect::<Vec<_>>();
-        assert_eq!(got, want);
+/// A directory that goes with its value, on a file system that holds more attributes than others do.
+struct Shared(std::path::PathBuf);
+
+impl Shared {
+    fn new(name: &str) -> Self {
+        let path = Path::new("/dev/shm").join(format!("boot-test-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
     }
 }
 
-/// A file that goes with its value.
-struct Temporary(std::path::PathBuf);
-
-impl Drop for Temporary {
+impl Drop for Shared {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_long_list_of_attributes_is_read_whole() {
+    let shared = Shared::new("list");
+    let name = |i: usize| format!("user.{i:02}{}", "n".repeat(240));
+    let count = (0..30).take_while(|i| set(&shared.0, &name(*i), &[*i as u8])).count();
+    if count < 20 {
+        return eprintln!("skipped: /dev/shm has too few attributes");
+    }
+    let path = CString::new(shared.0.as_os_str().as_bytes()).unwrap();
+    for follow in [false, true] {
+        let want: Vec<_> = (0..count).map(|i| (name(i).into_bytes().into(), [i as u8][..].into())).collect();
+        assert_eq!(attributes(&path, follow), Ok(want));
+    }
+}
+
+#[test]
+fn attributes_too_long_for_a_file_are_refused_of_the_root_as_well() {
+    let shared = Shared::new("long");
+    let below = shared.0.join("below");
+    std::fs::create_dir(&below).unwrap();
+    // With its name, and what each takes besides, one byte less than fits, and one more than that.
+    let value = vec![b'v'; (1 << 16) - 6 - 8];
+    for (directory, name) in [(&shared.0, "."), (&below, "below")] {
+        if !set(directory, "user.x", &value[1..]) {
+            return eprintln!("skipped: /dev/shm has no attributes of this length");
+        }
+        open(&shared.0).unwrap();
+        assert!(set(directory, "user.x", &value));
+        let said = told(open(&shared.0).unwrap_err(), &shared.0);
+        let words = format!("{name} has extended attributes that Linux cannot hold");
+        assert!(said.contains(&words), "{said}");
+        rustix::fs::removexattr(directory, "user.x").unwrap();
     }
 }
 
