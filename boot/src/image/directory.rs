@@ -44,7 +44,8 @@ struct Walk<'a> {
     device: u64,
     budget: &'a mut Budget,
     tree: Tree,
-    /// By their devices and numbers on the host, the files that have several names: a file can be another device's, mounted here.
+    /// By their devices and numbers on the host, the files that have several names. One that is mounted here is
+    /// another device's, whose numbers can be the same.
     linked: HashMap<(u64, u64), Id>,
 }
 
