@@ -147,7 +147,10 @@ fn images_have_1000_layers_at_most() {
 
 #[test]
 fn of_other_machines_images_twenty_are_named() {
-    let other = |n: usize| json!({ "digest": format!("sha256:{n:064x}"), "platform": { "architecture": format!("other{n:02}") } });
+    let other = |n: usize| {
+        let platform = json!({ "architecture": format!("other{n:02}") });
+        json!({ "digest": format!("sha256:{n:064x}"), "platform": platform })
+    };
     for (count, named) in [(19, 19), (20, 20), (21, 20), (30, 20)] {
         let mut parts = Parts::default();
         index(&mut parts, &(0..count).map(other).collect::<Vec<_>>());
