@@ -81,6 +81,8 @@ fn room_that_is_consumed_is_room_again() {
     assert_eq!((iov.len(), iov.buffers()), (IovBuffer::MAX, IovBuffer::MAX));
     for _ in 0..3 {
         iov.consume(1);
+        let spilled = iov.with_spill(&mut spill, |all, spilled| (all.len(), spilled));
+        assert_eq!(spilled, (IovBuffer::MAX, true));
         assert!(iov.push(byte(0)));
     }
     assert_eq!(iov.entries.capacity(), capacity, "nothing is allocated on the way of a frame");
@@ -166,7 +168,7 @@ fn what_is_cleared_was_consumed_too() {
     push_all(&mut iov, memory, &[0..1, 2..3, 4..5]);
     iov.consume(2);
     iov.clear();
-    push_all(&mut iov, memory, &[3..5]);
+    push_all(&mut iov, memory, &[3..4, 4..5]);
     let mut out = [0; 4];
     assert_eq!((iov.read_at(0, &mut out), &out[..2]), (2, &b"de"[..]));
 }
