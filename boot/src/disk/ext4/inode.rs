@@ -9,7 +9,7 @@ const REGULAR: u16 = 0x8000;
 const SYMLINK: u16 = 0xa000;
 
 const ENCRYPTED: u32 = 0x800;
-const EXTENTS: u32 = 0x8_0000;
+pub(super) const EXTENTS: u32 = 0x8_0000;
 const INLINE: u32 = 0x1000_0000;
 
 /// The length of `i_block`.
@@ -17,12 +17,12 @@ const MAP: usize = 60;
 const EXTENT_MAGIC: u16 = 0xf30a;
 /// The deepest tree, and a length from which on an extent is not written yet and reads as zeros.
 const DEPTH_MAX: u16 = 5;
-const UNWRITTEN: u16 = 0x8000;
+pub(super) const UNWRITTEN: u16 = 0x8000;
 /// The most pieces that a file may lie in: of one that boots, there are a few dozen.
 const RUNS_MAX: usize = 1 << 16;
 
 /// Blocks of a file that lie one after another; what no run has is zeros.
-struct Run {
+pub(super) struct Run {
     logical: u64,
     physical: u64,
     blocks: u64,
@@ -135,14 +135,14 @@ impl Inode {
     }
 }
 
-struct Runs {
-    runs: Vec<Run>,
+pub(super) struct Runs {
+    pub(super) runs: Vec<Run>,
     /// How many blocks the file has.
-    blocks: u64,
+    pub(super) blocks: u64,
 }
 
 impl Runs {
-    fn add(&mut self, logical: u64, physical: u64, blocks: u64) -> Result<(), Error> {
+    pub(super) fn add(&mut self, logical: u64, physical: u64, blocks: u64) -> Result<(), Error> {
         let blocks = blocks.min(self.blocks.saturating_sub(logical));
         if blocks == 0 {
             return Ok(());

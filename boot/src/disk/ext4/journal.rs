@@ -166,3 +166,6 @@ impl<I: Iterator<Item = u64>> Log<'_, '_, I> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

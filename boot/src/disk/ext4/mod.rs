@@ -272,3 +272,6 @@ impl FileSystem for Ext4<'_> {
         inode.read(self).map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests;
