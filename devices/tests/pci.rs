@@ -862,11 +862,15 @@ fn the_bar_is_reached_by_configuration_space_too() {
         (0, BAR_LEN as u32, 1),
         (0, u32::MAX, 1),
         (0, 20, u32::MAX),
+        (0, 16, 8),
     ] {
         select(bar, offset, len);
         rig.set_config(1, access + 16, 4, 0);
     }
     select(0, 20, 1);
+    // Beside the data, whose zero would be a reset.
+    rig.set_config(1, access + 20, 4, 0);
+    rig.set_config(1, access + 12, 4, 1);
     assert_eq!(rig.config(1, access + 16, 1), 3, "none of them was the status");
     select(0, 0x3000, 4);
     rig.set_config(1, access + 16, 4, 0);

@@ -215,12 +215,19 @@ fn features_are_told_and_taken_word_by_word() {
             rig.set(rig.at.device_features_sel, word);
             assert_eq!(rig.get(rig.at.device_features), bits, "word {word}");
         }
-        let accepted = F_VERSION_1 | 1 << 63 | 4;
         // Before the driver is there, nothing is taken.
         rig.set(rig.at.status, 0);
         rig.set(rig.at.status, ACKNOWLEDGE);
         rig.set_features(0, 1);
         rig.set(rig.at.status, ACKNOWLEDGE | DRIVER);
+        rig.set_features(1, (F_VERSION_1 >> 32) as u32);
+        rig.start();
+        assert_eq!(rig.started().0, F_VERSION_1);
+
+        let accepted = F_VERSION_1 | 1 << 63 | 4;
+        for status in [0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+            rig.set(rig.at.status, status);
+        }
         // Of each word the last value counts, and there are two words.
         for (word, value) in [(1, u32::MAX), (0, 1), (1, (accepted >> 32) as u32), (0, 4), (2, 1), (3, 1)] {
             rig.set_features(word, value);
