@@ -2,6 +2,11 @@
 //!
 //! Microsoft's *FAT: General Overview of On-Disk Format*. A chain of clusters is followed at most as far as there are clusters.
 
+#[cfg(test)]
+pub(super) mod made;
+#[cfg(test)]
+mod tests;
+
 use super::fs::{FileSystem, Kind};
 use super::source::{Area, le16, le32};
 use super::{Error, FILES_MAX};
