@@ -51,3 +51,36 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_remedy() {
+        let (problem, path, size) = ("", String::new(), 0);
+        for (error, remedy) in [
+            (Error::Empty, "give the raw image of a disk"),
+            (Error::Nothing, "give the raw image of a disk"),
+            (Error::Table { problem }, "repair it (sgdisk --verify"),
+            (
+                Error::Read { offset: 0, source: io::ErrorKind::UnexpectedEof.into() },
+                "fetch or copy the image",
+            ),
+            (Error::PastTheEnd { offset: 0 }, "fetch or copy the image"),
+            (Error::Unreadable { kind: "" }, "give --kernel and --initrd, and root="),
+            (Error::NoKernel { searched: path.clone() }, "give --kernel and --initrd, and root="),
+            (Error::Broken { fs: "", problem }, "give --kernel and --initrd, and root="),
+            (Error::Features { bits: 0 }, "give --kernel and --initrd, and root="),
+            (
+                Error::Missing { title: path.clone(), path: path.clone() },
+                "give --kernel and --initrd, and root=",
+            ),
+            (Error::NotAFile { path: path.clone() }, "give --kernel and --initrd, and root="),
+            (Error::TooLong { path, size, limit: 0 }, "give --kernel and --initrd, and root="),
+            (Error::TooMuch { what: "" }, "give --kernel and --initrd, and root="),
+        ] {
+            assert!(error.remedy().starts_with(remedy), "{error:?}: {}", error.remedy());
+        }
+    }
+}

@@ -139,3 +139,56 @@ pub(super) fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     let found = offset.checked_add(N).and_then(|end| bytes.get(offset..end));
     found.map_or([0; N], |found| found.try_into().expect("it is as long"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_what_both_it_and_the_whole_reach() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let source = Source::new(&bytes, 100);
+        let area = source.whole().part(20, 50).unwrap();
+        let part = |start, len| area.part(start, len).map(|part| (part.start, part.len));
+        for (start, len, reached) in [
+            (0, 50, Some((20, 50))),
+            (0, 51, Some((20, 50))),
+            (0, u64::MAX, Some((20, 50))),
+            (49, 1, Some((69, 1))),
+            (49, 2, Some((69, 1))),
+            (10, 0, None),
+            (50, 0, None),
+            (50, 1, None),
+            (51, 1, None),
+            (u64::MAX, u64::MAX, None),
+        ] {
+            assert_eq!(part(start, len), reached, "{start} {len}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_read_up_to_its_end_and_not_what_is_behind() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let source = Source::new(&bytes, 100);
+        let area = source.whole().part(20, 50).unwrap();
+        let read = |offset, len: usize| {
+            let mut buffer = vec![0xff; len];
+            let filled = area.read(&mut buffer, offset).map(|()| buffer);
+            assert_eq!(format!("{:?}", area.bytes(offset, len)), format!("{filled:?}"));
+            filled
+        };
+        for (offset, len) in [(0, 50), (0, 0), (49, 1), (50, 0), (10, 20)] {
+            let from = 20 + offset as usize;
+            assert_eq!(read(offset, len).unwrap(), bytes[from..from + len], "{offset} {len}");
+        }
+        for (offset, len) in [(0, 51), (49, 2), (50, 1), (51, 0), (u64::MAX, 0), (u64::MAX, 1)] {
+            let at = u64::saturating_add(20, offset);
+            let error = read(offset, len).unwrap_err();
+            assert!(
+                matches!(error, Error::PastTheEnd { offset } if offset == at),
+                "{offset} {len} {error:?}"
+            );
+            assert!(area.peek(offset, len).unwrap().is_none());
+        }
+    }
+}

@@ -89,6 +89,8 @@ macro_rules! need {
     };
 }
 
+mod by_hand;
+
 fn found(disk: &Vec<u8>) -> Result<Found, Error> {
     find(disk, disk.len() as u64)
 }

@@ -94,4 +94,17 @@ mod tests {
         }
         assert_eq!(expand(&"$a".repeat(LINE_MAX * 2), value).len(), LINE_MAX);
     }
+
+    #[test]
+    fn what_is_longer_than_a_line_can_be_is_not_expanded_further() {
+        for len in [1, 3, 1000, LINE_MAX - 1, LINE_MAX, LINE_MAX + 1] {
+            let (long, asked) = ("v".repeat(len), std::cell::Cell::new(0));
+            let value = |_: &str| {
+                asked.set(asked.get() + 1);
+                Some(long.as_str())
+            };
+            assert_eq!(expand(&"$a".repeat(LINE_MAX * 2), value), "v".repeat(LINE_MAX), "{len}");
+            assert!(asked.get() <= LINE_MAX / len + 1, "{len}: {}", asked.get());
+        }
+    }
 }
