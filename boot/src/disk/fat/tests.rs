@@ -219,16 +219,19 @@ fn a_directory_has_two_mebibytes_at_most() {
     let most = DIRECTORY_MAX as usize / (64 * SECTOR);
     let mut image = Image::new(16, 4085, per_cluster);
     image.root(&[image.entry(b"DIR        ", DIRECTORY, 3, 0)]);
-    for cluster in 3..=most as u32 + 3 {
+    for cluster in 3..=most as u32 + 4 {
         let entries = image.entry(b"A          ", FILE, 0, 0).repeat(64 * SECTOR / ENTRY);
         image.fill(cluster, &entries);
     }
-    let chain: Vec<u32> = (3..).take(most + 1).collect();
-    image.chain(&chain[..most], end(16));
-    assert_eq!(list(&image, "/dir").len(), 65536);
-    image.chain(&chain, end(16));
-    let error = with(&image, |fat| fat.list("/dir").unwrap_err());
-    assert_eq!(error.to_string(), "the disk has too much in one directory");
+    // All one after another, and the first apart.
+    for second in [4, 5] {
+        let chain: Vec<u32> = [3].into_iter().chain(second..).take(most + 1).collect();
+        image.chain(&chain[..most], end(16));
+        assert_eq!(list(&image, "/dir").len(), 65536, "{second}");
+        image.chain(&chain, end(16));
+        let error = with(&image, |fat| fat.list("/dir").unwrap_err());
+        assert_eq!(error.to_string(), "the disk has too much in one directory", "{second}");
+    }
 }
 
 /// A disk that notes where it is read, and how much.

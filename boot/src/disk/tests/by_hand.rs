@@ -24,7 +24,7 @@ fn fat(serial: u16, files: &[(&[u8; 11], &[u8])]) -> Vec<u8> {
     image.bytes
 }
 
-/// A file system with this menu at `/grub/grub.cfg`, and in its root these files of one cluster, with the sizes that are said.
+/// A file system with this menu at `/grub/grub.cfg`, and in its root these files of one cluster, with these sizes.
 fn with_menu(menu: &str, files: &[(&[u8; 11], u32, &[u8])]) -> Vec<u8> {
     let mut image = Image::new(12, 100, 8);
     image.fill(3, &image.entry(b"GRUB    CFG", FILE, 4, menu.len() as u32));
