@@ -285,6 +285,10 @@ mod tests {
         let plain = store(null(), None, None);
         assert_eq!(plain.flush().unwrap_err().raw_os_error(), Some(libc::EINVAL));
         assert!(write(&plain, false).is_ok());
+        let nothing = Range { offset: 0, len: 0, unmap: false };
+        assert!(plain.write_zeroes(nothing, false).is_ok());
+        let error = plain.write_zeroes(nothing, true).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         let direct = store(null(), None, Some(512));
         assert_eq!(write(&direct, true).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         assert!(write(&direct, false).is_ok());
@@ -292,6 +296,16 @@ mod tests {
         let above = store(null(), Some(null()), None);
         assert!(above.flush().is_ok() && write(&above, true).is_ok());
         assert!(above.plain().is_none() && plain.plain().is_some());
+    }
+
+    #[test]
+    fn what_is_interrupted_is_tried_again() {
+        let mut calls = 0;
+        let result = again(|| {
+            calls += 1;
+            if calls < 3 { Err(io::ErrorKind::Interrupted.into()) } else { Ok(calls) }
+        });
+        assert_eq!(result.unwrap(), 3);
     }
 
     #[test]

@@ -278,3 +278,40 @@ fn place(sector: u64, len: u64, disk: u64) -> Option<u64> {
     let offset = sector.checked_mul(SECTOR)?;
     (offset.checked_add(len)? <= disk).then_some(offset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_more_pieces_than_any_may_have_is_an_error() {
+        let limits = Limits { bytes: 1 << 30, read_only: false, features: 0 };
+        // Each apart from the next, so that they are so many.
+        let mut bytes = vec![0; (Buffers::MAX + 1) * 1024];
+        let memory = VolatileSlice::from(&mut bytes[..]);
+        let pieces = |count: usize| (0..count).map(|nth| memory.subslice(1024 * nth, 512).unwrap());
+        for (kind, count, good) in [
+            (VIRTIO_BLK_T_OUT, Buffers::MAX, true),
+            (VIRTIO_BLK_T_OUT, Buffers::MAX + 1, false),
+            (VIRTIO_BLK_T_IN, Buffers::MAX, true),
+            (VIRTIO_BLK_T_IN, Buffers::MAX + 1, false),
+        ] {
+            let mut header = [0; HEADER_LEN];
+            header[..4].copy_from_slice(&kind.to_le_bytes());
+            let mut request = Request::new();
+            request.take_sent(VolatileSlice::from(&mut header[..]));
+            for piece in pieces(count) {
+                match kind {
+                    VIRTIO_BLK_T_OUT => request.take_sent(piece),
+                    _ => request.take_room(piece, &[0; 20]),
+                }
+            }
+            let expected = match (good, kind) {
+                (false, _) => Err(Status::IoError),
+                (true, VIRTIO_BLK_T_OUT) => Ok(Work::Write { offset: 0 }),
+                (true, _) => Ok(Work::Read { offset: 0 }),
+            };
+            assert_eq!(request.work(&limits), expected, "{count} of {kind}");
+        }
+    }
+}

@@ -229,7 +229,6 @@ impl<'u, 'm> Session<'u, 'm> {
     }
 
     fn complete(&mut self, Done { token, mut buffers, result }: Done<'m>) {
-        let whole = buffers.len();
         let result = result.map(|len| buffers.consume(len));
         let rest = buffers.len();
         self.requests[token].0.buffers = buffers;
@@ -239,7 +238,7 @@ impl<'u, 'm> Session<'u, 'm> {
             }
             Err(error) => self.finish(token, Err(error)),
             // A part is rare, and whether the rest fails shows when it is tried.
-            Ok(()) if whole > 0 && rest > 0 => self.perform(token),
+            Ok(()) if rest > 0 => self.perform(token),
             Ok(()) => self.finish(token, Ok(())),
         }
     }
@@ -372,6 +371,18 @@ mod tests {
 
     /// A queue of that file with ten requests, as long as they may be: reads of its start, all into the same place.
     fn with_requests(file: &File, uring: Option<&mut Uring>, test: impl FnOnce(Session<'_, '_>, MockRing)) {
+        let room = [Buffer::writable(0x8_0000, SIZE_MAX); SEG_MAX as usize];
+        with_chains(file, uring, [0; 16], &room, test);
+    }
+
+    /// The same of requests with that header and data.
+    fn with_chains(
+        file: &File,
+        uring: Option<&mut Uring>,
+        header: [u8; 16],
+        data: &[Buffer],
+        test: impl FnOnce(Session<'_, '_>, MockRing),
+    ) {
         let medium = Medium {
             file: file.try_clone().unwrap(),
             bytes: MAX_BYTES,
@@ -394,10 +405,9 @@ mod tests {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let mut ring = MockRing::new(&memory, 0x1000, 16, false);
         let queue = VirtQueue::new(ring.setup(), F_VERSION_1 | F_INDIRECT_DESC, &memory).unwrap();
-        memory.write_slice(&[0; 16], GuestAddress(0x4000)).unwrap();
-        let mut chain = vec![Buffer::readable(0x4000, 16)];
-        chain.extend([Buffer::writable(0x8_0000, SIZE_MAX); SEG_MAX as usize]);
-        chain.push(Buffer::writable(0x4010, 1));
+        memory.write_slice(&header, GuestAddress(0x4000)).unwrap();
+        memory.write_slice(&[[7; 512], [8; 512]].concat(), GuestAddress(0x8_0000)).unwrap();
+        let chain = [&[Buffer::readable(0x4000, 16)], data, &[Buffer::writable(0x4010, 1)]].concat();
         (0..10).for_each(|_| _ = ring.add_indirect(0x1_0000, &chain).unwrap());
         ring.publish();
         let (counters, interrupt) = (Counters::default(), Arc::new(NoInterrupts));
@@ -481,6 +491,34 @@ mod tests {
             session.publish().unwrap();
             let lens: Vec<_> = std::iter::from_fn(|| ring.reap()).map(|(_, len)| u64::from(len)).collect();
             assert_eq!(lens, [0, MAX_BYTES + 1, MAX_BYTES + 1]);
+        });
+    }
+
+    #[test]
+    fn of_a_part_the_rest_is_written_where_it_belongs() {
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(1 << 16).unwrap();
+        let Some(mut uring) = ring_on(&file) else { return };
+        // A write, from the eighth sector on.
+        let header = [1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0];
+        let sent = [Buffer::readable(0x8_0000, 1024)];
+        with_chains(&file, Some(&mut uring), header, &sent, |mut session, _| {
+            let chain = session.queue.next(&session.rings).unwrap().unwrap();
+            session.take(chain).unwrap();
+            session.submit();
+            let done = loop {
+                if let Some(done) = session.flight.as_mut().unwrap().reap() {
+                    break done;
+                }
+            };
+            // As if that had been half of it.
+            file.set_len(0).unwrap();
+            file.set_len(1 << 16).unwrap();
+            session.complete(Done { result: Ok(512), ..done });
+            let mut found = vec![0; 1 << 16];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).unwrap();
+            let expected = [vec![0; 4096 + 512], vec![8; 512], vec![0; (1 << 16) - 5120]].concat();
+            assert!(found == expected);
         });
     }
 }
