@@ -110,8 +110,6 @@ impl<'a> Ext4<'a> {
             (0, _) => Backups::Sparse,
             _ => Backups::These([le32(&sb, 0x24c), le32(&sb, 0x250)]),
         };
-        // The first block has the superblock; that of 1 KiB is before it where clusters are larger than blocks.
-        let first_data_block = if block_len == SUPERBLOCK { 1 } else { u64::from(le32(&sb, 0x14)) };
         let meta_bg = incompatible & feature::META_BG != 0;
         let mut fs = Self {
             area,
@@ -121,7 +119,7 @@ impl<'a> Ext4<'a> {
             inodes: le32(&sb, 0),
             inodes_per_group,
             descriptor_len,
-            first_data_block,
+            first_data_block: le32(&sb, 0x14).into(),
             blocks_per_group,
             first_meta_bg: if meta_bg { le32(&sb, 0x104).into() } else { u64::MAX },
             backups,
@@ -145,7 +143,8 @@ impl<'a> Ext4<'a> {
     }
 
     fn block_on_disk(&self, number: u64) -> Result<Vec<u8>, Error> {
-        if number == 0 && self.block_len > SUPERBLOCK || number >= self.blocks {
+        // The first block is the boot loader's, or has the superblock: nothing names it.
+        if number == 0 || number >= self.blocks {
             return Err(broken("a block of it lies past its end"));
         }
         self.area.bytes(number * self.block_len, self.block_len as usize)
@@ -155,11 +154,15 @@ impl<'a> Ext4<'a> {
     fn descriptor(&self, group: u32) -> (u64, usize) {
         let in_block = self.block_len / self.descriptor_len;
         let (index, offset) = (u64::from(group) / in_block, u64::from(group) % in_block);
+        let superblock = SUPERBLOCK / self.block_len;
         let block = if index < self.first_meta_bg {
-            self.first_data_block + 1 + index
+            superblock + 1 + index
         } else {
             let first = index * in_block;
-            self.first_data_block + first * self.blocks_per_group + u64::from(self.has_backup(first))
+            let start = self.first_data_block + first * self.blocks_per_group;
+            // With clusters, the first group begins before the superblock in blocks of 1 KiB.
+            let start = if index == 0 { start.max(superblock) } else { start };
+            start + u64::from(self.has_backup(first))
         };
         (block, (offset * self.descriptor_len) as usize)
     }
