@@ -277,4 +277,6 @@ impl FileSystem for Ext4<'_> {
 }
 
 #[cfg(test)]
+mod by_hand;
+#[cfg(test)]
 mod tests;

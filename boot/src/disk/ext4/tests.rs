@@ -1,361 +1,390 @@
-//! A file system made by hand: where everything is, and what lies about it.
+//! File systems made by hand, block by block: what is in them is read, and what lies is found out.
 
-use super::inode::{EXTENTS, Runs, UNWRITTEN};
+use std::collections::BTreeMap;
+use std::io;
+
 use super::*;
-use crate::disk::source::Source;
+use crate::disk::source::{ReadAt, Source};
 
-const BLOCK: usize = 1024;
-const BLOCKS: u64 = 128;
-/// The inode table of the one group, and the block from which on there is nothing yet.
-const TABLE: usize = 3;
-const FREE: u32 = 40;
-const FILE: u16 = 0x81a4;
-const DIRECTORY: u16 = 0x41ed;
-const SYMLINK: u16 = 0xa1ff;
+const KIB: u64 = 1024;
+const REGULAR: u16 = 0x8000;
+const DIRECTORY: u16 = 0x4000;
+const SYMLINK: u16 = 0xa000;
 
-struct Image {
-    disk: Vec<u8>,
-    root: Vec<u8>,
+/// A disk that has zeros where nothing was put.
+struct Disk {
+    pages: BTreeMap<u64, u8>,
+    len: u64,
 }
 
-impl Image {
-    fn new() -> Self {
-        let mut new = Self { disk: vec![0; BLOCKS as usize * BLOCK], root: Vec::new() };
-        new.put(2 * BLOCK + 8, &[TABLE as u8]);
-        new
+impl ReadAt for Disk {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        buffer.fill(0);
+        for (&at, &byte) in self.pages.range(offset..offset + buffer.len() as u64) {
+            buffer[(at - offset) as usize] = byte;
+        }
+        Ok(())
+    }
+}
+
+impl Disk {
+    /// A file system of blocks of 1 KiB, 32 in a group, with 8 inodes in each.
+    fn new(groups: u64) -> Self {
+        let mut disk = Self { pages: BTreeMap::new(), len: groups * 32 * KIB + KIB };
+        disk.superblock(0, groups as u32 * 8);
+        disk.superblock(0x4, groups as u32 * 32 + 1);
+        disk.superblock(0x14, 1);
+        disk.superblock(0x20, 32);
+        disk.superblock(0x28, 8);
+        disk.superblock(0x38, MAGIC.into());
+        disk
     }
 
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.disk[at..at + bytes.len()].copy_from_slice(bytes);
+    fn put(&mut self, at: u64, bytes: &[u8]) {
+        self.pages.extend((at..).zip(bytes.iter().copied()));
     }
 
-    fn inode(&mut self, number: u32, mode: u16, size: u64, flags: u32, map: &[u8]) {
-        let at = TABLE * BLOCK + (number as usize - 1) * 128;
+    fn superblock(&mut self, field: u64, value: u32) {
+        self.put(SUPERBLOCK + field, &value.to_le_bytes());
+    }
+
+    fn inode(&mut self, at: u64, mode: u16, size: u64, map: &[u8]) {
         self.put(at, &mode.to_le_bytes());
-        self.put(at + 4, &(size as u32).to_le_bytes());
+        self.put(at + 0x4, &(size as u32).to_le_bytes());
         self.put(at + 0x6c, &((size >> 32) as u32).to_le_bytes());
-        self.put(at + 0x20, &flags.to_le_bytes());
         self.put(at + 0x28, map);
     }
 
-    /// An inode whose bytes lie in blocks from `block` on.
-    fn with_blocks(&mut self, number: u32, mode: u16, block: u32, bytes: &[u8]) {
-        let count = bytes.len().div_ceil(BLOCK) as u32;
-        let map: Vec<u8> = (block..block + count).flat_map(u32::to_le_bytes).collect();
-        self.inode(number, mode, bytes.len() as u64, 0, &map);
-        self.put(block as usize * BLOCK, bytes);
-    }
-
-    /// What the root calls `name`.
-    fn name(&mut self, number: u32, name: &str) {
-        let len = (8 + name.len()).next_multiple_of(4);
-        let mut entry = number.to_le_bytes().to_vec();
-        entry.extend([len as u8, 0, name.len() as u8, 0]);
-        entry.extend(name.as_bytes());
-        entry.resize(len, 0);
-        self.root.extend(entry);
-    }
-
-    fn with<T>(&mut self, test: impl FnOnce(&mut Ext4<'_>) -> T) -> T {
-        let mut root = std::mem::take(&mut self.root);
-        // What is left of the block is an entry of nothing.
-        let left = (2 * BLOCK - root.len()) % BLOCK;
-        if left > 0 {
-            root.extend([0, 0, 0, 0]);
-            root.extend((left as u16).to_le_bytes());
-            root.resize(root.len().next_multiple_of(BLOCK), 0);
+    /// The table of a group's inodes, each of which has its own number for a size.
+    fn table(&mut self, group: u64, block: u64) {
+        for index in 0..8 {
+            self.inode(block * KIB + index * 128, REGULAR, group * 8 + index + 1, &[]);
         }
-        self.with_blocks(ROOT, DIRECTORY, 30, &root);
-        let source = Source::new(&self.disk, self.disk.len() as u64);
-        test(&mut Ext4 {
-            area: source.whole(),
-            block_len: BLOCK as u64,
-            blocks: BLOCKS,
-            inode_len: 128,
-            inodes: 160,
-            inodes_per_group: 160,
-            descriptor_len: 32,
-            first_data_block: 1,
-            blocks_per_group: 8192,
-            first_meta_bg: u64::MAX,
-            backups: Backups::Sparse,
-            journal: BTreeMap::new(),
-            uuid: [0; 16],
-        })
+    }
+
+    fn with<T>(&self, look: impl FnOnce(Result<Ext4<'_>, Error>) -> T) -> T {
+        let source = Source::new(self, self.len);
+        look(Ext4::open(source.whole()))
+    }
+
+    fn opened<T>(&self, look: impl FnOnce(Ext4<'_>) -> T) -> T {
+        self.with(|fs| look(fs.unwrap_or_else(|error| panic!("{error}"))))
+    }
+
+    /// The sizes of these inodes.
+    fn sizes(&self, inodes: impl Iterator<Item = u32>) -> Vec<Option<u64>> {
+        self.opened(|fs| inodes.map(|number| fs.inode(number).ok().map(|inode| inode.size)).collect())
+    }
+
+    /// One group, whose inodes' table is in block 3, with these files as inode 3 and those after it, in the root
+    /// directory: of each its name, mode and content.
+    fn files(files: &[(&str, u16, &[u8])]) -> Self {
+        let mut disk = Self::new(64);
+        disk.superblock(0, 64);
+        disk.superblock(0x28, 64);
+        disk.put(2 * KIB + 8, &[3]);
+        let names: Vec<(u32, &str)> = (3..).zip(files.iter().map(|file| file.0)).collect();
+        let root = directory(&names);
+        disk.file(2, DIRECTORY, &root);
+        for (number, (_, mode, content)) in (3..).zip(files) {
+            disk.file(number, *mode, content);
+        }
+        disk
+    }
+
+    /// In up to 12 blocks of its own, or in its inode where it is a short symbolic link.
+    fn file(&mut self, number: u64, mode: u16, content: &[u8]) {
+        let at = 3 * KIB + (number - 1) * 128;
+        if mode == SYMLINK && content.len() < 60 {
+            return self.inode(at, mode, content.len() as u64, content);
+        }
+        let first = 20 + number as u32 * 12;
+        let blocks = (content.len() as u64).div_ceil(KIB);
+        assert!(blocks <= 12);
+        let map: Vec<u8> = (first..).take(blocks as usize).flat_map(u32::to_le_bytes).collect();
+        self.inode(at, mode, content.len() as u64, &map);
+        self.put(u64::from(first) * KIB, content);
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.opened(|fs| fs.read(path, FILES_MAX))
     }
 }
 
-fn is_broken<T>(result: Result<T, Error>, why: &str) -> bool {
-    matches!(result, Err(Error::Broken { fs: "ext4", problem }) if problem.contains(why))
+/// A block of these names: inodes that may not be there, too.
+fn directory(names: &[(u32, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (index, (inode, name)) in names.iter().enumerate() {
+        let last = index + 1 == names.len();
+        let len = if last { KIB as usize - block.len() } else { (8 + name.len()).next_multiple_of(4) };
+        let end = block.len() + len;
+        block.extend(inode.to_le_bytes());
+        block.extend((len as u16).to_le_bytes());
+        block.extend([name.len() as u8, 0]);
+        block.extend(name.as_bytes());
+        block.resize(end, 0);
+    }
+    block
 }
 
-/// A tree of extents in one node.
-fn node(depth: u16, entries: &[[u8; 12]]) -> Vec<u8> {
-    let mut node = vec![0x0a, 0xf3, entries.len() as u8, 0, 4, 0];
-    node.extend(depth.to_le_bytes());
-    node.extend([0; 4]);
-    entries.iter().for_each(|entry| node.extend(entry));
-    node
+fn problem<T>(result: Result<T, Error>) -> &'static str {
+    match result {
+        Err(Error::Broken { fs: "ext4", problem }) => problem,
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("it is sound"),
+    }
 }
 
-fn extent(logical: u32, len: u16, physical: u64) -> [u8; 12] {
-    let mut entry = [0; 12];
-    entry[..4].copy_from_slice(&logical.to_le_bytes());
-    entry[4..6].copy_from_slice(&len.to_le_bytes());
-    entry[6..8].copy_from_slice(&((physical >> 32) as u16).to_le_bytes());
-    entry[8..].copy_from_slice(&(physical as u32).to_le_bytes());
-    entry
-}
-
-fn child(block: u64) -> [u8; 12] {
-    let mut entry = [0; 12];
-    entry[4..8].copy_from_slice(&(block as u32).to_le_bytes());
-    entry[8..10].copy_from_slice(&((block >> 32) as u16).to_le_bytes());
-    entry
-}
+const SENSELESS: &str = "its superblock makes no sense";
+const PAST: &str = "a block of it lies past its end";
+const NO_INODE: &str = "a directory names an inode that is not there";
 
 #[test]
-fn groups_have_their_descriptors_and_copies_where_they_belong() {
-    Image::new().with(|fs| {
-        let with_copy = |fs: &Ext4<'_>| (0..60).filter(|&group| fs.has_backup(group)).collect::<Vec<u64>>();
-        assert_eq!(with_copy(fs), [0, 1, 3, 5, 7, 9, 25, 27, 49]);
-        assert!(fs.has_backup(343) && fs.has_backup(3125) && !fs.has_backup(21) && !fs.has_backup(3126));
-        fs.backups = Backups::These([1, 44]);
-        assert_eq!(with_copy(fs), [0, 1, 44]);
-        fs.backups = Backups::All;
-        assert_eq!(with_copy(fs).len(), 60);
-
-        // 32 descriptors in a block, behind the superblock's.
-        assert_eq!([0, 31, 32, 70].map(|group| fs.descriptor(group)), [(2, 0), (2, 992), (3, 0), (4, 192)]);
-        // From one block of them on, each lies in the first of its own groups, behind the superblock's copy where there is one.
-        fs.first_meta_bg = 1;
-        assert_eq!(fs.descriptor(31), (2, 992));
-        assert_eq!(fs.descriptor(33), (1 + 32 * 8192 + 1, 32));
-        fs.backups = Backups::Sparse;
-        assert_eq!(fs.descriptor(33), (1 + 32 * 8192, 32));
-        assert_eq!(fs.descriptor(64), (1 + 64 * 8192, 0));
-    });
-}
-
-#[test]
-fn blocks_and_inodes_are_those_that_there_are() {
-    let mut image = Image::new();
-    image.inode(160, FILE, 0x5_0000_0001, 0, &[]);
-    image.inode(9, FILE, 99, 0, &[]);
-    image.inode(10, FILE, 77, 0, &[]);
-    image.name(160, "last");
-    // The second group's table, if there were one, by both halves.
-    image.put(2 * BLOCK + 64 + 8, &[TABLE as u8 + 1]);
-    image.with(|fs| {
-        assert!(fs.block_on_disk(BLOCKS - 1).is_ok() && is_broken(fs.block_on_disk(BLOCKS), "past its end"));
-        assert!(fs.block_on_disk(0).is_ok());
-        assert_eq!(fs.inode(160).unwrap().size, 0x5_0000_0001);
-        assert!(is_broken(fs.inode(0), "not there") && is_broken(fs.inode(161), "not there"));
-        // The ninth is the first of the second group, whose table is a block later.
-        (fs.inodes_per_group, fs.descriptor_len) = (8, 64);
-        assert_eq!([2, 9, 10].map(|number| fs.inode(number).unwrap().size), [BLOCK as u64, 99, 77]);
-        fs.block_len = 2048;
-        assert!(is_broken(fs.block_on_disk(0), "past its end"), "the superblock is in it");
-    });
-    // A table past all that there is.
-    image.put(2 * BLOCK + 0x28, &[1]);
-    image.with(|fs| {
-        assert!(fs.inode(2).is_ok(), "short descriptors have no such half");
-        fs.descriptor_len = 64;
-        assert!(is_broken(fs.inode(2), "past its end"));
-    });
-}
-
-#[test]
-fn paths_lead_through_directories_and_links() {
-    let mut image = Image::new();
-    image.with_blocks(11, FILE, FREE, &[b'f'; 1500]);
-    image.name(11, "file");
-    image.with_blocks(12, DIRECTORY, FREE + 2, &{
-        let mut entries = vec![11, 0, 0, 0, 0, 4, 5, 0];
-        entries.extend(b"inner");
-        entries.resize(BLOCK, 0);
-        entries
-    });
-    image.name(12, "dir");
-    // Each leads to the one before.
-    for nth in 1..=41 {
-        let target = if nth == 1 { "file".to_owned() } else { format!("l{}", nth - 1) };
-        image.inode(20 + nth, SYMLINK, target.len() as u64, 0, target.as_bytes());
-        image.name(20 + nth, &format!("l{nth}"));
-    }
-    // Of so many bytes: in the inode, in a block, in several, and too many.
-    for (number, len, block) in [(70, 59, 50), (71, 60, 51), (72, 4096, 52), (73, 4097, 56)] {
-        let odd = if len % 2 == 0 { "" } else { "/" };
-        let target = format!("{}{odd}file", "./".repeat((len - 4) / 2));
-        assert_eq!(target.len(), len);
-        if len < 60 {
-            image.inode(number, SYMLINK, len as u64, 0, target.as_bytes());
-        } else {
-            image.with_blocks(number, SYMLINK, block, target.as_bytes());
-        }
-        image.name(number, &format!("of{len}"));
-    }
-    // A short one in a block all the same, for it says so.
-    image.put(62 * BLOCK, b"file");
-    image.inode(74, SYMLINK, 4, EXTENTS, &node(0, &[extent(0, 1, 62)]));
-    image.name(74, "extents");
-    image.with(|fs| {
-        let content = vec![b'f'; 1500];
-        for path in [
-            "/file",
-            "file",
-            "/./dir/../file",
-            "/../../file",
-            "/dir/inner",
-            "/dir/./inner",
-            "/l1",
-            "/l40",
-            "/extents",
-        ] {
-            assert_eq!(fs.read(path, 1500).unwrap().as_ref(), Some(&content), "{path}");
-        }
-        assert!(is_broken(fs.read("/l41", 1500), "in circles"));
-        for (path, why) in
-            [("/of59", None), ("/of60", None), ("/of4096", None), ("/of4097", Some("too long"))]
-        {
-            match why {
-                None => assert_eq!(fs.read(path, 1500).unwrap().as_ref(), Some(&content), "{path}"),
-                Some(why) => assert!(is_broken(fs.read(path, 1500), why), "{path}"),
-            }
-        }
-        assert!(matches!(fs.read("/file", 1499), Err(Error::TooLong { size: 1500, limit: 1499, .. })));
-        assert!(matches!(fs.read("/dir", 9), Err(Error::NotAFile { .. })));
-        assert!(fs.read("/none", 9).unwrap().is_none() && fs.read("/file/x", 9).unwrap().is_none());
-        let is_directory = |path| fs.is_directory(path).unwrap();
-        assert!(is_directory("/") && is_directory("/dir") && is_directory("/dir/.."));
-        assert!(!is_directory("/file") && !is_directory("/none"));
-        assert_eq!(fs.list("/dir").unwrap(), ["inner"]);
-        assert!(fs.list("/file").unwrap().is_empty() && fs.list("/none").unwrap().is_empty());
-    });
-}
-
-#[test]
-fn extents_lie_where_they_say() {
-    let read = |size: u64, map: &[u8]| {
-        let mut image = Image::new();
-        for block in 40..80_u8 {
-            image.put(usize::from(block) * BLOCK, &[block; BLOCK]);
-        }
-        // The trees below that of the inode.
-        image.put(100 * BLOCK, &node(0, &[extent(0, 1, 60), extent(1, 1, 70)]));
-        image.put(101 * BLOCK, &node(1, &[child(100)]));
-        image.inode(11, FILE, size, EXTENTS, map);
-        image.name(11, "file");
-        image.with(|fs| fs.read("file", 1 << 20))
-    };
-    let blocks = |map: &[u8], count: u64| -> Vec<u8> {
-        read(count * BLOCK as u64, map).unwrap().unwrap().chunks(BLOCK).map(|block| block[0]).collect()
-    };
-    assert_eq!(
-        blocks(&node(0, &[extent(0, 2, 41), extent(2, 1, 43), extent(3, 1, 50)]), 4),
-        [41, 42, 43, 50]
-    );
-    // A hole, one that is not written, and more than the file has.
-    assert_eq!(blocks(&node(0, &[extent(1, 1, 44), extent(2, UNWRITTEN + 1, 45)]), 4), [0, 44, 0, 0]);
-    assert_eq!(blocks(&node(0, &[extent(0, 30, 46)]), 2), [46, 47]);
-    assert_eq!(blocks(&node(1, &[child(100)]), 2), [60, 70]);
-    assert_eq!(blocks(&node(2, &[child(101)]), 2), [60, 70]);
-    assert_eq!(blocks(&node(0, &[extent(0, 1, BLOCKS - 1)]), 1), [0], "the last block");
-    for (what, map) in [
-        ("a tree less deep than it says", node(1, &[child(101)])),
-        ("a tree deeper than it says", node(2, &[child(100)])),
-        ("a tree too deep", node(6, &[child(101)])),
-        ("no tree", vec![0; 60]),
-        ("a node past the end", node(1, &[child(1 << 32 | 100)])),
-        ("an extent past the end", node(0, &[extent(0, 1, 1 << 32 | 44)])),
-        ("an end past the end", node(0, &[extent(0, 2, BLOCKS - 1)])),
-        ("pieces that overlap", node(0, &[extent(0, 2, 41), extent(1, 1, 44)])),
-        ("pieces in another order", node(0, &[extent(1, 1, 41), extent(0, 1, 44)])),
-    ] {
-        assert!(matches!(read(2 * BLOCK as u64, &map), Err(Error::Broken { .. })), "{what}");
-    }
-}
-
-#[test]
-fn a_file_has_so_many_pieces_and_a_journal_so_many_blocks() {
-    let mut runs = Runs { runs: Vec::new(), blocks: u64::MAX };
-    let most = 1 << 16;
-    for piece in 0..most {
-        runs.add(2 * piece, 5 * piece, 1).unwrap();
-    }
-    // What goes on where the last one ends is no other.
-    runs.add(2 * most - 1, 5 * most - 4, 1).unwrap();
-    assert_eq!(runs.runs.len(), most as usize);
-    assert!(matches!(runs.add(2 * most, 1, 1), Err(Error::TooMuch { .. })));
-    runs.add(2 * most, 1, 0).unwrap();
-
-    let mut image = Image::new();
-    image.with_blocks(8, FILE, FREE, &[1; 3 * BLOCK]);
-    image.with(|fs| {
-        let inode = fs.inode(8).unwrap();
-        let numbers: Vec<_> = (u64::from(FREE)..u64::from(FREE) + 3).collect();
-        assert_eq!(inode.blocks(fs, 3).unwrap(), numbers);
-        assert!(is_broken(inode.blocks(fs, 2), "too long"));
-    });
-    // What is encrypted, or in its inode, is not read.
-    for flag in [0x800, 0x1000_0000] {
-        image.inode(9, FILE, 10, flag, b"0123456789");
-        image.inode(10, SYMLINK, 4, flag, b"file");
-        image.with(|fs| {
-            assert!(is_broken(fs.inode(9).unwrap().read(fs), "encrypted"), "{flag:#x}");
-            assert!(fs.inode(10).unwrap().fast_symlink().is_none());
+fn features_that_are_not_known_are_named_and_no_others() {
+    let mut disk = Disk::new(1);
+    for (bits, unknown) in
+        [(0x8, 0x8), (feature::KNOWN & !0x84 | 0x8000_0009, 0x8000_0009), (!0, !feature::KNOWN)]
+    {
+        disk.superblock(0x60, bits);
+        disk.with(|fs| match fs.map(drop) {
+            Err(Error::Features { bits }) => assert_eq!(bits, unknown),
+            other => panic!("{bits:#x}: {other:?}"),
         });
     }
 }
 
-/// Opens a superblock with these 32-bit fields, and those that any has.
-fn open<T>(fields: &[(usize, u32)], test: impl FnOnce(Result<Ext4<'_>, Error>) -> T) -> T {
-    let mut disk = vec![0; 2048];
-    let usual = [(0, 16), (4, 64), (0x14, 1), (0x20, 8192), (0x28, 16), (0x38, MAGIC.into())];
-    for (offset, value) in usual.iter().chain(fields) {
-        disk[1024 + offset..][..4].copy_from_slice(&value.to_le_bytes());
+#[test]
+fn groups_of_nothing_are_broken() {
+    for field in [0x20, 0x28] {
+        let mut disk = Disk::new(1);
+        disk.superblock(field, 0);
+        assert_eq!(disk.with(|fs| problem(fs.map(drop))), SENSELESS, "{field:#x}");
+        disk.superblock(field, 1);
+        assert_eq!(disk.opened(|fs| fs.inodes), 8, "{field:#x}");
     }
-    test(Ext4::open(Source::new(&disk, 2048).whole()))
 }
 
 #[test]
-fn a_superblock_is_what_its_features_say() {
-    open(&[], |fs| {
-        let fs = fs.unwrap();
-        assert_eq!((fs.blocks, fs.block_len, fs.inode_len, fs.descriptor_len), (64, 1024, 128, 32));
-        assert_eq!((fs.first_data_block, fs.first_meta_bg), (1, u64::MAX));
+fn an_inode_is_read_from_its_group_and_none_lies_past_the_last() {
+    let mut disk = Disk::new(3);
+    for group in 0..3 {
+        disk.put(2 * KIB + group * 32 + 8, &[10 + group as u8]);
+        disk.table(group, 10 + group);
+    }
+    let all: Vec<Option<u64>> = (1..=24).map(Some).collect();
+    assert_eq!(disk.sizes(1..=24), all);
+    // A table is there for these, too.
+    disk.superblock(0, 23);
+    assert_eq!(disk.sizes(22..=23), [Some(22), Some(23)]);
+    for number in [0, 24, 25, u32::MAX] {
+        disk.opened(|fs| assert_eq!(problem(fs.inode(number)), NO_INODE, "{number}"));
+    }
+}
+
+#[test]
+fn names_and_journals_of_inodes_that_are_not_there_are_found_out() {
+    let mut disk = Disk::files(&[]);
+    disk.put(44 * KIB, &directory(&[(65, "past"), (0, "none"), (64, "last")]));
+    disk.inode(3 * KIB + 128, DIRECTORY, KIB, &[44]);
+    disk.file(64, REGULAR, b"the last");
+    assert_eq!(disk.read("/last").unwrap().unwrap(), b"the last");
+    assert_eq!(disk.read("/none").unwrap(), None);
+    assert_eq!(problem(disk.read("/past")), NO_INODE);
+    disk.superblock(0x60, feature::RECOVER);
+    for inode in [0, 65] {
+        disk.superblock(0xe0, inode);
+        assert_eq!(disk.with(|fs| problem(fs.map(drop))), NO_INODE, "{inode}");
+    }
+}
+
+#[test]
+fn descriptors_lie_one_after_another_or_in_their_groups() {
+    const META: u32 = feature::META_BG;
+    // Descriptors of 32 bytes: 32 in a block. Features, the first META_BG, read-only features, groups with a
+    // superblock, the first block, and where the descriptors of groups 0, 32, 64 and 96 are.
+    let all = [
+        (0, 0, 0, None, 1, [2, 3, 4, 5]),
+        (META, 0, 0, None, 1, [2, 1026, 2050, 3074]),
+        (META, 1, 0, None, 1, [2, 1026, 2050, 3074]),
+        (META, 2, 0, None, 1, [2, 3, 2050, 3074]),
+        (META, 3, 0, None, 1, [2, 3, 4, 3074]),
+        (META, 4, 0, None, 1, [2, 3, 4, 5]),
+        (META, 0, 1, None, 1, [2, 1025, 2049, 3073]),
+        (META, 0, 0, Some([64, 0]), 1, [2, 1025, 2050, 3073]),
+        (META, 0, 1, Some([1, 96]), 1, [2, 1025, 2049, 3074]),
+        // With clusters the first group has the block before the superblock, too.
+        (META, 0, 1, None, 0, [2, 1024, 2048, 3072]),
+        (META, 1, 0, None, 0, [2, 1025, 2049, 3073]),
+        (0, 0, 1, None, 0, [2, 3, 4, 5]),
+    ];
+    for (features, first_meta, sparse, backups, first, places) in all {
+        let mut disk = Disk::new(128);
+        disk.superblock(0x60, features);
+        disk.superblock(0x104, first_meta);
+        disk.superblock(0x64, sparse);
+        disk.superblock(0x14, first);
+        if let Some(groups) = backups {
+            disk.superblock(0x5c, 0x200);
+            disk.superblock(0x24c, groups[0]);
+            disk.superblock(0x250, groups[1]);
+        }
+        for group in 0..128_u64 {
+            let table = group as u32 * 32 + 20;
+            let descriptor = places[group as usize / 32] * KIB + group % 32 * 32;
+            disk.put(descriptor + 8, &table.to_le_bytes());
+            disk.table(group, table.into());
+        }
+        let name = format!("{features:#x}, {first_meta}, {sparse}, {backups:?}, {first}");
+        let expected: Vec<Option<u64>> = (1..=128 * 8).map(Some).collect();
+        assert_eq!(disk.sizes(1..=128 * 8), expected, "{name}");
+    }
+}
+
+#[test]
+fn copies_of_the_superblock_are_in_groups_of_some_powers() {
+    let powers = [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125, 243, 343];
+    let all: Vec<u64> = (0..350).collect();
+    let kinds = [(0, 0, &all[..]), (0, 1, &powers), (0x200, 0, &[0, 6, 9]), (0x200, 1, &[0, 6, 9])];
+    for (compatible, sparse, backups) in kinds {
+        let mut disk = Disk::new(350);
+        // A descriptor has a block of its own, so that each group has one.
+        disk.superblock(0x60, feature::META_BG | feature::BITS64);
+        disk.put(SUPERBLOCK + 0xfe, &1024_u16.to_le_bytes());
+        disk.superblock(0x5c, compatible);
+        disk.superblock(0x64, sparse);
+        disk.superblock(0x24c, 6);
+        disk.superblock(0x250, 9);
+        let found = |fs: Ext4<'_>| -> Vec<u64> {
+            let places = (0..350).map(|group| (u64::from(group), fs.descriptor(group)));
+            places.filter(|&(group, place)| place == (group * 32 + 2, 0)).map(|(group, _)| group).collect()
+        };
+        assert_eq!(disk.opened(found), backups, "{compatible:#x}, {sparse}");
+        let is_first = |fs: Ext4<'_>| {
+            let mut others = (0..350).filter(|group| !backups.contains(&u64::from(*group)));
+            others.all(|group| fs.descriptor(group) == (u64::from(group) * 32 + 1, 0))
+        };
+        assert!(disk.opened(is_first), "{compatible:#x}, {sparse}");
+    }
+}
+
+#[test]
+fn a_table_of_inodes_past_32_bits_is_read() {
+    let mut disk = Disk::new(1);
+    disk.len = 5 << 42;
+    disk.superblock(0x60, feature::BITS64);
+    disk.superblock(0x150, 5);
+    disk.put(SUPERBLOCK + 0xfe, &[64]);
+    disk.put(2 * KIB + 8, &7_u32.to_le_bytes());
+    disk.put(2 * KIB + 0x28, &3_u32.to_le_bytes());
+    disk.table(0, (3 << 32) + 7);
+    assert_eq!(disk.sizes(1..=2), [Some(1), Some(2)]);
+    // Descriptors of 32 bytes have no upper half: there, what lies behind is the next one's.
+    disk.superblock(0x60, 0);
+    disk.superblock(0x4, 8);
+    disk.table(0, 7);
+    assert_eq!(disk.sizes(1..=2), [Some(1), Some(2)]);
+}
+
+#[test]
+fn no_block_is_the_first_or_lies_past_the_last() {
+    for shift in 0..=2 {
+        let len = KIB << shift;
+        let mut disk = Disk::new(4);
+        // The disk goes on where the file system ends.
+        disk.len = 1 << 20;
+        disk.superblock(0x4, 40);
+        disk.superblock(0x18, shift);
+        disk.superblock(0x14, u32::from(shift == 0));
+        let descriptor = if shift == 0 { 2 * KIB } else { len };
+        for (table, there) in
+            [(0, false), (30, true), (39, true), (40, false), (41, false), (u32::MAX, false)]
+        {
+            disk.put(descriptor + 8, &table.to_le_bytes());
+            match there {
+                true => disk.opened(|fs| assert_eq!(fs.inode(1).unwrap().size, 0, "{table} of {len}")),
+                false => disk.opened(|fs| assert_eq!(problem(fs.inode(1)), PAST, "{table} of {len}")),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_way_back_is_the_way_there_whatever_a_directory_says() {
+    let mut disk = Disk::files(&[
+        ("kernel", REGULAR, b"of the root"),
+        ("a", DIRECTORY, &directory(&[(4, "."), (4, ".."), (6, "b"), (7, "kernel")])),
+        ("link", SYMLINK, b"a/b/.."),
+    ]);
+    // And one that has no way back at all.
+    disk.file(6, DIRECTORY, &directory(&[(7, "kernel")]));
+    disk.file(7, REGULAR, b"of a");
+    for path in ["/kernel", "/a/../kernel", "/a/b/../../kernel", "/link/../kernel", "/../../kernel"] {
+        assert_eq!(disk.read(path).unwrap().as_deref(), Some(&b"of the root"[..]), "{path}");
+    }
+    for path in ["/a/kernel", "/a/b/../kernel", "/link/kernel", "/a/../a/kernel"] {
+        assert_eq!(disk.read(path).unwrap().as_deref(), Some(&b"of a"[..]), "{path}");
+    }
+}
+
+#[test]
+fn forty_symbolic_links_are_followed_and_no_more() {
+    let links: Vec<(String, String)> = (0..41).map(|n| (format!("{n}"), format!("{}", n + 1))).collect();
+    let mut files: Vec<(&str, u16, &[u8])> =
+        links.iter().map(|(name, target)| (&name[..], SYMLINK, target.as_bytes())).collect();
+    files.push(("41", REGULAR, b"the end"));
+    let disk = Disk::files(&files);
+    for name in ["/41", "/40", "/2", "/1"] {
+        assert_eq!(disk.read(name).unwrap().unwrap(), b"the end", "{name}");
+    }
+    assert_eq!(problem(disk.read("/0")), "its symbolic links lead round in circles");
+}
+
+#[test]
+fn the_target_of_a_symbolic_link_has_4096_bytes_at_most() {
+    let target = |len: usize| [&b"/".repeat(len - 6)[..], b"kernel"].concat();
+    let targets = [59, 60, 4095, 4096, 4097].map(target);
+    let mut files = vec![("kernel", REGULAR, &b"it"[..])];
+    files.extend(
+        ["59", "60", "4095", "4096", "4097"].into_iter().zip(&targets).map(|(n, t)| (n, SYMLINK, &t[..])),
+    );
+    files.push(("huge", SYMLINK, &targets[4]));
+    let mut disk = Disk::files(&files);
+    disk.put(3 * KIB + 8 * 128 + 0x6c, &[0xff; 4]);
+    for name in ["/59", "/60", "/4095", "/4096"] {
+        assert_eq!(disk.read(name).unwrap().unwrap(), b"it", "{name}");
+    }
+    for name in ["/4097", "/huge"] {
+        assert_eq!(problem(disk.read(name)), "a symbolic link of it is too long", "{name}");
+    }
+}
+
+#[test]
+fn a_file_is_no_directory_and_what_is_not_there_is_neither() {
+    // What the file holds would be a directory's block.
+    let names = directory(&[(3, "kernel")]);
+    let disk = Disk::files(&[("kernel", REGULAR, &names), ("a", DIRECTORY, &names), ("link", SYMLINK, b"a")]);
+    disk.opened(|fs| {
+        let look = |path| (fs.is_directory(path).unwrap(), fs.list(path).unwrap().join(" "));
+        assert_eq!(look("/"), (true, "kernel a link".to_owned()));
+        assert_eq!(look("/a"), (true, "kernel".to_owned()));
+        assert_eq!(look("/link"), (true, "kernel".to_owned()));
+        for path in ["/kernel", "/kernel/kernel", "/none", "/a/none"] {
+            assert_eq!(look(path), (false, String::new()), "{path}");
+        }
     });
-    let backups = |fields: &[(usize, u32)]| {
-        open(fields, |fs| match fs.unwrap().backups {
-            Backups::All => (0, [0; 2]),
-            Backups::Sparse => (1, [0; 2]),
-            Backups::These(groups) => (2, groups),
-        })
-    };
-    assert_eq!(backups(&[(0x5c, !0x200), (0x64, !1)]), (0, [0; 2]));
-    assert_eq!(backups(&[(0x5c, !0x200), (0x64, 1)]), (1, [0; 2]));
-    for sparse in [0, 1] {
-        assert_eq!(backups(&[(0x5c, 0x200), (0x64, sparse), (0x24c, 1), (0x250, 9)]), (2, [1, 9]));
-    }
-    open(&[(0x60, feature::META_BG), (0x104, 3)], |fs| assert_eq!(fs.unwrap().first_meta_bg, 3));
-    open(&[(0x60, 0x2), (0x104, 3)], |fs| assert_eq!(fs.unwrap().first_meta_bg, u64::MAX));
-    // Halves that are there with 64 bits alone.
-    let long = [(0x60, feature::BITS64), (0x150, 1), (0xfc, 64 << 16)];
-    open(&long, |fs| assert_eq!(fs.unwrap().blocks, 1 << 32 | 64));
-    open(&long[1..], |fs| assert_eq!(fs.unwrap().blocks, 64));
-    // Unknown features are told, and no others.
-    open(&[(0x60, 0x8 | 0x2)], |fs| assert!(matches!(fs, Err(Error::Features { bits: 0x8 }))));
-    for (what, fields) in [
-        ("no groups of inodes", &[(0x28, 0)][..]),
-        ("no groups of blocks", &[(0x20, 0)]),
-        ("short descriptors with 64 bits", &[(0x60, feature::BITS64), (0xfc, 32 << 16)]),
-        ("inodes that are too short", &[(0x4c, 1), (0x58, 64)]),
-        ("inodes longer than a block", &[(0x4c, 1), (0x58, 2048)]),
-        ("more bytes than there are numbers", &[(0x60, feature::BITS64), (0x150, 1 << 22), (0xfc, 64 << 16)]),
-    ] {
-        assert!(open(fields, |fs| is_broken(fs, "makes no sense")), "{what}");
-    }
-    assert!(open(&[(0x18, 7)], |fs| is_broken(fs, "too large")));
-    assert!(open(&[(0x38, 0)], |fs| is_broken(fs, "no superblock")));
+}
+
+#[test]
+fn a_file_as_long_as_the_limit_is_read() {
+    let disk = Disk::files(&[("kernel", REGULAR, &[7; 1500]), ("empty", REGULAR, b"")]);
+    disk.opened(|fs| {
+        for limit in [1500, 1501, u64::MAX] {
+            assert_eq!(fs.read("/kernel", limit).unwrap().unwrap(), [7; 1500], "{limit}");
+        }
+        assert_eq!(fs.read("/empty", 0).unwrap(), Some(Vec::new()));
+        for limit in [0, 1499] {
+            let error = fs.read("/kernel", limit).unwrap_err();
+            assert!(matches!(error, Error::TooLong { size: 1500, limit: l, .. } if l == limit), "{error}");
+        }
+    });
 }
