@@ -135,12 +135,13 @@ fn tags_are_read_in_each_form() {
 
 #[test]
 fn a_block_full_of_tags_has_so_many() {
-    for features in FORMS {
+    // The first of a block has a UUID, as Linux writes it, or none.
+    for (features, first) in FORMS.into_iter().flat_map(|form| [(form, 0), (form, SAME_UUID)]) {
         let journal = Journal::new(features);
-        let tag = journal.tag(40, SAME_UUID);
+        let (first, tag) = (journal.tag(40, first), journal.tag(40, SAME_UUID));
         let tail = if features & (CSUM_V2 | CSUM_V3) == 0 { 0 } else { 4 };
-        let count = (BLOCK - 12 - tail) / tag.len();
-        let mut block = [&[0; 12][..], &tag.repeat(count + 1)].concat();
+        let count = 1 + (BLOCK - 12 - tail - first.len()) / tag.len();
+        let mut block = [&[0; 12][..], &first, &tag.repeat(count)].concat();
         block.resize(BLOCK, 0);
         journal.with(|fs| {
             let read = |blocks: u64| {
@@ -151,8 +152,9 @@ fn a_block_full_of_tags_has_so_many() {
                 let whole = log.tags(&block, &mut found).unwrap().is_some();
                 (whole, found.len(), log.around.start - 100)
             };
-            assert_eq!(read(200), (true, count, count as u64), "{features:#x}");
-            assert_eq!(read(count as u64), (true, count, count as u64), "{features:#x}");
+            let what = format!("{features:#x}, the first of {}", first.len());
+            assert_eq!(read(200), (true, count, count as u64), "{what}");
+            assert_eq!(read(count as u64), (true, count, count as u64), "{what}");
             assert!(!read(count as u64 - 1).0, "it ends before its blocks");
         });
     }
@@ -215,6 +217,26 @@ fn what_is_revoked_counts_again_in_a_later_transaction_alone() {
     // Their numbers go round.
     transaction(&mut journal, 6, 0, 41);
     assert_eq!(journal.read().unwrap(), [(41, 7, false)]);
+}
+
+#[test]
+fn revocations_are_as_many_as_whole_ones_fit_in_what_they_say() {
+    for features in FORMS {
+        let entry = if features & BITS64 == 0 { 4 } else { 8 };
+        let none: &[_] = &[(40, 2, false)];
+        for (len, left) in
+            [(0, none), (15, none), (16, none), (15 + entry, none), (16 + entry, &[]), (u32::MAX, &[])]
+        {
+            let mut journal = Journal::new(features);
+            let tag = journal.tag(40, SAME_UUID | LAST);
+            journal.put(1, DESCRIPTOR, FIRST, &tag);
+            let mut revoked = journal.revocation(&[40]);
+            revoked[..4].copy_from_slice(&len.to_be_bytes());
+            journal.put(3, REVOKE, FIRST, &revoked);
+            journal.put(4, COMMIT, FIRST, &[]);
+            assert_eq!(journal.read().unwrap(), left, "{features:#x}, {len}");
+        }
+    }
 }
 
 #[test]
