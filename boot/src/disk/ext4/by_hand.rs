@@ -184,6 +184,33 @@ fn paths_lead_through_directories_and_links() {
 }
 
 #[test]
+fn a_directory_lists_so_many_names_and_finds_more() {
+    for names in [4096, 4097] {
+        let mut image = Image::new();
+        // 64 in each block, and behind the last those that were removed.
+        let mut entries = Vec::new();
+        for nth in 0..65 * 64 {
+            entries.extend(if nth < names { 11_u32 } else { 0 }.to_le_bytes());
+            entries.extend([16, 0, 8, 0]);
+            entries.extend(format!("name{nth:04}").as_bytes());
+        }
+        image.put(FREE as usize * BLOCK, &entries);
+        let map = node(0, &[extent(0, 65, FREE.into())]);
+        image.inode(12, DIRECTORY, entries.len() as u64, EXTENTS, &map);
+        image.name(12, "dir");
+        image.inode(11, FILE, 0, 0, &[]);
+        image.with(|fs| {
+            match fs.list("dir") {
+                Ok(list) => assert_eq!((list.len(), names), (4096, 4096)),
+                Err(error) => assert!(matches!(error, Error::TooMuch { .. }) && names == 4097, "{error}"),
+            }
+            let read = |nth: usize| fs.read(&format!("dir/name{nth:04}"), 0).unwrap();
+            assert_eq!((read(0), read(names - 1), read(names)), (Some(vec![]), Some(vec![]), None));
+        });
+    }
+}
+
+#[test]
 fn extents_lie_where_they_say() {
     let read = |size: u64, map: &[u8]| {
         let mut image = Image::new();
@@ -193,6 +220,9 @@ fn extents_lie_where_they_say() {
         // The trees below that of the inode.
         image.put(100 * BLOCK, &node(0, &[extent(0, 1, 60), extent(1, 1, 70)]));
         image.put(101 * BLOCK, &node(1, &[child(100)]));
+        for depth in 2..6 {
+            image.put((100 + usize::from(depth)) * BLOCK, &node(depth, &[child(99 + u64::from(depth))]));
+        }
         image.inode(11, FILE, size, EXTENTS, map);
         image.name(11, "file");
         image.with(|fs| fs.read("file", 1 << 20))
@@ -209,11 +239,13 @@ fn extents_lie_where_they_say() {
     assert_eq!(blocks(&node(0, &[extent(0, 30, 46)]), 2), [46, 47]);
     assert_eq!(blocks(&node(1, &[child(100)]), 2), [60, 70]);
     assert_eq!(blocks(&node(2, &[child(101)]), 2), [60, 70]);
+    assert_eq!(blocks(&node(5, &[child(104)]), 2), [60, 70], "the deepest tree");
+    assert_eq!(blocks(&node(0, &[extent(0, UNWRITTEN, 46)]), 2), [46, 47], "the longest extent");
     assert_eq!(blocks(&node(0, &[extent(0, 1, BLOCKS - 1)]), 1), [0], "the last block");
     for (what, map) in [
         ("a tree less deep than it says", node(1, &[child(101)])),
         ("a tree deeper than it says", node(2, &[child(100)])),
-        ("a tree too deep", node(6, &[child(101)])),
+        ("a tree too deep", node(6, &[child(105)])),
         ("no tree", vec![0; 60]),
         ("a node past the end", node(1, &[child(1 << 32 | 100)])),
         ("an extent past the end", node(0, &[extent(0, 1, 1 << 32 | 44)])),

@@ -13,14 +13,14 @@ const SYMLINK: u16 = 0xa000;
 
 /// A disk that has zeros where nothing was put.
 struct Disk {
-    pages: BTreeMap<u64, u8>,
+    bytes: BTreeMap<u64, u8>,
     len: u64,
 }
 
 impl ReadAt for Disk {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         buffer.fill(0);
-        for (&at, &byte) in self.pages.range(offset..offset + buffer.len() as u64) {
+        for (&at, &byte) in self.bytes.range(offset..offset + buffer.len() as u64) {
             buffer[(at - offset) as usize] = byte;
         }
         Ok(())
@@ -30,7 +30,7 @@ impl ReadAt for Disk {
 impl Disk {
     /// A file system of blocks of 1 KiB, 32 in a group, with 8 inodes in each.
     fn new(groups: u64) -> Self {
-        let mut disk = Self { pages: BTreeMap::new(), len: groups * 32 * KIB + KIB };
+        let mut disk = Self { bytes: BTreeMap::new(), len: groups * 32 * KIB + KIB };
         disk.superblock(0, groups as u32 * 8);
         disk.superblock(0x4, groups as u32 * 32 + 1);
         disk.superblock(0x14, 1);
@@ -41,7 +41,7 @@ impl Disk {
     }
 
     fn put(&mut self, at: u64, bytes: &[u8]) {
-        self.pages.extend((at..).zip(bytes.iter().copied()));
+        self.bytes.extend((at..).zip(bytes.iter().copied()));
     }
 
     fn superblock(&mut self, field: u64, value: u32) {
