@@ -30,7 +30,7 @@ const LAN: &str = "10.0.0.9";
 const MEMORY: &str = "256M";
 const BOOT: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
-const IDLE: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(12);
 const TCP_SECONDS: u32 = 5;
 const PINGS: u32 = 100;
 

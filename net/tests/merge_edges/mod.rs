@@ -17,16 +17,27 @@ struct Lie {
     /// For which packets, as of a `Row`.
     v6: Option<bool>,
     tcp: Option<bool>,
-    change: fn(&Packet, &mut [u8]),
+    change: fn(&Packet, &mut Vec<u8>),
 }
 
 #[test]
 fn what_lies_in_each_frame_alike_goes_alone() {
     const V4: Option<bool> = Some(false);
+    const UDP: Option<bool> = Some(false);
     const TCP: Option<bool> = Some(true);
     let lie = |what, v6, tcp, change| Lie { what, v6, tcp, change };
     let flags = |what, change| lie(what, None, TCP, change);
     let lies = [
+        lie("no checksum is left", None, None, |_, frame| frame[0] = 0),
+        lie("a tail", None, None, |_, frame| frame.push(1)),
+        lie("a missing end", None, None, |_, frame| frame.truncate(frame.len() - 1)),
+        lie("no payload", None, None, |packet, frame| {
+            frame.truncate(HEADER_LEN + packet.headers_len());
+            repair(packet, frame);
+        }),
+        lie("UDP's length", None, UDP, |packet, frame| frame[transport(packet) + 5] ^= 1),
+        lie("no whole header", None, TCP, |packet, frame| frame[transport(packet) + 12] = 0x40),
+        lie("options past the end", None, TCP, |packet, frame| frame[transport(packet) + 12] = 0xf0),
         lie("csum_start", None, None, |_, frame| frame[6] ^= 1),
         lie("csum_offset", None, None, |_, frame| frame[8] ^= 1),
         lie("hdr_len", None, None, |_, frame| hint(frame, 1)),
