@@ -147,9 +147,13 @@ impl Rig {
         poll: Option<Duration>,
         affinity: Vec<u16>,
     ) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let config = NetDeviceConfig { affinity, ..config("test", Some(MTU)) };
-        let nic = VirtioNet::new(config, vec![backend], Vec::new()).unwrap().with_poll(poll);
+        Self::of(VirtioNet::new(config, vec![backend], Vec::new()).unwrap().with_poll(poll), peer)
+    }
+
+    /// A rig of that NIC.
+    pub fn of(nic: VirtioNet, peer: SocketPeer) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let counters = nic.counters().remove(0);
         let handle = nic.handle();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();

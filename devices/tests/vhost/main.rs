@@ -1,0 +1,12 @@
+//! Devices whose rings the kernel has, vhost-net and vhost-vsock, between a mock driver and the kernel of the lab.
+
+#[path = "../../../net/tests/namespace/mod.rs"]
+mod namespace;
+#[path = "../rig/mod.rs"]
+mod rig;
+
+/// What this machine's kernel may not have, and the lab's has.
+mod stock {
+    mod net;
+    mod vsock;
+}

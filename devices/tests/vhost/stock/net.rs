@@ -1,0 +1,288 @@
+//! Frames by the kernel: a NIC on a bridge with a tap from which the test reads and writes.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use devices::virtio::net::VirtioNet;
+use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1};
+use net::{Backend, HEADER_LEN, IovBuffer, Opened, SocketBackend, Tap};
+use vm_memory::VolatileSlice;
+
+use crate::namespace::{in_namespace, run, skip, wire};
+use crate::rig::*;
+
+const SHORT: Duration = Duration::from_millis(100);
+/// Of the rings and of how frames lie in them: what the kernel has to know.
+const CARRIERS: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_IN_ORDER | F_MRG_RXBUF;
+/// Of experiments, which nobody answers.
+const TYPE: [u8; 2] = [0x88, 0xb5];
+const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 9];
+const WIRE: &str = "bridge=br0,guard=off";
+
+/// The other end of the bridge.
+struct Peer(Tap);
+
+impl Peer {
+    fn new() -> Self {
+        // The host says nothing of its own.
+        run("sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        run("ip link add br0 type bridge mcast_snooping 0");
+        run("ip link set br0 up");
+        let tap = Tap::open(Some(&"peer".parse().unwrap())).unwrap();
+        run("ip link set peer master br0 up");
+        Self(tap)
+    }
+
+    /// A frame to the guest, without its header.
+    fn send(&mut self, frame: &[u8]) {
+        let mut bytes = [&[0; HEADER_LEN], frame].concat();
+        let mut room = IovBuffer::new();
+        let mut iov = room.start();
+        assert!(iov.push(VolatileSlice::from(&mut bytes[..])));
+        self.0.send(&iov).unwrap();
+    }
+
+    /// The next frame of the guest's, if one comes in that time.
+    fn receive_within(&mut self, time: Duration) -> Option<Vec<u8>> {
+        let until = Instant::now() + time;
+        loop {
+            let (mut bytes, mut room) = (vec![0; 70_000], IovBuffer::new());
+            let mut iov = room.start();
+            assert!(iov.push(VolatileSlice::from(&mut bytes[..])));
+            match self.0.recv(&mut iov) {
+                Ok(len) => {
+                    drop(iov);
+                    if bytes[HEADER_LEN + 12..][..2] == TYPE {
+                        return Some(bytes[HEADER_LEN..len].to_vec());
+                    }
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    if Instant::now() > until {
+                        return None;
+                    }
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+        }
+    }
+}
+
+fn into(guest: [u8; 6], seed: u8) -> Vec<u8> {
+    [&guest[..], &OTHER, &TYPE, &[seed; 50]].concat()
+}
+
+fn out(guest: [u8; 6], seed: u8) -> Vec<u8> {
+    [&OTHER[..], &guest, &TYPE, &[seed; 50]].concat()
+}
+
+/// The next frame that the guest receives from the test, if one comes in that time.
+fn received(rig: &mut Rig, time: Duration) -> Option<Vec<u8>> {
+    let until = Instant::now() + time;
+    loop {
+        match rig.receive() {
+            Some((frame, _)) if frame[HEADER_LEN + 12..][..2] == TYPE => {
+                return Some(frame[HEADER_LEN..].to_vec());
+            }
+            Some(_) => {}
+            None if Instant::now() > until => return None,
+            None => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
+}
+
+fn send(rig: &mut Rig, frame: &[u8]) {
+    while rig.reap_tx() > 0 {}
+    assert!(rig.send(&[&[0; HEADER_LEN], frame].concat(), &[], false));
+}
+
+/// A frame each way.
+#[track_caller]
+fn check(rig: &mut Rig, peer: &mut Peer, seed: u8) {
+    send(rig, &out(MAC, seed));
+    assert_eq!(peer.receive_within(Duration::from_secs(20)), Some(out(MAC, seed)));
+    peer.send(&into(MAC, seed));
+    assert_eq!(received(rig, Duration::from_secs(20)), Some(into(MAC, seed)));
+}
+
+/// How many frames our own thread has moved.
+fn moved(rig: &Rig) -> u64 {
+    let counters = &rig.counters;
+    counters.tx_frames.load(Ordering::Relaxed) + counters.rx_frames.load(Ordering::Relaxed)
+}
+
+fn nic(opened: &mut Opened) -> Rig {
+    let (backends, vhosts) = (std::mem::take(&mut opened.backends), std::mem::take(&mut opened.vhosts));
+    let nic = VirtioNet::new(config("test", Some(MTU)), backends, vhosts).unwrap();
+    Rig::of(nic, SocketBackend::pair().unwrap().1)
+}
+
+/// A bridge, a wire on it whose frames the kernel carries, and a NIC; none without vhost-net.
+fn in_lab(name: &'static str, test: impl FnOnce(Peer, Opened, Rig) + Send + 'static) {
+    in_namespace(name, move || {
+        if let Err(error) = std::fs::metadata("/dev/vhost-net") {
+            return skip(name, &format!("no /dev/vhost-net: {error}"));
+        }
+        let peer = Peer::new();
+        let mut opened = wire::opened(&format!("{WIRE},vhost=on"));
+        assert_eq!(opened.vhosts.len(), 1);
+        let rig = nic(&mut opened);
+        test(peer, opened, rig);
+    });
+}
+
+#[test]
+fn the_kernel_carries_frames_and_our_thread_none() {
+    in_lab("the_kernel_carries_frames_and_our_thread_none", |mut peer, _wire, mut rig| {
+        for features in [LINUX, PLAIN] {
+            rig.start(features, 256);
+            rig.post(64, 2048);
+            (0..5).for_each(|seed| check(&mut rig, &mut peer, seed));
+            assert_eq!(moved(&rig), 0);
+            assert_ne!(rig.irq.read().unwrap_or(0), 0, "no interrupt came");
+        }
+    });
+}
+
+#[test]
+fn it_offers_what_the_kernel_knows_of_rings_and_the_wire_of_frames() {
+    in_lab("it_offers_what_the_kernel_knows_of_rings_and_the_wire_of_frames", |_peer, _wire, rig| {
+        let by_vhost = rig.mmio().features();
+        let mut other = wire::opened(&format!("{WIRE},vhost=off"));
+        assert!(other.vhosts.is_empty());
+        let by_us = nic(&mut other).mmio().features();
+        let vhost = wire::opened(&format!("{WIRE},vhost=on")).vhosts[0].features();
+        // The kernel holds no interrupt back.
+        assert_eq!((by_us & F_NOTF_COAL, by_vhost & F_NOTF_COAL), (F_NOTF_COAL, 0));
+        assert_eq!((by_us ^ by_vhost) & !CARRIERS, F_NOTF_COAL);
+        for bit in [F_VERSION_1, F_EVENT_IDX, F_INDIRECT_DESC, F_IN_ORDER, F_MRG_RXBUF] {
+            assert_eq!(by_vhost & bit, by_us & vhost & bit, "{bit:#x}");
+        }
+        assert_eq!(by_vhost & LINUX, LINUX);
+    });
+}
+
+#[test]
+fn a_paused_nic_moves_nothing_and_loses_nothing() {
+    in_lab("a_paused_nic_moves_nothing_and_loses_nothing", |mut peer, _wire, mut rig| {
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 1);
+        for seed in 2..6 {
+            rig.handle.pause().unwrap();
+            send(&mut rig, &out(MAC, seed));
+            peer.send(&into(MAC, seed));
+            assert_eq!(peer.receive_within(SHORT), None);
+            assert_eq!(received(&mut rig, SHORT), None);
+            rig.handle.resume().unwrap();
+            assert_eq!(peer.receive_within(Duration::from_secs(20)), Some(out(MAC, seed)));
+            assert_eq!(received(&mut rig, Duration::from_secs(20)), Some(into(MAC, seed)));
+        }
+        assert_eq!(moved(&rig), 0);
+    });
+}
+
+#[test]
+fn nothing_passes_a_link_that_is_down() {
+    in_lab("nothing_passes_a_link_that_is_down", |mut peer, _wire, mut rig| {
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 1);
+        rig.handle.set_link(false).unwrap();
+        send(&mut rig, &out(MAC, 2));
+        peer.send(&into(MAC, 2));
+        assert_eq!((peer.receive_within(SHORT), received(&mut rig, SHORT)), (None, None));
+        rig.handle.set_link(true).unwrap();
+        check(&mut rig, &mut peer, 3);
+    });
+}
+
+#[test]
+fn a_driver_that_breaks_a_ring_is_asked_for_a_reset() {
+    in_lab("a_driver_that_breaks_a_ring_is_asked_for_a_reset", |mut peer, _wire, mut rig| {
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 1);
+        rig.tx.lie_available(999);
+        rig.kick_tx();
+        wait("the reset", || rig.mmio().needs_reset());
+        // The other ring is left alone as well.
+        peer.send(&into(MAC, 2));
+        assert_eq!(received(&mut rig, SHORT), None);
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 3);
+        assert!(!rig.mmio().needs_reset());
+        // After a reset as well.
+        rig.mmio().reset();
+        peer.send(&into(MAC, 4));
+        assert_eq!(received(&mut rig, SHORT), None);
+    });
+}
+
+#[test]
+fn a_nic_moves_to_the_kernel_and_back() {
+    in_lab("a_nic_moves_to_the_kernel_and_back", |mut peer, _wire, mut rig| {
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 1);
+        let mut kept = Vec::new();
+        let mut swap = |rig: &Rig, vhost: &str| {
+            let mut opened = wire::opened(&format!("{WIRE},vhost={vhost}"));
+            rig.handle
+                .swap(std::mem::take(&mut opened.backends), std::mem::take(&mut opened.vhosts))
+                .unwrap();
+            kept.push(opened);
+        };
+        for round in 0..3 {
+            let before = moved(&rig);
+            swap(&rig, "off");
+            check(&mut rig, &mut peer, 10 + round);
+            assert_eq!(moved(&rig), before + 2);
+            swap(&rig, "on");
+            check(&mut rig, &mut peer, 20 + round);
+            assert_eq!(moved(&rig), before + 2);
+        }
+    });
+}
+
+#[test]
+fn what_the_kernel_does_not_know_of_a_driver_our_thread_does() {
+    let name = "what_the_kernel_does_not_know_of_a_driver_our_thread_does";
+    in_lab(name, move |mut peer, _wire, rig| {
+        drop(rig);
+        let mut wires = Vec::new();
+        let mut opened = wire::opened(&format!("{WIRE},vhost=off"));
+        let mut rig = nic(&mut opened);
+        let mut swap = |rig: &Rig| {
+            let mut other = wire::opened(&format!("{WIRE},vhost=on"));
+            let knows = other.vhosts[0].features() & F_IN_ORDER != 0;
+            let ends = (std::mem::take(&mut other.backends), std::mem::take(&mut other.vhosts));
+            let swapped = rig.handle.swap(ends.0, ends.1);
+            wires.push(other);
+            (knows, swapped.map_err(|error| error.to_string()))
+        };
+        // Where it runs already, there is nobody to tell that it is another wire.
+        rig.start(LINUX | F_IN_ORDER, 256);
+        let (knows, swapped) = swap(&rig);
+        if knows {
+            return skip(name, "vhost-net has VIRTIO_F_IN_ORDER here");
+        }
+        assert_eq!(swapped.unwrap_err(), "vhost-net does not have all that the driver accepted");
+        // But this wire was there before its driver.
+        rig.mmio().reset();
+        swap(&rig).1.unwrap();
+        rig.start(LINUX | F_IN_ORDER, 256);
+        rig.post(64, 2048);
+        let before = moved(&rig);
+        check(&mut rig, &mut peer, 2);
+        assert_eq!(moved(&rig), before + 2);
+        // The next driver accepts no more than that.
+        let before = moved(&rig);
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 3);
+        assert_eq!(moved(&rig), before);
+    });
+}
