@@ -135,3 +135,16 @@ fn a_paused_one_touches_nothing() {
     rig.threads.resume().unwrap();
     assert_eq!(rig.used(&mut ring), Some((head, 8)));
 }
+
+#[test]
+fn after_a_reset_it_touches_nothing() {
+    let rig = Rig::new();
+    let mut ring = rig.start();
+    MockMmio::new(&rig.bus).reset();
+    ring.add(&[Buffer::writable(DATA, 8)]).unwrap();
+    ring.publish();
+    rig.kick();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(ring.reap(), None);
+    assert!(rig.bytes(DATA).iter().all(|byte| *byte == 0));
+}

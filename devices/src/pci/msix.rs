@@ -210,4 +210,23 @@ mod tests {
         vectors.clear();
         assert!(!lent::is_pending(event));
     }
+
+    #[test]
+    fn each_vector_has_its_own_pending_bit() {
+        let vectors = Arc::new(Vectors::new(150).unwrap());
+        let table = Table::new(Arc::clone(&vectors));
+        for vector in [0, 9, 64, 70, 129, 149] {
+            vectors.raise(vector).unwrap();
+        }
+        let pending = |offset, len: usize| {
+            let mut data = [0xff; 8];
+            table.read_pending(offset, &mut data[..len]);
+            (0..8 * len).filter(|bit| data[bit / 8] & 1 << (bit % 8) != 0).collect::<Vec<_>>()
+        };
+        assert_eq!((pending(0, 8), pending(8, 8), pending(16, 8)), (vec![0, 9], vec![0, 6], vec![1, 21]));
+        assert_eq!((pending(0, 4), pending(4, 4), pending(8, 4)), (vec![0, 9], vec![], vec![0, 6]));
+        assert_eq!((pending(16, 4), pending(20, 4), pending(24, 8)), (vec![1, 21], vec![], vec![]));
+        // No access of another size or place.
+        assert_eq!(pending(2, 2).len(), 16);
+    }
 }

@@ -129,3 +129,45 @@ impl Serve for NotConnected {
         Ok(answered as u32)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::virtio::mock::{Buffer, MockRing};
+
+    #[test]
+    fn a_header_is_read_and_answered_however_it_is_cut() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
+        let request: [u8; 24] = std::array::from_fn(|at| at as u8 + 1);
+        let answer = [&[16, 0, 0, 0][..], &(-107_i32).to_le_bytes(), &request[8..16]].concat();
+        for (asked, answered) in
+            [(&[24][..], &[16][..]), (&[5, 3, 1, 15], &[3, 9, 0, 4]), (&[24], &[10, 40]), (&[16], &[7])]
+        {
+            let mut mock = MockRing::new(&memory, 0x1000, 16, false);
+            memory.write_slice(&[0; 64], GuestAddress(0x9000)).unwrap();
+            memory.write_slice(&request, GuestAddress(0x8000)).unwrap();
+            let mut chain = Vec::new();
+            for (start, lens, writable) in [(0x8000, asked, false), (0x9000, answered, true)] {
+                let mut addr = start;
+                for &len in lens {
+                    chain.push(Buffer { addr, len, writable });
+                    addr += u64::from(len);
+                }
+            }
+            mock.add(&chain).unwrap();
+            mock.publish();
+            let mut queue = VirtQueue::new(mock.setup(), queue::F_VERSION_1, &memory).unwrap();
+            let rings = queue.map(&memory).unwrap();
+            let chain = queue.pop(&rings).unwrap().unwrap();
+            let written = NotConnected.serve(0, &queue, &rings, chain).unwrap();
+            let room = answered.iter().sum::<u32>().min(16);
+            let mut said = [0; 64];
+            memory.read_slice(&mut said, GuestAddress(0x9000)).unwrap();
+            assert_eq!(written, room);
+            assert_eq!(said[..room as usize], answer[..room as usize]);
+            assert!(said[room as usize..].iter().all(|byte| *byte == 0));
+        }
+    }
+}

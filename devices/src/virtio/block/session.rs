@@ -467,6 +467,37 @@ mod tests {
     }
 
     #[test]
+    fn where_io_uring_takes_no_more_the_thread_does_all_by_itself() {
+        let mut file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(&[9; 1024]).unwrap();
+        let Ok(mut uring) = Uring::that_takes_nothing(QUEUE_SIZE) else { return };
+        let room = [Buffer::writable(0x8_0000, 1024)];
+        for drains in [false, true] {
+            with_chains(&file, Some(&mut uring), [0; 16], &room, |mut session, mut ring| {
+                if drains {
+                    let chain = session.queue.next(&session.rings).unwrap().unwrap();
+                    session.take(chain).unwrap();
+                    session.drain();
+                    session.publish().unwrap();
+                } else {
+                    assert!(!session.burst().unwrap());
+                }
+                assert!(session.flight.is_none());
+                let done = if drains { 1 } else { 10 };
+                assert_eq!(
+                    std::iter::from_fn(|| ring.reap()).map(|(_, len)| len).collect::<Vec<_>>(),
+                    vec![1025; done]
+                );
+                assert_eq!(session.counters.read_bytes.load(Ordering::Relaxed), 1024 * done as u64);
+                let mut read = [0; 1024];
+                session.rings.memory().read_slice(&mut read, GuestAddress(0x8_0000)).unwrap();
+                assert!(read == [9; 1024]);
+            });
+            assert!(uring.is_spent());
+        }
+    }
+
+    #[test]
     fn of_a_part_the_rest_is_read_where_it_is_and_an_error_is_told() {
         let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.set_len(MAX_BYTES).unwrap();

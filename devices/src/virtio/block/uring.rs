@@ -75,6 +75,13 @@ impl Uring {
         Ok(Self { ring, done, spent: false })
     }
 
+    /// A ring that takes nothing, as one that the kernel is short of memory for.
+    #[cfg(test)]
+    pub(super) fn that_takes_nothing(entries: u16) -> io::Result<Self> {
+        let ring = IoUring::builder().setup_r_disabled().build(entries.into())?;
+        Ok(Self { ring, done: eventfd(0, EventfdFlags::NONBLOCK)?, spent: false })
+    }
+
     /// Written as something is done while nobody looks.
     pub(super) fn done(&self) -> &OwnedFd {
         &self.done
@@ -240,6 +247,7 @@ impl Drop for Flight<'_, '_> {
 mod tests {
     use std::fs::OpenOptions;
     use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -276,6 +284,112 @@ mod tests {
         let back = flight.settle(|one| done.push((one.token, one.result.unwrap())));
         assert_eq!((done, back.len(), back[0].0), (vec![(2, 4)], 1, 0));
         assert_eq!(memory.read_obj::<[u8; 12]>(GuestAddress(0)).unwrap(), *b"5678\0\0\0\0\0\0\0\0");
+    }
+
+    /// A pipe that nothing is in, a ring on its end to read from, and memory.
+    fn pipe() -> Option<(Uring, io::PipeWriter, GuestMemoryMmap)> {
+        let (read, write) = io::pipe().unwrap();
+        let uring = ring(&File::from(OwnedFd::from(read)))?;
+        Some((uring, write, GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap()))
+    }
+
+    fn first(memory: &GuestMemoryMmap, len: usize) -> Buffers<'_> {
+        let mut buffers = Buffers::default();
+        assert!(buffers.push(memory.get_slice(GuestAddress(0), len).unwrap()));
+        buffers
+    }
+
+    #[test]
+    fn who_drops_it_waits_until_the_kernel_has_nothing() {
+        let Some((mut uring, mut write, memory)) = pipe() else { return };
+        let dropped = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let mut flight = Flight::new(&mut uring, &memory);
+            flight.push(0, Operation::Read { offset: 0 }, first(&memory, 4));
+            flight.submit().unwrap();
+            // This one goes to the kernel as that waits.
+            flight.push(1, Operation::Read { offset: 0 }, first(&memory, 4));
+            let early = scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                let early = dropped.load(Ordering::SeqCst);
+                write.write_all(b"somemore").unwrap();
+                early
+            });
+            drop(flight);
+            dropped.store(true, Ordering::SeqCst);
+            assert!(!early.join().unwrap());
+        });
+        assert!([*b"some", *b"more"].contains(&memory.read_obj::<[u8; 4]>(GuestAddress(0)).unwrap()));
+        assert!(!uring.is_spent());
+    }
+
+    #[test]
+    fn only_what_the_kernel_will_free_is_waited_for() {
+        let Some((mut uring, mut write, memory)) = pipe() else { return };
+        let errno = io::Error::from_raw_os_error;
+        let mut flight = Flight::new(&mut uring, &memory);
+        let waits = |flight: &mut Flight<'_, '_>| {
+            [libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::EIO]
+                .map(|error| flight.wait_for_room(errno(error)).is_ok())
+        };
+        assert_eq!((flight.kernel_has(), waits(&mut flight)), (0, [true, false, false, false]));
+        flight.push(0, Operation::Read { offset: 0 }, first(&memory, 4));
+        assert_eq!(
+            (flight.kernel_has(), flight.bytes(), waits(&mut flight)),
+            (0, 4, [true, false, false, false])
+        );
+        flight.submit().unwrap();
+        assert_eq!(
+            (flight.kernel_has(), flight.in_flight(), waits(&mut flight)),
+            (1, 1, [true, true, true, false])
+        );
+        write.write_all(b"some").unwrap();
+        flight.wait().unwrap();
+        assert_eq!(flight.reap().unwrap().result.unwrap(), 4);
+        assert_eq!((flight.kernel_has(), flight.bytes(), flight.in_flight()), (0, 0, 0));
+        assert!(flight.reap().is_none() && !flight.uring.is_spent());
+        flight.settle(|_| unreachable!());
+        assert!(uring.is_spent());
+    }
+
+    #[test]
+    fn a_sleeper_wakes_as_something_is_done() {
+        let Some((mut uring, mut write, memory)) = pipe() else { return };
+        let done = uring.done().try_clone().unwrap();
+        let written = || rustix::io::read(&done, &mut [0; 8]).is_ok();
+        let mut flight = Flight::new(&mut uring, &memory);
+        let read = |flight: &mut Flight<'_, '_>, write: &mut io::PipeWriter| {
+            write.write_all(b"some").unwrap();
+            flight.wait().unwrap();
+        };
+        for wanted in [false, true] {
+            flight.push(0, Operation::Read { offset: 0 }, first(&memory, 4));
+            flight.submit().unwrap();
+            assert!(flight.arm(wanted), "nothing is done yet");
+            read(&mut flight, &mut write);
+            assert_eq!(written(), wanted);
+            assert!(!flight.arm(true), "something is done already");
+            assert!(flight.arm(false) && flight.reap().is_some());
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told() {
+        // A device that is read, written, and never synchronized.
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        let Some(mut uring) = ring(&null) else { return };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let mut flight = Flight::new(&mut uring, &memory);
+        for (operation, result) in [
+            (Operation::Sync, Err(Some(libc::EINVAL))),
+            (Operation::Read { offset: 0 }, Ok(0)),
+            (Operation::Write { offset: 0, durable: false }, Ok(4)),
+        ] {
+            flight.push(3, operation, first(&memory, 4));
+            flight.wait().unwrap();
+            let done = flight.reap().unwrap();
+            assert_eq!((done.token, done.result.map_err(|error| error.raw_os_error())), (3, result));
+        }
     }
 
     #[test]
