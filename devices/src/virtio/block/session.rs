@@ -372,14 +372,14 @@ mod tests {
     /// A queue of that file with ten requests, as long as they may be: reads of its start, all into the same place.
     fn with_requests(file: &File, uring: Option<&mut Uring>, test: impl FnOnce(Session<'_, '_>, MockRing)) {
         let room = [Buffer::writable(0x8_0000, SIZE_MAX); SEG_MAX as usize];
-        with_chains(file, uring, [0; 16], &room, test);
+        with_chains(file, uring, ([0; 16], 10), &room, test);
     }
 
-    /// The same of requests with that header and data.
+    /// The same of so many requests with that header and data.
     fn with_chains(
         file: &File,
         uring: Option<&mut Uring>,
-        header: [u8; 16],
+        (header, count): ([u8; 16], usize),
         data: &[Buffer],
         test: impl FnOnce(Session<'_, '_>, MockRing),
     ) {
@@ -403,12 +403,12 @@ mod tests {
             refused: Default::default(),
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let mut ring = MockRing::new(&memory, 0x1000, 16, false);
+        let mut ring = MockRing::new(&memory, 0x1000, 64, false);
         let queue = VirtQueue::new(ring.setup(), F_VERSION_1 | F_INDIRECT_DESC, &memory).unwrap();
         memory.write_slice(&header, GuestAddress(0x4000)).unwrap();
         memory.write_slice(&[[7; 512], [8; 512]].concat(), GuestAddress(0x8_0000)).unwrap();
         let chain = [&[Buffer::readable(0x4000, 16)], data, &[Buffer::writable(0x4010, 1)]].concat();
-        (0..10).for_each(|_| _ = ring.add_indirect(0x1_0000, &chain).unwrap());
+        (0..count).for_each(|_| _ = ring.add_indirect(0x1_0000, &chain).unwrap());
         ring.publish();
         let (counters, interrupt) = (Counters::default(), Arc::new(NoInterrupts));
         let session = Session::new(&common, &counters, (0, queue), &memory, interrupt, uring).unwrap();
@@ -467,13 +467,50 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_looked_for_after_a_burst() {
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(1 << 16).unwrap();
+        let room = [Buffer::writable(0x8_0000, 512)];
+        for mut uring in [ring_on(&file), None] {
+            with_chains(&file, uring.as_mut(), ([0; 16], 33), &room, |mut session, mut ring| {
+                assert!(session.burst().unwrap());
+                assert_eq!(session.queue.state().next_avail, 32);
+                session.burst().unwrap();
+                assert_eq!(session.queue.state().next_avail, 33);
+                session.drain();
+                session.publish().unwrap();
+                assert_eq!((0..33).filter(|_| ring.reap().is_some()).count(), 33);
+                assert!(!session.burst().unwrap(), "there is no more");
+            });
+        }
+    }
+
+    #[test]
+    fn a_broken_ring_is_touched_no_more() {
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(1 << 16).unwrap();
+        let room = [Buffer::writable(0x8_0000, 512)];
+        for mut uring in [ring_on(&file), None] {
+            with_chains(&file, uring.as_mut(), ([0; 16], 3), &room, |mut session, mut ring| {
+                ring.lie_available(4711);
+                ring.publish();
+                assert!(!session.works());
+                assert!(session.ended && session.bytes_in_flight() == 0);
+                let before = ring.pending();
+                assert!(matches!(session.pause(), DiskQueueState::Ended));
+                assert_eq!(ring.pending(), before);
+            });
+        }
+    }
+
+    #[test]
     fn where_io_uring_takes_no_more_the_thread_does_all_by_itself() {
         let mut file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.write_all(&[9; 1024]).unwrap();
         let Ok(mut uring) = Uring::that_takes_nothing(QUEUE_SIZE) else { return };
         let room = [Buffer::writable(0x8_0000, 1024)];
         for drains in [false, true] {
-            with_chains(&file, Some(&mut uring), [0; 16], &room, |mut session, mut ring| {
+            with_chains(&file, Some(&mut uring), ([0; 16], 10), &room, |mut session, mut ring| {
                 if drains {
                     let chain = session.queue.next(&session.rings).unwrap().unwrap();
                     session.take(chain).unwrap();
@@ -533,7 +570,7 @@ mod tests {
         // A write, from the eighth sector on.
         let header = [1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0];
         let sent = [Buffer::readable(0x8_0000, 1024)];
-        with_chains(&file, Some(&mut uring), header, &sent, |mut session, _| {
+        with_chains(&file, Some(&mut uring), (header, 10), &sent, |mut session, _| {
             let chain = session.queue.next(&session.rings).unwrap().unwrap();
             session.take(chain).unwrap();
             session.submit();
