@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use devices::virtio::net::VirtioNet;
-use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1};
+use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_RESET, F_VERSION_1};
 use net::{Backend, HEADER_LEN, IovBuffer, Opened, SocketBackend, Tap};
 use vm_memory::VolatileSlice;
 
@@ -132,6 +132,13 @@ fn in_lab(name: &'static str, test: impl FnOnce(Peer, Opened, Rig) + Send + 'sta
     });
 }
 
+/// Moves the NIC to another wire on the bridge, which lives as long as what comes back.
+fn swap(rig: &Rig, vhost: &str) -> Result<Opened, String> {
+    let mut opened = wire::opened(&format!("{WIRE},vhost={vhost}"));
+    let (backends, vhosts) = (std::mem::take(&mut opened.backends), std::mem::take(&mut opened.vhosts));
+    rig.handle.swap(backends, vhosts).map(|()| opened).map_err(|error| error.to_string())
+}
+
 #[test]
 fn the_kernel_carries_frames_and_our_thread_none() {
     in_lab("the_kernel_carries_frames_and_our_thread_none", |mut peer, _wire, mut rig| {
@@ -227,20 +234,13 @@ fn a_nic_moves_to_the_kernel_and_back() {
         rig.start(LINUX, 256);
         rig.post(64, 2048);
         check(&mut rig, &mut peer, 1);
-        let mut kept = Vec::new();
-        let mut swap = |rig: &Rig, vhost: &str| {
-            let mut opened = wire::opened(&format!("{WIRE},vhost={vhost}"));
-            rig.handle
-                .swap(std::mem::take(&mut opened.backends), std::mem::take(&mut opened.vhosts))
-                .unwrap();
-            kept.push(opened);
-        };
+        let mut wires = Vec::new();
         for round in 0..3 {
             let before = moved(&rig);
-            swap(&rig, "off");
+            wires.push(swap(&rig, "off").unwrap());
             check(&mut rig, &mut peer, 10 + round);
             assert_eq!(moved(&rig), before + 2);
-            swap(&rig, "on");
+            wires.push(swap(&rig, "on").unwrap());
             check(&mut rig, &mut peer, 20 + round);
             assert_eq!(moved(&rig), before + 2);
         }
@@ -252,37 +252,106 @@ fn what_the_kernel_does_not_know_of_a_driver_our_thread_does() {
     let name = "what_the_kernel_does_not_know_of_a_driver_our_thread_does";
     in_lab(name, move |mut peer, _wire, rig| {
         drop(rig);
-        let mut wires = Vec::new();
         let mut opened = wire::opened(&format!("{WIRE},vhost=off"));
         let mut rig = nic(&mut opened);
-        let mut swap = |rig: &Rig| {
-            let mut other = wire::opened(&format!("{WIRE},vhost=on"));
-            let knows = other.vhosts[0].features() & F_IN_ORDER != 0;
-            let ends = (std::mem::take(&mut other.backends), std::mem::take(&mut other.vhosts));
-            let swapped = rig.handle.swap(ends.0, ends.1);
-            wires.push(other);
-            (knows, swapped.map_err(|error| error.to_string()))
-        };
-        // Where it runs already, there is nobody to tell that it is another wire.
-        rig.start(LINUX | F_IN_ORDER, 256);
-        let (knows, swapped) = swap(&rig);
-        if knows {
+        if wire::opened(&format!("{WIRE},vhost=on")).vhosts[0].features() & F_IN_ORDER != 0 {
             return skip(name, "vhost-net has VIRTIO_F_IN_ORDER here");
         }
-        assert_eq!(swapped.unwrap_err(), "vhost-net does not have all that the driver accepted");
+        // Where it runs already, there is nobody to tell that it is another wire.
+        for up in [true, false] {
+            rig.handle.set_link(up).unwrap();
+            rig.start(LINUX | F_IN_ORDER, 256);
+            assert_eq!(swap(&rig, "on").unwrap_err(), "vhost-net does not have all that the driver accepted");
+        }
+        rig.handle.set_link(true).unwrap();
         // But this wire was there before its driver.
         rig.mmio().reset();
-        swap(&rig).1.unwrap();
+        let _wire = swap(&rig, "on").unwrap();
         rig.start(LINUX | F_IN_ORDER, 256);
         rig.post(64, 2048);
         let before = moved(&rig);
         check(&mut rig, &mut peer, 2);
         assert_eq!(moved(&rig), before + 2);
+        // Also when its link was down for a while.
+        rig.handle.set_link(false).unwrap();
+        rig.handle.set_link(true).unwrap();
+        check(&mut rig, &mut peer, 3);
+        assert_eq!(moved(&rig), before + 4);
         // The next driver accepts no more than that.
         let before = moved(&rig);
         rig.start(LINUX, 256);
         rig.post(64, 2048);
-        check(&mut rig, &mut peer, 3);
+        check(&mut rig, &mut peer, 4);
         assert_eq!(moved(&rig), before);
+    });
+}
+
+#[test]
+fn it_moves_to_the_kernel_while_its_link_is_down_it_is_paused_or_has_ended() {
+    let name = "it_moves_to_the_kernel_while_its_link_is_down_it_is_paused_or_has_ended";
+    in_lab(name, |mut peer, _wire, mut rig| {
+        let mut wires = Vec::new();
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 1);
+        for (round, vhost) in (0..).zip(["off", "on", "on", "off"]) {
+            rig.handle.set_link(false).unwrap();
+            wires.push(swap(&rig, vhost).unwrap());
+            send(&mut rig, &out(MAC, 10));
+            peer.send(&into(MAC, 10));
+            assert_eq!((peer.receive_within(SHORT), received(&mut rig, SHORT)), (None, None));
+            rig.handle.set_link(true).unwrap();
+            let before = moved(&rig);
+            check(&mut rig, &mut peer, 20 + round);
+            assert_eq!(moved(&rig) - before, if vhost == "on" { 0 } else { 2 });
+        }
+        for (round, vhost) in (0..).zip(["on", "on", "off", "on"]) {
+            rig.handle.pause().unwrap();
+            wires.push(swap(&rig, vhost).unwrap());
+            send(&mut rig, &out(MAC, 30 + round));
+            assert_eq!(peer.receive_within(SHORT), None);
+            let before = moved(&rig);
+            rig.handle.resume().unwrap();
+            assert_eq!(peer.receive_within(Duration::from_secs(20)), Some(out(MAC, 30 + round)));
+            check(&mut rig, &mut peer, 40 + round);
+            assert_eq!(moved(&rig) - before, if vhost == "on" { 0 } else { 3 });
+        }
+        for vhost in ["off", "on"] {
+            rig.tx.lie_available(999);
+            rig.kick_tx();
+            wait("the reset", || rig.mmio().needs_reset());
+            wires.push(swap(&rig, vhost).unwrap());
+            peer.send(&into(MAC, 50));
+            assert_eq!(received(&mut rig, SHORT), None);
+            rig.start(LINUX, 256);
+            rig.post(64, 2048);
+            let before = moved(&rig);
+            check(&mut rig, &mut peer, 51);
+            assert_eq!(moved(&rig) - before, if vhost == "on" { 0 } else { 2 });
+        }
+    });
+}
+
+#[test]
+fn while_a_queue_is_reset_our_thread_has_the_other() {
+    in_lab("while_a_queue_is_reset_our_thread_has_the_other", |mut peer, _wire, mut rig| {
+        rig.start(LINUX | F_RING_RESET, 256);
+        rig.post(64, 2048);
+        check(&mut rig, &mut peer, 1);
+        for round in 0..2 {
+            rig.reset_queue(TX);
+            peer.send(&into(MAC, 10));
+            assert_eq!(received(&mut rig, Duration::from_secs(20)), Some(into(MAC, 10)));
+            assert_eq!(moved(&rig), 2 * round + 1);
+            rig.renew_queue(TX, 128);
+            check(&mut rig, &mut peer, 11);
+            rig.reset_queue(RX);
+            send(&mut rig, &out(MAC, 12));
+            assert_eq!(peer.receive_within(Duration::from_secs(20)), Some(out(MAC, 12)));
+            rig.renew_queue(RX, 64);
+            rig.post(32, 2048);
+            check(&mut rig, &mut peer, 13);
+            assert_eq!(moved(&rig), 2 * round + 2);
+        }
     });
 }
