@@ -307,6 +307,29 @@ impl Rig {
 }
 
 #[test]
+fn firmware_puts_bars_one_behind_the_other() {
+    let rig = Rig::new(3);
+    for slot in 1..=3 {
+        assert_eq!(rig.bar(slot), WINDOW.start + (slot - 1) * BAR_LEN);
+    }
+}
+
+#[test]
+fn who_interrupts_for_a_device_is_lent_the_vector_of_each_queue() {
+    let rig = Rig::started();
+    let interrupt = rig.seen[0].interrupt();
+    assert!(interrupt.event(1).is_none(), "the ISR status tells as well");
+    rig.set(26, 2, 1);
+    rig.set_vector(1, MESSAGE, 0);
+    rig.set_msix_control(0x8000);
+    interrupt.event(1).expect("queue 1 has vector 1").write(1).unwrap();
+    assert_eq!(rig.seen[0].sent(1), 1);
+    assert!(interrupt.event(0).is_none() && interrupt.event(9).is_none(), "those have none");
+    rig.set_msix_control(0);
+    assert!(interrupt.event(1).is_none());
+}
+
+#[test]
 fn the_bus_has_a_host_bridge_and_its_devices_and_nothing_else() {
     let rig = Rig::new(2);
     let port = |address: u32, offset: u64, len| {

@@ -233,7 +233,19 @@ impl<M> Drop for Mailbox<M> {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use std::os::fd::AsRawFd;
+
     use super::*;
+
+    #[test]
+    fn who_waits_for_mail_is_never_held_up_by_it_nor_a_child_given_it() {
+        let (_address, mailbox) = mailbox::<()>("test").unwrap();
+        let info =
+            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", mailbox.wake().as_raw_fd())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+        assert_eq!(flags & (libc::O_NONBLOCK | libc::O_CLOEXEC), libc::O_NONBLOCK | libc::O_CLOEXEC);
+    }
 
     #[test]
     fn messages_arrive_in_order_each_is_answered_and_none_after_the_end() {
