@@ -132,7 +132,9 @@ impl Nic {
             Carrier(present) => Some((pair, present)),
             _ => None,
         });
-        told.inspect(|(pair, _)| assert_eq!(*pair, 0)).last().map(|(_, present)| present)
+        let told: Vec<_> = told.collect();
+        assert!(told.iter().all(|(pair, _)| *pair == 0), "{told:?}");
+        told.last().map(|(_, present)| *present)
     }
 }
 

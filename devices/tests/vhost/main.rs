@@ -1,5 +1,6 @@
 //! Devices whose rings the kernel has, vhost-net and vhost-vsock, between a mock driver and the kernel of the lab.
 
+mod interrupts;
 #[path = "../../../net/tests/namespace/mod.rs"]
 mod namespace;
 #[path = "../rig/mod.rs"]

@@ -5,19 +5,20 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::virtio::mock::{Buffer, MockRing};
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, VirtQueue};
 use devices::virtio::vsock::{TYPE_VSOCK, VhostVsock};
-use devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use devices::virtio::{Activation, ActiveQueue, VirtioDevice};
 use net::{Vhost, open_vhost_vsock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::interrupts::Interrupts;
 use crate::namespace::skip;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -34,44 +35,6 @@ const RST: u16 = 3;
 const SHUTDOWN: u16 = 4;
 const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
-
-/// A guest's interrupts: counted, or by an eventfd for each queue.
-struct Interrupts {
-    by_event: AtomicBool,
-    events: [EventFd; 2],
-    queues: [AtomicU32; 2],
-    resets: AtomicU32,
-}
-
-impl Interrupts {
-    fn counted(&self) -> [u32; 2] {
-        self.queues.each_ref().map(|queue| queue.load(Ordering::SeqCst))
-    }
-
-    fn events(&self) -> [bool; 2] {
-        self.events.each_ref().map(|event| event.read().is_ok())
-    }
-}
-
-impl Interrupt for Interrupts {
-    fn queue(&self, index: u16) -> io::Result<()> {
-        self.queues[usize::from(index)].fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn event(&self, index: u16) -> Option<&EventFd> {
-        self.by_event.load(Ordering::SeqCst).then(|| &self.events[usize::from(index)])
-    }
-
-    fn config(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn needs_reset(&self) -> io::Result<()> {
-        self.resets.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-}
 
 struct Guest {
     device: VhostVsock,
@@ -99,16 +62,10 @@ impl Guest {
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let interrupts = Interrupts {
-            by_event: AtomicBool::new(false),
-            events: [event(), event()],
-            queues: Default::default(),
-            resets: AtomicU32::new(0),
-        };
         Some(Self {
             device: VhostVsock::new(Vhost::of_vsock(fd).unwrap(), cid).unwrap(),
             cid,
-            interrupts: Arc::new(interrupts),
+            interrupts: Arc::new(Interrupts::new()),
             rx: MockRing::new(&memory, 0x1000, SIZE, false),
             tx: MockRing::new(&memory, 0x4000, SIZE, false),
             memory,
@@ -247,15 +204,6 @@ impl Guest {
         (program, host)
     }
 
-    #[track_caller]
-    fn wait(&self, what: &str, mut done: impl FnMut(&Interrupts) -> bool) {
-        let until = Instant::now() + LONG;
-        while !done(&self.interrupts) {
-            assert!(Instant::now() < until, "{what}: {:?}", self.interrupts.counted());
-            std::thread::sleep(Duration::from_micros(100));
-        }
-    }
-
     /// A byte each way, on a stream of its own.
     #[track_caller]
     fn check(&mut self) {
@@ -289,11 +237,11 @@ fn a_stream_passes_and_each_queue_interrupts_for_itself() {
     };
     let waits = guest.program();
     let ((host, ..), _) = guest.expect(REQUEST);
-    guest.wait("room was used", |interrupts| interrupts.counted()[0] > 0);
+    guest.interrupts.wait("room was used", |interrupts| interrupts.counted()[0] > 0);
     assert_eq!(guest.interrupts.counted()[1], 0, "nothing was sent");
     let before = guest.interrupts.counted()[0];
     guest.send(RST, host, b"");
-    guest.wait("a packet was sent", |interrupts| interrupts.counted()[1] > 0);
+    guest.interrupts.wait("a packet was sent", |interrupts| interrupts.counted()[1] > 0);
     assert_eq!(guest.interrupts.counted()[0], before, "nothing came");
     drop(waits);
     guest.check();
@@ -311,7 +259,7 @@ fn interrupts_go_where_they_are_routed_to() {
     let (before, _) = (guest.interrupts.counted(), guest.interrupts.events());
     guest.check();
     let mut seen = [false; 2];
-    guest.wait("both eventfds", |interrupts| {
+    guest.interrupts.wait("both eventfds", |interrupts| {
         let events = interrupts.events();
         seen = [seen[0] | events[0], seen[1] | events[1]];
         seen == [true; 2]
@@ -321,7 +269,9 @@ fn interrupts_go_where_they_are_routed_to() {
     guest.interrupts.by_event.store(false, Ordering::SeqCst);
     guest.device.rerouted();
     guest.check();
-    guest.wait("both queues", |interrupts| (0..2).all(|queue| interrupts.counted()[queue] > before[queue]));
+    guest
+        .interrupts
+        .wait("both queues", |interrupts| (0..2).all(|queue| interrupts.counted()[queue] > before[queue]));
 }
 
 #[test]
@@ -367,7 +317,7 @@ fn a_driver_that_breaks_a_ring_is_asked_for_a_reset_and_the_next_is_served() {
     guest.tx.lie_available(SIZE + 7);
     guest.tx.publish();
     guest.kicks[1].write(1).unwrap();
-    guest.wait("a reset", |interrupts| interrupts.resets.load(Ordering::SeqCst) == 1);
+    guest.interrupts.wait("a reset", |interrupts| interrupts.resets.load(Ordering::SeqCst) == 1);
     // The rings are left alone, the other one as well.
     let program = guest.program();
     assert_eq!(guest.receive_within(SHORT), None);
