@@ -38,6 +38,8 @@ enum Lie {
     /// It has these features and no others.
     Features(u64),
     Queues(u64),
+    /// It has these parts of the protocol and no others.
+    Protocol(u64),
     /// It answers with more bytes than there are.
     Long(Request),
     /// It answers another request.
@@ -81,6 +83,10 @@ struct Known {
     /// It has whoever uses an eventfd that it has, too, wait; then it says so.
     wedges: AtomicBool,
     requests: Mutex<Vec<u32>>,
+    /// What it was told with each of these requests: the features, of the rings and of the protocol.
+    told: Mutex<Vec<(u32, u64)>>,
+    /// It was asked for an answer where there need be none.
+    acknowledges: AtomicBool,
     /// Where the rings began, each time.
     bases: Mutex<Vec<u16>>,
 }
@@ -211,14 +217,16 @@ impl Fake {
                 (ring.queue, ring.kick) = (Some(queue), Some(fds.remove(0)));
             }
             13 => self.rings[at(long(0))].call = Some(fds.remove(0)),
-            15 => answer = Some(u64::MAX),
+            15 => answer = Some(if let Lie::Protocol(bits) = self.lie { bits } else { u64::MAX }),
             17 => answer = Some(if let Lie::Queues(queues) = self.lie { queues } else { 2 }),
             14 => self.rings[at(long(0))].error = Some(fds.remove(0)),
-            2 | 3 | 16 | 18 => {}
+            2 | 16 => self.known.told.lock().unwrap().push((request, long(0))),
+            3 | 18 => {}
             other => panic!("request {other}"),
         }
         let is = |lie: Request| request == lie as u32;
         let wanted = flags & 8 != 0;
+        self.known.acknowledges.fetch_or(wanted, Ordering::SeqCst);
         let mut of = request;
         let mut answer = answer.or(wanted.then_some(0)).map(|answer| answer.to_le_bytes().to_vec());
         if let Lie::Long(lie) | Lie::Other(lie) | Lie::Silent(lie) | Lie::Slow(lie) = self.lie
@@ -448,6 +456,63 @@ fn each_driver_has_the_rings_anew() {
         }
         driver.reset();
         assert!(rig.known.bases.lock().unwrap().drain(..).eq([0, 0]), "{life}");
+    }
+}
+
+#[test]
+fn both_keep_to_what_both_know() {
+    for (lie, agreed) in [
+        (Lie::None, 0b1001),
+        (Lie::Protocol(0), 0),
+        (Lie::Protocol(0b110_1000), 0b1000),
+        (Lie::Protocol(0b1), 0b1),
+    ] {
+        let rig = Rig::new(lie);
+        let mut ring = rig.start();
+        // Of the features, those that the driver accepted; the protocol's are the front end's.
+        let accepted = F_VERSION_1 | F_EVENT_IDX | PROTOCOL_FEATURES;
+        assert_eq!(*rig.known.told.lock().unwrap(), [(16, agreed), (2, accepted)], "{lie:?}");
+        assert_eq!(rig.known.acknowledges.load(Ordering::SeqCst), agreed & 0b1000 != 0, "{lie:?}");
+        let requests = rig.known.requests.lock().unwrap().clone();
+        assert_eq!(requests.contains(&17), agreed & 1 != 0, "{lie:?}: how many queues");
+        // Where nothing is acknowledged, one answer at the end says that all was taken.
+        let last = requests.last().unwrap();
+        assert_eq!(*last == 1, agreed & 0b1000 == 0, "{lie:?}");
+        assert_eq!(rig.ask(&mut ring, 1), SERVED);
+        // To go on is nothing new where it was not paused.
+        rig.threads.resume().unwrap();
+        assert_eq!(rig.ask(&mut ring, 2), SERVED);
+        assert_eq!(*rig.known.requests.lock().unwrap(), requests, "{lie:?}");
+    }
+}
+
+#[test]
+fn its_thread_is_confined() {
+    let rig = Rig::new(Lie::None);
+    let called = Arc::new(Mutex::new(String::new()));
+    let note = Arc::clone(&called);
+    let hook = move |name: &str| {
+        *note.lock().unwrap() = name.to_owned();
+        Err(std::io::Error::from_raw_os_error(libc::EDOM))
+    };
+    let refused = rig.threads.confine(&(Arc::new(hook) as _)).unwrap_err();
+    assert_eq!((refused.raw_os_error(), &**called.lock().unwrap()), (Some(libc::EDOM), "share0"));
+    assert_eq!(MockMmio::new(&rig.bus).read(8), 26, "a file system device");
+}
+
+#[test]
+fn it_takes_as_many_regions_as_the_protocol_has_room_for() {
+    let file = Arc::new(File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap()));
+    ftruncate(&file, 16 * MEMORY as u64).unwrap();
+    for (count, fits) in [(8, true), (9, false)] {
+        let regions = (0..count).map(|number: u64| {
+            let at = 2 * number * MEMORY as u64;
+            (GuestAddress(at), MEMORY, Some(FileOffset::from_arc(file.clone(), number * MEMORY as u64)))
+        });
+        let regions: Vec<_> = regions.collect();
+        let rig = Rig::over(Lie::None, GuestMemoryMmap::from_ranges_with_files(regions).unwrap());
+        let mut ring = rig.start();
+        assert_eq!(rig.ask(&mut ring, 1), if fits { SERVED } else { NOT_CONNECTED }, "{count}");
     }
 }
 

@@ -375,3 +375,24 @@ fn words(words: &[u64]) -> Vec<u8> {
 fn pair(index: u16, number: u16) -> [u8; 8] {
     (u64::from(index) | u64::from(number) << 32).to_le_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_its_process_is_waited_for_so_long_and_no_longer() {
+        let (socket, other) = UnixStream::pair().unwrap();
+        let patience = Duration::ZERO;
+        let back_end = BackEnd { socket, features: 0, acknowledges: false, patience, until: Instant::now() };
+        let began = Instant::now();
+        assert!(!back_end.has_ended() && !back_end.ends_within(Duration::from_millis(30)));
+        assert!(began.elapsed() >= Duration::from_millis(30));
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            drop(other);
+        });
+        assert!(back_end.ends_within(Duration::from_secs(60)) && back_end.has_ended());
+        ends.join().unwrap();
+    }
+}
