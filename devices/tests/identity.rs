@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
+mod asleep;
 mod disk_rig;
 mod rig;
 
@@ -139,4 +140,32 @@ fn a_disk_is_paused_as_any_device_is() {
     assert_eq!(rig.rings[0].reap(), None);
     DeviceThreads::resume(&rig.handle).unwrap();
     rig.reap(0);
+}
+
+#[test]
+fn without_work_each_thread_sleeps_and_a_signal_is_no_work() {
+    let mut nic = rig::Rig::started(rig::LINUX);
+    nic.check();
+    let mut disks = disk_rig::BOTH.map(|async_io| disk_rig::Rig::on(&disk_rig::holes(), async_io));
+    disks.iter_mut().for_each(disk_rig::Rig::check);
+    let (rng, vsock) = (VirtioRng::new().unwrap(), vsock());
+    let (handle, [first, second]) = (nic.handle.clone(), disks.each_ref().map(|disk| disk.handle.clone()));
+    let threads = [
+        asleep::thread_of(|hook| handle.confine(hook).unwrap()),
+        asleep::thread_of(|hook| first.confine(hook).unwrap()),
+        asleep::thread_of(|hook| second.confine(hook).unwrap()),
+        asleep::thread_of(|hook| rng.threads().confine(hook).unwrap()),
+        asleep::thread_of(|hook| vsock.threads().confine(hook).unwrap()),
+    ];
+    for thread in threads {
+        assert!(asleep::sleeps(thread));
+        asleep::interrupt(thread);
+        assert!(asleep::sleeps(thread));
+    }
+    nic.check();
+    disks.iter_mut().for_each(disk_rig::Rig::check);
+    for device in [rng.threads(), vsock.threads()] {
+        device.pause().unwrap();
+        device.resume().unwrap();
+    }
 }

@@ -1,5 +1,7 @@
 //! The socket device, with the mock driver at one end and plain programs at the other.
 
+#[path = "../asleep/mod.rs"]
+mod asleep;
 mod hostile;
 mod rig;
 
@@ -332,4 +334,60 @@ fn an_event_is_noticed_whoever_sleeps() {
         });
         assert!(interrupted, "round {round}");
     }
+}
+
+#[test]
+fn with_nothing_to_say_its_thread_sleeps() {
+    let mut rig = Rig::new();
+    let thread = asleep::thread_of(|hook| rig.threads.confine(hook).unwrap());
+    assert!(asleep::sleeps(thread), "without a driver");
+    rig.start();
+    assert!(asleep::sleeps(thread), "without room");
+    rig.post(8);
+    assert!(asleep::sleeps(thread), "with room");
+    let (mut program, host) = rig.connected();
+    assert!(asleep::sleeps(thread), "connected");
+    program.write_all(b"to the guest").unwrap();
+    rig.receive();
+    rig.send(Packet::new(RW, 1024, host), b"to the host");
+    program.read_exact(&mut [0; 11]).unwrap();
+    assert!(asleep::sleeps(thread), "afterwards");
+    // A program that is in the middle of its line has a deadline.
+    let _greets = rig.program("CONN");
+    assert!(asleep::sleeps(thread), "with a deadline");
+    asleep::interrupt(thread);
+    assert!(asleep::sleeps(thread), "after a signal");
+    program.write_all(b"!").unwrap();
+    assert_eq!(rig.receive().1, b"!");
+}
+
+#[test]
+fn what_programs_say_while_it_is_paused_waits() {
+    let mut rig = Rig::started();
+    rig.post(8);
+    let mut programs = [rig.program("CONN"), rig.program("CONN")];
+    // Both are let in, for this one is.
+    let _third = rig.connected();
+    rig.threads.pause().unwrap();
+    programs[0].write_all(b"ECT x\n").unwrap();
+    programs[1].write_all(b"ECT 1024\n").unwrap();
+    programs[0].set_read_timeout(Some(SHORT)).unwrap();
+    let error = programs[0].read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    rig.expect_silence();
+    rig.threads.resume().unwrap();
+    programs[0].set_read_timeout(Some(LONG)).unwrap();
+    expect_end(&mut programs[0]);
+    rig.expect_after_requests(REQUEST);
+}
+
+#[test]
+fn after_a_reset_programs_are_turned_away_and_nothing_is_touched() {
+    let mut rig = Rig::started();
+    rig.post(8);
+    let (mut program, _) = rig.connected();
+    rig.mmio().reset();
+    expect_end(&mut program);
+    expect_end(&mut rig.program("CONNECT 1024\n"));
+    rig.expect_silence();
 }
