@@ -14,7 +14,7 @@ use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mock::{Buffer, MockMmio, MockRing};
 use devices::virtio::net::VirtioNet;
 use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_RESET, F_VERSION_1};
-use net::{Backend, HEADER_LEN, Iov, Offloads, Sent, SocketBackend};
+use net::{Backend, HEADER_LEN, Iov, Offloads, Sent, SocketBackend, SocketPeer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -635,5 +635,84 @@ fn all_pairs_start_or_none() {
             thread::sleep(Duration::from_millis(20));
             assert_eq!((rings[1].pending(), rings[3].pending()), (0, 0), "one of two pairs runs");
         }
+    }
+}
+
+#[test]
+fn the_shortest_and_the_longest_frame_go_and_longer_ones_are_counted() {
+    // A header, and 64 KiB behind an Ethernet header with a tag.
+    const MOST: usize = HEADER_LEN + 18 + 65536;
+    let mut rig = Rig::started(PLAIN);
+    for len in [0, MOST - HEADER_LEN] {
+        let whole = frame(len, 3);
+        assert!(rig.send(&whole, &[], false));
+        assert!(rig.peer.recv().unwrap() == whole, "{len}");
+    }
+    assert!(rig.send(&frame(MOST - HEADER_LEN + 1, 3), &[], false));
+    wait("the frames", || rig.tx.pending() == 3);
+    assert_eq!(rig.counters.tx_too_long.load(Ordering::Relaxed), 1);
+    assert!(!rig.mmio().needs_reset());
+    rig.check();
+}
+
+#[test]
+fn a_buffer_may_have_room_for_no_more_than_the_header() {
+    let mut rig = Rig::started(LINUX);
+    rig.post_chain(vec![Buffer::writable(CHAIN_DATA, HEADER_LEN as u32)], false);
+    rig.post_chain(vec![Buffer::writable(CHAIN_DATA + 4096, 2048)], false);
+    let into = frame(100, 9);
+    rig.peer.send(&into).unwrap();
+    let (received, chains) = rig.received();
+    assert_same(&received, &into);
+    assert_eq!(chains, 2);
+    // Less is none.
+    rig.post_chain(vec![Buffer::writable(CHAIN_DATA, HEADER_LEN as u32 - 1)], false);
+    wait("the reset", || rig.mmio().needs_reset());
+}
+
+/// A host's end that answers each frame by itself, and whose descriptor says nothing of that.
+struct Answers {
+    silent: SocketBackend,
+    _other: SocketPeer,
+    answers: VecDeque<Vec<u8>>,
+}
+
+impl Backend for Answers {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.silent.fd()
+    }
+    fn send(&mut self, sent: &Iov<'_>) -> io::Result<Sent> {
+        let mut bytes = vec![0; sent.len()];
+        sent.read_at(0, &mut bytes);
+        self.answers.push_back(bytes);
+        Ok(Sent::Answered)
+    }
+    fn recv(&mut self, space: &mut Iov<'_>) -> io::Result<usize> {
+        let answer = self.answers.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        space.write_at(0, &answer);
+        Ok(answer.len())
+    }
+    fn offloads(&self) -> Offloads {
+        self.silent.offloads()
+    }
+    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
+        self.silent.set_offloads(accepted)
+    }
+}
+
+#[test]
+fn what_the_wire_answers_by_itself_the_guest_gets_at_once() {
+    let [(silent, _other), (_, peer)] = [(); 2].map(|()| SocketBackend::pair().unwrap());
+    let mut rig = Rig::with(Box::new(Answers { silent, _other, answers: Default::default() }), peer);
+    rig.start(PLAIN, 256);
+    rig.post(8, 2048);
+    for seed in 0..20 {
+        // It waits for the host by now.
+        thread::sleep(Duration::from_millis(5));
+        let question = frame(80, seed);
+        assert!(rig.send(&question, &[], false));
+        assert_same(&rig.received().0, &question);
+        rig.post(1, 2048);
+        rig.reap_tx();
     }
 }

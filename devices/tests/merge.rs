@@ -27,6 +27,8 @@ struct Host {
     errors: Vec<i32>,
     /// What it answers to packets of several frames, if it takes none.
     refuses: Option<i32>,
+    /// How often it did.
+    refused: usize,
 }
 
 struct End(SocketBackend, Arc<Mutex<Host>>, Offloads);
@@ -41,6 +43,7 @@ impl Backend for End {
         let mut bytes = vec![0; frame.len()];
         assert_eq!(frame.read_at(0, &mut bytes), bytes.len());
         if let Some(error) = host.refuses.filter(|_| bytes[1] != 0) {
+            host.refused += 1;
             return Err(io::Error::from_raw_os_error(error));
         }
         match host.errors.pop() {
@@ -212,6 +215,20 @@ fn a_host_that_refuses_a_kind_gets_its_frames() {
 }
 
 #[test]
+fn each_kind_that_is_refused_is_tried_once_and_no_other_for_it() {
+    let (mut burst, host) = burst();
+    let kinds = [(false, true), (true, true), (false, false)].map(|(v6, tcp)| train(v6, tcp, 3, 100).1);
+    host.lock().unwrap().refuses = Some(libc::EINVAL);
+    for round in 0..3 {
+        for (tried, frames) in (1..).zip(&kinds) {
+            burst.send(frames);
+            assert!(host.lock().unwrap().sent.drain(..).eq(frames.iter().cloned()));
+            assert_eq!(host.lock().unwrap().refused, if round == 0 { tried } else { 3 });
+        }
+    }
+}
+
+#[test]
 fn a_rate_counts_each_frame_of_a_packet() {
     // Five frames at once, or 5000 bytes and what is begun.
     for (limits, most) in [("pps=1k,burst=5", 5), ("rate=8M,burst=5", 36)] {
@@ -237,15 +254,24 @@ fn a_rate_counts_each_frame_of_a_packet() {
 
 #[test]
 fn a_broken_chain_behind_others_ends_the_pair_after_them() {
-    let (end, host) = end(ALL);
-    let mut burst = Burst::new(end);
-    burst.add(&udp(4));
-    // A buffer outside guest memory.
-    burst.tx.add(&[Buffer::readable(1 << 40, 142)]).unwrap();
-    burst.tx.publish();
-    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| burst.pair.process()));
-    assert!(told.is_err(), "the driver is told");
-    assert_eq!(sent(&host), [(5, 442)]);
+    // A buffer outside guest memory, alone and behind one that is a frame of the same flow.
+    let outside = Buffer::readable(1 << 40, 142);
+    for behind in [false, true] {
+        let (end, host) = end(ALL);
+        let mut burst = Burst::new(end);
+        let frames = udp(5);
+        burst.add(&frames[..4]);
+        if behind {
+            let whole = burst.place(&frames[4]);
+            burst.tx.add(&[whole, outside]).unwrap();
+        } else {
+            burst.tx.add(&[outside]).unwrap();
+        }
+        burst.tx.publish();
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| burst.pair.process()));
+        assert!(told.is_err(), "the driver is told");
+        assert_eq!(sent(&host), [(5, 442)]);
+    }
 }
 
 #[test]

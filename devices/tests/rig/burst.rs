@@ -74,6 +74,13 @@ impl Burst {
         this
     }
 
+    /// Writes a frame behind those that are [added](Self::add): the buffer that has it.
+    pub fn place(&mut self, frame: &[u8]) -> Buffer {
+        let at = DATA + (1 << 20);
+        self.memory.write_slice(frame, GuestAddress(at)).unwrap();
+        Buffer::readable(at, frame.len() as u32)
+    }
+
     /// Puts frames on the ring, in two buffers each of which the first has the headers, and shows them.
     pub fn add(&mut self, frames: &[Vec<u8>]) {
         let mut at = DATA;

@@ -324,6 +324,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_never_took_is_not_waited_for() {
+        let Ok(mut uring) = Uring::that_takes_nothing(4) else { return };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let mut flight = Flight::new(&mut uring, &memory);
+        flight.push(0, Operation::Read { offset: 0 }, first(&memory, 4));
+        drop(flight);
+        assert!(uring.is_spent());
+    }
+
+    #[test]
     fn only_what_the_kernel_will_free_is_waited_for() {
         let Some((mut uring, mut write, memory)) = pipe() else { return };
         let errno = io::Error::from_raw_os_error;

@@ -224,4 +224,25 @@ mod tests {
         assert!(poll.polls_on(1000, late, late));
         assert!(poll.row.is_some());
     }
+
+    #[test]
+    fn a_look_and_a_row_have_an_end_to_the_nanosecond() {
+        let nano = Duration::from_nanos(1);
+        for (late, looks) in [(TIME - nano, true), (TIME, false)] {
+            // So long after the last frame, looked at in time.
+            let (mut poll, begin) = looking(1);
+            assert_eq!(poll.polls_on(1, begin, begin + late), looks, "{late:?}");
+            // A look that took so long, with a frame.
+            let (mut poll, begin) = looking(1);
+            assert_eq!(poll.polls_on(2, begin + late, begin + late), looks, "{late:?}");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_something_else_looks_no_more() {
+        let (mut poll, begin) = looking(1);
+        poll.stop();
+        assert!(!poll.polls_on(2, begin, begin));
+        assert_eq!(poll.wanted, OFTEN, "it was not in vain");
+    }
 }

@@ -135,4 +135,20 @@ mod tests {
             assert!(apart < Duration::from_micros(2), "{last:?} after turns of {turn:?}");
         }
     }
+
+    #[test]
+    fn it_is_active_from_the_last_early_wake_up_to_the_first_hold_off_in_vain() {
+        let nano = Duration::from_nanos(1);
+        let mut moderation = KickModeration::new();
+        // One that is as late as it would have held kicks off is not early.
+        (0..10 * OFTEN).for_each(|_| moderation.woken(SHORTEST));
+        assert!(!moderation.is_active());
+        (1..OFTEN).for_each(|_| moderation.woken(SHORTEST - nano));
+        assert!(!moderation.is_active());
+        moderation.woken(SHORTEST - nano);
+        assert!(moderation.is_active());
+        assert!(moderation.holds_off(TURN, 0).is_some() && moderation.is_active());
+        assert!(moderation.holds_off(TURN, WORTH).is_some() && moderation.is_active());
+        assert!(moderation.holds_off(TURN, 2 * WORTH - 1).is_none() && !moderation.is_active());
+    }
 }
