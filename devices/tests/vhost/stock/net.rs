@@ -1,8 +1,9 @@
 //! Frames by the kernel: a NIC on a bridge with a tap from which the test reads and writes.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use devices::virtio::mock::{Buffer, MockRing};
@@ -11,7 +12,7 @@ use devices::virtio::queue::{
     F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_RESET, F_VERSION_1, VirtQueue,
 };
 use devices::virtio::{Activation, ActiveQueue, VirtioDevice};
-use net::{Backend, HEADER_LEN, IovBuffer, Opened, SocketBackend, Tap};
+use net::{Backend, HEADER_LEN, IovBuffer, Offloads, Opened, SocketBackend, Tap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -536,5 +537,63 @@ fn a_wire_of_another_number_of_queues_is_refused() {
         );
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::Unsupported);
         check(&mut rig, &mut peer, 2);
+    });
+}
+
+/// A wire that is asked something of, and wants to look again after a while, so often.
+struct Asked {
+    wire: Box<dyn Backend>,
+    event: OwnedFd,
+    looked: Arc<AtomicU32>,
+    again: Arc<AtomicU32>,
+}
+
+impl Backend for Asked {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.wire.fd()
+    }
+    fn offloads(&self) -> Offloads {
+        self.wire.offloads()
+    }
+    fn set_offloads(&mut self, accepted: Offloads) -> io::Result<()> {
+        self.wire.set_offloads(accepted)
+    }
+    fn vhost_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.wire.vhost_fd()
+    }
+    fn asked_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.event.as_fd())
+    }
+    fn answer(&mut self) -> Option<Duration> {
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        self.looked.fetch_add(1, Ordering::SeqCst);
+        let left = self.again.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.is_ok().then_some(Duration::from_millis(20))
+    }
+}
+
+#[test]
+fn a_wire_that_wants_to_look_again_does() {
+    in_lab("a_wire_that_wants_to_look_again_does", |mut peer, _wire, rig| {
+        drop(rig);
+        let mut opened = wire::opened(&format!("{WIRE},vhost=on"));
+        let (wire, vhosts) = (opened.backends.remove(0), std::mem::take(&mut opened.vhosts));
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+        let (asks, looked, again) =
+            (event.try_clone().unwrap(), Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+        let backend = Asked { wire, event, looked: Arc::clone(&looked), again: Arc::clone(&again) };
+        let nic = VirtioNet::new(config("test", Some(MTU)), vec![Box::new(backend)], vhosts).unwrap();
+        let mut rig = Rig::of(nic, SocketBackend::pair().unwrap().1);
+        rig.start(LINUX, 256);
+        rig.post(64, 2048);
+        assert!(!check(&mut rig, &mut peer, 1));
+        let before = looked.load(Ordering::SeqCst);
+        for turn in 1..4 {
+            again.store(3, Ordering::SeqCst);
+            rustix::io::write(&asks, &1_u64.to_ne_bytes()).unwrap();
+            wait("its last look", || looked.load(Ordering::SeqCst) >= before + 4 * turn);
+            std::thread::sleep(SHORT);
+            assert_eq!(looked.load(Ordering::SeqCst), before + 4 * turn);
+        }
     });
 }
