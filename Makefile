@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
 	-C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,resources/no-unwind.ld
 
-.PHONY: help run test soak fuzz lab bench setup debian kernel build clean
+.PHONY: help run test soak fuzz mutants lab bench setup debian kernel build clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ soak: debian ## the same, with each guest on every transport and carrier of fram
 
 fuzz: ## hostile input for all that reads some, a minute each; CONTRIBUTING.md has more
 	@tests/fuzz/run
+
+mutants: ## changes of a package's code that no test sees, make mutants PACKAGE=net; needs cargo-mutants, takes half an hour
+	@tests/mutants/run $(or $(PACKAGE),devices)
 
 lab: ## a shell where KVM is real; make lab CMD='...' runs that there instead
 	@if [ -n "$$CMD" ]; then tests/lab/lab -- bash -c "$$CMD"; else tests/lab/lab; fi

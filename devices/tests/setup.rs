@@ -8,6 +8,7 @@ use devices::BusDevice;
 use devices::pci::msix::Message;
 use devices::pci::{EventRoutes, Function};
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::mock::{MockMmio, MockRing};
 use devices::virtio::pci::PciTransport;
 use devices::virtio::queue::{F_RING_RESET, F_VERSION_1, QueueSetup};
 use devices::virtio::{Activation, ActiveQueue, VirtioDevice};
@@ -388,4 +389,13 @@ fn only_a_write_to_the_control_of_msi_x_changes_where_interrupts_go() {
         Function::write_config(&*pci, msix + at, &[0; 4][..len]);
         assert_eq!(std::mem::take(&mut rig.seen.lock().unwrap().rerouted), told, "{len} bytes at {at}");
     }
+}
+
+#[test]
+fn the_mock_driver_tells_all_of_a_ring_s_place() {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(MEMORY), 0x10000)]).unwrap();
+    let bus = MmioTransport::new(Box::new(Dummy(Arc::default())), memory.clone(), EventFd::new(0).unwrap())
+        .unwrap();
+    let (driver, ring) = (MockMmio::new(&bus), MockRing::new(&memory, MEMORY + 0x1000, 8, false));
+    assert!(driver.negotiate(F_VERSION_1) && driver.set_queue(0, ring.setup()));
 }

@@ -349,3 +349,14 @@ impl<'a> MockMmio<'a> {
         self.write(VIRTIO_MMIO_STATUS, 0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_takes_its_three_parts_and_no_more() {
+        // Descriptors of 16 bytes, 6 and 2 each, and 6 and 8 each from a multiple of four on (§2.7).
+        assert_eq!([1, 2, 8, 256].map(MockRing::bytes), [24 + 14, 44 + 22, 152 + 70, 4616 + 2054]);
+    }
+}
