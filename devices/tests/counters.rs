@@ -70,3 +70,18 @@ fn a_frame_for_which_no_room_comes_is_told_from_one_that_never_fits() {
     wait("the loss", || rig.dropped() == (0, 2));
     assert_eq!(counts(&rig), (1, 1, 0));
 }
+
+#[test]
+fn each_wait_is_a_system_call() {
+    let mut rig = Rig::started(PLAIN);
+    rig.tx.want_interrupts(false);
+    let before = read(&rig.counters.calls);
+    for turn in 1..=20 {
+        assert!(rig.send(&frame(60, turn), &[], false));
+        rig.peer.recv().unwrap();
+        wait("the frame's end", || rig.tx.pending() > 0);
+        rig.reap_tx();
+        // It sends, and asks for events then, once at least.
+        wait("its wait", || read(&rig.counters.calls) >= before + 2 * turn);
+    }
+}
