@@ -85,3 +85,18 @@ fn each_wait_is_a_system_call() {
         wait("its wait", || read(&rig.counters.calls) >= before + 2 * turn);
     }
 }
+
+#[test]
+fn the_bytes_of_frames_are_counted_without_their_headers() {
+    let mut rig = Rig::started(PLAIN);
+    rig.post(16, 2048);
+    for (turn, len) in (1..).zip([60, 61, 1000]) {
+        rig.peer.send(&frame(len, 1)).unwrap();
+        rig.received();
+        assert!(rig.send(&frame(len + 7, 1), &[], false));
+        rig.peer.recv().unwrap();
+        wait("both", || read(&rig.counters.rx_frames) == turn && read(&rig.counters.tx_frames) == turn);
+    }
+    wait("the bytes", || read(&rig.counters.tx_bytes) == 1121 + 21);
+    assert_eq!(read(&rig.counters.rx_bytes), 1121);
+}

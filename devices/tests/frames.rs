@@ -670,6 +670,16 @@ fn a_buffer_may_have_room_for_no_more_than_the_header() {
     wait("the reset", || rig.mmio().needs_reset());
 }
 
+#[test]
+fn room_in_more_buffers_than_a_frame_may_have_is_none() {
+    let mut rig = Rig::started(LINUX);
+    let pieces: Vec<_> = (0..1025).map(|piece| Buffer::writable(CHAIN_DATA + 4 * piece, 2)).collect();
+    rig.rx.add_indirect(CHAIN_DATA + 0x1_0000, &pieces).unwrap();
+    rig.kick_rx();
+    rig.peer.send(&frame(100, 1)).unwrap();
+    wait("the reset", || rig.mmio().needs_reset());
+}
+
 /// A host's end that answers each frame by itself, and whose descriptor says nothing of that.
 struct Answers {
     silent: SocketBackend,

@@ -123,6 +123,7 @@ impl Nic {
 fn no_driver_makes_or_ends_a_thread() {
     let mut nic = Nic::new("life");
     wait("the threads", || threads("life-").len() == PAIRS);
+    assert_eq!(nic.handle.pairs(), PAIRS);
     let born = threads("life-");
     assert!(nic.handle.thread_names().eq(born.keys()), "{born:?}");
     for _ in 0..3 {

@@ -5,7 +5,7 @@ use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -693,16 +693,17 @@ fn memory_that_nobody_can_map_is_not_shared() {
     assert!(!rig.known.requests.lock().unwrap().contains(&(Request::SET_MEM_TABLE as u32)));
 }
 
-/// A transport that has an eventfd for each queue, and then another one.
-struct Vectors([EventFd; 2], AtomicBool);
+/// A transport that has an eventfd for each queue, then another one, and then none and is told which queue it is.
+struct Vectors([EventFd; 2], AtomicUsize, Mutex<Vec<u16>>);
 
 impl Interrupt for Vectors {
-    fn queue(&self, _: u16) -> std::io::Result<()> {
-        panic!("the back end tells by itself");
+    fn queue(&self, index: u16) -> std::io::Result<()> {
+        self.2.lock().unwrap().push(index);
+        Ok(())
     }
 
     fn event(&self, _: u16) -> Option<&EventFd> {
-        Some(&self.0[usize::from(self.1.load(Ordering::SeqCst))])
+        self.0.get(self.1.load(Ordering::SeqCst))
     }
 
     fn config(&self) -> std::io::Result<()> {
@@ -721,7 +722,7 @@ fn interrupts_come_by_the_vectors_of_the_moment() {
     let mut device = VirtioFs::new("share0", "data", back_end, Box::new(|| ())).unwrap();
     let memory = memory();
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-    let vectors = Arc::new(Vectors([event(), event()], AtomicBool::new(false)));
+    let vectors = Arc::new(Vectors([event(), event()], AtomicUsize::new(0), Mutex::default()));
     let mut ring = MockRing::new(&memory, RING, 16, true);
     let kick = Arc::new(event());
     device
@@ -736,16 +737,20 @@ fn interrupts_come_by_the_vectors_of_the_moment() {
             }],
         })
         .unwrap();
-    for vector in [0, 1] {
-        vectors.1.store(vector == 1, Ordering::SeqCst);
+    for vector in [0, 1, 2] {
+        vectors.1.store(vector, Ordering::SeqCst);
         device.rerouted();
         let head = ring.add(&[Buffer::readable(DATA, 40), Buffer::writable(DATA + 64, 16)]).unwrap();
         ring.want_interrupts(true);
         ring.publish();
         kick.write(1).unwrap();
         assert_eq!(wait(|| ring.reap()), Some((head, 16)));
+        if vector == 2 {
+            assert!(wait(|| vectors.2.lock().unwrap().pop()) == Some(1));
+            break;
+        }
         assert!(wait(|| vectors.0[vector].read().ok()).is_some(), "{vector}");
-        assert!(vectors.0[1 - vector].read().is_err(), "{vector}");
+        assert!(vectors.0[1 - vector].read().is_err() && vectors.2.lock().unwrap().is_empty(), "{vector}");
     }
     device.reset();
     drop(device);

@@ -365,9 +365,41 @@ mod tests {
 
     use super::*;
     use crate::virtio::block::medium::Medium;
+    use crate::virtio::block::thread::ring;
     use crate::virtio::block::{F_DISCARD, MAX_BYTES, QUEUE_SIZE, SEG_MAX, SERIAL_MAX, SIZE_MAX};
     use crate::virtio::mock::{Buffer, MockRing, NoInterrupts};
     use crate::virtio::queue::{F_INDIRECT_DESC, F_VERSION_1};
+
+    /// What the queues of a disk on that file have in common.
+    fn common(file: &File) -> Common {
+        let medium = Medium {
+            file: file.try_clone().unwrap(),
+            bytes: MAX_BYTES,
+            read_only: false,
+            overlay: None,
+            direct: None,
+            logical_block: 512,
+            physical_block: 512,
+            discards: false,
+        };
+        Common {
+            name: "test".into(),
+            limits: Limits { bytes: MAX_BYTES, read_only: false, features: F_DISCARD },
+            store: Store::new(medium),
+            id: [0; SERIAL_MAX],
+            durable: AtomicBool::new(false),
+            broken: Default::default(),
+            refused: Default::default(),
+        }
+    }
+
+    #[test]
+    fn io_uring_is_had_where_it_is_wanted() {
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let common = common(&file);
+        assert!(ring(&common, false).is_err());
+        assert_eq!(ring(&common, true).is_ok(), ring_on(&file).is_some());
+    }
 
     /// A queue of that file with ten requests, as long as they may be: reads of its start, all into the same place.
     fn with_requests(file: &File, uring: Option<&mut Uring>, test: impl FnOnce(Session<'_, '_>, MockRing)) {
@@ -383,25 +415,7 @@ mod tests {
         data: &[Buffer],
         test: impl FnOnce(Session<'_, '_>, MockRing),
     ) {
-        let medium = Medium {
-            file: file.try_clone().unwrap(),
-            bytes: MAX_BYTES,
-            read_only: false,
-            overlay: None,
-            direct: None,
-            logical_block: 512,
-            physical_block: 512,
-            discards: false,
-        };
-        let common = Common {
-            name: "test".into(),
-            limits: Limits { bytes: MAX_BYTES, read_only: false, features: F_DISCARD },
-            store: Store::new(medium),
-            id: [0; SERIAL_MAX],
-            durable: AtomicBool::new(false),
-            broken: Default::default(),
-            refused: Default::default(),
-        };
+        let common = common(file);
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let mut ring = MockRing::new(&memory, 0x1000, 64, false);
         let queue = VirtQueue::new(ring.setup(), F_VERSION_1 | F_INDIRECT_DESC, &memory).unwrap();

@@ -112,7 +112,7 @@ pub(super) fn spawn(
     })
 }
 
-fn ring(common: &Common, wanted: bool) -> io::Result<Uring> {
+pub(super) fn ring(common: &Common, wanted: bool) -> io::Result<Uring> {
     match common.store.plain() {
         _ if !wanted => Err(io::Error::other("so it was asked for")),
         None => Err(io::Error::other("its disk is two files")),
