@@ -394,8 +394,11 @@ fn only_a_write_to_the_control_of_msi_x_changes_where_interrupts_go() {
 #[test]
 fn the_mock_driver_tells_all_of_a_ring_s_place() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(MEMORY), 0x10000)]).unwrap();
-    let bus = MmioTransport::new(Box::new(Dummy(Arc::default())), memory.clone(), EventFd::new(0).unwrap())
-        .unwrap();
+    let seen = Arc::default();
+    let device = Dummy(Arc::clone(&seen));
+    let bus = MmioTransport::new(Box::new(device), memory.clone(), EventFd::new(0).unwrap()).unwrap();
     let (driver, ring) = (MockMmio::new(&bus), MockRing::new(&memory, MEMORY + 0x1000, 8, false));
     assert!(driver.negotiate(F_VERSION_1) && driver.set_queue(0, ring.setup()));
+    driver.start();
+    assert_eq!(seen.lock().unwrap().starts, [(F_VERSION_1, vec![(0, *ring.setup())])]);
 }
