@@ -103,3 +103,17 @@ fn a_literal_can_be_what_the_match_would_go_on_with() {
         assert!(decode(properties, &input, bytes.len()).is_ok_and(|out| out == bytes), "{last:#x}");
     }
 }
+
+#[test]
+fn a_state_that_is_reset_has_its_properties_and_has_learned_nothing() {
+    for (pb, lp) in (0..=4).flat_map(|pb| (0..=4).map(move |lp| (pb, lp))) {
+        for lc in 0..=4 - lp {
+            let mut state = State::new((pb * 45 + lp * 9 + lc) as u8).ok().unwrap();
+            (state.state, state.rep[0], state.literal[0][1]) = (7, 3, 1);
+            state.reset().ok().unwrap();
+            assert_eq!((state.lc, state.lp, state.pb), (lc, lp, pb));
+            assert_eq!((state.state, state.rep[0], state.literal[0][1]), (0, 0, HALF));
+            assert_eq!(state.literal.len(), 1 << (lc + lp));
+        }
+    }
+}
