@@ -20,8 +20,13 @@ pub(super) struct Pax {
     /// By the formats 0.0 and 0.1: offsets and lengths in turn.
     pub(super) sparse_map: Vec<u64>,
     sparse_major: Option<u64>,
+    /// Keys whose values are taken back, also what all files have by them.
+    taken_back: Vec<&'static str>,
     any: bool,
 }
+
+/// Keys that all files may have a value by, and one may have none.
+const KEYS: [&str; 6] = ["path", "linkpath", "size", "uid", "gid", "mtime"];
 
 impl Pax {
     pub(super) fn is_empty(&self) -> bool {
@@ -57,6 +62,12 @@ impl Pax {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        if let Some(known) = KEYS.iter().find(|known| known.as_bytes() == key) {
+            self.taken_back.retain(|taken| taken != known);
+            if value.is_empty() {
+                self.taken_back.push(known);
+            }
+        }
         let text = || (!value.is_empty()).then(|| value.to_vec());
         let number = || match value {
             b"" => Some(None),
@@ -99,13 +110,14 @@ impl Pax {
             return own;
         }
         let mut all = self.clone();
-        let Self { path, link, size, uid, gid, mtime, xattrs, .. } = own;
-        all.path = path.or(all.path);
-        all.link = link.or(all.link);
-        all.size = size.or(all.size);
-        all.uid = uid.or(all.uid);
-        all.gid = gid.or(all.gid);
-        all.mtime = mtime.or(all.mtime);
+        let Self { path, link, size, uid, gid, mtime, xattrs, taken_back, .. } = own;
+        let holds = |key| !taken_back.contains(&key);
+        all.path = path.or(all.path.filter(|_| holds("path")));
+        all.link = link.or(all.link.filter(|_| holds("linkpath")));
+        all.size = size.or(all.size.filter(|_| holds("size")));
+        all.uid = uid.or(all.uid.filter(|_| holds("uid")));
+        all.gid = gid.or(all.gid.filter(|_| holds("gid")));
+        all.mtime = mtime.or(all.mtime.filter(|_| holds("mtime")));
         all.xattrs.extend(xattrs);
         all.sparse_name = own.sparse_name;
         all.sparse_size = own.sparse_size;
@@ -292,6 +304,19 @@ mod tests {
             told(Pax::default().with(own)),
             (both.0, both.1, both.2, both.3, both.4, "own own".into())
         );
+        // One that has none takes back what all have, and that alone, until it has one after all.
+        for key in KEYS {
+            let has = |pax: &Pax| {
+                let Pax { path, link, size, uid, gid, mtime, .. } = pax;
+                let ids = [size, uid, gid].map(Option::is_some);
+                [path.is_some(), link.is_some(), ids[0], ids[1], ids[2], mtime.is_some()]
+            };
+            let none = read(&[(key, "1234567"), (key, "")]).unwrap();
+            assert_eq!(has(&all.with(none.clone())), KEYS.map(|other| other != key), "{key}");
+            let mut some = none;
+            read_more(&mut some, &[(key, "1234567")]).unwrap();
+            assert_eq!(has(&all.with(some)), [true; 6], "{key}");
+        }
         // Of one file's holes nothing is lost, and none are every file's.
         let sparse =
             read(&[("GNU.sparse.name", "s"), ("GNU.sparse.size", "9"), ("GNU.sparse.map", "1,2")]).unwrap();
