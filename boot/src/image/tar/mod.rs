@@ -143,7 +143,9 @@ impl<'a> Reader<'a> {
         };
         let device = || {
             let (major, minor) = header.device();
-            Ok((id("device number", major)?, id("device number", minor)?))
+            // Linux has no larger ones (`MAJOR` and `MINOR` of a `dev_t`).
+            let major = id("device number", major.filter(|major| *major < 1 << 12))?;
+            Ok((major, id("device number", minor.filter(|minor| *minor < 1 << 20))?))
         };
         let stored = pax.size.unwrap_or(size);
         let kind = match header.kind() {

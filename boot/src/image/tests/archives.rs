@@ -285,3 +285,25 @@ fn a_file_of_a_directory_that_changes_is_noticed() {
     let error = copy_content(content, 0, 4, &mut Vec::new()).unwrap_err().of("IMAGE", content, "cache");
     assert_eq!(error.to_string(), "file of the image IMAGE changed while it was read");
 }
+
+#[test]
+fn a_device_has_a_number_as_linux_has_them() {
+    for (major, minor, has) in [(0o7777, 0o3777777, true), (0o10000, 0, false), (0, 0o4000000, false)] {
+        for kind in *b"34" {
+            let mut tar = Tar::default().raw(b"device", kind, b"", "0", b"");
+            let mut header: [u8; 512] = std::mem::take(&mut tar.0).try_into().unwrap();
+            header[329..336].copy_from_slice(format!("{major:07o}").as_bytes());
+            header[337..344].copy_from_slice(format!("{minor:07o}").as_bytes());
+            tar.seal(header);
+            let loaded = load(&tar.end());
+            match loaded {
+                Ok(image) if has => {
+                    let letter = if kind == b'3' { 'c' } else { 'b' };
+                    assert_eq!(listing(&image.tree)["/device"].what, What::Device(letter, major, minor));
+                }
+                Err(error) if !has => assert!(format!("{error:?}").contains("device number"), "{error:?}"),
+                _ => panic!("{major:o} {minor:o}: {}", loaded.is_ok()),
+            }
+        }
+    }
+}
