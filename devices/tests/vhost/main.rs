@@ -3,6 +3,8 @@
 mod interrupts;
 #[path = "../../../net/tests/namespace/mod.rs"]
 mod namespace;
+#[path = "../vsock/packet.rs"]
+mod packet;
 #[path = "../rig/mod.rs"]
 mod rig;
 

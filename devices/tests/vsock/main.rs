@@ -3,6 +3,7 @@
 #[path = "../asleep/mod.rs"]
 mod asleep;
 mod hostile;
+mod packet;
 mod rig;
 
 use std::io::{Read, Write};

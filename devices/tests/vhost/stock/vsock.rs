@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::interrupts::Interrupts;
 use crate::namespace::skip;
+use crate::packet::*;
 
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
@@ -29,12 +30,6 @@ const RX_DATA: u64 = 0x1_0000;
 const TX_DATA: u64 = 0x4_0000;
 /// The guest's port.
 const PORT: u32 = 1024;
-const REQUEST: u16 = 1;
-const RESPONSE: u16 = 2;
-const RST: u16 = 3;
-const SHUTDOWN: u16 = 4;
-const RW: u16 = 5;
-const CREDIT_UPDATE: u16 = 6;
 
 struct Guest {
     device: VhostVsock,
@@ -45,9 +40,6 @@ struct Guest {
     tx: MockRing,
     kicks: [Arc<EventFd>; 2],
 }
-
-/// A packet, without its payload: its ports, operation and length.
-type Packet = (u32, u32, u16, u32);
 
 impl Guest {
     /// A device without a driver, or none.
@@ -124,10 +116,9 @@ impl Guest {
                 let mut bytes = vec![0; len as usize];
                 self.memory.read_slice(&mut bytes, GuestAddress(RX_DATA + PLACE * u64::from(head))).unwrap();
                 self.post(1);
-                let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-                assert_eq!((word(0), word(8)), (2, self.cid));
-                let packet = (word(16), word(20), (word(28) >> 16) as u16, word(24));
-                return Some((packet, bytes[44..].to_vec()));
+                let packet = Packet::parse(&bytes);
+                assert_eq!((packet.src_cid, packet.dst_cid), (2, self.cid.into()));
+                return Some((packet, bytes.split_off(HEADER)));
             }
             if Instant::now() > until {
                 return None;
@@ -141,10 +132,10 @@ impl Guest {
     fn expect(&mut self, op: u16) -> (Packet, Vec<u8>) {
         loop {
             let received = self.receive_within(LONG).expect("the kernel says nothing");
-            if received.0.2 == op {
+            if received.0.op == op {
                 return received;
             }
-            assert!([RST, SHUTDOWN, CREDIT_UPDATE].contains(&received.0.2), "{received:?}");
+            assert!([RST, SHUTDOWN, CREDIT_UPDATE].contains(&received.0.op), "{received:?}");
         }
     }
 
@@ -154,12 +145,8 @@ impl Guest {
     }
 
     fn send(&mut self, op: u16, host: u32, payload: &[u8]) {
-        let mut bytes = Vec::new();
-        [u64::from(self.cid), 2].iter().for_each(|cid| bytes.extend(cid.to_le_bytes()));
-        let kind_and_op = 1 | u32::from(op) << 16;
-        for word in [PORT, host, payload.len() as u32, kind_and_op, 0, 65536, 0] {
-            bytes.extend(word.to_le_bytes());
-        }
+        let len = payload.len() as u32;
+        let mut bytes = Packet { src_cid: self.cid.into(), len, ..Packet::new(op, PORT, host) }.bytes();
         bytes.extend(payload);
         while self.tx.reap().is_some() {}
         let head = self.tx.add(&[Buffer::readable(0, 0)]).unwrap();
@@ -195,8 +182,9 @@ impl Guest {
     /// Such a program once it is connected, and its port.
     fn connected(&mut self) -> (UnixStream, u32) {
         let program = self.program();
-        let ((host, port, ..), payload) = self.expect(REQUEST);
-        assert_eq!((port, payload.len()), (PORT, 0));
+        let (request, payload) = self.expect(REQUEST);
+        let host = request.src_port;
+        assert_eq!((request.dst_port, payload.len()), (PORT, 0));
         self.send(RESPONSE, host, b"");
         let long = Timespec { tv_sec: LONG.as_secs() as i64, tv_nsec: 0 };
         assert_eq!(poll(&mut [PollFd::new(&program, PollFlags::OUT)], Some(&long)).unwrap(), 1);
@@ -213,7 +201,8 @@ impl Guest {
         program.read_exact(&mut said).unwrap();
         assert_eq!(&said, b"from the guest");
         program.write_all(b"to it").unwrap();
-        assert_eq!(self.expect(RW), ((host, PORT, RW, 5), b"to it".to_vec()));
+        let (packet, payload) = self.expect(RW);
+        assert_eq!((packet.src_port, packet.dst_port, &payload[..]), (host, PORT, &b"to it"[..]));
     }
 }
 
@@ -236,7 +225,7 @@ fn a_stream_passes_and_each_queue_interrupts_for_itself() {
         return;
     };
     let waits = guest.program();
-    let ((host, ..), _) = guest.expect(REQUEST);
+    let host = guest.expect(REQUEST).0.src_port;
     guest.interrupts.wait("room was used", |interrupts| interrupts.counted()[0] > 0);
     assert_eq!(guest.interrupts.counted()[1], 0, "nothing was sent");
     let before = guest.interrupts.counted()[0];
