@@ -86,7 +86,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
             worker.life.give_carrier_back();
             return;
         }
-        let mut more = None;
+        let mut other = None;
         let timeout = match &mut worker.life.state {
             State::Running(pair) => {
                 let before = pair.moved();
@@ -103,7 +103,7 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
                     unwatch(gone, &mut ops(&mut manager, id));
                     continue;
                 }
-                more = pair.watches_more();
+                other = pair.watches_otherwise();
                 pair.count_wait();
                 // With work left, events are only collected: neither direction starves the other or a message.
                 if looks_again || pair.has_work() {
@@ -115,11 +115,11 @@ fn run(mut manager: EventManager<Worker>, id: SubscriberId) {
             }
             _ => -1,
         };
-        if let Some(events) = more
+        if let Some(events) = other
             && let Err(error) = ops(&mut manager, id).modify(events)
         {
             let life = &mut subscriber(&mut manager, id).life;
-            log::error!("{}: cannot watch for room at the host: {error}", life.name);
+            log::error!("{}: cannot watch the host in another way: {error}", life.name);
             if let State::Running(pair) = &mut life.state {
                 pair.end();
             }
@@ -190,7 +190,9 @@ impl Idle {
             pair.look_for_a_moment();
             return true;
         }
-        match self.kicks.holds_off(began.elapsed(), pair.moved()) {
+        // A driver that has nothing posted is not to be left alone: it may be done long before a hold-off is over.
+        let time = if pair.is_dry() { None } else { self.kicks.holds_off(began.elapsed(), pair.moved()) };
+        match time {
             // No message, no interrupt that is owed, and no other direction waits for longer than that.
             Some(time) => {
                 let due = pair.interrupt_due();
@@ -288,6 +290,26 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
 
     use super::*;
+    use crate::virtio::mock::Buffer;
+    use crate::virtio::net::queue_pair::double::{self, DATA};
+
+    #[test]
+    fn kicks_are_not_held_off_while_the_driver_has_to_post() {
+        for posted in [false, true] {
+            let (mut pair, mut rx) = double::pair();
+            if posted {
+                rx.add(&[Buffer::writable(DATA, 2048)]).unwrap();
+                rx.publish();
+            }
+            pair.process();
+            assert_eq!(pair.is_dry(), !posted);
+            let mut idle = Idle::new();
+            (0..100).for_each(|_| idle.woken(Duration::ZERO, false));
+            assert!(idle.kicks.is_active());
+            assert_eq!(idle.looks_again(&mut pair, true, Instant::now()), posted);
+            assert!(!pair.is_dry(), "it waits for the driver's kick");
+        }
+    }
 
     #[test]
     fn the_timer_rings_for_what_it_is_set_to_and_is_set_once() {

@@ -255,7 +255,7 @@ impl VirtQueue {
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
     pub fn has_more(&self, rings: &Mapped<'_>) -> Result<bool, Error> {
-        Ok(load(&rings.avail_ring, 2, Ordering::Relaxed)? != self.avail)
+        Ok(self.added(rings)? > 0)
     }
 
     /// Asks the driver to kick once there is more than was known, and looks again. False where there is, for it may have been
@@ -264,17 +264,36 @@ impl VirtQueue {
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
     pub fn arm(&mut self, rings: &Mapped<'_>) -> Result<bool, Error> {
+        self.arm_after(rings, 1)
+    }
+
+    /// The same, once there are so many chains `more`; without EVENT_IDX, which alone can say that, once there is one.
+    ///
+    /// # Errors
+    /// As for [`arm`](Self::arm).
+    pub fn arm_after(&mut self, rings: &Mapped<'_>, more: u16) -> Result<bool, Error> {
         self.kicks_wanted = true;
+        let more = if self.queue.event_idx_enabled() { more.max(1) } else { 1 };
         let (offset, value) = match self.queue.event_idx_enabled() {
-            // `avail_event`: the entry behind the last one known (§2.7.10.1).
-            true => (4 + 8 * usize::from(self.size()), self.avail),
+            // `avail_event`: the entry with which it is to kick, the first one that is not known being 0 (§2.7.10.1).
+            true => (4 + 8 * usize::from(self.size()), self.avail.wrapping_add(more - 1)),
             false => (0, 0),
         };
         rings.used_ring.store(value.to_le(), offset, Ordering::Relaxed).map_err(GuestMemoryError::from)?;
         // The driver adds, then looks whether to kick; here it is the wish, then the look. With a full fence on both sides, one
         // of the two sees the other.
         full_fence();
-        Ok(!self.has_more(rings)?)
+        Ok(self.added(rings)? < more)
+    }
+
+    /// Whether the driver is told when to kick by an index, and not only whether.
+    pub fn kicks_by_index(&self) -> bool {
+        self.queue.event_idx_enabled()
+    }
+
+    /// How many chains the driver has added behind the last one that was known.
+    fn added(&self, rings: &Mapped<'_>) -> Result<u16, Error> {
+        Ok(load(&rings.avail_ring, 2, Ordering::Relaxed)?.wrapping_sub(self.avail))
     }
 
     /// Puts the chain that was last taken back: "not now". As many can go back as were taken and not used.

@@ -352,6 +352,37 @@ fn a_device_that_sleeps_and_a_driver_that_adds_do_not_miss_each_other() {
 }
 
 #[test]
+fn a_kick_is_asked_for_with_a_later_chain_by_index_alone() {
+    for start in [0, u16::MAX - 2] {
+        for features in [0, F_EVENT_IDX] {
+            let (memory, mut driver, mut queue) = ring(features);
+            driver.start_at(start);
+            queue.set_state(QueueState { next_avail: start, next_used: start });
+            let rings = queue.map(&memory).unwrap();
+            let by_index = features != 0;
+            assert_eq!(queue.kicks_by_index(), by_index);
+            // None is none at all, and taken for one.
+            for (asked, kicks_with) in [(3, 3), (1, 1), (0, 1)] {
+                assert!(queue.arm_after(&rings, asked).unwrap());
+                let kicks_with = if by_index { kicks_with } else { 1 };
+                for added in 1..=kicks_with {
+                    driver.add(&[Buffer::writable(DATA, 4)]).unwrap();
+                    assert_eq!(driver.publish(), added == kicks_with, "{added} of {asked}");
+                }
+                // What is there by then is seen at once; one more is waited for.
+                assert!(!queue.arm_after(&rings, asked).unwrap());
+                assert_eq!(queue.arm_after(&rings, kicks_with + 1).unwrap(), by_index);
+                while let Some(chain) = queue.next(&rings).unwrap() {
+                    queue.push_used(&rings, chain.head, 0);
+                }
+                queue.publish(&rings).unwrap();
+                while driver.reap().is_some() {}
+            }
+        }
+    }
+}
+
+#[test]
 fn a_driver_that_sleeps_and_a_device_that_uses_do_not_miss_each_other() {
     for features in [0, F_EVENT_IDX] {
         let (memory, mut driver, mut queue) = ring(features);

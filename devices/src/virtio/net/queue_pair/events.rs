@@ -49,18 +49,31 @@ impl QueuePair {
     }
 
     fn host_event(&self) -> Events {
-        let out = if self.watches_out { EventSet::OUT } else { EventSet::empty() };
-        Events::with_data(&self.parts.backend.fd(), HOST, EDGE | out)
+        Events::with_data(&self.parts.backend.fd(), HOST, self.host_events)
     }
 
-    /// The event that is to be watched in another way, once the host has no room: for room as well, and from then on for good. A
-    /// descriptor that is always writable would otherwise wake the thread for each frame that it has read by then, as epoll(7)
-    /// tells all that is true when something becomes so.
-    pub(in crate::virtio::net) fn watches_more(&mut self) -> Option<Events> {
-        if self.transmit != Next::Host || self.watches_out {
+    /// The host's event, where it is to be watched in another way before the thread sleeps.
+    ///
+    /// For room as well, once the host had none, and from then on for good: a descriptor that is always writable would otherwise
+    /// wake the thread for each frame that it has read by then, as epoll(7) tells all that is true when something becomes so.
+    ///
+    /// For frames no more, once one woke a thread that waits for something else, until it waits for the host again: a guest that is
+    /// slower than its host would be stopped for each frame that it has no room for. What came meanwhile is an event then.
+    pub(in crate::virtio::net) fn watches_otherwise(&mut self) -> Option<Events> {
+        let mut set = self.host_events;
+        if self.transmit == Next::Host {
+            set.insert(EventSet::OUT);
+        }
+        let in_vain = std::mem::take(&mut self.woken_in_vain);
+        if self.receive == Next::Host {
+            set.insert(EventSet::IN);
+        } else if in_vain {
+            set.remove(EventSet::IN);
+        }
+        if std::mem::replace(&mut self.host_events, set) == set {
             return None;
         }
-        self.watches_out = true;
+        count(&self.parts.counters.calls, 1);
         Some(self.host_event())
     }
 
@@ -89,6 +102,8 @@ impl QueuePair {
             CARRIER => self.carrier_failed(),
             _ => {
                 if failed || set.contains(EventSet::IN) {
+                    let sleeps = !matches!(self.receive, Next::Host | Next::Work | Next::Ring);
+                    self.woken_in_vain |= sleeps;
                     wake(&mut self.receive, Next::Host);
                 }
                 if failed || set.contains(EventSet::OUT) {
@@ -101,44 +116,15 @@ impl QueuePair {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
     use net::SocketBackend;
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
-    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+    use super::super::double;
     use super::*;
-    use crate::virtio::device::ActiveQueue;
-    use crate::virtio::mock::{MockRing, NoInterrupts};
-    use crate::virtio::net::queue_pair::ReceiveSpace;
-    use crate::virtio::queue::{F_VERSION_1, VirtQueue};
 
     fn pair() -> QueuePair {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
-        let queue = |index, base| {
-            let ring = MockRing::new(&memory, base, 8, false);
-            let ring = VirtQueue::new(ring.setup(), F_VERSION_1, &memory).unwrap();
-            ActiveQueue { index, ring, kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
-        };
-        QueuePair::new(PairParts {
-            name: "test".into(),
-            memory: memory.clone(),
-            accepted: F_VERSION_1,
-            interrupt: Arc::new(NoInterrupts),
-            rx: queue(0, 0x1000),
-            tx: queue(1, 0x2000),
-            backend: Box::new(SocketBackend::pair().unwrap().0),
-            space: ReceiveSpace::new(F_VERSION_1, None),
-            carrier: None,
-            control: None,
-            enabled: true,
-            offloads: net::Offloads::default(),
-            filter: net::RxFilter::new(net::Mac::random().unwrap()),
-            poll: Some(std::time::Duration::ZERO),
-            rate: None,
-            counters: Arc::default(),
-            broken: Arc::default(),
-        })
+        double::pair().0
     }
 
     #[test]
@@ -148,18 +134,57 @@ mod tests {
             let host = pair.watched().into_iter().find(|events| events.data() == HOST);
             host.expect("it is watched").event_set()
         };
-        assert!(pair.watches_more().is_none());
+        assert!(pair.watches_otherwise().is_none());
         assert_eq!(watched(&pair), EDGE);
         pair.transmit = Next::Host;
-        let more = pair.watches_more().expect("there is no room");
+        let more = pair.watches_otherwise().expect("there is no room");
         assert_eq!((more.data(), more.event_set()), (HOST, EDGE | EventSet::OUT));
         // It stays so when the pair is watched anew, as after a pause.
-        assert!(pair.watches_more().is_none());
+        assert!(pair.watches_otherwise().is_none());
         pair.transmit = Next::Ring;
+        assert!(pair.watches_otherwise().is_none());
         assert_eq!(watched(&pair), EDGE | EventSet::OUT);
         // Of another wire nothing is known.
         pair.take_end(Box::new(SocketBackend::pair().unwrap().0));
         assert_eq!(watched(&pair), EDGE);
+    }
+
+    #[test]
+    fn frames_are_not_watched_for_by_who_sleeps_for_something_else() {
+        let frame = |pair: &QueuePair| Events::with_data(&pair.parts.backend.fd(), HOST, EventSet::IN);
+        let soon = Instant::now() + Duration::from_secs(1);
+        for waits in [Next::Driver, Next::Tokens(soon), Next::Control, Next::Reset] {
+            let mut pair = pair();
+            pair.receive = waits;
+            // As long as none comes, to watch for them costs nothing.
+            assert!(pair.watches_otherwise().is_none());
+            pair.note(frame(&pair));
+            assert_eq!(pair.receive, waits);
+            let none = pair.watches_otherwise().expect("one came in vain").event_set();
+            assert_eq!(none, EventSet::EDGE_TRIGGERED);
+            assert!(pair.watches_otherwise().is_none());
+            // It does not wait for the host yet.
+            pair.receive = Next::Work;
+            assert!(pair.watches_otherwise().is_none());
+            pair.receive = Next::Host;
+            assert_eq!(pair.watches_otherwise().expect("it waits for frames").event_set(), EDGE);
+            assert!(pair.watches_otherwise().is_none());
+        }
+        // Who looks at the ring sleeps not.
+        for looks in [Next::Host, Next::Work, Next::Ring] {
+            let mut pair = pair();
+            pair.receive = looks;
+            pair.note(frame(&pair));
+            assert!(pair.watches_otherwise().is_none(), "{looks:?}");
+        }
+        // One that waits for the host by now is told of the next frame.
+        let mut pair = pair();
+        pair.receive = Next::Driver;
+        pair.note(frame(&pair));
+        pair.receive = Next::Host;
+        assert!(pair.watches_otherwise().is_none());
+        pair.receive = Next::Driver;
+        assert!(pair.watches_otherwise().is_none());
     }
 
     #[test]

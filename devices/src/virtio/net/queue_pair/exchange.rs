@@ -11,6 +11,7 @@
 
 use std::io;
 
+use super::events::EDGE;
 use super::merge::Merge;
 use super::{HostEnd, Next, PairParts, QueuePair};
 use crate::virtio::net::vhost::{Carrier, IdleCarrier, Load};
@@ -104,7 +105,7 @@ impl QueuePair {
         // A frame of the old wire that found too little room.
         self.shortage.forget();
         // Its descriptor is watched anew.
-        self.watches_out = false;
+        (self.host_events, self.woken_in_vain) = (EDGE, false);
         let carrier = self.take_carrier();
         self.merge = Merge::new(backend.merges());
         HostEnd { backend: std::mem::replace(&mut self.parts.backend, backend), carrier }

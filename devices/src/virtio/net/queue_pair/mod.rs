@@ -5,8 +5,9 @@
 //! [`QueuePair::process`], but for a frame that comes while the driver has posted too little for it: `shortage.rs` copies that one.
 //!
 //! **Invariant: each direction waits for exactly one thing.** It has work, or waits for its driver's ring, or for the host, whose
-//! descriptor is registered edge-triggered (for room only once there was none), or for the NIC's rate to allow more, or, receiving,
-//! for the control queue to enable the pair. An event for which nobody waits costs a wake-up and nothing else.
+//! descriptor is registered edge-triggered (for room only once there was none, for frames not while they come in vain), or for the
+//! NIC's rate to allow more, or, receiving, for the control queue to enable the pair. An event for which nobody waits costs a wake-up
+//! and nothing else.
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the
@@ -33,23 +34,28 @@
 //! | `coalescing.rs` | interrupts that are held, as the driver has set it |
 //! | `receive_space.rs` | the buffers that a received frame fills |
 //! | `shortage.rs` | what happens while there are too few of them |
+//! | `refill.rs` | how many there are to be before the driver kicks |
 //! | `commands.rs` | what a pair does beside moving frames |
 //! | `exchange.rs` | another host's end for a pair at work |
 //! | `events.rs` | which event wakes what |
 //! | `waiting.rs` | how, and for how long, its thread waits |
 //! | `rate.rs` | how much may go in a second |
 //! | `counters.rs` | what it counts |
+//! | `double.rs` | one for tests |
 
 mod burst;
 mod coalescing;
 mod commands;
 mod counters;
+#[cfg(test)]
+pub(super) mod double;
 pub(super) mod events;
 mod exchange;
 mod merge;
 mod rate;
 mod receive;
 mod receive_space;
+mod refill;
 mod shortage;
 mod transmit;
 mod waiting;
@@ -64,13 +70,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use event_manager::EventSet;
 use net::{Backend, IovBuffer, Offloads, RxFilter};
 use vm_memory::GuestMemoryMmap;
 
 use self::burst::signal_used;
 use self::coalescing::Coalescer;
+use self::events::EDGE;
 use self::merge::Merge;
 use self::receive_space::Posted;
+use self::refill::Refill;
 use self::shortage::Shortage;
 use super::control::Control;
 use super::vhost::{Carrier, IdleCarrier};
@@ -177,12 +186,15 @@ pub struct QueuePair {
     /// What sends several frames at once, where the host's end takes that.
     merge: Option<Box<Merge>>,
     shortage: Shortage,
+    refill: Refill,
     /// Its memory behind too little room: empty until there was too little.
     overflow: Vec<u8>,
     /// The kernel, which is to carry the frames, and does not while the driver has reset a queue.
     resting: Option<IdleCarrier>,
-    /// The host's descriptor is watched for room as well.
-    watches_out: bool,
+    /// What the host's descriptor is watched for.
+    host_events: EventSet,
+    /// It woke the thread for a frame while nobody waited for one.
+    woken_in_vain: bool,
     ended: bool,
 }
 
@@ -211,8 +223,10 @@ impl QueuePair {
             // Each chain has a buffer at least.
             posted: VecDeque::with_capacity(IovBuffer::MAX),
             shortage: Shortage::default(),
+            refill: Refill::default(),
             resting: None,
-            watches_out: false,
+            host_events: EDGE,
+            woken_in_vain: false,
             overflow: Vec::new(),
             ended: false,
         }
@@ -329,11 +343,14 @@ impl QueuePair {
     pub fn arm(&mut self) {
         self.attempt(|this| {
             let PairParts { memory, tx, rx, .. } = &mut this.parts;
-            for (next, queue) in [(&mut this.transmit, tx), (&mut this.receive, rx)] {
-                if *next == Next::Ring {
-                    let armed = queue.ring.arm(&queue.ring.map(memory)?)?;
-                    *next = if armed { Next::Driver } else { Next::Work };
-                }
+            let after = |armed| if armed { Next::Driver } else { Next::Work };
+            if this.transmit == Next::Ring {
+                this.transmit = after(tx.ring.arm(&tx.ring.map(memory)?)?);
+            }
+            if this.receive == Next::Ring {
+                let more = this.refill.asks_for(&rx.ring);
+                this.receive = after(rx.ring.arm_after(&rx.ring.map(memory)?, more)?);
+                this.refill.asked_for(more);
             }
             Ok(false)
         });
@@ -346,6 +363,10 @@ impl QueuePair {
             if *next == Next::Ring && queue.ring.has_more(&queue.ring.map(memory)?)? {
                 *next = Next::Work;
             }
+        }
+        if self.receive == Next::Driver && self.refill.is_over() {
+            self.refill.waited(rx.ring.has_more(&rx.ring.map(memory)?)?);
+            self.receive = Next::Work;
         }
         if matches!(self.receive, Next::Ring | Next::Driver) && self.shortage.is_over() {
             self.receive = Next::Work;

@@ -20,6 +20,11 @@ impl QueuePair {
         !timed(self.transmit) && !timed(self.receive)
     }
 
+    /// True if the driver has to post before it receives more.
+    pub(in crate::virtio::net) fn is_dry(&self) -> bool {
+        self.receive == Next::Ring
+    }
+
     /// Looks at the driver's ring for about as long as a system call takes, until there is something: it costs less than to ask
     /// for events all the time.
     pub(in crate::virtio::net) fn look_for_a_moment(&self) {
@@ -41,7 +46,8 @@ impl QueuePair {
             _ => None,
         });
         let shortage = self.shortage.waits().filter(|_| !matches!(self.receive, Next::Tokens(_)));
-        self.look_again.into_iter().chain(owed).chain(tokens).chain(shortage).min()
+        let refill = self.refill.waits().filter(|_| self.receive == Next::Driver);
+        self.look_again.into_iter().chain(owed).chain(tokens).chain(shortage).chain(refill).min()
     }
 
     /// Counts a system call by which its thread waits.
