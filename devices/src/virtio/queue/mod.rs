@@ -286,6 +286,23 @@ impl VirtQueue {
         Ok(self.added(rings)? < more)
     }
 
+    /// Asks the driver not to kick, for who looks by itself until it [arms](Self::arm) the ring again. One may come all the same.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn disarm(&mut self, rings: &Mapped<'_>) -> Result<(), Error> {
+        if self.queue.event_idx_enabled() {
+            // An entry that it has added: it kicks with the next one of that number.
+            let passed = self.avail.wrapping_sub(1).to_le();
+            let offset = 4 + 8 * usize::from(self.size());
+            rings.used_ring.store(passed, offset, Ordering::Relaxed).map_err(GuestMemoryError::from)?;
+        } else if self.kicks_wanted {
+            self.queue.disable_notification(rings.memory)?;
+            self.kicks_wanted = false;
+        }
+        Ok(())
+    }
+
     /// Whether the driver is told when to kick by an index, and not only whether.
     pub fn kicks_by_index(&self) -> bool {
         self.queue.event_idx_enabled()

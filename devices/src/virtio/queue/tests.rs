@@ -383,6 +383,29 @@ fn a_kick_is_asked_for_with_a_later_chain_by_index_alone() {
 }
 
 #[test]
+fn a_ring_that_is_looked_at_asks_for_no_kick_until_it_is_armed_again() {
+    for start in [0, u16::MAX] {
+        for features in [0, F_EVENT_IDX] {
+            let (memory, mut driver, mut queue) = ring(features);
+            driver.start_at(start);
+            queue.set_state(QueueState { next_avail: start, next_used: start });
+            let rings = queue.map(&memory).unwrap();
+            assert!(queue.arm(&rings).unwrap());
+            queue.disarm(&rings).unwrap();
+            let mut add = || {
+                driver.add(&[Buffer::readable(DATA, 4)]).unwrap();
+                driver.publish()
+            };
+            assert!(!add() && !add(), "{features:#x}");
+            assert!(queue.has_more(&rings).unwrap() && !queue.arm(&rings).unwrap());
+            while queue.next(&rings).unwrap().is_some() {}
+            assert!(queue.arm(&rings).unwrap());
+            assert!(add(), "{features:#x}");
+        }
+    }
+}
+
+#[test]
 fn a_driver_that_sleeps_and_a_device_that_uses_do_not_miss_each_other() {
     for features in [0, F_EVENT_IDX] {
         let (memory, mut driver, mut queue) = ring(features);

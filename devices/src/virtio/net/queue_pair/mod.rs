@@ -11,7 +11,7 @@
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the
-//! guest an exit.
+//! guest an exit. So is the transmit ring of a driver that polls, for a moment after it received: it may answer at once.
 //!
 //! **Invariant: the interrupt for what was sent waits for nothing but what is received.** What came in the meantime, as the
 //! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
@@ -90,8 +90,8 @@ use crate::virtio::queue::Error;
 /// How long a driver that was interrupted for what it received may take to look at what was sent, before it is interrupted for
 /// that, too: the least that epoll_wait(2) can wait.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// Turns in a row that brought no answer to what was sent, after which most turns do not ask for one any more; and one in so
-/// many that does.
+/// Turns in a row that brought no answer to what was sent, or received, after which most turns do not ask for one any more; and one
+/// in so many that does.
 const IN_VAIN: u32 = 4;
 const ONCE_IN: u32 = 16;
 
@@ -160,6 +160,11 @@ pub struct HostEnd {
     pub(super) carrier: Option<IdleCarrier>,
 }
 
+/// Whether to ask for an answer after so many turns in a row without one.
+fn is_worth(in_vain: u32) -> bool {
+    in_vain < IN_VAIN || in_vain.is_multiple_of(ONCE_IN)
+}
+
 /// Two rings and the backend between which it moves frames.
 pub struct QueuePair {
     parts: PairParts,
@@ -178,8 +183,9 @@ pub struct QueuePair {
     /// What holds the interrupts of each queue, where the driver has set that.
     rx_coalescer: Coalescer,
     tx_coalescer: Coalescer,
-    /// Turns in a row in which nothing came after what was sent.
+    /// Turns in a row in which nothing came after what was sent, and nothing was to be sent after what was received.
     unanswered: u32,
+    unreplied: u32,
     /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
     iov: IovBuffer,
     posted: VecDeque<Posted>,
@@ -213,6 +219,7 @@ impl QueuePair {
             rx_coalescer: Coalescer::default(),
             tx_coalescer: Coalescer::default(),
             unanswered: 0,
+            unreplied: 0,
             merge: Merge::new(parts.backend.merges()),
             parts,
             transmit,
@@ -287,6 +294,13 @@ impl QueuePair {
     fn try_process(&mut self) -> Result<bool, Error> {
         self.look()?;
         let worked = self.has_work();
+        let awaits = self.receive == Next::Work && is_worth(self.unreplied);
+        if awaits && self.transmit == Next::Driver {
+            // Its answer needs no kick: it is looked for.
+            let PairParts { memory, tx, .. } = &mut self.parts;
+            tx.ring.disarm(&tx.ring.map(memory)?)?;
+            self.transmit = Next::Ring;
+        }
         if self.commanded {
             self.command()?;
         }
@@ -301,7 +315,7 @@ impl QueuePair {
         let wanted = self.transmit == Next::Work && self.transmit()?;
         // Under a rate, to look is to wait where it has nothing left.
         let asks = frames(self)[1] != sent && self.receive == Next::Host && self.parts.rate.is_none();
-        if asks && (self.unanswered < IN_VAIN || self.unanswered.is_multiple_of(ONCE_IN)) {
+        if asks && is_worth(self.unanswered) {
             // Instead of the event that would tell, and of an interrupt; in vain, it is a system call for nothing.
             self.receive = Next::Work;
         }
@@ -316,6 +330,19 @@ impl QueuePair {
         }
         if wanted || self.owed.is_some() || self.tx_coalescer.is_held() {
             self.signal_sent(interrupted)?;
+        }
+        if awaits && frames(self)[0] != received && self.receive != Next::Work {
+            // A driver that wants no interrupt for that looks for it, and may answer before a thread could fall asleep.
+            let polls = !interrupted && !self.rx_coalescer.is_held();
+            if polls && self.transmit == Next::Ring {
+                self.look_for_an_answer();
+                self.look()?;
+            }
+            let replied = self.transmit == Next::Work;
+            self.unreplied = if replied { 0 } else { self.unreplied.wrapping_add(1) };
+            if replied && self.transmit()? {
+                self.signal_sent(false)?;
+            }
         }
         Ok(worked)
     }

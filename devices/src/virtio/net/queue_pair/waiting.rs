@@ -7,6 +7,8 @@ use super::{Next, PairParts, QueuePair};
 
 /// How often the driver's ring is looked at before the host is asked again.
 const LOOKS: u32 = 16;
+/// How often it is looked at for an answer: some microseconds, of which a driver that polls needs one or two.
+const ANSWER_LOOKS: u32 = 48;
 
 impl QueuePair {
     /// For how long its thread polls before it sleeps; none where it finds out. The kernel polls by itself.
@@ -28,9 +30,18 @@ impl QueuePair {
     /// Looks at the driver's ring for about as long as a system call takes, until there is something: it costs less than to ask
     /// for events all the time.
     pub(in crate::virtio::net) fn look_for_a_moment(&self) {
+        self.look_often(LOOKS);
+    }
+
+    /// The same, for about as long as a driver that polls takes to answer.
+    pub(super) fn look_for_an_answer(&self) {
+        self.look_often(ANSWER_LOOKS);
+    }
+
+    fn look_often(&self, looks: u32) {
         let PairParts { memory, tx, .. } = &self.parts;
         let Ok(rings) = tx.ring.map(memory) else { return };
-        for _ in 0..LOOKS {
+        for _ in 0..looks {
             if self.transmit != Next::Ring || !matches!(tx.ring.has_more(&rings), Ok(false)) {
                 return;
             }
