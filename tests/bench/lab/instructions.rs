@@ -15,7 +15,7 @@ pub(crate) fn run(options: &Options) -> Result<Table, String> {
     if std::env::var("LAB_CLOCK").as_deref() != Ok("instructions") {
         return Err("the clock here counts no instructions: see LAB_CLOCK of tests/lab/lab".to_owned());
     }
-    let rounds = options.rounds(2);
+    let rounds = options.rounds(1);
     let (vmms, notes) = vmms(options);
     let measured = turns(options, "instructions", rounds, vmms, drive::instructions)?;
     let own = "thousands of instructions of the VMM's threads: its own, the host's kernel's on them, and the guest's";
