@@ -34,7 +34,8 @@ const PINGS: u32 = 100;
 const FEW_PINGS: u32 = 50;
 const ASKING_FEW: Duration = Duration::from_millis(150);
 const FEW_TCP: &str = "-n 16M";
-const FEW_UDP: [(&str, u32); 2] = [("-n 500K", UDP_BYTES), ("-n 6M", 1472)];
+/// Not so many bytes: of those that are lost iperf3 waits for others.
+const FEW_UDP: [(&str, u32); 2] = [("-t 1", UDP_BYTES), ("-t 1", 1472)];
 const MIB: f64 = 1048576.0;
 
 /// What a reader must know, a line each.
@@ -157,10 +158,15 @@ impl<'a> Drive<'a> {
     /// The loads of [`LOADS`], each short: an emulated processor takes a minute for what a real one does in a second.
     fn few(&mut self) -> Result<[f64; LOADS.len()], String> {
         self.settle()?;
+        eprintln!("bench: it answers");
         let ip = guest_address();
         let pid = self.vm.pid();
         let mut figures = Vec::new();
-        let mut taken = |figure: Duration, many: f64| figures.push(figure.as_secs_f64() * 1e6 / many);
+        let mut taken = |figure: Duration, many: f64| {
+            let (what, unit) = LOADS[figures.len()];
+            figures.push(figure.as_secs_f64() * 1e6 / many);
+            eprintln!("bench: {what}: {:.1} {unit} ({many:.0})", figures[figures.len() - 1]);
+        };
         let before = busy(pid)?;
         traffic::shell(self.host, &format!("ping -q -c {FEW_PINGS} -i 0.02 {ip}"))?;
         taken(busy(pid)? - before, f64::from(FEW_PINGS));
