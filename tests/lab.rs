@@ -40,11 +40,6 @@ impl Lab {
 
     /// Starts it with a QEMU that does `act`, for at most so many seconds.
     fn start_for(&self, seconds: u32, args: &[&str], act: &str) -> Child {
-        self.start_by("", seconds, args, act)
-    }
-
-    /// The same, by that clock of L1's.
-    fn start_by(&self, clock: &str, seconds: u32, args: &[&str], act: &str) -> Child {
         let path = format!("{}:{}", self.0.path("bin").display(), std::env::var("PATH").unwrap_or_default());
         let _ = fs::remove_file(self.0.path("count"));
         let mut command = Command::new(self.0.path("tests/lab/lab"));
@@ -54,7 +49,6 @@ impl Lab {
             .env("ACT", act)
             .env("COUNT", self.0.path("count"))
             .env("LAB_TIMEOUT", seconds.to_string())
-            .env("LAB_CLOCK", clock)
             .env_remove("CARGO_TARGET_DIR")
             .env_remove("LAB_OUT")
             .stdin(Stdio::null())
@@ -136,24 +130,6 @@ fn a_processor_that_goes_on_does_not_end_it() {
     let act = ": >$run/begun; touch -d '3 minutes ago' $run/alive.0; sleep 4; echo >$run/alive.0; sleep 9; echo 0 >$run/status";
     let (status, _, err) = ended(lab.start_for(60, &["--", "true"], act));
     assert_eq!((status, lab.boots()), (Some(0), 1), "{err}");
-}
-
-#[test]
-fn a_clock_that_counts_instructions_is_one_processor_s_and_slow() {
-    let lab = Lab::new();
-    let act = r#": >$run/begun; touch -d '3 minutes ago' $run/alive.0; . $run/job; sleep 15; echo "$LAB_CLOCK $*"; echo 0 >$run/status"#;
-    let (status, out, err) = ended(lab.start_by("instructions", 60, &["--", "true"], act));
-    assert_eq!((status, lab.boots()), (Some(0), 1), "{err}");
-    assert!(out.starts_with("instructions "), "{out}");
-    for words in [" -accel tcg,thread=single ", " -icount shift=0,sleep=off ", " -smp 1 "] {
-        assert!(out.contains(words), "{out}");
-    }
-    let act = r#": >$run/begun; echo "$*"; echo 0 >$run/status"#;
-    let (_, out, err) = lab.run(&["--", "true"], act);
-    assert!(out.contains(" -smp 2 ") && !out.contains("-icount"), "{out}{err}");
-    let (status, _, err) = ended(lab.start_by("sundial", 2, &["--", "true"], act));
-    assert_eq!((status, lab.boots()), (Some(2), 0), "{err}");
-    assert!(err.contains("error: the lab has no clock called 'sundial'"), "{err}");
 }
 
 #[test]

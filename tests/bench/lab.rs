@@ -4,7 +4,6 @@
 
 mod count;
 mod drive;
-pub(crate) mod instructions;
 mod requests;
 
 use harness::TempDir;
@@ -80,68 +79,9 @@ impl Seen {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Table, String> {
-    let rounds = options.rounds(3);
-    let (vmms, mut notes) = vmms(options);
-    let calls = Calls::new().map_err(|why| notes.push(format!("system calls are not counted: {why}"))).ok();
-    let measured = turns(options, "lab", rounds, vmms, |vmm, guest, host| {
-        drive::measure(vmm, guest, host, calls.as_ref()).map(|seen| seen.0)
-    })?;
-    let better = FIGURES.map(|figure| figure.better);
-    let row = |figure: &Figure| (figure.what, figure.unit, figure.better);
-    let table = Table {
-        title: format!(
-            "Guests: kernel {}, 1 vCPU, {MEMORY_MIB} MiB, one NIC on a tap, median of {rounds} (min-max)",
-            measured.kernel
-        ),
-        rows: measured.rows(FIGURES.iter().map(row)),
-        notes: [drive::notes(), notes, measured.failures].concat(),
-        columns: measured.names,
-    };
-    if let Some(out) = &options.out {
-        plot::write(&out.join("lab.svg"), &table, &better)?;
-    }
-    Ok(table)
-}
-
-/// Those that `options` wants, and what a reader must know of others.
-fn vmms(options: &Options) -> (Vec<Vmm>, Vec<String>) {
-    let (mut vmms, notes) = Vmm::all();
-    vmms.retain(|vmm| vmm.name().contains(&options.only));
-    vmms.iter().for_each(Vmm::warm_up);
-    (vmms, notes)
-}
-
-/// What was measured of those VMMs whose guests ran at all.
-struct Measured {
-    kernel: String,
-    vmms: Vec<Vmm>,
-    names: Vec<String>,
-    figures: Vec<Vec<Samples>>,
-    failures: Vec<String>,
-}
-
-impl Measured {
-    /// The table's rows, of what each is called, its unit, and which way it is to go.
-    fn rows<'a>(&self, rows: impl Iterator<Item = (&'a str, &'static str, Option<Better>)>) -> Vec<Row> {
-        let row = |(index, (what, unit, better)): (usize, (&str, _, Option<_>))| {
-            let cells: Vec<_> = self.figures.iter().map(|of_vmm| of_vmm[index].clone()).collect();
-            let goal = better.and_then(|better| against(&self.vmms, &self.names, &cells, better));
-            Row { what: what.to_owned(), unit, cells, goal: goal.map(Goal::Beside) }
-        };
-        rows.enumerate().map(row).collect()
-    }
-}
-
-/// Has each of `vmms` measured in turns; rounds of this `part` of the bench are kept until they are all there.
-fn turns<const N: usize>(
-    options: &Options,
-    part: &str,
-    rounds: usize,
-    vmms: Vec<Vmm>,
-    measure: impl Fn(&Vmm, &Guest<'_>, &Netns) -> Result<[Option<f64>; N], String>,
-) -> Result<Measured, String> {
     harness::stock::can_run()?;
     let kernel = Kernel::all().into_iter().next().ok_or("there is no kernel: run make setup")?;
+    let rounds = options.rounds(3);
     let files = TempDir::new();
     let kernel = kernel.copied(&files)?;
     let guest = Guest {
@@ -151,10 +91,17 @@ fn turns<const N: usize>(
         tap: Some(drive::TAP),
     };
     let host = Netns::new()?;
+    let (mut vmms, mut notes) = Vmm::all();
+    vmms.retain(|vmm| vmm.name().contains(&options.only));
+    let calls = Calls::new().map_err(|why| notes.push(format!("system calls are not counted: {why}"))).ok();
+    for vmm in &vmms {
+        vmm.warm_up();
+    }
+
     let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
-    let kept = options.out.as_deref().map(|out| out.join(format!("{part}.rounds")));
-    let Turns { figures, failures } =
-        take_turns(rounds, &names, kept.as_deref(), |at| measure(&vmms[at], &guest, &host));
+    let measure = |at: usize| drive::measure(&vmms[at], &guest, &host, calls.as_ref()).map(|seen| seen.0);
+    let kept = options.out.as_deref().map(|out| out.join("lab.rounds"));
+    let Turns { figures, failures } = take_turns(rounds, &names, kept.as_deref(), measure);
     // What was never measured is no column; the failures tell why.
     let was_measured =
         |(_, figures): &(Vmm, Vec<Samples>)| figures.iter().any(|samples| samples.median().is_some());
@@ -162,8 +109,26 @@ fn turns<const N: usize>(
     if vmms.is_empty() {
         return Err(format!("no guest could be measured\n{}", failures.join("\n")));
     }
-    let names = vmms.iter().map(Vmm::name).collect();
-    Ok(Measured { kernel: kernel.name.clone(), vmms, names, figures, failures })
+    let names: Vec<_> = vmms.iter().map(Vmm::name).collect();
+    let row = |(index, figure): (usize, &Figure)| {
+        let cells: Vec<_> = figures.iter().map(|of_vmm| of_vmm[index].clone()).collect();
+        let goal = figure.better.and_then(|better| against(&vmms, &names, &cells, better)).map(Goal::Beside);
+        Row { what: figure.what.to_owned(), unit: figure.unit, cells, goal }
+    };
+    let table = Table {
+        title: format!(
+            "Guests: kernel {}, 1 vCPU, {MEMORY_MIB} MiB, one NIC on a tap, median of {rounds} (min-max)",
+            kernel.name
+        ),
+        columns: names.clone(),
+        rows: FIGURES.iter().enumerate().map(row).collect(),
+        notes: [drive::notes(), notes, failures].concat(),
+    };
+    if let Some(out) = &options.out {
+        let better = FIGURES.map(|figure| figure.better);
+        plot::write(&out.join("lab.svg"), &table, &better)?;
+    }
+    Ok(table)
 }
 
 /// What became of the two goals in one row: ahead of each user-space path with ours, and level with vhost-net under another

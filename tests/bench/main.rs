@@ -1,7 +1,7 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [queues] [poll] [core] [lab] [instructions] [wires] [gaps] [disks] [idle] [image] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [gaps] [disks] [idle] [image] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
@@ -11,7 +11,6 @@
 //! - `core`: the NIC's thread on the processor of a driver that polls, computes or halts, against a bare loop there.
 //! - `lab`: a guest's boot, throughput, latency, exits and system calls under `wirevm`, QEMU and the VMMs that the environment
 //!   names. Needs a KVM that runs Linux.
-//! - `instructions`: what the same guests' traffic takes of instructions. Needs a lab whose clock counts them.
 //! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
 //! - `gaps`: how long a guest is cut off while its bridge is made again, its link flaps, or its NIC moves. The same.
 //! - `disks`: a disk of the same file under `wirevm` and QEMU. The same.
@@ -66,14 +65,13 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 11] = [
     ("start", start::run),
     ("wire", wire::run),
     ("queues", wire::queues::run),
     ("poll", wire::poll::run),
     ("core", wire::core::run),
     ("lab", lab::run),
-    ("instructions", lab::instructions::run),
     ("wires", wires::run),
     ("gaps", gaps::run),
     ("disks", disks::run),

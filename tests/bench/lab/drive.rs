@@ -4,14 +4,13 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::Vm;
 use harness::netns::Netns;
-use harness::{Terminal, Vm};
 
 use super::count::{Calls, Counts, Way};
 use super::{FIGURES, Seen, requests};
 use crate::guest::Guest;
 use crate::memory::Resident;
-use crate::sys::{self, Cpu};
 use crate::traffic;
 use crate::vmm::Vmm;
 
@@ -30,12 +29,6 @@ const ASKING: Duration = Duration::from_secs(3);
 /// Where system calls are counted nothing is timed, and it may be short.
 const COUNTED_SECONDS: u32 = 1;
 const PINGS: u32 = 100;
-/// Of the loads that are [few](Drive::few).
-const FEW_PINGS: u32 = 50;
-const ASKING_FEW: Duration = Duration::from_millis(150);
-const FEW_TCP: &str = "-n 16M";
-/// Not so many bytes: of those that are lost iperf3 waits for others.
-const FEW_UDP: [(&str, u32); 2] = [("-t 1", UDP_BYTES), ("-t 1", 1472)];
 const MIB: f64 = 1048576.0;
 
 /// What a reader must know, a line each.
@@ -59,33 +52,38 @@ pub(super) fn measure(
     host: &Netns,
     calls: Option<&Calls>,
 ) -> Result<Seen, String> {
-    let (mut drive, took) = Drive::start(vmm, guest, host)?;
-    drive.seen.set("start to the shell of init", took.as_secs_f64());
+    // A new one for each guest, without offloads that the last one's VMM switched on.
+    host.try_sh(&format!(
+        "ip link del {TAP} 2>/dev/null
+         ip tuntap add dev {TAP} mode tap vnet_hdr && ip addr add {HOST}/24 dev {TAP} && ip link set {TAP} up"
+    ))?;
+    let command = vmm.command(guest);
+    let begin = Instant::now();
+    let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
+    inside.args(command.get_args());
+    let (mut vm, _terminal) = match vmm {
+        // Some VMMs start on a terminal alone.
+        Vmm::Peer(_) => {
+            let (vm, terminal) = Vm::start_before_terminal(&inside);
+            (vm, Some(terminal))
+        }
+        _ => (Vm::start(&mut inside), None),
+    };
+    if !vm.shows("guest# ", BOOT) {
+        // What it says as it ends comes a moment later.
+        thread::sleep(Duration::from_millis(200));
+        let said = format!("{}\n{}", vm.messages(), vm.console());
+        let seconds = begin.elapsed().as_secs_f64();
+        return Err(format!("no shell after {seconds:.0} s: {}\n{}", reason(&said), vm.state()));
+    }
+    let mut seen = Seen([None; FIGURES.len()]);
+    seen.set("start to the shell of init", begin.elapsed().as_secs_f64());
+    vm.sh(&format!("ip addr add {}/24 dev eth0; (iperf3 -s >/dev/null 2>&1 &)", guest_address()), SOON);
+    vm.sh(&requests::guest_command(ECHO_PORT), SOON);
+    let mut drive = Drive { vm, host, idle: 0.0, seen };
     let driven = drive.all(guest, calls);
     driven.map_err(|error| format!("{error}\n{}", drive.vm.state()))?;
     Ok(drive.seen)
-}
-
-/// The loads of [`instructions`], and what there is many of in each.
-pub(super) const LOADS: [(&str, &str); 8] = [
-    ("ping", "k each"),
-    ("TCP request/response", "k each"),
-    ("TCP, host to guest", "k per MiB"),
-    ("TCP, guest to host", "k per MiB"),
-    ("UDP, 64 bytes, host to guest", "k per frame"),
-    ("UDP, 64 bytes, guest to host", "k per frame"),
-    ("UDP, 1472 bytes, host to guest", "k per frame"),
-    ("UDP, 1472 bytes, guest to host", "k per frame"),
-];
-
-/// What the VMM's threads take for one of each of [`LOADS`], in microseconds: with the host's kernel and the guest on them.
-pub(super) fn instructions(
-    vmm: &Vmm,
-    guest: &Guest<'_>,
-    host: &Netns,
-) -> Result<[Option<f64>; LOADS.len()], String> {
-    let (mut drive, _) = Drive::start(vmm, guest, host)?;
-    drive.few().map(|figures| figures.map(Some)).map_err(|error| format!("{error}\n{}", drive.vm.state()))
 }
 
 /// The line that says most of what a VMM said that did not start a guest.
@@ -102,92 +100,21 @@ fn guest_address() -> String {
 /// A guest that is up.
 struct Drive<'a> {
     vm: Vm,
-    /// What a VMM writes to that starts on a terminal alone.
-    _terminal: Option<Terminal>,
     host: &'a Netns,
     /// Its exits per second when nothing happens.
     idle: f64,
     seen: Seen,
 }
 
-impl<'a> Drive<'a> {
-    /// Boots it, with what answers in it, and says how long it took to its shell.
-    fn start(vmm: &Vmm, guest: &Guest<'_>, host: &'a Netns) -> Result<(Self, Duration), String> {
-        // A new one for each guest, without offloads that the last one's VMM switched on.
-        host.try_sh(&format!(
-            "ip link del {TAP} 2>/dev/null
-             ip tuntap add dev {TAP} mode tap vnet_hdr && ip addr add {HOST}/24 dev {TAP} && ip link set {TAP} up"
-        ))?;
-        let command = vmm.command(guest);
-        let begin = Instant::now();
-        let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
-        inside.args(command.get_args());
-        let (mut vm, terminal) = match vmm {
-            // Some VMMs start on a terminal alone.
-            Vmm::Peer(_) => {
-                let (vm, terminal) = Vm::start_before_terminal(&inside);
-                (vm, Some(terminal))
-            }
-            _ => (Vm::start(&mut inside), None),
-        };
-        if !vm.shows("guest# ", BOOT) {
-            // What it says as it ends comes a moment later.
-            thread::sleep(Duration::from_millis(200));
-            let said = format!("{}\n{}", vm.messages(), vm.console());
-            let seconds = begin.elapsed().as_secs_f64();
-            return Err(format!("no shell after {seconds:.0} s: {}\n{}", reason(&said), vm.state()));
-        }
-        let took = begin.elapsed();
-        let address = guest_address();
-        vm.sh(&format!("ip addr add {address}/24 dev eth0; (iperf3 -s >/dev/null 2>&1 &)"), SOON);
-        vm.sh(&requests::guest_command(ECHO_PORT), SOON);
-        let seen = Seen([None; FIGURES.len()]);
-        Ok((Self { vm, _terminal: terminal, host, idle: 0.0, seen }, took))
-    }
-
-    /// Waits until it answers, and what it does late in its boot is done.
-    fn settle(&self) -> Result<(), String> {
+impl Drive<'_> {
+    fn all(&mut self, guest: &Guest<'_>, calls: Option<&Calls>) -> Result<(), String> {
+        // Also what the guest does late in its boot is done then.
         let ip = guest_address();
         let answers =
             format!("for i in 1 2 3 4 5 6 7 8 9; do ping -c 1 -W 2 {ip} >/dev/null && exit; done; exit 1");
         traffic::shell(self.host, &answers)?;
         thread::sleep(Duration::from_secs(2));
-        Ok(())
-    }
 
-    /// The loads of [`LOADS`], each short: an emulated processor takes a minute for what a real one does in a second.
-    fn few(&mut self) -> Result<[f64; LOADS.len()], String> {
-        self.settle()?;
-        eprintln!("bench: it answers");
-        let ip = guest_address();
-        let pid = self.vm.pid();
-        let mut figures = Vec::new();
-        let mut taken = |figure: Duration, many: f64| {
-            let (what, unit) = LOADS[figures.len()];
-            figures.push(figure.as_secs_f64() * 1e6 / many);
-            eprintln!("bench: {what}: {:.1} {unit} ({many:.0})", figures[figures.len() - 1]);
-        };
-        let before = busy(pid)?;
-        traffic::shell(self.host, &format!("ping -q -c {FEW_PINGS} -i 0.02 {ip}"))?;
-        taken(busy(pid)? - before, f64::from(FEW_PINGS));
-        let before = busy(pid)?;
-        let (answers, _) = self.ask(ASKING_FEW)?;
-        taken(busy(pid)? - before, f64::from(answers));
-        let udp = FEW_UDP.map(|(much, bytes)| (datagrams(much, bytes), false));
-        for (options, tcp) in [(FEW_TCP.to_owned(), true)].into_iter().chain(udp) {
-            for way in Way::BOTH {
-                let before = busy(pid)?;
-                let (said, counts) = self.counting(|drive| drive.iperf3(way, &options))?;
-                let many = if tcp { counts.moved(way).bytes / MIB } else { frames(way, &counts, &said)? };
-                taken(busy(pid)? - before, many);
-            }
-        }
-        Ok(figures.try_into().expect("each load has one"))
-    }
-
-    fn all(&mut self, guest: &Guest<'_>, calls: Option<&Calls>) -> Result<(), String> {
-        self.settle()?;
-        let ip = guest_address();
         let (_, counts) = self.counting(|_| {
             thread::sleep(IDLE);
             Ok(())
@@ -212,13 +139,13 @@ impl<'a> Drive<'a> {
 
     fn tcp(&mut self) -> Result<(), String> {
         for way in Way::BOTH {
-            let (said, counts) = self.counting(|drive| drive.iperf3(way, &format!("-t {TCP_SECONDS}")))?;
+            let (said, counts) = self.counting(|drive| drive.iperf3(way, TCP_SECONDS, ""))?;
             self.seen.set(&format!("TCP, {}", way.name()), traffic::mbits(&said)?);
             let mib = counts.moved(way).bytes / MIB;
             self.seen.set(&format!("exits, TCP, {}", way.name()), counts.exits / mib);
         }
         for way in Way::BOTH {
-            let said = self.iperf3(way, &format!("-t {TCP_SECONDS} -P 4"))?;
+            let said = self.iperf3(way, TCP_SECONDS, "-P 4")?;
             self.seen.set(&format!("TCP, 4 streams, {}", way.name()), traffic::mbits(&said)?);
         }
         Ok(())
@@ -226,8 +153,7 @@ impl<'a> Drive<'a> {
 
     fn udp(&mut self) -> Result<(), String> {
         for way in Way::BOTH {
-            let (said, counts) = self
-                .counting(|drive| drive.iperf3(way, &datagrams(&format!("-t {UDP_SECONDS}"), UDP_BYTES)))?;
+            let (said, counts) = self.counting(|drive| drive.iperf3(way, UDP_SECONDS, &udp_options()))?;
             let per_second = traffic::mbits(&said)? * 1e6 / 8.0 / f64::from(UDP_BYTES);
             self.seen.set(&format!("UDP, 64 bytes, {}", way.name()), per_second / 1e3);
             self.seen.set(&format!("UDP lost, {}", way.name()), traffic::lost(&said)?);
@@ -240,15 +166,14 @@ impl<'a> Drive<'a> {
     /// Runs of their own, for to be counted makes a system call slow.
     fn system_calls(&mut self, calls: &Calls) -> Result<(), String> {
         for way in Way::BOTH {
-            let (counts, made) =
-                self.calls_of(calls, |drive| drive.iperf3(way, &format!("-t {COUNTED_SECONDS}")))?;
+            let (counts, made) = self.calls_of(calls, |drive| drive.iperf3(way, COUNTED_SECONDS, ""))?;
             let mib = counts.moved(way).bytes / MIB;
             self.seen.set(&format!("system calls, TCP, {}", way.name()), made / mib);
         }
         for way in Way::BOTH {
             let mut said = String::new();
             let (counts, made) = self.calls_of(calls, |drive| {
-                said = drive.iperf3(way, &datagrams(&format!("-t {COUNTED_SECONDS}"), UDP_BYTES))?;
+                said = drive.iperf3(way, COUNTED_SECONDS, &udp_options())?;
                 Ok(())
             })?;
             let frames = frames(way, &counts, &said)?;
@@ -288,10 +213,10 @@ impl<'a> Drive<'a> {
     }
 
     /// What iperf3 says on the host.
-    fn iperf3(&self, way: Way, options: &str) -> Result<String, String> {
+    fn iperf3(&self, way: Way, seconds: u32, options: &str) -> Result<String, String> {
         let reverse = if way == Way::GuestToHost { "-R" } else { "" };
         let ip = guest_address();
-        traffic::shell(self.host, &format!("iperf3 -c {ip} -i 0 -f k {reverse} {options}"))
+        traffic::shell(self.host, &format!("iperf3 -c {ip} -t {seconds} -i 0 -f k {reverse} {options}"))
     }
 
     fn ask(&self, during: Duration) -> Result<(u32, Duration), String> {
@@ -310,15 +235,8 @@ fn frames(way: Way, counts: &Counts, said: &str) -> Result<f64, String> {
     }
 }
 
-/// iperf3's options for ones of `bytes` as fast as they go, as long as `much` says.
-fn datagrams(much: &str, bytes: u32) -> String {
-    format!("{much} -u -b 0 -l {bytes}")
-}
-
-/// Time on a processor of a VMM's processes since they started.
-fn busy(pid: u32) -> Result<Duration, String> {
-    let times = sys::family(pid).into_iter().map(|pid| Cpu::Process(pid).time());
-    times.sum::<std::io::Result<_>>().map_err(|error| format!("the VMM's processor time: {error}"))
+fn udp_options() -> String {
+    format!("-u -b 0 -l {UDP_BYTES}")
 }
 
 #[cfg(test)]
