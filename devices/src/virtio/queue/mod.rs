@@ -273,13 +273,12 @@ impl VirtQueue {
     /// As for [`arm`](Self::arm).
     pub fn arm_after(&mut self, rings: &Mapped<'_>, more: u16) -> Result<bool, Error> {
         self.kicks_wanted = true;
-        let more = if self.queue.event_idx_enabled() { more.max(1) } else { 1 };
-        let (offset, value) = match self.queue.event_idx_enabled() {
-            // `avail_event`: the entry with which it is to kick, the first one that is not known being 0 (§2.7.10.1).
-            true => (4 + 8 * usize::from(self.size()), self.avail.wrapping_add(more - 1)),
-            false => (0, 0),
-        };
-        rings.used_ring.store(value.to_le(), offset, Ordering::Relaxed).map_err(GuestMemoryError::from)?;
+        let more = if self.kicks_by_index() { more.max(1) } else { 1 };
+        if self.kicks_by_index() {
+            self.set_avail_event(rings, self.avail.wrapping_add(more - 1))?;
+        } else {
+            rings.used_ring.store(0u16, 0, Ordering::Relaxed).map_err(GuestMemoryError::from)?;
+        }
         // The driver adds, then looks whether to kick; here it is the wish, then the look. With a full fence on both sides, one
         // of the two sees the other.
         full_fence();
@@ -291,11 +290,9 @@ impl VirtQueue {
     /// # Errors
     /// [`Error::Memory`], which a checked ring does not bring.
     pub fn disarm(&mut self, rings: &Mapped<'_>) -> Result<(), Error> {
-        if self.queue.event_idx_enabled() {
-            // An entry that it has added: it kicks with the next one of that number.
-            let passed = self.avail.wrapping_sub(1).to_le();
-            let offset = 4 + 8 * usize::from(self.size());
-            rings.used_ring.store(passed, offset, Ordering::Relaxed).map_err(GuestMemoryError::from)?;
+        if self.kicks_by_index() {
+            // One that it has added: it kicks with the next one of that number.
+            self.set_avail_event(rings, self.avail.wrapping_sub(1))?;
         } else if self.kicks_wanted {
             self.queue.disable_notification(rings.memory)?;
             self.kicks_wanted = false;
@@ -306,6 +303,13 @@ impl VirtQueue {
     /// Whether the driver is told when to kick by an index, and not only whether.
     pub fn kicks_by_index(&self) -> bool {
         self.queue.event_idx_enabled()
+    }
+
+    /// `avail_event`: the entry of the available ring with which the driver is to kick (§2.7.10.1).
+    fn set_avail_event(&self, rings: &Mapped<'_>, entry: u16) -> Result<(), Error> {
+        let offset = 4 + 8 * usize::from(self.size());
+        let stored = rings.used_ring.store(entry.to_le(), offset, Ordering::Relaxed);
+        Ok(stored.map_err(GuestMemoryError::from)?)
     }
 
     /// How many chains the driver has added behind the last one that was known.

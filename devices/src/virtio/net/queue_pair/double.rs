@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::SocketBackend;
+use net::{SocketBackend, SocketPeer};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -15,8 +15,9 @@ use crate::virtio::queue::{F_VERSION_1, VirtQueue};
 /// Where the driver may have its buffers.
 pub(in crate::virtio::net) const DATA: u64 = 0x8000;
 
-/// A pair that does not poll, and its receive ring, of eight.
-pub(in crate::virtio::net) fn pair() -> (QueuePair, MockRing) {
+/// A pair that does not poll, its rings, of eight, to receive and to send, and the host.
+pub(in crate::virtio::net) fn pair() -> (QueuePair, [MockRing; 2], SocketPeer) {
+    let (backend, peer) = SocketBackend::pair().unwrap();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
     let [rx, tx] = [0x1000, 0x2000].map(|base| MockRing::new(&memory, base, 8, false));
     let queue = |index, ring: &MockRing| {
@@ -30,7 +31,7 @@ pub(in crate::virtio::net) fn pair() -> (QueuePair, MockRing) {
         interrupt: Arc::new(NoInterrupts),
         rx: queue(0, &rx),
         tx: queue(1, &tx),
-        backend: Box::new(SocketBackend::pair().unwrap().0),
+        backend: Box::new(backend),
         space: ReceiveSpace::new(F_VERSION_1, None),
         carrier: None,
         control: None,
@@ -42,5 +43,5 @@ pub(in crate::virtio::net) fn pair() -> (QueuePair, MockRing) {
         counters: Arc::default(),
         broken: Arc::default(),
     };
-    (QueuePair::new(parts), rx)
+    (QueuePair::new(parts), [rx, tx], peer)
 }

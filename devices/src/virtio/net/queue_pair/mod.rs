@@ -331,14 +331,14 @@ impl QueuePair {
         if wanted || self.owed.is_some() || self.tx_coalescer.is_held() {
             self.signal_sent(interrupted)?;
         }
-        if awaits && frames(self)[0] != received && self.receive != Next::Work {
+        if frames(self)[0] != received && self.receive != Next::Work {
             // A driver that wants no interrupt for that looks for it, and may answer before a thread could fall asleep.
             let polls = !interrupted && !self.rx_coalescer.is_held();
-            if polls && self.transmit == Next::Ring {
+            if awaits && polls && self.transmit == Next::Ring {
                 self.look_for_an_answer();
                 self.look()?;
             }
-            let replied = self.transmit == Next::Work;
+            let replied = awaits && self.transmit == Next::Work;
             self.unreplied = if replied { 0 } else { self.unreplied.wrapping_add(1) };
             if replied && self.transmit()? {
                 self.signal_sent(false)?;

@@ -71,3 +71,47 @@ impl QueuePair {
         self.asked = self.look_again.is_some();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use event_manager::{EventSet, Events};
+
+    use super::super::double::{self, DATA};
+    use super::super::{IN_VAIN, ONCE_IN};
+    use super::*;
+    use crate::virtio::mock::Buffer;
+
+    #[test]
+    fn an_answer_is_looked_for_seldom_where_none_came_until_one_does() {
+        let (mut pair, [mut rx, mut tx], peer) = double::pair();
+        rx.want_interrupts(false);
+        let mut turn = |answers: bool| {
+            rx.add(&[Buffer::writable(DATA, 2048)]).unwrap();
+            rx.publish();
+            pair.wake();
+            pair.process();
+            pair.arm();
+            assert_eq!((pair.transmit, pair.receive), (Next::Driver, Next::Host));
+            peer.send(&[0; 72]).unwrap();
+            pair.note(Events::with_data(&pair.parts.backend.fd(), 2, EventSet::IN));
+            if answers {
+                tx.add(&[Buffer::readable(DATA, 72)]).unwrap();
+                tx.publish();
+            }
+            pair.process();
+            assert!(rx.reap().is_some());
+            if answers {
+                assert_eq!(peer.recv().unwrap().len(), 72, "in the same turn");
+                while tx.reap().is_some() {}
+            }
+            pair.transmit == Next::Ring
+        };
+        for number in 0..2 * ONCE_IN {
+            assert_eq!(turn(false), number < IN_VAIN || number % ONCE_IN == 0, "{number}");
+        }
+        turn(true);
+        for number in 0..IN_VAIN + 1 {
+            assert_eq!(turn(false), number < IN_VAIN, "{number}");
+        }
+    }
+}
