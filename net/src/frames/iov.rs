@@ -9,7 +9,7 @@ mod tests;
 
 use std::marker::PhantomData;
 
-use vm_memory::VolatileSlice;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 /// Asks the processor for the cache lines of `memory`, without waiting for them: the guest wrote them on another core, and to
 /// meet each only when it is needed costs as much as a third of what a small frame does.
@@ -33,12 +33,14 @@ pub fn prefetch(memory: &VolatileSlice<'_>) {
 /// Room for the buffers of one frame, allocated once and used again for each.
 #[derive(Debug)]
 pub struct IovBuffer {
-    /// Empty except while an [`Iov`] borrows it.
+    /// Empty except while an [`Iov`] borrows it, or is [kept](Iov::keep).
     entries: Vec<libc::iovec>,
+    /// Bytes of what is kept.
+    kept: usize,
 }
 
-// SAFETY: an `iovec` is not Send for its pointer, but there is none in here unless an `Iov` borrows the buffer, and then
-// the buffer cannot be moved to another thread.
+// SAFETY: an `iovec` is not Send for its pointer. While an `Iov` borrows the buffer, it cannot be moved to another thread; else what
+// is in here is numbers, until `resume` has seen them to be of memory that is there.
 unsafe impl Send for IovBuffer {}
 
 impl IovBuffer {
@@ -49,13 +51,30 @@ impl IovBuffer {
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         // The byte of `with_spill` finds room behind entries that are consumed.
-        Self { entries: Vec::with_capacity(Self::MAX + 1) }
+        Self { entries: Vec::with_capacity(Self::MAX + 1), kept: 0 }
     }
 
     /// Starts a frame without buffers.
     pub fn start(&mut self) -> Iov<'_> {
         self.entries.clear();
-        Iov { entries: &mut self.entries, consumed: 0, len: 0, memory: PhantomData }
+        self.kept = 0;
+        Iov { entries: &mut self.entries, kept: &mut self.kept, consumed: 0, len: 0, memory: PhantomData }
+    }
+
+    /// Goes on with the buffers that were [kept](Iov::keep), if all of them are in `memory`, each in one region; else without any.
+    pub fn resume<'m>(&'m mut self, memory: &'m GuestMemoryMmap) -> Iov<'m> {
+        let within = |entry: &libc::iovec| {
+            let start = entry.iov_base.addr();
+            memory.iter().any(|region| {
+                let offset = start.wrapping_sub(region.as_ptr().addr());
+                offset < region.size() && entry.iov_len <= region.size() - offset
+            })
+        };
+        if !self.entries.iter().all(within) {
+            return self.start();
+        }
+        let len = std::mem::take(&mut self.kept);
+        Iov { entries: &mut self.entries, kept: &mut self.kept, consumed: 0, len, memory: PhantomData }
     }
 
     /// Starts a frame of `front` and what `frame` has behind its first `skip` bytes. No byte is copied, only where the
@@ -90,6 +109,7 @@ impl IovBuffer {
 #[derive(Debug)]
 pub struct Iov<'m> {
     entries: &'m mut Vec<libc::iovec>,
+    kept: &'m mut usize,
     /// How many of the entries, from the front, are no part of it any more.
     consumed: usize,
     len: usize,
@@ -124,6 +144,13 @@ impl<'m> Iov<'m> {
         }
         self.len += len;
         true
+    }
+
+    /// Leaves the buffers to a [`resume`](IovBuffer::resume).
+    pub fn keep(self) {
+        self.entries.drain(..self.consumed);
+        *self.kept = self.len;
+        std::mem::forget(self);
     }
 
     /// Takes all buffers away.

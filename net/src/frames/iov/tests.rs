@@ -1,3 +1,5 @@
+use vm_memory::{Bytes, GuestAddress};
+
 use super::*;
 
 /// Pushes the ranges of `memory`.
@@ -212,4 +214,55 @@ fn any_memory_can_be_asked_for_ahead() {
         prefetch(&memory.subslice(at, len).unwrap());
     }
     assert_eq!(bytes, b"0123456789".repeat(30), "nothing changes");
+}
+
+#[test]
+fn what_is_kept_goes_on_where_its_memory_is() {
+    let memory = |start| GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(start), 0x2000)]).unwrap();
+    let (ours, other) = (memory(0), memory(0x10000));
+    let mut room = IovBuffer::new();
+    let mut iov = room.resume(&ours);
+    assert!(iov.is_empty(), "nothing was kept");
+    for at in [0x1000, 0, 0x1ff0] {
+        assert!(iov.push(ours.get_slice(GuestAddress(at), 16).unwrap()));
+    }
+    iov.consume(20);
+    iov.keep();
+
+    let mut iov = room.resume(&ours);
+    assert_eq!((iov.len(), iov.buffers()), (28, 2));
+    assert_eq!(iov.write_at(0, &[7; 28]), 28);
+    assert!(iov.push(ours.get_slice(GuestAddress(0x800), 1).unwrap()), "it can be more");
+    iov.consume(12);
+    iov.keep();
+    let filled = |at, len| {
+        let mut bytes = vec![0; len];
+        ours.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    };
+    assert_eq!((filled(0, 5), filled(16, 1)), (vec![0, 0, 0, 0, 7], vec![0]));
+    assert_eq!((filled(0x1ff0, 16), filled(0x1000, 1)), (vec![7; 16], vec![0]));
+
+    let iov = room.resume(&ours);
+    assert_eq!((iov.len(), iov.buffers()), (17, 2));
+    // One that is not kept is over.
+    drop(iov);
+    assert!(room.resume(&ours).is_empty());
+
+    let mut iov = room.start();
+    assert!(iov.push(ours.get_slice(GuestAddress(0), 16).unwrap()));
+    iov.keep();
+    assert!(room.resume(&other).is_empty(), "it is of another memory");
+    assert!(room.resume(&ours).is_empty(), "and forgotten");
+    // One buffer may be of two regions whose mappings happen to lie side by side: it is gathered anew.
+    let (mut iov, end) = (room.start(), ours.get_slice(GuestAddress(0x1ff0), 16).unwrap());
+    assert!(iov.push(end));
+    iov.entries[0].iov_len += 1;
+    iov.keep();
+    assert!(room.resume(&ours).is_empty());
+    let mut iov = room.start();
+    assert!(iov.push(end));
+    iov.keep();
+    assert!(room.start().is_empty());
+    assert!(room.resume(&ours).is_empty(), "a frame was started");
 }
