@@ -67,14 +67,28 @@ pub(crate) fn writev(fd: BorrowedFd<'_>, frame: &Iov<'_>) -> io::Result<usize> {
     })
 }
 
+/// The largest frame with its header for which a driver leaves room (virtio 1.3, §5.1.6.3.1).
+const LARGEST: usize = crate::HEADER_LEN + 65550;
+
 /// Reads one frame, as `readv(2)` on a tap gives it.
 ///
 /// A tap cuts a frame that is larger than the space and says nothing: it answers the length of the space. So the read
 /// has one byte more than the space, of our own, and a frame that reaches it is `EMSGSIZE`. A space of
-/// [`IovBuffer::MAX`](crate::IovBuffer::MAX) buffers leaves no room for that byte; there a frame that fills the space to
-/// its last byte counts as cut.
+/// [`IovBuffer::MAX`](crate::IovBuffer::MAX) buffers leaves no room for that byte, and one for more than [`LARGEST`] needs none;
+/// there a frame that fills the space to its last byte counts as cut.
 pub(crate) fn readv(fd: BorrowedFd<'_>, space: &mut Iov<'_>) -> io::Result<usize> {
     let len = space.len();
+    if len > LARGEST {
+        let iovecs = space.as_iovecs();
+        // SAFETY: as in `writev`. The kernel writes guest memory, which Rust never sees as a reference.
+        let read = checked(unsafe {
+            match iovecs {
+                [only] => libc::syscall(libc::SYS_read, fd.as_raw_fd(), only.iov_base, only.iov_len) as isize,
+                _ => vectored(libc::SYS_readv, fd, iovecs),
+            }
+        })?;
+        return if read < len { Ok(read) } else { Err(frame_too_large()) };
+    }
     let mut spill = 0;
     let (read, spilled) = space.with_spill(&mut spill, |iovecs, has_spill| {
         // SAFETY: as in `writev`, and `spill` outlives the call. The kernel writes guest memory, which Rust never sees as
@@ -327,4 +341,50 @@ pub(crate) fn iptables_filter(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<(Vec
     entries[32..36].copy_from_slice(&size);
     get(GET_ENTRIES, &mut entries)?;
     Ok((info, entries.split_off(40)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+    use crate::IovBuffer;
+
+    /// What a datagram of `sent` bytes is, read into buffers of these lengths, each apart from the next; a datagram is cut as a tap
+    /// cuts a frame.
+    fn read(sent: usize, buffers: &[usize]) -> io::Result<usize> {
+        let (host, guest) = UnixDatagram::pair().unwrap();
+        host.send(&vec![7; sent]).unwrap();
+        let mut memory = vec![0; buffers.iter().sum::<usize>() + buffers.len()];
+        let (all, mut room, mut at) = (VolatileSlice::from(&mut memory[..]), IovBuffer::new(), 0);
+        let mut space = room.start();
+        for len in buffers {
+            assert!(space.push(all.subslice(at, *len).unwrap()));
+            at += len + 1;
+        }
+        let read = readv(guest.as_fd(), &mut space);
+        drop(space);
+        if let Ok(read) = read {
+            assert_eq!(memory.iter().filter(|byte| **byte == 7).count(), read);
+        }
+        read
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_is_lost_however_much_room_there_is() {
+        for buffers in [&[LARGEST + 1][..], &[40000, LARGEST - 39999], &[LARGEST], &[40000, LARGEST - 40000]]
+        {
+            let room = buffers.iter().sum::<usize>();
+            for sent in [1, 40001, LARGEST - 1, LARGEST] {
+                assert_eq!(read(sent, buffers).unwrap(), sent, "into {buffers:?}");
+            }
+            for sent in [room + 1, room + 2, room + 5000] {
+                let error = read(sent, buffers).expect_err("it does not fit");
+                assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE), "{sent} into {buffers:?}");
+            }
+        }
+    }
 }
