@@ -71,16 +71,29 @@ impl VirtQueue {
         // The driver sets its wish, then looks at the index once more; here it is the index, then the wish. With a full
         // fence on both sides, one of the two sees the other (§2.7.7.2).
         full_fence();
-        let wanted = if self.queue.event_idx_enabled() {
+        let wanted = self.is_wanted(rings, old, new)?;
+        if !wanted {
+            self.signalled = new;
+        }
+        Ok(wanted)
+    }
+
+    /// Whether the driver seems to want no interrupt for the next chain that is used, and so to look by itself. It may change its mind.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], which a checked ring does not bring.
+    pub fn is_polled(&self, rings: &Mapped<'_>) -> Result<bool, Error> {
+        Ok(!self.is_wanted(rings, self.signalled, self.shown.wrapping_add(1))?)
+    }
+
+    /// Whether the driver's wish, as it is, is for an interrupt after what was used from `old` on and before `new`.
+    fn is_wanted(&self, rings: &Mapped<'_>, old: u16, new: u16) -> Result<bool, Error> {
+        Ok(if self.queue.event_idx_enabled() {
             let used_event = 4 + 2 * usize::from(self.size());
             need_event(load(&rings.avail_ring, used_event, Ordering::Relaxed)?, new, old)
         } else {
             let flags = load(&rings.avail_ring, 0, Ordering::Relaxed)?;
             u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
-        };
-        if !wanted {
-            self.signalled = new;
-        }
-        Ok(wanted)
+        })
     }
 }

@@ -62,8 +62,8 @@ impl QueuePair {
         carrier.as_ref().map_or(Ok(()), |carrier| carrier.reroute(&**interrupt))
     }
 
-    /// Leaves rings and backend alone, in a state that can be told: the driver has heard of all that was used, and the kernel, where
-    /// it carries the frames, has none in hand.
+    /// Leaves rings and backend alone, in a state that can be told: the driver has heard of all that was used, and neither we have a
+    /// chain in hand nor the kernel, where it carries the frames.
     ///
     /// # Errors
     /// The ring is broken, or the kernel does not say where it is.
@@ -77,6 +77,7 @@ impl QueuePair {
             self.signal_sent(false).map_err(io::Error::other)?;
         }
         let PairParts { memory, rx, tx, carrier, .. } = &mut self.parts;
+        self.in_hand.give_back(&mut rx.ring);
         carrier.as_ref().map_or(Ok(()), |carrier| carrier.pause(memory, [rx, tx]))
     }
 
@@ -107,6 +108,7 @@ impl QueuePair {
         match queue {
             PairQueue::Receive => {
                 self.receive = Next::Reset;
+                self.in_hand.forget();
                 self.shortage.forget();
                 self.rx_coalescer.release();
             }

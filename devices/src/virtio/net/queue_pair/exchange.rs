@@ -130,7 +130,8 @@ impl QueuePair {
     fn carry(&mut self, runs: bool) -> io::Result<()> {
         let resets = self.transmit == Next::Reset || self.receive == Next::Reset;
         if let Some(idle) = self.resting.take_if(|_| !resets) {
-            let PairParts { memory, accepted, interrupt, rx, tx, poll, .. } = &self.parts;
+            let PairParts { memory, accepted, interrupt, rx, tx, poll, .. } = &mut self.parts;
+            self.in_hand.give_back(&mut rx.ring);
             let load = Load {
                 memory,
                 accepted: *accepted,

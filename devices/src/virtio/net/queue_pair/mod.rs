@@ -11,7 +11,11 @@
 //!
 //! **Invariant: a thread asks for a kick before it sleeps, and not otherwise.** While one direction has frames, or the thread
 //! still polls ([`VirtioNet::with_poll`](super::VirtioNet::with_poll)), the ring of the other is looked at instead: a kick costs the
-//! guest an exit. So is the transmit ring of a driver that polls, for a moment after it received: it may answer at once.
+//! guest an exit. So is the transmit ring of a driver that polls, for a moment after it received, the first frame of a turn and the
+//! last: it may answer at once.
+//!
+//! **Invariant: what is in hand is on its ring whenever anybody else looks at that** (`receive_space.rs`): in a pause, and when the
+//! kernel takes over.
 //!
 //! **Invariant: the interrupt for what was sent waits for nothing but what is received.** What came in the meantime, as the
 //! acknowledgement of what was sent, takes an interrupt of its own, and drivers look at both rings then. So it goes out at
@@ -65,7 +69,6 @@ pub use self::counters::Counters;
 pub use self::rate::NicRate;
 pub use self::receive_space::ReceiveSpace;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -74,11 +77,11 @@ use event_manager::EventSet;
 use net::{Backend, IovBuffer, Offloads, RxFilter};
 use vm_memory::GuestMemoryMmap;
 
-use self::burst::signal_used;
+use self::burst::{BURST, signal_used};
 use self::coalescing::Coalescer;
 use self::events::EDGE;
 use self::merge::Merge;
-use self::receive_space::Posted;
+use self::receive_space::InHand;
 use self::refill::Refill;
 use self::shortage::Shortage;
 use super::control::Control;
@@ -186,9 +189,10 @@ pub struct QueuePair {
     /// Turns in a row in which nothing came after what was sent, and nothing was to be sent after what was received.
     unanswered: u32,
     unreplied: u32,
-    /// The buffers of the frame in hand, and the chains they are of while receiving. Allocated once.
+    /// The buffers of the frame to be sent. Allocated once.
     iov: IovBuffer,
-    posted: VecDeque<Posted>,
+    /// The room for the next frame to be received. Allocated once.
+    in_hand: InHand,
     /// What sends several frames at once, where the host's end takes that.
     merge: Option<Box<Merge>>,
     shortage: Shortage,
@@ -227,8 +231,7 @@ impl QueuePair {
             commanded: true,
             control_reset: false,
             iov: IovBuffer::new(),
-            // Each chain has a buffer at least.
-            posted: VecDeque::with_capacity(IovBuffer::MAX),
+            in_hand: InHand::new(),
             shortage: Shortage::default(),
             refill: Refill::default(),
             resting: None,
@@ -312,6 +315,10 @@ impl QueuePair {
             [rx_frames, tx_frames].map(|frames| frames.load(Ordering::Relaxed))
         };
         let [received, sent] = frames(self);
+        let rx_is_polled = |this: &Self| {
+            let PairParts { memory, rx, .. } = &this.parts;
+            rx.ring.is_polled(&rx.ring.map(memory)?)
+        };
         let wanted = self.transmit == Next::Work && self.transmit()?;
         // Under a rate, to look is to wait where it has nothing left.
         let asks = frames(self)[1] != sent && self.receive == Next::Host && self.parts.rate.is_none();
@@ -319,11 +326,20 @@ impl QueuePair {
             // Instead of the event that would tell, and of an interrupt; in vain, it is a system call for nothing.
             self.receive = Next::Work;
         }
-        let interrupted = if self.receive == Next::Work {
-            self.receive()?
-        } else {
+        let mut interrupted = if self.receive != Next::Work {
             self.rx_coalescer.is_held() && self.signal_received()?
+        } else if awaits && rx_is_polled(self)? {
+            // The first alone: its answer is sent before the host is asked for more.
+            let interrupted = self.receive(1)?;
+            self.reply(received, interrupted)?;
+            interrupted
+        } else {
+            false
         };
+        let first = frames(self)[0];
+        if self.receive == Next::Work {
+            interrupted |= self.receive(BURST)?;
+        }
         if asks {
             let answered = frames(self)[0] != received;
             self.unanswered = if answered { 0 } else { self.unanswered.wrapping_add(1) };
@@ -331,20 +347,30 @@ impl QueuePair {
         if wanted || self.owed.is_some() || self.tx_coalescer.is_held() {
             self.signal_sent(interrupted)?;
         }
-        if frames(self)[0] != received && self.receive != Next::Work {
-            // A driver that wants no interrupt for that looks for it, and may answer before a thread could fall asleep.
-            let polls = !interrupted && !self.rx_coalescer.is_held();
-            if awaits && polls && self.transmit == Next::Ring {
-                self.look_for_an_answer();
-                self.look()?;
-            }
-            let replied = awaits && self.transmit == Next::Work;
-            self.unreplied = if replied { 0 } else { self.unreplied.wrapping_add(1) };
-            if replied && self.transmit()? {
-                self.signal_sent(false)?;
-            }
+        if self.receive != Next::Work {
+            self.reply(first, interrupted)?;
         }
         Ok(worked)
+    }
+
+    /// Sends what the driver answers to what it received, if that was more than `before`. One that was not `interrupted` for that
+    /// looks for it, and may answer before a thread could fall asleep.
+    fn reply(&mut self, before: u64, interrupted: bool) -> Result<(), Error> {
+        if self.parts.counters.rx_frames.load(Ordering::Relaxed) == before {
+            return Ok(());
+        }
+        let awaits = is_worth(self.unreplied);
+        let polls = !interrupted && !self.rx_coalescer.is_held();
+        if awaits && polls && self.transmit == Next::Ring {
+            self.look_for_an_answer();
+            self.look()?;
+        }
+        let replied = awaits && self.transmit == Next::Work;
+        self.unreplied = if replied { 0 } else { self.unreplied.wrapping_add(1) };
+        if replied && self.transmit()? {
+            self.signal_sent(false)?;
+        }
+        Ok(())
     }
 
     /// Interrupts the driver for what was sent, unless that is held, it was `interrupted` just now, or does not want it any more.

@@ -12,15 +12,17 @@ use vm_memory::VolatileSlice;
 use super::burst::{BATCH, BURST};
 use super::counters::count;
 use super::rate::{Allowance, Way};
-use super::receive_space::{Room, fill, gather};
+use super::receive_space::{InHand, Room, fill, gather};
 use super::shortage::Shortage;
 use super::{Next, PairParts, QueuePair};
 use crate::virtio::queue::Error;
 
 impl QueuePair {
-    /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front,
-    /// and what is left at the end goes back on the ring. True: the driver was interrupted.
-    pub(super) fn receive(&mut self) -> Result<bool, Error> {
+    /// Host to guest. The room for the largest frame is gathered once; each frame takes the chains it fills from the front, and what
+    /// is left at the end stays [in hand](super::receive_space::InHand). True: the driver was interrupted.
+    ///
+    /// No more than `most` frames, and no more than a burst.
+    pub(super) fn receive(&mut self, most: u64) -> Result<bool, Error> {
         let PairParts { memory, rx, backend, counters, interrupt, space: wanted, rate, .. } = &mut self.parts;
         let allowed = match rate.as_ref().map_or(Ok(Allowance::FULL), |rate| rate.allow(Way::Received)) {
             Ok(allowed) => allowed,
@@ -32,14 +34,18 @@ impl QueuePair {
             }
         };
         let rings = rx.ring.map(memory)?;
-        let (posted, shortage, coalescer) = (&mut self.posted, &mut self.shortage, &mut self.rx_coalescer);
+        let InHand { buffers, posted } = &mut self.in_hand;
+        let (shortage, coalescer) = (&mut self.shortage, &mut self.rx_coalescer);
         let overflow = VolatileSlice::from(&mut self.overflow[..]);
         let (mut used, mut shown, mut frames, mut told, mut bytes) = (0, 0, 0, 0, 0);
         let (mut dropped, mut calls) = (0, 0);
         let (mut next, mut interrupted) = (Next::Work, false);
-        posted.clear();
-        let mut space = self.iov.start();
-        while used < BURST && bytes < allowed.bytes && frames < allowed.frames {
+        let mut space = buffers.resume(memory);
+        if space.is_empty() {
+            posted.drain(..).for_each(|_| rx.ring.undo_pop());
+        }
+        let most = most.min(allowed.frames);
+        while used < BURST && bytes < allowed.bytes && frames < most {
             if used >= shown + BATCH {
                 let more = frames - told;
                 interrupted |= coalescer.signal(rx, &rings, &**interrupt, counters, more, false)?;
@@ -78,13 +84,10 @@ impl QueuePair {
                 }
             }
         }
-        drop(space);
+        space.keep();
         // A host end that only ever fails (a deleted tap) is left alone until its descriptor says something new.
         if dropped == BURST {
             next = Next::Host;
-        }
-        for _ in posted.drain(..) {
-            rx.ring.undo_pop();
         }
         if !shortage.is_none() && self.overflow.is_empty() {
             self.overflow = Shortage::overflow();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use net::{HEADER_LEN, Iov, Offloads};
+use net::{HEADER_LEN, Iov, IovBuffer, Offloads};
 use virtio_bindings::virtio_net::*;
 
 use crate::virtio::net::features::guest_offloads;
@@ -86,6 +86,33 @@ pub(super) struct Posted {
     descriptors: u16,
 }
 
+/// The chains that were taken off the ring and have no frame yet, and their buffers. What a turn leaves the next one begins with: to
+/// gather the room for a large frame takes more than to receive a small one into it.
+pub(super) struct InHand {
+    pub(super) buffers: IovBuffer,
+    pub(super) posted: VecDeque<Posted>,
+}
+
+impl InHand {
+    /// Without any. Allocates all that there can be.
+    pub(super) fn new() -> Self {
+        // Each chain has a buffer at least.
+        Self { buffers: IovBuffer::new(), posted: VecDeque::with_capacity(IovBuffer::MAX) }
+    }
+
+    /// Puts all of them back on their ring.
+    pub(super) fn give_back(&mut self, ring: &mut VirtQueue) {
+        self.posted.drain(..).for_each(|_| ring.undo_pop());
+        drop(self.buffers.start());
+    }
+
+    /// Forgets them: their ring is another one now.
+    pub(super) fn forget(&mut self) {
+        self.posted.clear();
+        drop(self.buffers.start());
+    }
+}
+
 /// How much room there is for a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
@@ -163,7 +190,91 @@ pub(super) fn fill(
 
 #[cfg(test)]
 mod tests {
+    use net::SocketPeer;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::super::{QueuePair, double};
     use super::*;
+    use crate::virtio::device::ActiveQueue;
+    use crate::virtio::mock::{Buffer, MockRing};
+    use crate::virtio::net::mailbox::PairQueue;
+    use crate::virtio::queue::F_VERSION_1;
+
+    const ROOM: u64 = 2048;
+
+    /// A pair that has four buffers in hand, and its receive ring.
+    fn with_four_in_hand() -> (QueuePair, MockRing, SocketPeer) {
+        let (mut pair, [mut rx, _], peer) = double::pair();
+        pair.parts.space = ReceiveSpace::new(1 << VIRTIO_NET_F_MRG_RXBUF, None);
+        for at in 0..4 {
+            rx.add(&[Buffer::writable(double::DATA + at * ROOM, ROOM as u32)]).unwrap();
+        }
+        rx.publish();
+        pair.process();
+        assert_eq!((pair.in_hand.posted.len(), pair.state().receive.next_avail), (4, 4));
+        let buffers = pair.in_hand.buffers.resume(&pair.parts.memory);
+        assert_eq!(buffers.len() as u64, 4 * ROOM);
+        buffers.keep();
+        (pair, rx, peer)
+    }
+
+    /// Has a frame of this byte received, and says into which of the buffers at `data`.
+    fn received(
+        pair: &mut QueuePair,
+        rx: &mut MockRing,
+        peer: &SocketPeer,
+        data: u64,
+        byte: u8,
+    ) -> Option<u64> {
+        let frame = [[0; HEADER_LEN].as_slice(), &[byte; 60]].concat();
+        peer.send(&frame).unwrap();
+        pair.wake();
+        pair.process();
+        assert_eq!(rx.reap().map(|(_, len)| len), Some(72));
+        let memory: &GuestMemoryMmap = &pair.parts.memory;
+        (0..4).find(|at| memory.read_obj::<u8>(GuestAddress(data + at * ROOM + 71)).unwrap() == byte)
+    }
+
+    #[test]
+    fn what_is_in_hand_is_there_in_the_next_turn_and_on_its_ring_in_a_pause() {
+        let (mut pair, mut rx, peer) = with_four_in_hand();
+        assert_eq!(received(&mut pair, &mut rx, &peer, double::DATA, 1), Some(0));
+        assert_eq!((pair.in_hand.posted.len(), pair.state().receive.next_avail), (3, 4));
+        assert_eq!(received(&mut pair, &mut rx, &peer, double::DATA, 2), Some(1));
+        pair.pause().unwrap();
+        assert_eq!((pair.in_hand.posted.len(), pair.state().receive.next_avail), (0, 2));
+        pair.resume().unwrap();
+        assert_eq!(received(&mut pair, &mut rx, &peer, double::DATA, 3), Some(2));
+        rx.add(&[Buffer::writable(double::DATA, ROOM as u32)]);
+        rx.publish();
+        assert_eq!(received(&mut pair, &mut rx, &peer, double::DATA, 4), Some(3));
+        assert_eq!(received(&mut pair, &mut rx, &peer, double::DATA, 5), Some(0), "behind those in hand");
+    }
+
+    #[test]
+    fn what_is_in_hand_is_forgotten_with_its_ring() {
+        let (mut pair, _, peer) = with_four_in_hand();
+        pair.reset_queue(PairQueue::Receive);
+        let memory = pair.parts.memory.clone();
+        let (base, data) = (0x3000, 0x4000);
+        let mut rx = MockRing::new(&memory, base, 8, false);
+        let ring = VirtQueue::new(rx.setup(), F_VERSION_1, &memory).unwrap();
+        let kick = pair.parts.rx.kick.clone();
+        pair.enable_queue(PairQueue::Receive, ActiveQueue { index: 0, ring, kick }, true);
+        rx.add(&[Buffer::writable(data, ROOM as u32)]);
+        rx.publish();
+        assert_eq!(received(&mut pair, &mut rx, &peer, data, 1), Some(0));
+        let old = memory.read_obj::<u64>(GuestAddress(double::DATA + 64)).unwrap();
+        assert_eq!(old, 0, "the driver has its buffers back");
+    }
+
+    #[test]
+    fn what_is_in_hand_without_its_buffers_is_gathered_anew() {
+        let (mut pair, mut rx, peer) = with_four_in_hand();
+        drop(pair.in_hand.buffers.start());
+        assert_eq!(received(&mut pair, &mut rx, &peer, double::DATA, 1), Some(0));
+        assert_eq!((pair.in_hand.posted.len(), pair.state().receive.next_avail), (3, 4));
+    }
 
     #[test]
     fn the_mtu_counts_for_a_driver_that_took_note_of_it() {
