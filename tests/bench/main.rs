@@ -1,7 +1,7 @@
 //! Figures, each beside the one it is to be compared with, measured in one run.
 //!
 //! ```text
-//! bench [start] [wire] [queues] [poll] [core] [lab] [wires] [gaps] [disks] [idle] [image] [--rounds N] [--only TEXT] [--out DIRECTORY]
+//! bench [start] [wire] [queues] [poll] [core] [native] [lab] [wires] [gaps] [disks] [idle] [image] [--rounds N] [--only TEXT] [--out DIRECTORY]
 //! ```
 //!
 //! - `start`: how long `wirevm` and QEMU's microvm take to their first `KVM_RUN`, and what they hold in memory by then.
@@ -9,6 +9,8 @@
 //! - `queues`: the same through two pairs, beside one.
 //! - `poll`: one frame at a time, with a thread that looks about for the next one and with one that sleeps.
 //! - `core`: the NIC's thread on the processor of a driver that polls, computes or halts, against a bare loop there.
+//! - `native`: round trips, and processor time of a frame, under `wirevm`, QEMU's q35 and the VMMs that the environment names, of a
+//!   guest that is a driver alone, and so runs on any KVM.
 //! - `lab`: a guest's boot, throughput, latency, exits and system calls under `wirevm`, QEMU and the VMMs that the environment
 //!   names. Needs a KVM that runs Linux.
 //! - `wires`: throughput, latency and exits of a guest on each wire, beside the routed tap. Needs such a KVM too.
@@ -32,6 +34,7 @@ mod idle;
 mod image;
 mod lab;
 mod memory;
+mod native;
 mod peer;
 mod plot;
 mod report;
@@ -65,12 +68,13 @@ impl Options {
 }
 
 type Part = fn(&Options) -> Result<Table, String>;
-const PARTS: [(&str, Part); 11] = [
+const PARTS: [(&str, Part); 12] = [
     ("start", start::run),
     ("wire", wire::run),
     ("queues", wire::queues::run),
     ("poll", wire::poll::run),
     ("core", wire::core::run),
+    ("native", native::run),
     ("lab", lab::run),
     ("wires", wires::run),
     ("gaps", gaps::run),

@@ -169,6 +169,80 @@ impl LinkSender {
     }
 }
 
+/// A packet socket that sends frames out of a link, and receives those of its own type (packet(7)).
+pub(crate) struct LinkAsker(OwnedFd);
+
+impl LinkAsker {
+    /// The type of its frames, one for experiments.
+    pub(crate) const KIND: u16 = 0x88b5;
+
+    /// On the link of this name.
+    pub(crate) fn new(link: &str) -> io::Result<Self> {
+        let kind = Self::KIND.to_be();
+        // SAFETY: socket takes no memory; without a protocol it receives nothing yet.
+        let fd = checked(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let on: libc::c_int = 1;
+        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
+        // SAFETY: the option is one int, which `on` is. As for `LinkSender`.
+        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, option, len) })?;
+        // SAFETY: all zeroes is an address of no protocol, link or length.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        (address.sll_family, address.sll_protocol) = (libc::AF_PACKET as u16, kind);
+        address.sll_ifindex = rustix::net::netdevice::name_to_index(&socket, link)? as i32;
+        let len = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the kernel reads a sockaddr_ll.
+        checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+        Ok(Self(socket))
+    }
+
+    /// Sends one frame.
+    pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the kernel reads the frame.
+        checked(unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
+        Ok(())
+    }
+
+    /// From now on, waits for a frame for so long.
+    pub(crate) fn wait_for(&self, longest: Duration) -> io::Result<()> {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
+        Ok(set_socket_timeout(&self.0, Timeout::Recv, Some(longest))?)
+    }
+
+    /// Waits for a frame, and returns its length; none if there was none in time.
+    pub(crate) fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        // SAFETY: the kernel writes at most that many bytes of the frame.
+        match checked(unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) }) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            received => Ok(Some(received? as usize)),
+        }
+    }
+}
+
+/// While it lives, nothing of other threads preempts this one (sched(7)).
+pub(crate) struct Unpreempted(());
+
+impl Unpreempted {
+    pub(crate) fn new() -> io::Result<Self> {
+        Self::set(libc::SCHED_FIFO, 1)?;
+        Ok(Self(()))
+    }
+
+    fn set(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
+        let parameter = libc::sched_param { sched_priority: priority };
+        // SAFETY: the kernel reads the parameter; 0 is this thread.
+        checked(unsafe { libc::sched_setscheduler(0, policy, &parameter) })?;
+        Ok(())
+    }
+}
+
+impl Drop for Unpreempted {
+    fn drop(&mut self) {
+        let _ = Self::set(libc::SCHED_OTHER, 0);
+    }
+}
+
 /// Sleeps until the eventfd or the other descriptor is readable, but not for longer.
 pub(crate) fn sleep(event: &EventFd, other: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<()> {
     let of = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };

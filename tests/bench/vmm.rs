@@ -111,7 +111,9 @@ fn qemu_command(machine: Machine, vhost: bool, guest: &Guest<'_>) -> Command {
         Machine::Q35 => ("q35", "virtio-net-pci,netdev=net,romfile="),
     };
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-smp", "1"]);
+    command.args(["-M", machine, "-accel", "kvm", "-smp", "1"]);
+    // Where KVM has no such register of the processor's, QEMU would end.
+    command.args(["-cpu", "host,-arch-capabilities"]);
     command.args(["-m", &format!("{}M", guest.memory_mib)]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.args(["-serial", "stdio", "-append", CMDLINE]);
