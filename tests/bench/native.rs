@@ -1,7 +1,7 @@
 //! Whole VMMs where KVM runs no Linux, or anywhere: a guest that is a polling driver and nothing else (`native/guest.rs`).
 //!
-//! The vCPU has a processor; all else of the VMM has the other one, with the program that asks, which the VMM's threads never
-//! preempt: so a burst is on the tap before the first of its frames is received.
+//! The vCPU has a processor; all other threads of the VMM share one with the program that asks. While that sends a burst, nothing
+//! preempts it: so the whole burst is on the tap before the first of its frames is received.
 
 mod host;
 mod threads;

@@ -341,6 +341,9 @@ extern "C" fn main() -> ! {
     if common == 0 || notify == 0 {
         end("the NIC has no registers\n");
     }
+    if (common | notify) >> 32 != 0 {
+        end("the NIC's registers are above 4 GiB\n");
+    }
     // SAFETY: the registers of §4.1.4.3.
     let [mut rx, mut tx] = unsafe {
         for status in [0_u8, 1, 3] {
