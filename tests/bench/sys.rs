@@ -133,43 +133,63 @@ impl Iovecs<'_> {
     }
 }
 
-/// A packet socket that puts frames, each behind a header of 10 bytes as virtio's, on the way out of a link (packet(7)).
+/// A packet socket with these options switched on, for frames of this type on the link of number `index`; 0 is none (packet(7)).
+fn packet_socket(index: u32, frames: u16, kind: libc::c_int, options: &[libc::c_int]) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | kind;
+    // SAFETY: socket takes no memory; without a protocol it receives nothing yet.
+    let fd = checked(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on: libc::c_int = 1;
+    let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
+    for &number in options {
+        // SAFETY: the option is one int, which `on` is.
+        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, number, option, len) })?;
+    }
+    // SAFETY: all zeroes is an address of no protocol, link or length.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    (address.sll_family, address.sll_protocol) = (libc::AF_PACKET as u16, frames.to_be());
+    address.sll_ifindex = index as i32;
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the kernel reads a sockaddr_ll.
+    checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+    Ok(socket)
+}
+
+/// Sends one frame.
+fn send(socket: &OwnedFd, frame: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads the frame.
+    checked(unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
+    Ok(())
+}
+
+/// Receives one frame, and returns its length; none where there is none.
+fn receive(socket: &OwnedFd, frame: &mut [u8]) -> io::Result<Option<usize>> {
+    // SAFETY: the kernel writes at most that many bytes of the frame.
+    match checked(unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) }) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        received => Ok(Some(received? as usize)),
+    }
+}
+
+/// A packet socket that puts frames, each behind a header of 10 bytes as virtio's, on the way out of a link.
 pub(crate) struct LinkSender(OwnedFd);
 
 impl LinkSender {
     /// On the link of number `index`.
     pub(crate) fn new(index: u32) -> io::Result<Self> {
-        // SAFETY: socket takes no memory; without a protocol it receives nothing.
-        let fd = checked(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
-        // SAFETY: the descriptor is new, and nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let on: libc::c_int = 1;
-        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
         // Past the link's queueing discipline, which loses frames without a word for as long as the kernel has not seen to a carrier
         // that has just come.
-        for number in [libc::PACKET_VNET_HDR, libc::PACKET_QDISC_BYPASS] {
-            // SAFETY: the option is one int, which `on` is.
-            checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, number, option, len) })?;
-        }
-        // SAFETY: all zeroes is an address of no protocol, link or length.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = index as i32;
-        let len = size_of_val(&address) as libc::socklen_t;
-        // SAFETY: the kernel reads a sockaddr_ll.
-        checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
-        Ok(Self(socket))
+        packet_socket(index, 0, 0, &[libc::PACKET_VNET_HDR, libc::PACKET_QDISC_BYPASS]).map(Self)
     }
 
     /// Sends one frame.
     pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
-        // SAFETY: the kernel reads the frame.
-        checked(unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
-        Ok(())
+        send(&self.0, frame)
     }
 }
 
-/// A packet socket that sends frames out of a link, and receives those of its own type (packet(7)).
+/// A packet socket that sends frames out of a link, and receives those of its own type.
 pub(crate) struct LinkAsker(OwnedFd);
 
 impl LinkAsker {
@@ -178,30 +198,16 @@ impl LinkAsker {
 
     /// On the link of this name.
     pub(crate) fn new(link: &str) -> io::Result<Self> {
-        let kind = Self::KIND.to_be();
-        // SAFETY: socket takes no memory; without a protocol it receives nothing yet.
-        let fd = checked(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
-        // SAFETY: the descriptor is new, and nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let on: libc::c_int = 1;
-        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
-        // SAFETY: the option is one int, which `on` is. As for `LinkSender`.
-        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, option, len) })?;
-        // SAFETY: all zeroes is an address of no protocol, link or length.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        (address.sll_family, address.sll_protocol) = (libc::AF_PACKET as u16, kind);
-        address.sll_ifindex = rustix::net::netdevice::name_to_index(&socket, link)? as i32;
-        let len = size_of_val(&address) as libc::socklen_t;
-        // SAFETY: the kernel reads a sockaddr_ll.
-        checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
-        Ok(Self(socket))
+        let any =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+        let index = rustix::net::netdevice::name_to_index(any, link)?;
+        // As for `LinkSender`.
+        packet_socket(index, Self::KIND, 0, &[libc::PACKET_QDISC_BYPASS]).map(Self)
     }
 
     /// Sends one frame.
     pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
-        // SAFETY: the kernel reads the frame.
-        checked(unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
-        Ok(())
+        send(&self.0, frame)
     }
 
     /// From now on, waits for a frame for so long.
@@ -212,11 +218,7 @@ impl LinkAsker {
 
     /// Waits for a frame, and returns its length; none if there was none in time.
     pub(crate) fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
-        // SAFETY: the kernel writes at most that many bytes of the frame.
-        match checked(unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) }) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            received => Ok(Some(received? as usize)),
-        }
+        receive(&self.0, frame)
     }
 }
 
@@ -263,34 +265,13 @@ pub(crate) struct LinkReceiver(OwnedFd);
 impl LinkReceiver {
     /// On the link of number `index`.
     pub(crate) fn new(index: u32) -> io::Result<Self> {
-        let all = (libc::ETH_P_ALL as u16).to_be();
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: socket takes no memory; without a protocol it receives nothing yet.
-        let fd = checked(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
-        // SAFETY: the descriptor is new, and nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let on: libc::c_int = 1;
-        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
-        // SAFETY: the option is one int, which `on` is.
-        checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, option, len) })?;
-        // SAFETY: all zeroes is an address of no protocol, link or length.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        (address.sll_family, address.sll_protocol) = (libc::AF_PACKET as u16, all);
-        address.sll_ifindex = index as i32;
-        let len = size_of_val(&address) as libc::socklen_t;
-        // SAFETY: the kernel reads a sockaddr_ll.
-        checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
-        Ok(Self(socket))
+        let all = libc::ETH_P_ALL as u16;
+        packet_socket(index, all, libc::SOCK_NONBLOCK, &[PACKET_IGNORE_OUTGOING]).map(Self)
     }
 
     /// Takes a frame; false where there is none.
     pub(crate) fn receive(&self) -> io::Result<bool> {
-        let mut frame = [0u8; 2048];
-        // SAFETY: the kernel writes at most that many bytes of the frame.
-        match checked(unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) }) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            received => received.map(|_| true),
-        }
+        Ok(receive(&self.0, &mut [0; 2048])?.is_some())
     }
 }
 
