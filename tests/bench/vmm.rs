@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use harness::wirevm;
+use harness::{Terminal, Vm, wirevm};
 
 use crate::guest::{CMDLINE, Guest};
 use crate::peer::Peer;
@@ -77,6 +77,18 @@ impl Vmm {
                 command.args(&words[1..]);
                 command
             }
+        }
+    }
+
+    /// Runs `command`, one of [`Self::command`]. The terminal, if there is one, is to live as long.
+    pub(crate) fn start(&self, command: &mut Command) -> (Vm, Option<Terminal>) {
+        match self {
+            // Some VMMs start on a terminal alone.
+            Self::Peer(_) => {
+                let (vm, terminal) = Vm::start_before_terminal(command);
+                (vm, Some(terminal))
+            }
+            _ => (Vm::start(command), None),
         }
     }
 

@@ -62,14 +62,7 @@ pub(super) fn measure(
     let begin = Instant::now();
     let mut inside = host.command(command.get_program().to_str().expect("a path in UTF-8"));
     inside.args(command.get_args());
-    let (mut vm, _terminal) = match vmm {
-        // Some VMMs start on a terminal alone.
-        Vmm::Peer(_) => {
-            let (vm, terminal) = Vm::start_before_terminal(&inside);
-            (vm, Some(terminal))
-        }
-        _ => (Vm::start(&mut inside), None),
-    };
+    let (mut vm, _terminal) = vmm.start(&mut inside);
     if !vm.shows("guest# ", BOOT) {
         // What it says as it ends comes a moment later.
         thread::sleep(Duration::from_millis(200));

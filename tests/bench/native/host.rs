@@ -52,15 +52,7 @@ impl Host {
         fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1").ok();
         ip(&["link", "set", TAP, "up"])?;
         let guest = Guest { kernel, initrd: kernel, memory_mib: MEMORY_MIB, tap: Some(TAP) };
-        let mut command = vmm.command(&guest);
-        let (mut vm, terminal) = match vmm {
-            // Some VMMs start on a terminal alone.
-            Vmm::Peer(_) => {
-                let (vm, terminal) = Vm::start_before_terminal(&command);
-                (vm, Some(terminal))
-            }
-            _ => (Vm::start(&mut command), None),
-        };
+        let (mut vm, terminal) = vmm.start(&mut vmm.command(&guest));
         if !vm.shows("ready", BOOT) {
             return Err(format!("the guest is not ready: {}{}", vm.messages(), vm.console()));
         }

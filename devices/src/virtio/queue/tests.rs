@@ -428,3 +428,22 @@ fn a_driver_that_sleeps_and_a_device_that_uses_do_not_miss_each_other() {
         );
     }
 }
+
+#[test]
+fn a_driver_polls_while_it_wants_no_interrupt_for_the_next_chain() {
+    for features in [0, F_EVENT_IDX] {
+        let (memory, mut driver, mut queue) = ring(features);
+        let polled = |queue: &VirtQueue| queue.is_polled(&queue.map(&memory).unwrap()).unwrap();
+        for wants in [true, false, true] {
+            driver.want_interrupts(wants);
+            assert_eq!(polled(&queue), !wants, "features {features:#x}");
+            let head = driver.add(&[Buffer::writable(DATA, 4)]).unwrap();
+            driver.publish();
+            let rings = queue.map(&memory).unwrap();
+            queue.pop(&rings).unwrap().unwrap();
+            queue.push_used(&rings, head, 4);
+            assert_eq!(queue.publish(&rings).unwrap(), wants);
+            assert_eq!(driver.reap(), Some((head, 4)));
+        }
+    }
+}

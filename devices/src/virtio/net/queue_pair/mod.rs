@@ -315,10 +315,6 @@ impl QueuePair {
             [rx_frames, tx_frames].map(|frames| frames.load(Ordering::Relaxed))
         };
         let [received, sent] = frames(self);
-        let rx_is_polled = |this: &Self| {
-            let PairParts { memory, rx, .. } = &this.parts;
-            rx.ring.is_polled(&rx.ring.map(memory)?)
-        };
         let wanted = self.transmit == Next::Work && self.transmit()?;
         // Under a rate, to look is to wait where it has nothing left.
         let asks = frames(self)[1] != sent && self.receive == Next::Host && self.parts.rate.is_none();
@@ -326,17 +322,18 @@ impl QueuePair {
             // Instead of the event that would tell, and of an interrupt; in vain, it is a system call for nothing.
             self.receive = Next::Work;
         }
+        let mut replied = false;
         let mut interrupted = if self.receive != Next::Work {
             self.rx_coalescer.is_held() && self.signal_received()?
-        } else if awaits && rx_is_polled(self)? {
+        } else if awaits && self.driver_polls()? {
             // The first alone: its answer is sent before the host is asked for more.
             let interrupted = self.receive(1)?;
-            self.reply(received, interrupted)?;
+            replied = self.reply(received, interrupted)?;
             interrupted
         } else {
             false
         };
-        let first = frames(self)[0];
+        let before = if replied { frames(self)[0] } else { received };
         if self.receive == Next::Work {
             interrupted |= self.receive(BURST)?;
         }
@@ -347,30 +344,37 @@ impl QueuePair {
         if wanted || self.owed.is_some() || self.tx_coalescer.is_held() {
             self.signal_sent(interrupted)?;
         }
-        if self.receive != Next::Work {
-            self.reply(first, interrupted)?;
+        if awaits && self.receive != Next::Work {
+            replied |= self.reply(before, interrupted)?;
+        }
+        if frames(self)[0] != received {
+            self.unreplied = if replied { 0 } else { self.unreplied.wrapping_add(1) };
         }
         Ok(worked)
     }
 
-    /// Sends what the driver answers to what it received, if that was more than `before`. One that was not `interrupted` for that
-    /// looks for it, and may answer before a thread could fall asleep.
-    fn reply(&mut self, before: u64, interrupted: bool) -> Result<(), Error> {
+    /// Whether the driver seems to look for what it receives, and to want no interrupt.
+    fn driver_polls(&self) -> Result<bool, Error> {
+        let PairParts { memory, rx, .. } = &self.parts;
+        rx.ring.is_polled(&rx.ring.map(memory)?)
+    }
+
+    /// Sends what the driver answers to what it received, if that was more than `before`: then, true. One that was not `interrupted`
+    /// for that looks for it, and may answer before a thread could fall asleep.
+    fn reply(&mut self, before: u64, interrupted: bool) -> Result<bool, Error> {
         if self.parts.counters.rx_frames.load(Ordering::Relaxed) == before {
-            return Ok(());
+            return Ok(false);
         }
-        let awaits = is_worth(self.unreplied);
         let polls = !interrupted && !self.rx_coalescer.is_held();
-        if awaits && polls && self.transmit == Next::Ring {
+        if polls && self.transmit == Next::Ring {
             self.look_for_an_answer();
             self.look()?;
         }
-        let replied = awaits && self.transmit == Next::Work;
-        self.unreplied = if replied { 0 } else { self.unreplied.wrapping_add(1) };
+        let replied = self.transmit == Next::Work;
         if replied && self.transmit()? {
             self.signal_sent(false)?;
         }
-        Ok(())
+        Ok(replied)
     }
 
     /// Interrupts the driver for what was sent, unless that is held, it was `interrupted` just now, or does not want it any more.
